@@ -1,0 +1,27 @@
+"""Low Precision Ensembling: what an ensemble costs, and what it buys."""
+
+from __future__ import annotations
+
+from lpe.ensembles.deep import DeepEnsemble
+from lpe.ensembles.low_precision import LowPrecisionEnsemble
+from lpe.errors import InputError
+from lpe.evaluation.predict import evaluate, member_log_probs
+from lpe.number_systems.grids import FullPrecision, Int, PerBlock, PerChannel, PerTensor, number_system
+from lpe.number_systems.rounding import decode, encode, round_weights
+
+__all__ = [
+    "DeepEnsemble",
+    "FullPrecision",
+    "InputError",
+    "Int",
+    "LowPrecisionEnsemble",
+    "PerBlock",
+    "PerChannel",
+    "PerTensor",
+    "decode",
+    "encode",
+    "evaluate",
+    "member_log_probs",
+    "number_system",
+    "round_weights",
+]

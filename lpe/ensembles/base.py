@@ -1,0 +1,222 @@
+"""What an ensemble is: a sequence of predictors that share an architecture.
+
+Members are made when asked for. A member is a structural copy of the base model whose own tensors are new
+and whose other tensors *are* the base's, so its memory is what it owns; it never modifies the base, and
+several may be alive at once. Making one leaves the global generators and the training flags as they were.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpe.errors import InputError
+from lpe.number_systems.streams import canonical_name
+
+STORAGES = ("members", "generator")
+
+
+def check_size(size: int) -> int:
+    """The ensemble's size; InputError unless it is a positive integer."""
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise InputError(f"an ensemble's size must be a positive integer, not {size!r}")
+    return size
+
+
+@dataclass(frozen=True)
+class NamedTensor:
+    """A tensor of a model: its canonical name, the tensor, and how the model holds it.
+
+    ``also`` are the other names of a tied tensor; ``kind`` is "parameter" or "buffer"; ``saved`` tells
+    whether it is part of the state dict.
+    """
+
+    name: str
+    tensor: Tensor
+    also: tuple[str, ...]
+    kind: str
+    saved: bool
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    # Tied tensors are usually one object; some libraries tie by sharing the memory instead.
+    if tensor.numel() == 0 or tensor.is_meta:
+        return (id(tensor),)
+    return (str(tensor.device), tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+
+
+def named_tensors(model: nn.Module) -> list[NamedTensor]:
+    """Every parameter and buffer once, in the model's order, under the first of its canonical names."""
+    unsaved = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name in module._non_persistent_buffers_set
+    }
+    found: dict[tuple[Any, ...], list[tuple[str, Tensor, str, bool]]] = {}
+    for kind, tensors in (
+        ("parameter", model.named_parameters(remove_duplicate=False)),
+        ("buffer", model.named_buffers(remove_duplicate=False)),
+    ):
+        for name, tensor in tensors:
+            entry = (canonical_name(name), tensor, kind, name not in unsaved)
+            found.setdefault(_identity(tensor), []).append(entry)
+    return [
+        NamedTensor(
+            name=entries[0][0],
+            tensor=entries[0][1],
+            also=tuple(dict.fromkeys(entry[0] for entry in entries[1:] if entry[0] != entries[0][0])),
+            kind=entries[0][2],
+            saved=any(entry[3] for entry in entries),
+        )
+        for entries in found.values()
+    ]
+
+
+def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of the model's structure, in eval mode, with some tensors replaced and all others shared.
+
+    Args:
+        model: any module; it is left as it is.
+        tensors: canonical name → replacement of the same shape. Tied tensors are replaced together.
+
+    Raises:
+        InputError: a name that the model does not have, or a shape that does not fit.
+    """
+    replaced = dict(tensors)
+    by_identity: dict[tuple[Any, ...], Tensor] = {}
+    for entry in named_tensors(model):
+        value = next((replaced.pop(n) for n in (entry.name, *entry.also) if n in replaced), None)
+        if value is None:
+            continue
+        if value.shape != entry.tensor.shape:
+            raise InputError(
+                f"tensor {entry.name!r} has shape {list(entry.tensor.shape)}, not {list(value.shape)}"
+            )
+        by_identity[_identity(entry.tensor)] = value
+    if replaced:
+        raise InputError(f"the model has no tensor named {next(iter(replaced))!r}")
+
+    # deepcopy does the walk (bound methods and plain references to modules then point into the copy), and
+    # the memo keeps it from copying a single weight.
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for held in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
+            if not isinstance(held, Tensor) or id(held) in memo:
+                continue
+            new = by_identity.get(_identity(held))
+            if new is None:
+                memo[id(held)] = held
+            elif isinstance(held, nn.Parameter):
+                memo[id(held)] = nn.Parameter(new, requires_grad=False)
+            else:
+                memo[id(held)] = new
+    return copy.deepcopy(model, memo).eval()
+
+
+def apply(model: nn.Module, inputs: Any) -> Tensor:
+    """The model's logits on a batch.
+
+    Args:
+        inputs: a tensor (the one argument), a tuple or list (positional arguments) or a dict (keywords).
+
+    Returns:
+        Logits [examples, classes], from an output that is a tensor or an object with ``.logits``.
+    """
+    if isinstance(inputs, Mapping):
+        output = model(**inputs)
+    elif isinstance(inputs, tuple | list):
+        output = model(*inputs)
+    else:
+        output = model(inputs)
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise InputError(
+            f"the model returned {type(output).__name__}; a tensor of logits or an object with .logits is needed"
+        )
+    return logits
+
+
+def mean_log_probs(log_probs: Tensor) -> Tensor:
+    """log of the mean of probabilities: [members, …, classes] → […, classes]."""
+    return torch.logsumexp(log_probs, dim=0) - math.log(log_probs.shape[0])
+
+
+def tensor_bits(tensor: Tensor) -> int:
+    """Bits of a tensor at its own precision."""
+    return tensor.numel() * tensor.element_size() * 8
+
+
+class Ensemble(ABC, Sequence[nn.Module]):
+    """A sequence of nn.Modules in eval mode, made when asked for.
+
+    Subclasses give ``member`` and ``memory_bits``. ``backward_passes`` is the training budget that the
+    ensemble's weights cost, in gradient evaluations of one minibatch; None where it is not known.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = check_size(size)
+        self.backward_passes: int | None = None
+
+    @abstractmethod
+    def member(self, index: int) -> nn.Module:
+        """Member ``index`` (0 ≤ index < size): a module in eval mode."""
+
+    @abstractmethod
+    def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
+        """Bits that an ensemble of n members takes (n = None: all).
+
+        Args:
+            n: number of members, 1 … size.
+            storage: "members", n stored members with what they share counted once, or "generator", the
+                smallest thing from which the members can be drawn.
+        """
+
+    @abstractmethod
+    def describe(self) -> str:
+        """A table as text: a row per tensor."""
+
+    @property
+    def members_are_stored(self) -> bool:
+        """Whether asking for a member costs nothing because it is already there."""
+        return False
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self.member(i) for i in range(*index.indices(self.size))]
+        if not -self.size <= index < self.size:
+            raise IndexError(f"member {index} of an ensemble of {self.size}")
+        return self.member(index % self.size)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return (self.member(index) for index in range(self.size))
+
+    @torch.no_grad()
+    def predict(self, inputs: Any) -> Tensor:
+        """Mean of the members' probabilities, as log-probabilities [examples, classes].
+
+        The members' logits are upcast to float64 and their mean is taken by log-sum-exp.
+        """
+        total: Tensor | None = None
+        for net in self:
+            log_probs = apply(net, inputs).double().log_softmax(dim=-1)
+            total = log_probs if total is None else torch.logaddexp(total, log_probs)
+        assert total is not None
+        return total - math.log(self.size)
+
+    def _check_storage(self, n: int | None, storage: str) -> int:
+        if storage not in STORAGES:
+            raise InputError(f"storage must be one of {', '.join(STORAGES)}, not {storage!r}")
+        n = self.size if n is None else check_size(n)
+        if n > self.size:
+            raise InputError(f"an ensemble of {self.size} has no {n} members")
+        return n

@@ -1,0 +1,67 @@
+"""Deep ensembles: Lakshminarayanan et al. 2017, "Simple and scalable predictive uncertainty estimation".
+
+M networks trained from M initialisations (when fine-tuning: M data orders and heads), predictions averaged:
+
+    p(y|x) = 1/M Σ_m p(y|x, θ_m).
+
+One module is the single model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from lpe.ensembles.base import Ensemble, named_tensors, tensor_bits, with_tensors
+from lpe.errors import InputError
+
+
+class DeepEnsemble(Ensemble):
+    """Any list of modules of one architecture, each a member as it is.
+
+    Raises:
+        InputError: an empty list, or a module whose tensors differ in name or shape from the first's.
+    """
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        self.models = list(models)
+        super().__init__(len(self.models))
+        first = [(entry.name, tuple(entry.tensor.shape)) for entry in named_tensors(self.models[0])]
+        for index, model in enumerate(self.models):
+            tensors = [(entry.name, tuple(entry.tensor.shape)) for entry in named_tensors(model)]
+            if tensors != first:
+                different = next((a for a, b in zip(tensors, first, strict=False) if a != b), tensors[-1])
+                raise InputError(
+                    f"model {index} is not of model 0's architecture: it differs at tensor {different[0]!r}"
+                )
+
+    def member(self, index: int) -> nn.Module:
+        """Member ``index``: the module itself where it is in eval mode, else a view of it that is."""
+        model = self.models[index]
+        if not any(module.training for module in model.modules()):
+            return model
+        return with_tensors(model, {})
+
+    @property
+    def members_are_stored(self) -> bool:
+        """True: the modules are there."""
+        return True
+
+    def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
+        """n whole models, each tensor at its own precision; storage makes no difference."""
+        n = self._check_storage(n, storage)
+        return sum(
+            tensor_bits(entry.tensor)
+            for model in self.models[:n]
+            for entry in named_tensors(model)
+            if entry.saved
+        )
+
+    def describe(self) -> str:
+        """A row per tensor of one member."""
+        rows = [
+            f"{entry.name}  {'×'.join(map(str, entry.tensor.shape)) or 'scalar'}  {entry.tensor.dtype}"
+            for entry in named_tensors(self.models[0])
+        ]
+        return "\n".join([f"{self.size} × {type(self.models[0]).__name__}", *rows])

@@ -1,0 +1,146 @@
+"""LPE-BSR: Nam & Lee 2024, "Ex Uno Pluria: Insights on Ensembling in Low Precision Number Systems".
+
+Member m of an ensemble of size M is the base network with every quantised weight w replaced by
+
+    w_m = BSR(w; seed, name, m):  hi with probability (w − lo)/(hi − lo), else lo,
+
+lo and hi the neighbours of w in the number system. Predictions are averaged. No training.
+
+What matters: the bits (too many and the members are alike, too few and each is bad) and the scale axis.
+``rounding="nearest"`` with size 1 is RTN, the deterministic baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from lpe.ensembles.base import Ensemble, named_tensors, with_tensors
+from lpe.ensembles.selection import PlannedTensor, describe_plan, select_tensors
+from lpe.errors import InputError
+from lpe.number_systems.grids import FullPrecision, Int, NumberSystem
+from lpe.number_systems.rounding import check_rounding, decode, encode_with_scales, steps
+from lpe.number_systems.streams import check_member, check_seed
+
+GENERATOR_BITS = 8
+"""Bits a weight of the one copy from which members can be drawn."""
+
+
+class LowPrecisionEnsemble(Ensemble):
+    """M independent roundings of one model's weights.
+
+    Args:
+        model: any module; it is not modified, and members share what they do not own.
+        system: the number system, such as ``lpe.Int(5)``.
+        size: members.
+        seed: of the random bits, 0 … 2⁶⁴ − 1.
+        rounding: "bernoulli", "coupled" or "nearest".
+        include, exclude: name patterns, see :func:`lpe.ensembles.selection.select_tensors`.
+        first_member: the index under which member 0 draws. Two ensembles on one base with disjoint index
+            ranges share no random bits.
+
+    Raises:
+        InputError: a size below 1; nothing to quantise; a pattern that matches nothing; a NaN or infinite
+            weight; a seed, rounding or first_member out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        system: NumberSystem,
+        size: int,
+        seed: int = 0,
+        rounding: str = "bernoulli",
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
+        first_member: int = 0,
+    ) -> None:
+        super().__init__(size)
+        if not isinstance(system, Int | FullPrecision):
+            raise InputError(f"system must be a number system such as lpe.Int(5), not {system!r}")
+        self.model = model
+        self.system = system
+        self.seed = check_seed(seed)
+        self.rounding = check_rounding(rounding)
+        self.first_member = check_member(first_member)
+        check_member(first_member + size - 1)
+        self.plan: list[PlannedTensor] = select_tensors(model, system, include, exclude)
+        self._weights = {entry.name: entry.tensor for entry in named_tensors(model)}
+        self._scales: dict[str, torch.Tensor] = {}
+        if isinstance(system, Int):
+            with torch.no_grad():
+                self._scales = {
+                    planned.name: steps(self._weights[planned.name], system, planned.layout)
+                    for planned in self.plan
+                    if planned.quantised
+                }
+
+    def codes(self, name: str, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes (int8, of the weight's shape) and scales of one quantised tensor of one member."""
+        planned = next((p for p in self.plan if p.name == name and p.quantised), None)
+        if planned is None or not isinstance(self.system, Int):
+            raise InputError(f"{name!r} is not a quantised tensor of this ensemble")
+        return self._codes(planned, index), self._scales[name]
+
+    def _codes(self, planned: PlannedTensor, index: int) -> torch.Tensor:
+        assert isinstance(self.system, Int)
+        return encode_with_scales(
+            self._weights[planned.name],
+            self._scales[planned.name],
+            self.system,
+            planned.layout,
+            self.rounding,
+            self.seed,
+            planned.name,
+            self.first_member + index,
+        )
+
+    @torch.no_grad()
+    def member(self, index: int) -> nn.Module:
+        """Member ``index``: the base with its quantised tensors rounded and all others shared."""
+        if isinstance(self.system, FullPrecision):
+            return with_tensors(self.model, {})
+        return with_tensors(
+            self.model,
+            {
+                planned.name: decode(
+                    self._codes(planned, index),
+                    self._scales[planned.name],
+                    self.system,
+                    planned.dtype,
+                    planned.layout.output_axis,
+                    planned.layout.channel_groups,
+                )
+                for planned in self.plan
+                if planned.quantised
+            },
+        )
+
+    def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
+        """Bits of n members; see :meth:`lpe.ensembles.base.Ensemble.memory_bits`.
+
+        "members": n × quantised weights × bits, plus scales × 32 and the other tensors once.
+        "generator": one 8-bit copy of the quantised weights with its scales, and the other tensors.
+        """
+        n = self._check_storage(n, storage)
+        leftovers = sum(p.numel * p.bits for p in self.plan if p.saved and not p.quantised)
+        weights = sum(p.numel for p in self.plan if p.quantised)
+        if isinstance(self.system, FullPrecision):
+            return leftovers + sum(p.numel * p.bits for p in self.plan if p.quantised)
+        scales = 32 * sum(scale.numel() for scale in self._scales.values())
+        if storage == "generator":
+            return leftovers + scales + weights * GENERATOR_BITS
+        distinct = 1 if self.rounding == "nearest" else n
+        return leftovers + scales + weights * self.system.bits * distinct
+
+    def describe(self) -> str:
+        """A row per tensor: name, shape, quantised or not and why, bits a value in a member."""
+        bits = self.system.bits if isinstance(self.system, Int) else None
+        return describe_plan(
+            self.plan,
+            bits,
+            f"LPE of {type(self.model).__name__}: {self.size} members, {self.system.name}, "
+            f"{self.rounding} rounding, seed {self.seed}",
+        )

@@ -1,0 +1,1 @@
+"""Predictions, their metrics, and the loss landscape on which members lie."""

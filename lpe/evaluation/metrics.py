@@ -1,0 +1,149 @@
+"""Metrics of an ensemble, streaming over examples, accumulated in float64; natural logarithms.
+
+With p_m the member probabilities and z_m the member logits:
+
+    nll, err, ece, brier   of the mean of probabilities
+    average_loss           mean over members of the member NLL
+    ensemble_loss          NLL of softmax(mean of logits)
+    ambiguity              average_loss − ensemble_loss = −mean over x of logsumexp over classes of
+                           (mean over m of log p_m) ≥ 0
+
+``ensemble_loss`` is the centroid of the cross-entropy decomposition (Wood et al. 2023) and is not ``nll``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ECE_BINS = 15
+METRICS = ("nll", "err", "ece", "average_loss", "ambiguity", "ensemble_loss", "brier")
+
+
+@dataclass
+class CalibrationBins:
+    """Expected calibration error: 15 equal bins (lo, hi] on the top probability (Guo et al. 2017)."""
+
+    count: Tensor = field(default_factory=lambda: torch.zeros(ECE_BINS, dtype=torch.float64))
+    confidence: Tensor = field(default_factory=lambda: torch.zeros(ECE_BINS, dtype=torch.float64))
+    correct: Tensor = field(default_factory=lambda: torch.zeros(ECE_BINS, dtype=torch.float64))
+
+    def update(self, confidence: Tensor, correct: Tensor) -> None:
+        """Add examples: confidence float64 [examples] in [0, 1], correct bool [examples]."""
+        confidence = confidence.double().cpu()
+        edges = torch.arange(1, ECE_BINS, dtype=torch.float64) / ECE_BINS
+        # right=False puts a value equal to an edge into the bin that the edge closes: (lo, hi].
+        index = torch.bucketize(confidence, edges, right=False)
+        self.count += torch.bincount(index, minlength=ECE_BINS).double()
+        self.confidence += torch.bincount(index, weights=confidence, minlength=ECE_BINS)
+        self.correct += torch.bincount(index, weights=correct.double().cpu(), minlength=ECE_BINS)
+
+    def value(self) -> float:
+        """Σ over bins of |Σ correct − Σ confidence| / examples; NaN without examples."""
+        total = float(self.count.sum())
+        return float((self.correct - self.confidence).abs().sum()) / total if total else float("nan")
+
+
+@dataclass
+class EnsembleMetrics:
+    """Running sums of all metrics of one ensemble size."""
+
+    examples: int = 0
+    nll: float = 0.0
+    errors: int = 0
+    average_loss: float = 0.0
+    ensemble_loss: float = 0.0
+    brier: float = 0.0
+    bins: CalibrationBins = field(default_factory=CalibrationBins)
+
+    def update(self, log_probs: Tensor, mean_logits: Tensor, member_nll: Tensor, targets: Tensor) -> None:
+        """Add examples.
+
+        Args:
+            log_probs: float64 [examples, classes], log of the mean of the members' probabilities.
+            mean_logits: float64 [examples, classes], mean over members of the logits, or of the
+                log-probabilities, which differ by a constant a row.
+            member_nll: float64 [examples], mean over members of the NLL of the target.
+            targets: int64 [examples].
+        """
+        rows = torch.arange(len(targets), device=targets.device)
+        target_log_probs = log_probs[rows, targets]
+        probs = log_probs.exp()
+        confidence, predicted = probs.max(dim=-1)
+        self.examples += len(targets)
+        self.nll -= float(target_log_probs.sum())
+        self.errors += int((predicted != targets).sum())
+        self.average_loss += float(member_nll.sum())
+        self.ensemble_loss -= float(mean_logits.log_softmax(dim=-1)[rows, targets].sum())
+        # Σ_c (p_c − y_c)² = Σ_c p_c² − 2 p_target + 1
+        self.brier += float((probs.square().sum(dim=-1) - 2 * target_log_probs.exp() + 1).sum())
+        self.bins.update(confidence, predicted == targets)
+
+    def values(self) -> dict[str, float]:
+        """All metrics by name; NaN without examples."""
+        n = self.examples or float("nan")
+        return {
+            "nll": self.nll / n,
+            "err": self.errors / n,
+            "ece": self.bins.value(),
+            "average_loss": self.average_loss / n,
+            "ambiguity": (self.average_loss - self.ensemble_loss) / n,
+            "ensemble_loss": self.ensemble_loss / n,
+            "brier": self.brier / n,
+        }
+
+
+def label_free_ambiguity(log_probs: Tensor) -> float:
+    """Ambiguity without labels: −mean over x of logsumexp over classes of (mean over m of log p_m).
+
+    Args:
+        log_probs: [members, examples, classes], each row normalised.
+    """
+    return -float(log_probs.double().mean(dim=0).logsumexp(dim=-1).mean())
+
+
+def nll(log_probs: Tensor, targets: Tensor) -> float:
+    """Mean NLL of log-probabilities [examples, classes] at targets [examples]."""
+    return -float(log_probs.double().gather(1, targets[:, None]).mean())
+
+
+def fit_temperature(log_probs: Tensor, targets: Tensor) -> float:
+    """The temperature T > 0 that minimises the NLL of softmax(log_probs / T).
+
+    Args:
+        log_probs: [examples, classes]. targets: [examples].
+
+    Returns:
+        T within [e⁻⁵, e⁵]; Guo et al. 2017, "On calibration of modern neural networks".
+    """
+    from scipy.optimize import minimize_scalar  # slow to import, rarely needed
+
+    scores = log_probs.double()
+
+    def loss(log_temperature: float) -> float:
+        return nll((scores / np.exp(log_temperature)).log_softmax(dim=-1), targets)
+
+    found = minimize_scalar(loss, bounds=(-5.0, 5.0), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))
+
+
+def temperature_scaled(log_probs: Tensor, targets: Tensor) -> Tensor:
+    """Temperature-scaled log-probabilities, each half of the examples by the other half's temperature.
+
+    The halves are the examples at even and at odd positions. The NLL of the result is the calibrated NLL
+    (Ashukha et al. 2020, "Pitfalls of in-domain uncertainty estimation and ensembling").
+
+    Args:
+        log_probs: [examples, classes], of the mean of probabilities. targets: [examples]; 2 or more.
+
+    Returns:
+        float64 [examples, classes].
+    """
+    scaled = torch.empty_like(log_probs, dtype=torch.float64)
+    for fitted, scored in ((0, 1), (1, 0)):
+        temperature = fit_temperature(log_probs[fitted::2], targets[fitted::2])
+        scaled[scored::2] = (log_probs[scored::2].double() / temperature).log_softmax(dim=-1)
+    return scaled

@@ -1,0 +1,214 @@
+"""From an ensemble and batches to the metrics of every prefix size 1 … M, out of one evaluation.
+
+The batches are taken a *chunk* at a time; within a chunk each member is made once and runs over the chunk's
+batches, while running sums of probabilities (by log-sum-exp) and of logits grow by one member at a time. A
+chunk of one batch is "batches outside, members inside", a chunk of all batches is "members outside, batches
+inside", and the bytes that a chunk may hold choose between them: members that are already there need no
+chunk, members that cost a construction are worth one. The numbers are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lpe.ensembles.base import Ensemble, apply
+from lpe.errors import InputError
+from lpe.evaluation.metrics import EnsembleMetrics, nll, temperature_scaled
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHUNK_BYTES = 1 << 28
+"""Bytes of inputs and running sums that a chunk may hold: large against a batch, small against a model."""
+
+
+def _bytes(inputs: Any) -> int:
+    if isinstance(inputs, Tensor):
+        return inputs.numel() * inputs.element_size()
+    if isinstance(inputs, dict):
+        return sum(_bytes(value) for value in inputs.values())
+    if isinstance(inputs, tuple | list):
+        return sum(_bytes(value) for value in inputs)
+    return 0
+
+
+def to_device(inputs: Any, device: torch.device) -> Any:
+    """The inputs (tensor, tuple, list or dict of them) on a device."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    if isinstance(inputs, dict):
+        return {key: to_device(value, device) for key, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return type(inputs)(to_device(value, device) for value in inputs)
+    return inputs
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first tensor; the CPU for a model without tensors."""
+    first = next(model.parameters(), None)
+    if first is None:
+        first = next(model.buffers(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _checked(batch: Any, index: int) -> tuple[Any, Tensor]:
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise InputError(f"batch {index} must be a pair (inputs, targets), not {type(batch).__name__}")
+    inputs, targets = batch
+    targets = torch.as_tensor(targets)
+    if targets.dim() != 1 or torch.is_floating_point(targets) or targets.dtype == torch.bool:
+        raise InputError(
+            f"targets of batch {index} must be class indices [examples], "
+            f"not {targets.dtype} of shape {list(targets.shape)}"
+        )
+    if isinstance(inputs, Tensor) and inputs.shape[:1] != targets.shape:
+        raise InputError(f"batch {index} has inputs of shape {list(inputs.shape)} and {len(targets)} targets")
+    return inputs, targets.long()
+
+
+def _check_logits(logits: Tensor, targets: Tensor, index: int) -> None:
+    if logits.dim() != 2 or len(logits) != len(targets):
+        raise InputError(
+            f"batch {index}: the model returned logits of shape {list(logits.shape)} "
+            f"for {len(targets)} targets; [examples, classes] is needed"
+        )
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
+        bad = int(targets.max()) if int(targets.max()) >= logits.shape[1] else int(targets.min())
+        raise InputError(f"batch {index} has label {bad}; the model has classes 0 to {logits.shape[1] - 1}")
+    if torch.isnan(logits).any():
+        raise InputError(f"batch {index}: the model returned logits that are NaN")
+
+
+def _chunks(
+    batches: Iterable[Any], budget: int, classes: list[int]
+) -> Iterator[list[tuple[int, Any, Tensor]]]:
+    """Batches as (index, inputs, targets), in chunks of at most ``budget`` bytes and at least one batch."""
+    chunk: list[tuple[int, Any, Tensor]] = []
+    held = 0
+    for index, batch in enumerate(batches):
+        inputs, targets = _checked(batch, index)
+        if not len(targets):
+            continue
+        # Three float64 running sums of [examples, classes]; the classes are known after the first chunk.
+        size = _bytes(inputs) + 24 * len(targets) * max(classes[0], 1)
+        if chunk and held + size > budget:
+            yield chunk
+            chunk, held = [], 0
+        chunk.append((index, inputs, targets))
+        held += size
+    if chunk:
+        yield chunk
+
+
+def _member_logits(net: nn.Module, chunk: list[tuple[int, Any, Tensor]]) -> Tensor:
+    device = device_of(net)
+    parts = []
+    for index, inputs, targets in chunk:
+        logits = apply(net, to_device(inputs, device))
+        _check_logits(logits, targets, index)
+        parts.append(logits.double())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def evaluate(
+    ensemble: Ensemble,
+    batches: Iterable[Any],
+    calibrated: bool = False,
+    chunk_bytes: int | None = None,
+) -> pd.DataFrame:
+    """The metrics of every prefix of an ensemble.
+
+    Args:
+        ensemble: any ensemble.
+        batches: iterable of (inputs, targets), read once: inputs a tensor, a tuple or list (positional
+            arguments) or a dict (keyword arguments); targets class indices [examples].
+        calibrated: also fit temperatures, for the column ``calibrated_nll``. This keeps the log-probabilities
+            of every size, float64 [size, examples, classes], in memory.
+        chunk_bytes: bytes of inputs and running sums held at a time; None: one batch for members that are
+            there, CHUNK_BYTES for members that must be made. It never changes a result beyond float rounding.
+
+    Returns:
+        A row per size 1 … M: size, nll, err (fraction), ece, average_loss, ambiguity, ensemble_loss, brier,
+        memory_bits (n stored members), and calibrated_nll where asked. Losses in nats.
+
+    Raises:
+        InputError: an empty stream, a batch that is no pair, shapes that do not fit, a label out of range,
+            NaN logits.
+    """
+    import pandas as pd
+
+    if chunk_bytes is None:
+        chunk_bytes = 0 if ensemble.members_are_stored else CHUNK_BYTES
+    metrics = [EnsembleMetrics() for _ in range(len(ensemble))]
+    kept: list[list[Tensor]] = [[] for _ in range(len(ensemble))]
+    all_targets: list[Tensor] = []
+    classes = [0]
+    for chunk in _chunks(batches, chunk_bytes, classes):
+        targets = torch.cat([targets for _, _, targets in chunk])
+        all_targets.append(targets)
+        log_sum = sum_logits = sum_nll = torch.empty(0)
+        for index in range(len(ensemble)):
+            logits = _member_logits(ensemble.member(index), chunk)
+            targets = targets.to(logits.device)
+            log_probs = logits.log_softmax(dim=-1)
+            member_nll = -log_probs.gather(1, targets[:, None])[:, 0]
+            if index == 0:
+                classes[0] = logits.shape[1]
+                log_sum, sum_logits, sum_nll = log_probs, logits, member_nll
+            else:
+                log_sum = torch.logaddexp(log_sum, log_probs)
+                sum_logits = sum_logits + logits
+                sum_nll = sum_nll + member_nll
+            n = index + 1
+            mean = log_sum - torch.log(torch.tensor(float(n), dtype=torch.float64))
+            metrics[index].update(mean, sum_logits / n, sum_nll / n, targets)
+            if calibrated:
+                kept[index].append(mean.cpu())
+    if not all_targets:
+        raise InputError("the batches are empty; there is nothing to evaluate")
+    rows = []
+    for index in range(len(ensemble)):
+        row: dict[str, float | int] = {"size": index + 1, **metrics[index].values()}
+        row["memory_bits"] = ensemble.memory_bits(index + 1)
+        if calibrated:
+            every_target = torch.cat(all_targets)
+            row["calibrated_nll"] = nll(
+                temperature_scaled(torch.cat(kept[index]), every_target), every_target
+            )
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def member_log_probs(ensemble: Ensemble, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
+    """Every member's log-probabilities, kept: for checks and small data.
+
+    Returns:
+        float64 [members, examples, classes], and the targets, int64 [examples].
+    """
+    chunk = [(index, *_checked(batch, index)) for index, batch in enumerate(batches)]
+    if not any(len(targets) for _, _, targets in chunk):
+        raise InputError("the batches are empty; there is nothing to evaluate")
+    log_probs = torch.stack([_member_logits(net, chunk).log_softmax(dim=-1).cpu() for net in ensemble])
+    return log_probs, torch.cat([targets for _, _, targets in chunk])
+
+
+@torch.no_grad()
+def evaluate_temperature_scaled(ensemble: Ensemble, batches: Iterable[Any]) -> dict[str, float]:
+    """Metrics of the whole ensemble after temperature scaling, fitted on halves both ways.
+
+    Returns:
+        nll (this is the calibrated NLL), err, ece, brier by name. The decomposition into average loss and
+        ambiguity is not defined for it and left out.
+    """
+    log_probs, targets = member_log_probs(ensemble, batches)
+    mean = log_probs.logsumexp(dim=0) - torch.log(torch.tensor(float(len(log_probs)), dtype=torch.float64))
+    scaled = temperature_scaled(mean, targets)
+    metrics = EnsembleMetrics()
+    metrics.update(scaled, scaled, -scaled.gather(1, targets[:, None])[:, 0], targets)
+    return {name: metrics.values()[name] for name in ("nll", "err", "ece", "brier")}

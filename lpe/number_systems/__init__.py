@@ -1,0 +1,1 @@
+"""What numbers there are, and how a weight becomes one of them."""

@@ -1,0 +1,139 @@
+"""Counter-based random bits: (seed, tensor name, element, member) → bits, with no hidden state.
+
+Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). One call turns a key of
+two 32-bit words and a counter of four into four random words, and nothing is carried from one call to the
+next. So a member of an ensemble is determined by (base weights, seed, index) on every machine, whatever the
+number of threads, and whichever members were asked for before.
+
+The layout, which every backend follows bit for bit:
+
+    key     = (seed mod 2³², seed div 2³²)
+    counter = (block mod 2³², block div 2³², tensor id, member),  block = e div 8
+    lane 2j = low half of output word j, lane 2j + 1 = its high half; element e takes lane e mod 8
+
+where e is the element's index in the contiguous row-major parameter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from lpe.errors import InputError
+
+LANES = 8
+"""Random 16-bit lanes in one Philox block."""
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_WRAPPERS = frozenset({"module", "_orig_mod"})
+
+
+def check_seed(seed: int) -> int:
+    """The seed as an int; InputError unless 0 ≤ seed < 2⁶⁴."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise InputError(f"seed must be an integer from 0 to 2**64 - 1, not {seed!r}")
+    return seed
+
+
+def check_member(member: int) -> int:
+    """The member's index as an int; InputError unless 0 ≤ member < 2³²."""
+    if isinstance(member, bool) or not isinstance(member, int) or not 0 <= member < 2**32:
+        raise InputError(f"member must be an integer from 0 to 2**32 - 1, not {member!r}")
+    return member
+
+
+def canonical_name(name: str) -> str:
+    """A parameter's name without what wrappers put into it (``module.`` and ``_orig_mod.``)."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def tensor_id(name: str) -> int:
+    """The 32 bits that stand for a parameter: the first 4 bytes, little-endian, of BLAKE2s of its name."""
+    return int.from_bytes(hashlib.blake2s(name.encode()).digest()[:4], "little")
+
+
+def check_tensor_ids(names: Iterable[str]) -> None:
+    """InputError if two names have one id: their tensors would share random bits."""
+    seen: dict[int, str] = {}
+    for name in names:
+        other = seen.setdefault(tensor_id(name), name)
+        if other != name:
+            raise InputError(f"the names {other!r} and {name!r} have one tensor id; rename one of them")
+
+
+def philox(key: tuple[int, int], counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Philox4x32-10.
+
+    Args:
+        key: two 32-bit words.
+        counter: four int64 tensors of one shape, each holding 32-bit words.
+
+    Returns:
+        Four int64 tensors of that shape, each holding 32-bit words.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # int64 products wrap modulo 2**64, which leaves all 64 bits of the unsigned product in place.
+        product0 = c0 * _MULTIPLIERS[0]
+        product1 = c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((product1 >> 32) & _MASK) ^ c1 ^ k0,
+            product1 & _MASK,
+            ((product0 >> 32) & _MASK) ^ c3 ^ k1,
+            product0 & _MASK,
+        )
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def random_lanes(
+    seed: int,
+    name: str,
+    member: int,
+    start: int,
+    stop: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """The 16-bit random numbers of elements start … stop − 1 of a tensor; ``start`` a multiple of 8.
+
+    Returns:
+        int64 tensor of shape [stop − start], values 0 … 65535.
+    """
+    if start % LANES:
+        raise ValueError(f"start must be a multiple of {LANES}, not {start}")
+    blocks = torch.arange(start // LANES, -(-stop // LANES), dtype=torch.int64, device=device)
+    words = philox(
+        (seed & _MASK, seed >> 32),
+        (
+            blocks & _MASK,
+            blocks >> 32,
+            torch.full_like(blocks, tensor_id(name)),
+            torch.full_like(blocks, member),
+        ),
+    )
+    lanes = torch.stack([half for word in words for half in (word & 0xFFFF, word >> 16)], dim=1)
+    return lanes.flatten()[: stop - start]
+
+
+def generator(purpose: str, seed: int, name: str, member: int) -> torch.Generator:
+    """A CPU generator of its own for (purpose, seed, name, member): for draws that are not roundings.
+
+    Gaussian noise, dropout masks and posterior samples are keyed like the rounding, so that they too depend
+    on nothing that was drawn before. ``purpose`` keeps two methods on one tensor apart.
+    """
+    key = f"{purpose}\0{check_seed(seed)}\0{name}\0{check_member(member)}"
+    return torch.Generator().manual_seed(
+        int.from_bytes(hashlib.blake2s(key.encode()).digest()[:8], "little", signed=True)
+    )
+
+
+def normal(purpose: str, seed: int, name: str, member: int, shape: Iterable[int]) -> Tensor:
+    """Standard normal float32 draws of ``shape``, keyed by (purpose, seed, name, member)."""
+    return torch.randn(tuple(shape), generator=generator(purpose, seed, name, member))
