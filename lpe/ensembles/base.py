@@ -138,7 +138,8 @@ def apply(model: nn.Module, inputs: Any) -> Tensor:
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
         raise InputError(
-            f"the model returned {type(output).__name__}; a tensor of logits or an object with .logits is needed"
+            f"the model returned {type(output).__name__}; "
+            "a tensor of logits or an object with .logits is needed"
         )
     return logits
 
@@ -151,6 +152,17 @@ def mean_log_probs(log_probs: Tensor) -> Tensor:
 def tensor_bits(tensor: Tensor) -> int:
     """Bits of a tensor at its own precision."""
     return tensor.numel() * tensor.element_size() * 8
+
+
+def text_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], footer: str = "") -> str:
+    """A table as text, columns aligned: a title, the header, the rows and a closing line."""
+    lines = [tuple(header), *map(tuple, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    body = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    return "\n".join([title, *body, *([footer] if footer else [])])
 
 
 class Ensemble(ABC, Sequence[nn.Module]):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lpe.ensembles.base import Ensemble, named_tensors, tensor_bits, with_tensors
+from lpe.ensembles.base import Ensemble, named_tensors, tensor_bits, text_table, with_tensors
 from lpe.errors import InputError
 
 
@@ -61,7 +61,12 @@ class DeepEnsemble(Ensemble):
     def describe(self) -> str:
         """A row per tensor of one member."""
         rows = [
-            f"{entry.name}  {'×'.join(map(str, entry.tensor.shape)) or 'scalar'}  {entry.tensor.dtype}"
+            (
+                entry.name,
+                "×".join(map(str, entry.tensor.shape)) or "scalar",
+                str(entry.tensor.element_size() * 8),
+            )
             for entry in named_tensors(self.models[0])
         ]
-        return "\n".join([f"{self.size} × {type(self.models[0]).__name__}", *rows])
+        title = f"deep ensemble of {self.size} × {type(self.models[0]).__name__}"
+        return text_table(title, ("tensor", "shape", "bits"), rows)

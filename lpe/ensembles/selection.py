@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from lpe.ensembles.base import named_tensors
+from lpe.ensembles.base import named_tensors, text_table
 from lpe.errors import InputError
 from lpe.number_systems.grids import FullPrecision, NumberSystem
 from lpe.number_systems.rounding import Layout, check_weight
@@ -245,7 +245,7 @@ def _default_verdict(
 
 def describe_plan(plan: Sequence[PlannedTensor], quantised_bits: int | None, title: str) -> str:
     """The plan as a text table: name, shape, quantised or not, why, bits a value."""
-    rows = [("tensor", "shape", "quantised", "why", "bits")]
+    rows = []
     for planned in plan:
         bits = quantised_bits if planned.quantised and quantised_bits is not None else planned.bits
         rows.append(
@@ -257,12 +257,7 @@ def describe_plan(plan: Sequence[PlannedTensor], quantised_bits: int | None, tit
                 str(bits),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
     inside = sum(planned.numel for planned in plan if planned.quantised)
     outside = sum(planned.numel for planned in plan if not planned.quantised and planned.saved)
-    return "\n".join(
-        [title, *lines, f"{inside:,} values quantised, {outside:,} stored values at their own precision"]
-    )
+    footer = f"{inside:,} values quantised, {outside:,} stored values at their own precision"
+    return text_table(title, ("tensor", "shape", "quantised", "why", "bits"), rows, footer)

@@ -1,0 +1,1 @@
+"""One loop and its schedules; used by every method that trains."""

@@ -13,7 +13,7 @@ COUPLING = 40503
 """What a further coupled member adds to the random lane, modulo 2¹⁶: ⌊2¹⁶/φ⌋, which is odd."""
 
 CHUNK = 1 << 18
-"""Elements rounded at a time: bounds the temporaries at a few MB whatever the tensor's size (a multiple of 8)."""
+"""Elements rounded at a time, a multiple of 8: bounds the temporaries at a few MB whatever the tensor's size."""
 
 
 def round_codes(

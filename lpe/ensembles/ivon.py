@@ -1,0 +1,127 @@
+"""IVON: Shen et al. 2024, "Variational learning is effective for large deep networks".
+
+The official optimiser (``ivon-opt``) learns a Gaussian q(θ) = N(mean, diag(std²)) by natural-gradient
+variational inference on the loss of the N training examples:
+
+    θ ~ q,   h ← β2 h + (1 − β2) ĥ + ½ (1 − β2)² (h − ĥ)² / (h + wd),   ĥ = ess · (θ − mean) ∘ g ∘ (h + wd)
+    mean ← mean − lr (ḡ + wd·mean) / (h + wd),   std = 1 / √(ess · (h + wd))
+
+The point is the mean. What matters: ess (N; smaller is a wider posterior), h0 (h's start, and the scale of
+the learning rate), β2 (how fast h forgets h0).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpe.ensembles.base import Ensemble, named_tensors, tensor_bits, text_table, with_tensors
+from lpe.ensembles.batch_norm import batch_norms, fresh_statistics, refresh
+from lpe.errors import InputError
+from lpe.number_systems.streams import check_seed, normal
+
+
+@torch.no_grad()
+def posterior_std(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The posterior's std, 1/√(ess·(h + wd)), of each parameter that IVON trained: canonical name → [*shape].
+
+    Args:
+        optimizer: an ``ivon.IVON`` after its last step.
+        model: the module whose parameters it holds.
+    """
+    names = {id(entry.tensor): entry.name for entry in named_tensors(model)}
+    std = {}
+    for group in optimizer.param_groups:
+        if "hess" not in group:
+            raise InputError(f"{type(optimizer).__name__} has no Hessian estimate; IVON's optimiser is needed")
+        flat = 1.0 / (group["ess"] * (group["hess"] + group["weight_decay"])).sqrt()
+        sizes = [parameter.numel() for parameter in group["params"]]
+        for parameter, part in zip(group["params"], flat.split(sizes), strict=True):
+            std[names[id(parameter)]] = part.reshape(parameter.shape).clone()
+    return std
+
+
+class IVONEnsemble(Ensemble):
+    """Samples of IVON's posterior N(mean, scale·std²).
+
+    Args:
+        model: the network at the posterior's mean.
+        std: canonical name → posterior std, as :func:`posterior_std` returns it.
+        size: members. seed: of the draws. scale: factor of the variance.
+        batches: training batches, needed where the model has batch norms; see ``SWAGEnsemble``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        std: Mapping[str, Tensor],
+        size: int,
+        seed: int = 0,
+        scale: float = 1.0,
+        batches: Iterable[Any] | None = None,
+    ) -> None:
+        super().__init__(size)
+        if not scale >= 0 or math.isinf(scale):
+            raise InputError(f"scale must be a finite number ≥ 0, not {scale!r}")
+        if batch_norms(model) and batches is None:
+            raise InputError(
+                f"{type(model).__name__} has batch norms; IVON's members need batches= of training data "
+                "to re-estimate their statistics"
+            )
+        tensors = {entry.name: entry.tensor for entry in named_tensors(model)}
+        for name, value in std.items():
+            if name not in tensors or tensors[name].shape != value.shape:
+                raise InputError(f"the std of {name!r}, shape {list(value.shape)}, fits no tensor of the model")
+        self.model = model
+        self.std = dict(std)
+        self.seed = check_seed(seed)
+        self.scale = scale
+        self.batches = batches
+        self._means = {name: tensors[name] for name in self.std}
+
+    @torch.no_grad()
+    def weights(self, index: int) -> dict[str, Tensor]:
+        """Draw ``index`` of the weights, by canonical name."""
+        return {
+            name: self._means[name].detach()
+            + math.sqrt(self.scale)
+            * std
+            * normal("ivon", self.seed, name, index, std.shape).to(std.device)
+            for name, std in self.std.items()
+        }
+
+    def member(self, index: int) -> nn.Module:
+        """Member ``index``: one draw, batch-norm statistics re-estimated."""
+        net = with_tensors(self.model, {**self.weights(index), **fresh_statistics(self.model)})
+        if self.batches is not None:
+            refresh(net, self.batches)
+        return net
+
+    def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
+        """"members": n whole models; "generator": mean and std, 64 bits a weight."""
+        n = self._check_storage(n, storage)
+        owned = {*self.std, *fresh_statistics(self.model)}
+        tensors = [entry for entry in named_tensors(self.model) if entry.saved]
+        shared = sum(tensor_bits(entry.tensor) for entry in tensors if entry.name not in owned)
+        one = sum(tensor_bits(entry.tensor) for entry in tensors if entry.name in owned)
+        if storage == "members":
+            return shared + n * one
+        return shared + one + 32 * sum(std.numel() for std in self.std.values())
+
+    def describe(self) -> str:
+        """A row per sampled tensor: name, shape, median posterior std, bits a value in a member."""
+        rows = [
+            (
+                name,
+                "×".join(map(str, std.shape)) or "scalar",
+                f"{math.sqrt(self.scale) * float(std.median()):.3g}",
+                "32",
+            )
+            for name, std in self.std.items()
+        ]
+        title = f"IVON: {self.size} members, variance × {self.scale}, seed {self.seed}"
+        return text_table(title, ("tensor", "shape", "median posterior std", "bits"), rows)

@@ -1,0 +1,210 @@
+"""SWAG: Maddox et al. 2019, "A simple baseline for Bayesian uncertainty in deep learning".
+
+From the iterates θ_1 … θ_T of SGD at a constant learning rate, one an epoch:
+
+    mean = 1/T Σ θ_i,   var = 1/T Σ θ_i² − mean²,   D = the last K of θ_i − (mean of θ_1 … θ_i)
+    θ = mean + √scale · (√var ∘ z1 + D z2 / √(K − 1)),   z1 ~ N(0, I), z2 ~ N(0, I_K)
+
+One z2 of length K is shared by all tensors: drawn per tensor, the covariance between tensors would be lost.
+The point is the mean, with batch-norm statistics re-estimated.
+
+What matters: the learning rate while collecting (the spread of the iterates) and K; scale = ½ is the
+paper's and is what makes diagonal plus low rank the covariance once, not twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpe.ensembles.base import Ensemble, check_size, named_tensors, tensor_bits, text_table, with_tensors
+from lpe.ensembles.batch_norm import batch_norms, fresh_statistics, refresh
+from lpe.errors import InputError
+from lpe.number_systems.streams import check_seed, normal
+
+
+@dataclass(frozen=True)
+class SWAGStatistics:
+    """What SWAG keeps of the iterates: by canonical name.
+
+    Args:
+        mean: the average iterate, [*shape].
+        variance: the diagonal, [*shape], not negative.
+        deviations: [K, *shape], the last K deviations from the running mean.
+    """
+
+    mean: dict[str, Tensor]
+    variance: dict[str, Tensor]
+    deviations: dict[str, Tensor]
+
+    @property
+    def rank(self) -> int:
+        """K, the number of deviations."""
+        return len(next(iter(self.deviations.values())))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """One flat dictionary, for a file."""
+        parts = {"mean": self.mean, "variance": self.variance, "deviations": self.deviations}
+        return {f"{part}/{name}": t for part, values in parts.items() for name, t in values.items()}
+
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor]) -> SWAGStatistics:
+        """The inverse of :meth:`tensors`."""
+        parts: dict[str, dict[str, Tensor]] = {"mean": {}, "variance": {}, "deviations": {}}
+        for key, tensor in tensors.items():
+            part, name = key.split("/", 1)
+            parts[part][name] = tensor
+        return SWAGStatistics(**parts)
+
+
+class SWAGCollector:
+    """Collects the iterates of a run: call :meth:`collect` at the end of each epoch.
+
+    Args:
+        rank: K, the deviations kept; 2 or more.
+    """
+
+    def __init__(self, rank: int) -> None:
+        if check_size(rank) < 2:
+            raise InputError(f"SWAG's rank must be at least 2, not {rank}")
+        self.rank = rank
+        self.collected = 0
+        self._mean: dict[str, Tensor] = {}
+        self._squares: dict[str, Tensor] = {}
+        self._deviations: deque[dict[str, Tensor]] = deque(maxlen=rank)
+
+    @torch.no_grad()
+    def collect(self, model: nn.Module) -> None:
+        """Add the model's parameters as an iterate."""
+        self.collected += 1
+        deviation = {}
+        for entry in named_tensors(model):
+            if entry.kind != "parameter":
+                continue
+            value = entry.tensor.detach().float()
+            if self.collected == 1:
+                self._mean[entry.name] = torch.zeros_like(value)
+                self._squares[entry.name] = torch.zeros_like(value)
+            # Welford's update: the variance without the cancellation of E[θ²] − E[θ]².
+            before = value - self._mean[entry.name]
+            self._mean[entry.name] += before / self.collected
+            after = value - self._mean[entry.name]
+            self._squares[entry.name] += before * after
+            deviation[entry.name] = after
+        self._deviations.append(deviation)
+
+    def statistics(self) -> SWAGStatistics:
+        """The moments so far.
+
+        Raises:
+            InputError: fewer iterates than the rank were collected.
+        """
+        if self.collected < self.rank:
+            raise InputError(f"SWAG of rank {self.rank} needs as many iterates; {self.collected} were collected")
+        return SWAGStatistics(
+            mean={name: mean.clone() for name, mean in self._mean.items()},
+            variance={name: total / self.collected for name, total in self._squares.items()},
+            deviations={
+                name: torch.stack([deviation[name] for deviation in self._deviations]) for name in self._mean
+            },
+        )
+
+
+class SWAGEnsemble(Ensemble):
+    """Samples of the SWAG posterior.
+
+    Args:
+        model: the architecture; its weights are not used, its other tensors are shared.
+        statistics: what training collected.
+        size: members. seed: of the draws.
+        scale: factor of the covariance.
+        batches: training batches (inputs, targets), needed where the model has batch norms: each member's
+            statistics are re-estimated over them, so they must be iterable again and again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        statistics: SWAGStatistics,
+        size: int,
+        seed: int = 0,
+        scale: float = 0.5,
+        batches: Iterable[Any] | None = None,
+    ) -> None:
+        super().__init__(size)
+        if statistics.rank < 2:
+            raise InputError(f"SWAG needs 2 deviations or more, not {statistics.rank}")
+        if not scale >= 0 or math.isinf(scale):
+            raise InputError(f"scale must be a finite number ≥ 0, not {scale!r}")
+        if batch_norms(model) and batches is None:
+            raise InputError(
+                f"{type(model).__name__} has batch norms; SWAG's members need batches= of training data "
+                "to re-estimate their statistics"
+            )
+        self.model = model
+        self.statistics = statistics
+        self.seed = check_seed(seed)
+        self.scale = scale
+        self.batches = batches
+
+    @torch.no_grad()
+    def weights(self, index: int) -> dict[str, Tensor]:
+        """Draw ``index`` of the weights, by canonical name."""
+        rank = self.statistics.rank
+        # Keyed by the member alone: every tensor sees the same z2.
+        z2 = normal("swag low rank", self.seed, "", index, (rank,))
+        drawn = {}
+        for name, mean in self.statistics.mean.items():
+            z1 = normal("swag diagonal", self.seed, name, index, mean.shape).to(mean.device)
+            low_rank = torch.tensordot(z2.to(mean.device), self.statistics.deviations[name], dims=1)
+            noise = self.statistics.variance[name].sqrt() * z1 + low_rank / math.sqrt(rank - 1)
+            drawn[name] = mean + math.sqrt(self.scale) * noise
+        return drawn
+
+    def _with_statistics(self, weights: Mapping[str, Tensor]) -> nn.Module:
+        net = with_tensors(self.model, {**weights, **fresh_statistics(self.model)})
+        if self.batches is not None:
+            refresh(net, self.batches)
+        return net
+
+    def member(self, index: int) -> nn.Module:
+        """Member ``index``: one draw, batch-norm statistics re-estimated."""
+        return self._with_statistics(self.weights(index))
+
+    def point(self) -> nn.Module:
+        """SWAG's point: the mean, batch-norm statistics re-estimated."""
+        return self._with_statistics({name: mean.clone() for name, mean in self.statistics.mean.items()})
+
+    def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
+        """"members": n whole models; "generator": mean, variance and K deviations, (2 + K)·32 bits a weight."""
+        n = self._check_storage(n, storage)
+        owned = {*self.statistics.mean, *fresh_statistics(self.model)}
+        tensors = [entry for entry in named_tensors(self.model) if entry.saved]
+        shared = sum(tensor_bits(entry.tensor) for entry in tensors if entry.name not in owned)
+        if storage == "members":
+            return shared + n * sum(tensor_bits(entry.tensor) for entry in tensors if entry.name in owned)
+        buffers = sum(
+            tensor_bits(entry.tensor)
+            for entry in tensors
+            if entry.name in owned and entry.name not in self.statistics.mean
+        )
+        weights = sum(mean.numel() for mean in self.statistics.mean.values())
+        return shared + buffers + (2 + self.statistics.rank) * 32 * weights
+
+    def describe(self) -> str:
+        """A row per sampled tensor: name, shape, median posterior std, bits a value in a member."""
+        rows = []
+        for name, mean in self.statistics.mean.items():
+            rank = self.statistics.rank
+            low_rank = self.statistics.deviations[name].square().sum(dim=0) / (rank - 1)
+            std = (self.scale * (self.statistics.variance[name] + low_rank)).sqrt()
+            shape = "×".join(map(str, mean.shape)) or "scalar"
+            rows.append((name, shape, f"{float(std.median()):.3g}", "32"))
+        title = f"SWAG, rank {self.statistics.rank}, scale {self.scale}: {self.size} members, seed {self.seed}"
+        return text_table(title, ("tensor", "shape", "median posterior std", "bits"), rows)

@@ -1,0 +1,33 @@
+"""Learning-rate schedules: step (0, 1, 2, …) → learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from lpe.errors import InputError
+
+Schedule = Callable[[int], float]
+
+
+def warmup_cosine(peak: float, steps: int, warmup: float = 0.1, final: float = 0.0) -> Schedule:
+    """Linear warm-up over a fraction of the steps, then half a cosine from ``peak`` to ``final``.
+
+    Loshchilov & Hutter 2017, "SGDR".
+    """
+    if steps < 1 or not 0 <= warmup < 1:
+        raise InputError(f"a schedule needs steps ≥ 1 and 0 ≤ warmup < 1, not {steps} and {warmup}")
+    warm = round(warmup * steps)
+
+    def learning_rate(step: int) -> float:
+        if step < warm:
+            return peak * (step + 1) / warm
+        done = (step - warm) / max(1, steps - warm)
+        return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    return learning_rate
+
+
+def then_constant(first: Schedule, switch: int, value: float) -> Schedule:
+    """``first`` until step ``switch``, then ``value``: SWAG's schedule while it collects."""
+    return lambda step: first(step) if step < switch else value
