@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,10 +104,9 @@ def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     if replaced:
         raise InputError(f"the model has no tensor named {next(iter(replaced))!r}")
 
-    # deepcopy does the walk (bound methods and plain references to modules then point into the copy), and
-    # the memo keeps it from copying a single weight.
     memo: dict[int, Any] = {}
-    for module in model.modules():
+    modules = list(model.modules())
+    for module in modules:
         for held in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if not isinstance(held, Tensor) or id(held) in memo:
                 continue
@@ -117,7 +117,41 @@ def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
                 memo[id(held)] = nn.Parameter(new, requires_grad=False)
             else:
                 memo[id(held)] = new
-    return copy.deepcopy(model, memo).eval()
+    return _structural_copy(model, modules, memo).eval()
+
+
+_ATOMIC = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type)
+
+
+def _structural_copy(model: nn.Module, modules: Sequence[nn.Module], memo: dict[int, Any]) -> Any:
+    """``copy.deepcopy(model, memo)`` with a quick path for what modules are mostly made of.
+
+    The memo holds every tensor, so not a weight is copied; plain references to modules and bound methods
+    come to point into the copy, as with deepcopy.
+    """
+    plain = [
+        module
+        for module in modules
+        if type(module).__setstate__ is nn.Module.__setstate__
+        and type(module).__reduce_ex__ is object.__reduce_ex__
+        and not hasattr(type(module), "__deepcopy__")
+    ]
+    for module in plain:
+        memo[id(module)] = type(module).__new__(type(module))
+    for module in plain:
+        state = memo[id(module)].__dict__
+        for key, value in vars(module).items():
+            if isinstance(value, _ATOMIC):
+                state[key] = value
+            elif type(value) in (dict, OrderedDict):
+                state[key] = type(value)((k, _copied(v, memo)) for k, v in value.items())
+            else:
+                state[key] = copy.deepcopy(value, memo)
+    return copy.deepcopy(model, memo)
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    return value if isinstance(value, _ATOMIC) else copy.deepcopy(value, memo)
 
 
 def apply(model: nn.Module, inputs: Any) -> Tensor:

@@ -1,0 +1,175 @@
+"""Loss landscapes: planes in weight space, what the network does on them, and where members lie.
+
+A plane is an offset and two orthonormal axes (Gram–Schmidt), so its coordinates are true L2 distances. A
+plane *through three points* has the first as its origin; the *radial* plane of Fort et al. 2019 ("Deep
+ensembles: a loss landscape perspective") has the zero vector as its origin and contains two solutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lpe.ensembles.base import apply, named_tensors, with_tensors
+from lpe.ensembles.batch_norm import refresh
+from lpe.errors import InputError
+
+
+def weight_vector(model: nn.Module) -> Tensor:
+    """All parameters of a model as one float64 vector [weights], tied ones once, in the model's order."""
+    parts = [e.tensor.detach().double().flatten() for e in named_tensors(model) if e.kind == "parameter"]
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Plane:
+    """A plane in weight space.
+
+    Args:
+        origin: float64 [weights].
+        axes: float64 [2, weights], orthonormal.
+    """
+
+    origin: Tensor
+    axes: Tensor
+
+    def coordinates(self, weights: Tensor) -> tuple[float, float, float]:
+        """x, y of a weight vector's projection, and its distance from the plane; L2 units."""
+        offset = weights - self.origin
+        x, y = (self.axes @ offset).tolist()
+        rest = offset - x * self.axes[0] - y * self.axes[1]
+        return x, y, float(rest.norm())
+
+    def at(self, x: float, y: float) -> Tensor:
+        """The weight vector at (x, y): float64 [weights]."""
+        return self.origin + x * self.axes[0] + y * self.axes[1]
+
+
+def plane_through(first: Tensor, second: Tensor, third: Tensor) -> Plane:
+    """The plane through three weight vectors: first at (0, 0), second on the positive x axis, third y > 0.
+
+    Raises:
+        InputError: the three lie on one line (to float32's precision), or their lengths differ.
+    """
+    if not first.shape == second.shape == third.shape:
+        raise InputError(
+            f"weight vectors of {len(first)}, {len(second)} and {len(third)} weights span no plane"
+        )
+    u, v = second - first, third - first
+    scale = max(float(first.norm()), float(second.norm()), float(third.norm()))
+    if float(u.norm()) <= 1e-7 * scale:
+        raise InputError("the first two weight vectors are equal; they span no plane")
+    x_axis = u / u.norm()
+    v = v - (v @ x_axis) * x_axis
+    v = v - (v @ x_axis) * x_axis  # once more: the first pass leaves float error when u and v are close
+    if float(v.norm()) <= 1e-7 * scale:
+        raise InputError("the three weight vectors lie on one line; they span no plane")
+    return Plane(first.clone(), torch.stack([x_axis, v / v.norm()]))
+
+
+def radial_plane(first: Tensor, second: Tensor) -> Plane:
+    """The plane through the zero vector and two solutions; ``first`` lies on the x axis."""
+    return plane_through(torch.zeros_like(first), first, second)
+
+
+def grid_lines(anchors: Sequence[float], resolution: int, margin: float) -> np.ndarray:
+    """Grid coordinates along one axis: an even grid around the anchors, and the anchors' own coordinates.
+
+    Args:
+        anchors: coordinates that must lie on the grid.
+        resolution: even grid lines, 2 or more. margin: around the anchors, as a fraction of their extent.
+
+    Returns:
+        Increasing float64 [≥ resolution].
+    """
+    if resolution < 2:
+        raise InputError(f"a grid needs 2 lines or more, not {resolution}")
+    low, high = min(anchors), max(anchors)
+    extent = (high - low) or 1.0
+    lines = np.linspace(low - margin * extent, high + margin * extent, resolution)
+    spacing = lines[1] - lines[0]
+    # An even line almost on an anchor's gives way to it: slivers of cells would draw badly.
+    even = [x for x in lines if min(abs(x - a) for a in anchors) > 0.2 * spacing or x in (lines[0], lines[-1])]
+    return np.array(sorted({*even, *(float(a) for a in anchors)}))
+
+
+class Surface:
+    """What a network does at any weight vector: NLL, error, and disagreement with anchors.
+
+    Args:
+        model: gives the architecture and the tensors that are no parameters; not modified.
+        batches: (inputs, targets), iterable again and again.
+        anchors: name → weight vector; at every point the share of changed predictions ("disagreement") and
+            the KL divergence KL(anchor ‖ point) in nats ("kl") are measured against each.
+        statistics: training batches for models with batch norms, whose statistics are re-estimated at each
+            point; iterable again and again.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[tuple[Any, Tensor]],
+        anchors: Mapping[str, Tensor] | None = None,
+        statistics: Iterable[Any] = (),
+    ) -> None:
+        own = {entry.name: entry.tensor.detach().clone() for entry in named_tensors(model)}
+        self._net = with_tensors(model, own)
+        self._parameters = [e.tensor for e in named_tensors(self._net) if e.kind == "parameter"]
+        self._batches = list(batches)
+        if not self._batches:
+            raise InputError("the batches are empty; a landscape needs data")
+        self._statistics = statistics
+        self._anchors = {name: self._log_probs(weights) for name, weights in (anchors or {}).items()}
+
+    @torch.no_grad()
+    def _log_probs(self, weights: Tensor) -> Tensor:
+        sizes = [parameter.numel() for parameter in self._parameters]
+        if sum(sizes) != len(weights):
+            raise InputError(f"the model has {sum(sizes)} weights, the vector {len(weights)}")
+        for parameter, part in zip(self._parameters, weights.split(sizes), strict=True):
+            parameter.data.copy_(part.view_as(parameter))
+        refresh(self._net, self._statistics)
+        return torch.cat(
+            [apply(self._net, inputs).double().log_softmax(dim=-1) for inputs, _ in self._batches]
+        )
+
+    def measure(self, weights: Tensor) -> dict[str, float]:
+        """nll and err at a weight vector, and "disagreement NAME" and "kl NAME" for each anchor."""
+        log_probs = self._log_probs(weights)
+        targets = torch.cat([targets for _, targets in self._batches])
+        predicted = log_probs.argmax(dim=-1)
+        values = {
+            "nll": -float(log_probs.gather(1, targets[:, None]).mean()),
+            "err": float((predicted != targets).double().mean()),
+        }
+        for name, anchor in self._anchors.items():
+            values[f"disagreement {name}"] = float((predicted != anchor.argmax(dim=-1)).double().mean())
+            values[f"kl {name}"] = float((anchor.exp() * (anchor - log_probs)).sum(dim=-1).mean())
+        return values
+
+
+def measure_grid(
+    surface: Surface,
+    plane: Plane,
+    xs: Sequence[float],
+    ys: Sequence[float],
+    done: Callable[[float], bool] = lambda y: False,
+    keep: Callable[[list[dict[str, float]]], None] = lambda rows: None,
+) -> None:
+    """Measure a grid of a plane, a line of constant y at a time.
+
+    Args:
+        surface, plane: what is measured, and where.
+        xs, ys: coordinates of the grid.
+        done: whether the line at y is measured already (a killed run goes on where it was).
+        keep: called with each line's rows: x, y and the surface's values.
+    """
+    for y in ys:
+        if done(y):
+            continue
+        keep([{"x": float(x), "y": float(y), **surface.measure(plane.at(float(x), float(y)))} for x in xs])

@@ -1,0 +1,1 @@
+"""What an ensemble is built on: a model with its data."""
