@@ -10,6 +10,7 @@ exactly once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -22,14 +23,17 @@ from lpe.number_systems.streams import generator
 
 FOLDS = 5
 CLASSES = 10
-ROTATIONS = 4
+MEAN, STD = 0.305, 0.376
+"""Of all pixels, scaled to 0 … 1: the network's inputs are standardised by them."""
+BACKGROUND = -MEAN / STD
+"""The input of an empty pixel."""
 
 Split = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class DigitsData:
-    """Images, float32 [n, 1, 8, 8] with values 0 … 1, and labels, int64 [n], of the three splits."""
+    """Standardised images, float32 [n, 1, 8, 8], and labels, int64 [n], of the three splits."""
 
     train: Split
     validation: Split
@@ -42,7 +46,8 @@ class DigitsNetwork:
 
     Args:
         patch: pixels a side of a patch. width: embedding. depth: blocks. heads: attention heads.
-        mlp_ratio: hidden width of the MLP over the embedding's.
+        mlp_ratio: hidden width of the MLP over the embedding's. position_std: of the positional embedding
+            at the start; timm's .02 leaves patches of a network this small without a place.
     """
 
     patch: int
@@ -50,6 +55,7 @@ class DigitsNetwork:
     depth: int
     heads: int
     mlp_ratio: float
+    position_std: float
 
 
 def split_indices(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -68,7 +74,7 @@ def load(seed: int) -> DigitsData:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    x = torch.tensor(images / 16, dtype=torch.float32).reshape(-1, 1, 8, 8)
+    x = torch.tensor((images / 16 - MEAN) / STD, dtype=torch.float32).reshape(-1, 1, 8, 8)
     y = torch.tensor(labels, dtype=torch.int64)
     train, validation, test = (torch.from_numpy(index) for index in split_indices(seed))
     return DigitsData((x[train], y[train]), (x[validation], y[validation]), (x[test], y[test]))
@@ -80,7 +86,7 @@ def network(shape: DigitsNetwork, classes: int, seed: int) -> nn.Module:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return VisionTransformer(
+        net = VisionTransformer(
             img_size=8,
             patch_size=shape.patch,
             in_chans=1,
@@ -92,38 +98,71 @@ def network(shape: DigitsNetwork, classes: int, seed: int) -> nn.Module:
             global_pool="avg",
             class_token=False,
         )
+        nn.init.normal_(net.pos_embed, std=shape.position_std)
+    return net
 
 
-def shifted(images: Tensor, pixels: int, draws: torch.Generator) -> Tensor:
-    """Each image moved by its own −pixels … pixels along both axes, zeros moving in: [n, 1, 8, 8]."""
-    n, _, height, width = images.shape
-    padded = nn.functional.pad(images, (pixels,) * 4)
-    down, right = torch.randint(0, 2 * pixels + 1, (2, n, 1), generator=draws)
-    rows = (down + torch.arange(height))[:, None, :, None].expand(n, 1, height, padded.shape[-1])
-    columns = (right + torch.arange(width))[:, None, None, :].expand(n, 1, height, width)
-    return padded.gather(2, rows).gather(3, columns)
+@dataclass(frozen=True)
+class Jitter:
+    """Augmentation: each image under small random affine maps.
+
+    Args:
+        copies: of each image, the first of them the image itself. degrees: largest rotation.
+            scaling: largest relative change of size. pixels: largest shift along each axis.
+    """
+
+    copies: int
+    degrees: float
+    scaling: float
+    pixels: float
 
 
-def rotations(images: Tensor) -> Split:
-    """All four quarter turns of each image, and which it is: the auxiliary task of the pre-training."""
-    turned = torch.cat([torch.rot90(images, turns, (2, 3)) for turns in range(ROTATIONS)])
-    return turned, torch.arange(ROTATIONS).repeat_interleave(len(images))
+def jittered(images: Tensor, jitter: Jitter, seed: int) -> Tensor:
+    """Copies of images under affine maps drawn by (seed, copy), bilinear, background moving in.
+
+    Returns:
+        [copies, n, 1, 8, 8].
+    """
+    n, _, _, side = images.shape
+    copies = [images]
+    for copy in range(1, jitter.copies):
+        draws = generator("digits jitter", seed, "", copy)
+        angle, size, right, down = 2 * torch.rand((4, n), generator=draws) - 1
+        angle = angle * math.radians(jitter.degrees)
+        size = 1 + size * jitter.scaling
+        cosine, sine = size * angle.cos(), size * angle.sin()
+        shift = 2 * jitter.pixels / side  # the sampling grid's coordinates run from -1 to 1
+        maps = torch.stack([cosine, -sine, shift * right, sine, cosine, shift * down], dim=1).view(n, 2, 3)
+        grid = nn.functional.affine_grid(maps, list(images.shape), align_corners=False)
+        moved = nn.functional.grid_sample(images - BACKGROUND, grid, align_corners=False)
+        copies.append(moved + BACKGROUND)
+    return torch.stack(copies)
 
 
-def batches(split: Split, size: int, seed: int, shift: int = 0) -> Callable[[int], Iterator[Split]]:
-    """epoch → shuffled training batches; order and shifts are keyed by (seed, epoch).
+def batches(split: Split, size: int, seed: int, jitter: Jitter) -> Callable[[int], Iterator[Split]]:
+    """epoch → shuffled training batches, each image as one of its copies; keyed by (seed, epoch).
 
     The last batch of an epoch is left out where it would be smaller than ``size``.
     """
     images, labels = split
     if size > len(images):
         raise InputError(f"a batch of {size} is larger than the {len(images)} training images")
+    bank = jittered(images, jitter, seed)
 
     def epoch_batches(epoch: int) -> Iterator[Split]:
         draws = generator("digits batches", seed, "", epoch)
         order = torch.randperm(len(images), generator=draws)
+        copy = torch.randint(jitter.copies, (len(images),), generator=draws)
         for index in order[: len(order) // size * size].split(size):
-            x = images[index]
-            yield (shifted(x, shift, draws) if shift else x), labels[index]
+            yield bank[copy[index], index], labels[index]
 
     return epoch_batches
+
+
+def instances(split: Split) -> Split:
+    """The auxiliary task of the pre-training: name the training image.
+
+    Each image is a class of its own, known again under jitter: Dosovitskiy et al. 2014, "Discriminative
+    unsupervised feature learning with convolutional neural networks".
+    """
+    return split[0], torch.arange(len(split[0]))

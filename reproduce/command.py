@@ -1,0 +1,169 @@
+"""What the figure scripts share: their options, their session, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from tqdm import tqdm
+
+from lpe import tracking
+from lpe.errors import InputError
+from lpe.records import REPOSITORY, Records, check_writable, write_provenance
+from lpe.store import Store
+from reproduce.scales import Scale, scale
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+@dataclass
+class Session:
+    """One run of a script: what it was asked, and where results go."""
+
+    scale: Scale
+    seeds: list[int]
+    out: Path
+    records: Records
+    store: Store
+    tracker: tracking.Tracker
+    bars: bool = True
+    posterior_stds: dict[str, float] = field(default_factory=dict)
+
+    def progress(self, total: int, what: str) -> tqdm:
+        """A progress bar of ``total`` steps on stderr."""
+        return tqdm(total=total, desc=what, leave=False, disable=not self.bars, file=sys.stderr)
+
+
+def source_hash(*paths: str) -> str:
+    """Hash of source files and of the Python files in folders, given relative to the repository.
+
+    It is part of what determines a stored result: after a change of code nothing stale is taken up.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        place = REPOSITORY / path
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(file.relative_to(REPOSITORY).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+MEASURING = ("lpe", "reproduce/scales.py", "reproduce/points.py", "reproduce/measurements.py")
+
+
+def records_path(chosen: Scale, store: Store) -> Path:
+    """Where the working record of a scale lies: named by the scale's numbers and the code that measures."""
+    key = Store.key({"scale": asdict(chosen), "code": source_hash(*MEASURING), "torch": torch.__version__})
+    return store.root.parent / "records" / f"{chosen.name}-{key[:12]}.csv"
+
+
+def parser(figure: str, description: str | None) -> Parser:
+    """The options that every figure script has."""
+    made = Parser(
+        prog=f"reproduce/{figure}.py",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument(
+        "--scale", default="digits", help="which substrate and hyper-parameters (default: digits)"
+    )
+    made.add_argument("--seeds", type=int, help="training seeds 0 … N-1 (default: the scale's)")
+    made.add_argument("--out", type=Path, help="folder of the results (default: figures/SCALE)")
+    made.add_argument("--plot-only", action="store_true", help="redraw from the record in the folder")
+    made.add_argument(
+        "--wandb",
+        choices=tracking.MODES,
+        help="Weights & Biases (default: WANDB_MODE; else online with WANDB_API_KEY; else offline)",
+    )
+    return made
+
+
+def run_figure(
+    figure: str,
+    description: str | None,
+    compute: Callable[[Session], Mapping[str, object]],
+    draw: Callable[[Path, str], tuple[list[Path], list[str]]],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Run a figure script: measure what is not measured yet, write the record, draw it, say the verdict.
+
+    Args:
+        figure: its name, such as "fig3". description: the script's docstring, for ``--help``.
+        compute: measures and writes the record's CSV files into ``session.out``; returns what the
+            provenance should hold beside the scale.
+        draw: (folder, scale's name) → paths written and lines to print, from the record alone.
+        arguments: the command line; None: this process's.
+
+    Returns:
+        The exit code: 0, or 2 after one line about bad input.
+    """
+    try:
+        asked = parser(figure, description).parse_args(arguments)
+        chosen = scale(asked.scale)
+        count = chosen.seeds if asked.seeds is None else asked.seeds
+        if count < 1:
+            raise InputError(f"--seeds must be 1 or more, not {count}")
+        out = asked.out or REPOSITORY / "figures" / chosen.name
+        check_writable(out)
+        started = time.time()
+        if not asked.plot_only:
+            with _session(figure, chosen, count, out, asked.wandb) as session:
+                extra = compute(session)
+                record = out / f"{figure}.csv"
+                write_provenance(
+                    out / f"{figure}.json",
+                    sys.argv if arguments is None else [f"reproduce/{figure}.py", *arguments],
+                    {"scale": chosen, **extra},
+                    "cpu",
+                    session.seeds,
+                    chosen.threads,
+                    started,
+                )
+                paths, lines = draw(out, chosen.name)
+                written = [record, out / f"{figure}.json", *paths]
+                session.tracker.artifact(f"{figure}-{chosen.name}", "figure", written)
+        else:
+            if not (out / f"{figure}.csv").is_file():
+                raise InputError(f"there is no record {figure}.csv in {out}; run without --plot-only first")
+            written, lines = draw(out, chosen.name)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in written:
+        print(f"wrote {_shown(path)}")
+    for line in lines:
+        print(line)
+    print(f"{figure} at scale {chosen.name}: {time.time() - started:.0f} s")
+    return 0
+
+
+def _shown(path: Path) -> str:
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+@contextmanager
+def _session(figure: str, chosen: Scale, count: int, out: Path, wandb_mode: str | None) -> Iterator[Session]:
+    # One fixed number of threads: sums are taken in one order, and two runs give the same bytes.
+    torch.set_num_threads(chosen.threads)
+    store = Store()
+    path = records_path(chosen, store)
+    check_writable(path.parent)
+    with tracking.start(
+        wandb_mode, "low-precision-ensembling", f"{figure}-{chosen.name}", {"scale": chosen, "seeds": count}
+    ) as tracker:
+        yield Session(chosen, list(range(count)), out, Records(path), store, tracker)

@@ -1,0 +1,63 @@
+"""Figure 2: NLL against ensemble size, for the points found by SGD, SWAG and IVON.
+
+    python reproduce/fig2.py
+
+BMA (where the point has a posterior) against LPE-BSR at several bit widths; the single FP32 model, as it
+is and with temperature scaling, as lines.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# A script runs its own checkout, whichever copy is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lpe.records import COLUMNS, write_table
+from reproduce import claims, panels
+from reproduce.command import Session, run_figure
+from reproduce.measurements import measure_points, selected
+from reproduce.points import POINTS
+from reproduce.scales import scale
+
+BIT_STYLES = {
+    8: (panels.BLACK, "."),
+    6: (panels.PURPLE, "v"),
+    5: (panels.SKY, "D"),
+    4: (panels.BLUE, "o"),
+    3: (panels.GREEN, "s"),
+    2: (panels.YELLOW, "P"),
+}
+BMA_STYLE = (panels.VERMILION, "^")
+
+
+def compute(session: Session) -> dict[str, object]:
+    """Train and measure; write fig2.csv."""
+    stds = measure_points(session, POINTS)
+    write_table(selected(session, POINTS), session.out / "fig2.csv", COLUMNS)
+    return {"median_posterior_std": stds}
+
+
+def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+    """Draw fig2.pdf and fig2.png from fig2.csv; returns their paths and claim C2's verdicts."""
+    chosen = scale(scale_name)
+    record = panels.read_record(folder / "fig2.csv", COLUMNS)
+    n = record["seed"].nunique()
+    with panels.plt.rc_context(panels.STYLE):
+        figure, axes = panels.plt.subplots(1, 3, figsize=(panels.TEXT_WIDTH, 2.35), sharey=False)
+        for letter, ax, point in zip("abc", axes, POINTS, strict=True):
+            nll = record[(record["point"] == point) & (record["metric"] == "nll")]
+            single = claims.by_seed(nll, method="FP32")
+            panels.nll_panel(ax, nll, single, chosen.bits, BIT_STYLES, BMA_STYLE)
+            low, high = claims.interval(single.to_numpy())
+            spread = f" [{low:.3f}, {high:.3f}]" if n > 1 else ""
+            panels.label_panel(ax, letter, f"{point}: FP32 {single.mean():.4f}{spread}")
+        axes[0].set_ylabel("test NLL (nats per image)")
+        panels.legend_below(figure, list(axes))
+        paths = panels.save(figure, folder, "fig2")
+    return paths, [v.line() for v in claims.c2(record, f"int{chosen.best_bits}", chosen.claim_size)]
+
+
+if __name__ == "__main__":
+    sys.exit(run_figure("fig2", __doc__, compute, draw))

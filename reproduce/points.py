@@ -1,0 +1,255 @@
+"""The trained weights that figures share: pre-training, then fine-tuning by SGD, SWAG and IVON.
+
+Each comes out of the store where it is already there. The key of an entry holds everything that determines
+it: the recipe, the seed, the entry it starts from, the code, the versions and the number of threads.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpe.ensembles.base import Ensemble
+from lpe.ensembles.ivon import IVONEnsemble, posterior_std
+from lpe.ensembles.swag import SWAGCollector, SWAGEnsemble, SWAGStatistics
+from lpe.store import Entry
+from lpe.substrates import digits
+from lpe.training.loop import train
+from lpe.training.schedules import then_constant, warmup_cosine
+from reproduce.command import Session, source_hash
+from reproduce.scales import IVONTraining, SGDTraining, SWAGTraining
+
+POINTS = ("SGD", "SWAG", "IVON")
+TRAINING_CODE = (
+    "lpe/training",
+    "lpe/substrates/digits.py",
+    "lpe/number_systems/streams.py",
+    "lpe/ensembles/swag.py",
+    "lpe/ensembles/ivon.py",
+    "reproduce/points.py",
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A solution: its network in eval mode, its posterior where it has one, and what it cost.
+
+    Args:
+        posterior: (size, seed) → ensemble of draws; None for a point estimate.
+        backward_passes: of the pre-training and the fine-tuning, one minibatch each.
+        info: what the store keeps beside the weights.
+    """
+
+    name: str
+    net: nn.Module
+    posterior: Callable[[int, int], Ensemble] | None
+    backward_passes: int
+    info: Mapping[str, Any]
+
+
+def _config(
+    session: Session, phase: str, seed: int, recipe: object, start: object = None
+) -> dict[str, object]:
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "timm", "ivon-opt", "numpy")}
+    return {
+        "phase": phase,
+        "scale": session.scale.name,
+        "network": session.scale.network,
+        "jitter": session.scale.jitter,
+        "recipe": recipe,
+        "seed": seed,
+        "start": start,
+        "threads": session.scale.threads,
+        "packages": packages,
+        "code": source_hash(*TRAINING_CODE),
+    }
+
+
+def _trained(
+    session: Session,
+    config: dict[str, object],
+    epochs: int,
+    fit: Callable[[Callable[[Mapping[str, float]], None]], tuple[dict[str, Tensor], dict[str, Any]]],
+) -> Entry:
+    label = f"seed {config['seed']}: {config['phase']}"
+
+    def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        with session.progress(epochs, label) as bar:
+
+            def report(row: Mapping[str, float]) -> None:
+                bar.update()
+                bar.set_postfix(loss=f"{row['loss']:.3f}")
+                named = {f"{config['phase']}/seed {config['seed']}/{key}": row[key] for key in row}
+                session.tracker.log(named)
+
+            return fit(report)
+
+    return session.store.get_or_make(config, make)
+
+
+def _pre_trained(session: Session, seed: int) -> tuple[Entry, dict[str, object]]:
+    """The trunk after instance discrimination on the training images."""
+    recipe = session.scale.pre_training
+    config = _config(session, "pre-training", seed, recipe)
+
+    def fit(report: Callable[[Mapping[str, float]], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        split = digits.instances(digits.load(seed).train)
+        net = digits.network(session.scale.network, len(split[0]), seed)
+        batches = digits.batches(split, recipe.batch, seed, session.scale.jitter)
+        steps = recipe.epochs * (len(split[0]) // recipe.batch)
+        optimizer = torch.optim.AdamW(net.parameters(), weight_decay=recipe.weight_decay, fused=True)
+        schedule = warmup_cosine(recipe.learning_rate, steps)
+        run = train(net, batches, optimizer, schedule, recipe.epochs, seed, report=report)
+        trunk = {name: value for name, value in net.state_dict().items() if not name.startswith("head.")}
+        return trunk, {"backward_passes": run.backward_passes, "loss": run.curve[-1]["loss"]}
+
+    return _trained(session, config, recipe.epochs, fit), config
+
+
+def _start(session: Session, seed: int) -> tuple[nn.Module, int, dict[str, object]]:
+    """A network with the pre-trained trunk and a new head."""
+    entry, config = _pre_trained(session, seed)
+    net = digits.network(session.scale.network, digits.CLASSES, seed)
+    missing = net.load_state_dict(entry.tensors, strict=False)
+    assert all(name.startswith("head.") for name in missing.missing_keys) and not missing.unexpected_keys
+    return net, int(entry.info["backward_passes"]), config
+
+
+def _loaded(session: Session, seed: int, weights: Mapping[str, Tensor]) -> nn.Module:
+    net = digits.network(session.scale.network, digits.CLASSES, seed)
+    net.load_state_dict(dict(weights))
+    return net.eval()
+
+
+def _sgd(net: nn.Module, recipe: SGDTraining) -> torch.optim.SGD:
+    return torch.optim.SGD(
+        net.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+
+
+def sgd_point(session: Session, seed: int, recipe: SGDTraining | None = None) -> Point:
+    """The point estimate of SGD."""
+    recipe = recipe or session.scale.sgd
+    net, before, start = _start(session, seed)
+    config = _config(session, "SGD", seed, recipe, start)
+
+    def fit(report: Callable[[Mapping[str, float]], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        split = digits.load(seed).train
+        batches = digits.batches(split, recipe.batch, seed, session.scale.jitter)
+        steps = recipe.epochs * (len(split[0]) // recipe.batch)
+        schedule = warmup_cosine(recipe.learning_rate, steps)
+        run = train(
+            net, batches, _sgd(net, recipe), schedule, recipe.epochs, seed, recipe.clip_norm, report=report
+        )
+        return net.state_dict(), {
+            "backward_passes": before + run.backward_passes,
+            "loss": run.curve[-1]["loss"],
+        }
+
+    entry = _trained(session, config, recipe.epochs, fit)
+    return Point(
+        "SGD", _loaded(session, seed, entry.tensors), None, entry.info["backward_passes"], entry.info
+    )
+
+
+def swag_point(session: Session, seed: int, recipe: SWAGTraining | None = None) -> Point:
+    """SWAG's mean and posterior."""
+    recipe = recipe or session.scale.swag
+    net, before, start = _start(session, seed)
+    config = _config(session, "SWAG", seed, recipe, start)
+
+    def fit(report: Callable[[Mapping[str, float]], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        split = digits.load(seed).train
+        batches = digits.batches(split, recipe.sgd.batch, seed, session.scale.jitter)
+        an_epoch = len(split[0]) // recipe.sgd.batch
+        start = recipe.start_epoch * an_epoch
+        falling = warmup_cosine(recipe.sgd.learning_rate, start, final=recipe.learning_rate)
+        schedule = then_constant(falling, start, recipe.learning_rate)
+        collector = SWAGCollector(recipe.rank)
+
+        def after_epoch(epoch: int) -> None:
+            if epoch >= recipe.start_epoch:
+                collector.collect(net)
+
+        run = train(
+            net,
+            batches,
+            _sgd(net, recipe.sgd),
+            schedule,
+            recipe.sgd.epochs,
+            seed,
+            recipe.sgd.clip_norm,
+            after_epoch,
+            report,
+        )
+        info = {"backward_passes": before + run.backward_passes, "loss": run.curve[-1]["loss"]}
+        return collector.statistics().tensors(), {**info, "collected": collector.collected}
+
+    entry = _trained(session, config, recipe.sgd.epochs, fit)
+    statistics = SWAGStatistics.from_tensors(entry.tensors)
+    template = digits.network(session.scale.network, digits.CLASSES, seed).eval()
+
+    def posterior(size: int, draw_seed: int) -> SWAGEnsemble:
+        return SWAGEnsemble(template, statistics, size, draw_seed, recipe.scale)
+
+    return Point("SWAG", posterior(1, 0).point(), posterior, entry.info["backward_passes"], entry.info)
+
+
+def ivon_point(session: Session, seed: int, recipe: IVONTraining | None = None) -> Point:
+    """IVON's mean and posterior."""
+    recipe = recipe or session.scale.ivon
+    net, before, start = _start(session, seed)
+    config = _config(session, "IVON", seed, recipe, start)
+
+    def fit(report: Callable[[Mapping[str, float]], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        import ivon
+
+        split = digits.load(seed).train
+        batches = digits.batches(split, recipe.batch, seed, session.scale.jitter)
+        steps = recipe.epochs * (len(split[0]) // recipe.batch)
+        optimizer = ivon.IVON(
+            net.parameters(),
+            lr=recipe.learning_rate,
+            ess=len(split[0]),
+            hess_init=recipe.hess_init,
+            beta1=recipe.beta1,
+            beta2=recipe.beta2,
+            weight_decay=recipe.weight_decay,
+        )
+        schedule = warmup_cosine(recipe.learning_rate, steps)
+        run = train(net, batches, optimizer, schedule, recipe.epochs, seed, report=report)
+        std = posterior_std(optimizer, net)
+        median = float(torch.cat([value.flatten() for value in std.values()]).median())
+        tensors = {f"mean/{name}": value for name, value in net.state_dict().items()}
+        tensors |= {f"std/{name}": value for name, value in std.items()}
+        return tensors, {
+            "backward_passes": before + run.backward_passes,
+            "loss": run.curve[-1]["loss"],
+            "median_posterior_std": median,
+        }
+
+    entry = _trained(session, config, recipe.epochs, fit)
+    parts: dict[str, dict[str, Tensor]] = {"mean": {}, "std": {}}
+    for key, tensor in entry.tensors.items():
+        part, name = key.split("/", 1)
+        parts[part][name] = tensor
+    point = _loaded(session, seed, parts["mean"])
+
+    def posterior(size: int, draw_seed: int) -> IVONEnsemble:
+        return IVONEnsemble(point, parts["std"], size, draw_seed)
+
+    return Point("IVON", point, posterior, entry.info["backward_passes"], entry.info)
+
+
+def point(session: Session, name: str, seed: int) -> Point:
+    """The point of that name at a training seed."""
+    return {"SGD": sgd_point, "SWAG": swag_point, "IVON": ivon_point}[name](session, seed)
