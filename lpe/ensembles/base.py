@@ -106,18 +106,28 @@ def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
 
     memo: dict[int, Any] = {}
     modules = list(model.modules())
-    for module in modules:
-        for held in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
-            if not isinstance(held, Tensor) or id(held) in memo:
-                continue
-            new = by_identity.get(_identity(held))
-            if new is None:
-                memo[id(held)] = held
-            elif isinstance(held, nn.Parameter):
-                memo[id(held)] = nn.Parameter(new, requires_grad=False)
-            else:
-                memo[id(held)] = new
+    for held in _tensors_in(model, set()):
+        replacement = by_identity.get(_identity(held))
+        if replacement is None:
+            memo[id(held)] = held
+        elif isinstance(held, nn.Parameter):
+            memo[id(held)] = nn.Parameter(replacement, requires_grad=False)
+        else:
+            memo[id(held)] = replacement
     return _structural_copy(model, modules, memo).eval()
+
+
+def _tensors_in(held: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor of a module, also those in plain containers and in modules that are not registered."""
+    if isinstance(held, Tensor | nn.Module | Mapping | list | tuple | set) and id(held) not in seen:
+        seen.add(id(held))
+        if isinstance(held, Tensor):
+            yield held
+            return
+        if isinstance(held, nn.Module):
+            held = vars(held)
+        for value in held.values() if isinstance(held, Mapping) else held:
+            yield from _tensors_in(value, seen)
 
 
 _ATOMIC = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type)
@@ -253,8 +263,9 @@ class Ensemble(ABC, Sequence[nn.Module]):
         The members' logits are upcast to float64 and their mean is taken by log-sum-exp.
         """
         total: Tensor | None = None
-        for net in self:
-            log_probs = apply(net, inputs).double().log_softmax(dim=-1)
+        for index in range(self.size):
+            # No name for the member: it would live on while the next one is made.
+            log_probs = apply(self.member(index), inputs).double().log_softmax(dim=-1)
             total = log_probs if total is None else torch.logaddexp(total, log_probs)
         assert total is not None
         return total - math.log(self.size)

@@ -10,6 +10,7 @@ One module is the single model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from torch import nn
 
@@ -31,9 +32,10 @@ class DeepEnsemble(Ensemble):
         for index, model in enumerate(self.models):
             tensors = [(entry.name, tuple(entry.tensor.shape)) for entry in named_tensors(model)]
             if tensors != first:
-                different = next((a for a, b in zip(tensors, first, strict=False) if a != b), tensors[-1])
+                pairs = zip_longest(tensors, first, fillvalue=("", ()))
+                name = next(mine[0] or theirs[0] for mine, theirs in pairs if mine != theirs)
                 raise InputError(
-                    f"model {index} is not of model 0's architecture: it differs at tensor {different[0]!r}"
+                    f"model {index} is not of model 0's architecture: it differs at tensor {name!r}"
                 )
 
     def member(self, index: int) -> nn.Module:

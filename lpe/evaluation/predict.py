@@ -9,7 +9,7 @@ chunk, members that cost a construction are worth one. The numbers are the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +29,7 @@ CHUNK_BYTES = 1 << 28
 def _bytes(inputs: Any) -> int:
     if isinstance(inputs, Tensor):
         return inputs.numel() * inputs.element_size()
-    if isinstance(inputs, dict):
+    if isinstance(inputs, Mapping):
         return sum(_bytes(value) for value in inputs.values())
     if isinstance(inputs, tuple | list):
         return sum(_bytes(value) for value in inputs)
@@ -40,16 +40,16 @@ def to_device(inputs: Any, device: torch.device) -> Any:
     """The inputs (tensor, tuple, list or dict of them) on a device."""
     if isinstance(inputs, Tensor):
         return inputs.to(device)
-    if isinstance(inputs, dict):
+    if isinstance(inputs, Mapping):
         return {key: to_device(value, device) for key, value in inputs.items()}
     if isinstance(inputs, tuple | list):
-        return type(inputs)(to_device(value, device) for value in inputs)
+        return tuple(to_device(value, device) for value in inputs)
     return inputs
 
 
 def device_of(model: nn.Module) -> torch.device:
     """The device of the model's first tensor; the CPU for a model without tensors."""
-    first = next(model.parameters(), None)
+    first: Tensor | None = next(model.parameters(), None)
     if first is None:
         first = next(model.buffers(), None)
     return torch.device("cpu") if first is None else first.device
@@ -79,8 +79,10 @@ def _check_logits(logits: Tensor, targets: Tensor, index: int) -> None:
     if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
         bad = int(targets.max()) if int(targets.max()) >= logits.shape[1] else int(targets.min())
         raise InputError(f"batch {index} has label {bad}; the model has classes 0 to {logits.shape[1] - 1}")
-    if torch.isnan(logits).any():
-        raise InputError(f"batch {index}: the model returned logits that are NaN")
+    # −∞ masks a class; +∞ would make the whole row NaN.
+    bad_values = int((torch.isnan(logits) | torch.isposinf(logits)).sum())
+    if bad_values:
+        raise InputError(f"batch {index}: the model returned {bad_values} logits that are NaN or +infinity")
 
 
 def _chunks(
@@ -194,7 +196,10 @@ def member_log_probs(ensemble: Ensemble, batches: Iterable[Any]) -> tuple[Tensor
     chunk = [(index, *_checked(batch, index)) for index, batch in enumerate(batches)]
     if not any(len(targets) for _, _, targets in chunk):
         raise InputError("the batches are empty; there is nothing to evaluate")
-    log_probs = torch.stack([_member_logits(net, chunk).log_softmax(dim=-1).cpu() for net in ensemble])
+    log_probs = torch.stack(
+        # No name for the member: it would live on while the next one is made.
+        [_member_logits(ensemble.member(i), chunk).log_softmax(dim=-1).cpu() for i in range(len(ensemble))]
+    )
     return log_probs, torch.cat([targets for _, _, targets in chunk])
 
 
