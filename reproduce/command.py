@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,12 +39,10 @@ class Session:
     records: Records
     store: Store
     tracker: tracking.Tracker
-    bars: bool = True
-    posterior_stds: dict[str, float] = field(default_factory=dict)
 
     def progress(self, total: int, what: str) -> tqdm:
         """A progress bar of ``total`` steps on stderr."""
-        return tqdm(total=total, desc=what, leave=False, disable=not self.bars, file=sys.stderr)
+        return tqdm(total=total, desc=what, leave=False, file=sys.stderr)
 
 
 def source_hash(*paths: str) -> str:
@@ -119,7 +117,7 @@ def run_figure(
         check_writable(out)
         started = time.time()
         if not asked.plot_only:
-            with _session(figure, chosen, count, out, asked.wandb) as session:
+            with open_session(figure, chosen, count, out, asked.wandb) as session:
                 extra = compute(session)
                 record = out / f"{figure}.csv"
                 write_provenance(
@@ -157,7 +155,10 @@ def _shown(path: Path) -> str:
 
 
 @contextmanager
-def _session(figure: str, chosen: Scale, count: int, out: Path, wandb_mode: str | None) -> Iterator[Session]:
+def open_session(
+    figure: str, chosen: Scale, count: int, out: Path, wandb_mode: str | None
+) -> Iterator[Session]:
+    """A session over training seeds 0 … count − 1, its W&B run open while it lasts."""
     # One fixed number of threads: sums are taken in one order, and two runs give the same bytes.
     torch.set_num_threads(chosen.threads)
     store = Store()

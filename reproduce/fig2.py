@@ -44,7 +44,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
     chosen = scale(scale_name)
     record = panels.read_record(folder / "fig2.csv", COLUMNS)
     n = record["seed"].nunique()
-    with panels.plt.rc_context(panels.STYLE):
+    with panels.style():
         figure, axes = panels.plt.subplots(1, 3, figsize=(panels.TEXT_WIDTH, 2.35), sharey=False)
         for letter, ax, point in zip("abc", axes, POINTS, strict=True):
             nll = record[(record["point"] == point) & (record["metric"] == "nll")]

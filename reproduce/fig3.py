@@ -68,24 +68,27 @@ def compute(session: Session) -> dict[str, object]:
         )
         surface = Surface(solution.net, [test])
         for kind, plane in (("radial", radial_plane(bma, low)), ("members", plane_through(centre, bma, low))):
-            places = {
-                "origin": plane.coordinates(0.0 * centre),
-                "point": plane.coordinates(centre),
-                "BMA": plane.coordinates(bma),
-                "LPE-BSR": plane.coordinates(low),
-            }
-            on_grid = ("origin", "BMA", "LPE-BSR") if kind == "radial" else ("point", "BMA", "LPE-BSR")
+            itself = cloud_table(plane, [solution.net], solution.net, surface, "point")
+            drawn_clouds = [
+                cloud_table(plane, ensemble, solution.net, surface, method)
+                for method, ensemble in methods.items()
+            ]
+            projected = pd.concat([itself, *drawn_clouds]).assign(point=name, plane=kind)
+            clouds.append(projected)
+            # The three weight vectors that span the plane lie on the grid: the origin of the plane and
+            # the first member of each method. The members' plane is drawn as far as its members reach.
+            firsts = projected[(projected["member"] == 0) & (projected["method"] != "point")]
             xs, ys = (
-                grid_lines([places[anchor][axis] for anchor in on_grid], shape.resolution, shape.margin)
-                for axis in (0, 1)
+                grid_lines(
+                    [0.0, *firsts[axis]],
+                    shape.resolution,
+                    shape.margin,
+                    reach=projected[axis].tolist() if kind == "members" else (),
+                )
+                for axis in ("x", "y")
             )
             grid = grid_table(session, surface, plane, xs, ys, f"{name}: {kind} plane")
             grids.append(grid.assign(point=name, plane=kind))
-            for method, ensemble in methods.items():
-                cloud = cloud_table(plane, ensemble, solution.net, surface, method)
-                clouds.append(cloud.assign(point=name, plane=kind))
-            itself = cloud_table(plane, [solution.net], solution.net, surface, "point")
-            clouds.append(itself.assign(point=name, plane=kind))
     write_table(pd.concat(grids)[list(GRID_COLUMNS)], session.out / "fig3_landscape.csv", GRID_COLUMNS)
     write_table(pd.concat(clouds)[list(CLOUD_COLUMNS)], session.out / "fig3_members.csv", CLOUD_COLUMNS)
     write_table(selected(session, POINTS), session.out / "fig3.csv", COLUMNS)
@@ -111,8 +114,8 @@ def _landscape(
     panels.contours(
         figure, ax, table.columns.to_numpy(), table.index.to_numpy(), values, levels, "NLL (nats)"
     )
-    ax.set_xlabel("x (L2 distance)")
-    ax.set_ylabel("y (L2 distance)")
+    ax.set_xlabel("x (L2 units)")
+    ax.set_ylabel("y (L2 units)")
     return clouds[(clouds["point"] == name) & (clouds["plane"] == kind)]
 
 
@@ -129,19 +132,21 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
     clouds = panels.read_record(folder / "fig3_members.csv", CLOUD_COLUMNS)
     letters = iter("abcdefgh")
     best = f"INT-{chosen.best_bits}"
-    with panels.plt.rc_context(panels.STYLE):
-        figure, rows = panels.plt.subplots(2, 4, figsize=(panels.TEXT_WIDTH, 4.0))
+    with panels.style():
+        figure, rows = panels.plt.subplots(
+            2, 4, figsize=(panels.TEXT_WIDTH, 3.7), width_ratios=(1.15, 1, 1, 0.9)
+        )
         for axes, name in zip(rows, POINTS, strict=True):
             nll = record[(record["point"] == name) & (record["metric"] == "nll")]
             single = claims.by_seed(nll, method="FP32")
             panels.nll_panel(axes[0], nll, single, chosen.bits, BIT_STYLES, BMA_STYLE)
             axes[0].set_ylabel("test NLL (nats)")
-            panels.label_panel(axes[0], next(letters), f"{name}: NLL, {len(single)} seeds")
+            panels.label_panel(axes[0], next(letters), f"{name}: NLL")
 
             members = _landscape(figure, axes[1], grids, clouds, name, "radial")
             places = {method: _place(members, method) for method in ("point", "BMA", "LPE-BSR")}
             panels.anchors(axes[1], {"origin": (0.0, 0.0), **places}, STYLES)
-            panels.label_panel(axes[1], next(letters), f"{name}: radial plane")
+            panels.label_panel(axes[1], next(letters), "radial plane")
 
             members = _landscape(figure, axes[2], grids, clouds, name, "members")
             for method in ("BMA", "LPE-BSR"):
@@ -153,7 +158,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
             panels.anchors(
                 axes[2], {method: _place(members, method) for method in ("point", "BMA", "LPE-BSR")}, STYLES
             )
-            panels.label_panel(axes[2], next(letters), f"{name}: members")
+            panels.label_panel(axes[2], next(letters), "members")
 
             for method in ("BMA", "LPE-BSR", "point"):
                 cloud = members[members["method"] == method]
@@ -168,10 +173,10 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
                     linewidths=0.3,
                     edgecolors="white",
                 )
-            axes[3].set_xlabel("L2 distance from the point")
-            axes[3].set_ylabel("member's NLL (nats)")
+            axes[3].set_xlabel("L2 from point")
+            axes[3].set_ylabel("NLL (nats)")
             axes[3].set_xlim(left=0)
-            panels.label_panel(axes[3], next(letters), f"{name}: each member")
+            panels.label_panel(axes[3], next(letters), "each member")
         panels.legend_below(figure, [rows[0][0], rows[0][1]], rename={"LPE-BSR": f"LPE-BSR member, {best}"})
         paths = panels.save(figure, folder, "fig3")
     return paths, [v.line() for v in claims.c2(record, f"int{chosen.best_bits}", chosen.claim_size)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ CODE = ("lpe", "reproduce/landscapes.py")
 
 
 def grid_table(
-    session: Session, surface: Surface, plane: Plane, xs: Sequence[float], ys: Sequence[float], what: str
+    session: Session, surface: Surface, plane: Plane, xs: np.ndarray, ys: np.ndarray, what: str
 ) -> pd.DataFrame:
     """The surface on a grid of a plane, one row a point and quantity: x, y, metric, value.
 
@@ -32,7 +32,7 @@ def grid_table(
     columns = ("x", "y", "metric", "value")
     rows: list[dict[str, object]] = []
     if path.is_file():
-        rows = [dict(row) for row in pd.read_csv(path).to_dict("records")]  # type: ignore[misc]
+        rows = [{str(k): v for k, v in row.items()} for row in pd.read_csv(path).to_dict("records")]
     # Coordinates are compared as the file holds them.
     finished = {f"{row['y']:.12g}" for row in rows}
 
@@ -46,7 +46,7 @@ def grid_table(
             write_table(rows, path, columns)
             bar.update()
 
-        measure_grid(surface, plane, xs, ys, lambda y: f"{y:.12g}" in finished, keep)
+        measure_grid(surface, plane, xs.tolist(), ys.tolist(), lambda y: f"{y:.12g}" in finished, keep)
     table = pd.read_csv(path)
     return table.sort_values(["metric", "y", "x"], ignore_index=True)
 

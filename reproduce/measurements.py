@@ -7,6 +7,7 @@ Rounding seeds and posterior draws are averaged within a training seed: a row's 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,11 @@ COLUMNS = [*METRICS, "calibrated_nll"]
 def draw_seed(training_seed: int, draw: int) -> int:
     """The seed of a rounding or posterior draw: another for every training seed."""
     return 1000 * training_seed + draw
+
+
+def _same(ensemble: Ensemble, _: int) -> Ensemble:
+    """What does not depend on a seed of draws."""
+    return ensemble
 
 
 def ensemble_rows(
@@ -72,7 +78,7 @@ def measure_point(session: Session, solution: Point, seed: int, test: digits.Spl
 
     single = lpe.DeepEnsemble([solution.net])
     if missing("FP32", "fp32", ""):
-        add("FP32", "fp32", "", ensemble_rows(lambda _: single, [0], batches))
+        add("FP32", "fp32", "", ensemble_rows(partial(_same, single), [0], batches))
     if missing("FP32 + temperature", "fp32", ""):
         scaled = evaluate_temperature_scaled(single, batches)
         # One number more than the model: the temperature.
@@ -84,18 +90,15 @@ def measure_point(session: Session, solution: Point, seed: int, test: digits.Spl
         add("FP32 + temperature", "fp32", "", rows)
     if solution.posterior is not None and missing("BMA", "fp32", ""):
         posterior = solution.posterior
-        add("BMA", "fp32", "", ensemble_rows(lambda s: posterior(scale.size, s), draws, batches))
+        add("BMA", "fp32", "", ensemble_rows(partial(posterior, scale.size), draws, batches))
     for bits in scale.bits:
         system = lpe.Int(bits)
         if missing("RTN", system.name, "nearest"):
             rtn = lpe.LowPrecisionEnsemble(solution.net, system, 1, rounding="nearest")
-            add("RTN", system.name, "nearest", ensemble_rows(lambda _, e=rtn: e, [0], batches))
+            add("RTN", system.name, "nearest", ensemble_rows(partial(_same, rtn), [0], batches))
         if missing("LPE-BSR", system.name, "bernoulli"):
-            rows = ensemble_rows(
-                lambda s, system=system: lpe.LowPrecisionEnsemble(solution.net, system, scale.size, seed=s),
-                draws,
-                batches,
-            )
+            make = partial(lpe.LowPrecisionEnsemble, solution.net, system, scale.size)
+            rows = ensemble_rows(make, draws, batches)
             add("LPE-BSR", system.name, "bernoulli", rows)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -13,6 +15,7 @@ import pandas as pd
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -34,7 +37,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
 TEXT_WIDTH = 7.0
 """Inches: both columns of a two-column page."""
 
-STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 7,
     "axes.labelsize": 7,
     "axes.titlesize": 7.5,
@@ -51,6 +54,11 @@ STYLE = {
     "figure.constrained_layout.use": True,
     "svg.hashsalt": "lpe",
 }
+
+
+def style() -> AbstractContextManager[None]:
+    """The figures' fonts, lines and layout, for the time of a ``with``."""
+    return plt.rc_context(_STYLE)
 
 
 def read_record(path: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -195,9 +203,9 @@ def nll_levels(values: np.ndarray) -> np.ndarray:
 
 def legend_below(figure: Figure, axes: Sequence[Axes], rename: Mapping[str, str] | None = None) -> None:
     """One legend under the figure with each label of the panels once."""
-    handles = {}
+    handles: dict[str, Artist] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault((rename or {}).get(label, label), handle)
     columns = len(handles) if len(handles) <= 6 else -(-len(handles) // 2)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)

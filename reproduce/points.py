@@ -93,20 +93,20 @@ def _trained(
 
 
 def _pre_trained(session: Session, seed: int) -> tuple[Entry, dict[str, object]]:
-    """The trunk after instance discrimination on the training images."""
+    """The trunk after the auxiliary task on the training images."""
     recipe = session.scale.pre_training
     config = _config(session, "pre-training", seed, recipe)
 
     def fit(report: Callable[[Mapping[str, float]], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        split = digits.instances(digits.load(seed).train)
-        net = digits.network(session.scale.network, len(split[0]), seed)
+        split = digits.AUXILIARY_TASKS[recipe.task](digits.load(seed).train)
+        net = digits.network(session.scale.network, int(split[1].max()) + 1, seed)
         batches = digits.batches(split, recipe.batch, seed, session.scale.jitter)
         steps = recipe.epochs * (len(split[0]) // recipe.batch)
         optimizer = torch.optim.AdamW(net.parameters(), weight_decay=recipe.weight_decay, fused=True)
         schedule = warmup_cosine(recipe.learning_rate, steps)
         run = train(net, batches, optimizer, schedule, recipe.epochs, seed, report=report)
         trunk = {name: value for name, value in net.state_dict().items() if not name.startswith("head.")}
-        return trunk, {"backward_passes": run.backward_passes, "loss": run.curve[-1]["loss"]}
+        return trunk, {"backward_passes": run.backward_passes}
 
     return _trained(session, config, recipe.epochs, fit), config
 
@@ -152,7 +152,7 @@ def sgd_point(session: Session, seed: int, recipe: SGDTraining | None = None) ->
         )
         return net.state_dict(), {
             "backward_passes": before + run.backward_passes,
-            "loss": run.curve[-1]["loss"],
+            "last_loss": run.curve[-1]["loss"],
         }
 
     entry = _trained(session, config, recipe.epochs, fit)
@@ -191,7 +191,7 @@ def swag_point(session: Session, seed: int, recipe: SWAGTraining | None = None) 
             after_epoch,
             report,
         )
-        info = {"backward_passes": before + run.backward_passes, "loss": run.curve[-1]["loss"]}
+        info = {"backward_passes": before + run.backward_passes, "last_loss": run.curve[-1]["loss"]}
         return collector.statistics().tensors(), {**info, "collected": collector.collected}
 
     entry = _trained(session, config, recipe.sgd.epochs, fit)
@@ -233,7 +233,7 @@ def ivon_point(session: Session, seed: int, recipe: IVONTraining | None = None) 
         tensors |= {f"std/{name}": value for name, value in std.items()}
         return tensors, {
             "backward_passes": before + run.backward_passes,
-            "loss": run.curve[-1]["loss"],
+            "last_loss": run.curve[-1]["loss"],
             "median_posterior_std": median,
         }
 
@@ -252,4 +252,9 @@ def ivon_point(session: Session, seed: int, recipe: IVONTraining | None = None) 
 
 def point(session: Session, name: str, seed: int) -> Point:
     """The point of that name at a training seed."""
-    return {"SGD": sgd_point, "SWAG": swag_point, "IVON": ivon_point}[name](session, seed)
+    train_point: dict[str, Callable[[Session, int], Point]] = {
+        "SGD": sgd_point,
+        "SWAG": swag_point,
+        "IVON": ivon_point,
+    }
+    return train_point[name](session, seed)

@@ -14,8 +14,9 @@ from lpe.substrates.digits import DigitsNetwork, Jitter
 
 @dataclass(frozen=True)
 class PreTraining:
-    """Instance discrimination on the training images, by AdamW with warm-up and cosine."""
+    """An auxiliary task on the training images alone, by AdamW with warm-up and cosine."""
 
+    task: str = "instances"
     epochs: int = 50
     batch: int = 50
     learning_rate: float = 3e-3
@@ -47,7 +48,7 @@ class SWAGTraining:
 
 @dataclass(frozen=True)
 class IVONTraining:
-    """Fine-tuning by IVON with warm-up and cosine; its effective sample size is the number of training images."""
+    """Fine-tuning by IVON with warm-up and cosine; ess is the number of training images."""
 
     epochs: int = 50
     batch: int = 32

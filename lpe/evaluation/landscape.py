@@ -77,24 +77,30 @@ def radial_plane(first: Tensor, second: Tensor) -> Plane:
     return plane_through(torch.zeros_like(first), first, second)
 
 
-def grid_lines(anchors: Sequence[float], resolution: int, margin: float) -> np.ndarray:
+def grid_lines(
+    anchors: Sequence[float], resolution: int, margin: float, reach: Sequence[float] = ()
+) -> np.ndarray:
     """Grid coordinates along one axis: an even grid around the anchors, and the anchors' own coordinates.
 
     Args:
         anchors: coordinates that must lie on the grid.
         resolution: even grid lines, 2 or more. margin: around the anchors, as a fraction of their extent.
+        reach: coordinates that must lie within the margin too, but not on a line.
 
     Returns:
         Increasing float64 [≥ resolution].
     """
     if resolution < 2:
         raise InputError(f"a grid needs 2 lines or more, not {resolution}")
-    low, high = min(anchors), max(anchors)
+    within = [*anchors, *reach]
+    low, high = min(within), max(within)
     extent = (high - low) or 1.0
     lines = np.linspace(low - margin * extent, high + margin * extent, resolution)
     spacing = lines[1] - lines[0]
     # An even line almost on an anchor's gives way to it: slivers of cells would draw badly.
-    even = [x for x in lines if min(abs(x - a) for a in anchors) > 0.2 * spacing or x in (lines[0], lines[-1])]
+    even = [
+        x for x in lines if min(abs(x - a) for a in anchors) > 0.2 * spacing or x in (lines[0], lines[-1])
+    ]
     return np.array(sorted({*even, *(float(a) for a in anchors)}))
 
 
@@ -125,6 +131,11 @@ class Surface:
             raise InputError("the batches are empty; a landscape needs data")
         self._statistics = statistics
         self._anchors = {name: self._log_probs(weights) for name, weights in (anchors or {}).items()}
+
+    @property
+    def anchor_names(self) -> list[str]:
+        """The anchors' names."""
+        return list(self._anchors)
 
     @torch.no_grad()
     def _log_probs(self, weights: Tensor) -> Tensor:

@@ -98,6 +98,7 @@ def network(shape: DigitsNetwork, classes: int, seed: int) -> nn.Module:
             global_pool="avg",
             class_token=False,
         )
+        assert net.pos_embed is not None
         nn.init.normal_(net.pos_embed, std=shape.position_std)
     return net
 
@@ -166,3 +167,14 @@ def instances(split: Split) -> Split:
     unsupervised feature learning with convolutional neural networks".
     """
     return split[0], torch.arange(len(split[0]))
+
+
+def rotations(split: Split) -> Split:
+    """Another auxiliary task: which of four quarter turns an image has (Gidaris et al. 2018)."""
+    images = split[0]
+    turned = torch.cat([torch.rot90(images, turns, (2, 3)) for turns in range(4)])
+    return turned, torch.arange(4).repeat_interleave(len(images))
+
+
+AUXILIARY_TASKS = {"instances": instances, "rotations": rotations}
+"""Name → labelled images made of a training split alone."""
