@@ -7,7 +7,9 @@ coupled   member i uses the random number r_i = (r_0 + 40503·i) mod 2¹⁶ (a r
           prefix of the members) instead of a fresh one. Each member alone is BSR.
 
 The random number has 16 bits and the probability is rounded to 16 bits, so BSR's bias is at most 2⁻¹⁷ of
-the step, to which float32's own error in w·(1/Δ) adds below 2⁻¹⁵ at INT-8 and less at fewer bits.
+the step, to which float32's own error in w·(1/Δ) adds below 2⁻¹⁶ at INT-8 and less at fewer bits. A grid
+value (Δ a normal number) stays put under every member at INT-2 to INT-6; by that error it leaves with a
+probability of at most 2⁻¹⁶ at INT-7 and 2⁻¹⁵ at INT-8.
 
 Source: Nam & Lee 2024, "Ex Uno Pluria" (BSR); the coupling is this suite's own.
 """
@@ -52,6 +54,8 @@ class Layout:
     def __post_init__(self) -> None:
         if self.output_axis not in (0, 1) or (self.output_axis == 1 and len(self.shape) < 2):
             raise InputError(f"output_axis {self.output_axis!r} does not fit the shape {list(self.shape)}")
+        if not isinstance(self.channel_groups, int) or self.channel_groups < 1:
+            raise InputError(f"channel_groups must be a positive integer, not {self.channel_groups!r}")
         if self.output_axis == 1 and self.shape[0] % self.channel_groups:
             raise InputError(f"{self.channel_groups} channel groups do not divide {self.shape[0]} inputs")
 
@@ -120,7 +124,9 @@ def steps(weight: Tensor, system: Int, layout: Layout) -> Tensor:
     ).float()
     # Rows are padded with zeros, which raise no maximum.
     padded = torch.nn.functional.pad(largest, (0, 0, 0, shape[0] * row_extent - layout.rows))
-    return padded.unflatten(0, (shape[0], row_extent)).amax(dim=1) / system.largest_code
+    # A tensor, not a number: CUDA divides by a number as a product with its reciprocal, which rounds twice.
+    q = torch.tensor(float(system.largest_code), dtype=torch.float32, device=weight.device)
+    return padded.unflatten(0, (shape[0], row_extent)).amax(dim=1) / q
 
 
 def check_weight(weight: Tensor, name: str) -> None:
@@ -128,9 +134,13 @@ def check_weight(weight: Tensor, name: str) -> None:
     what = f"weight {name!r}" if name else "the weight"
     if not torch.is_floating_point(weight):
         raise InputError(f"{what} is {weight.dtype}; rounding takes floating-point weights")
-    if not torch.isfinite(weight).all():
-        bad = int((~torch.isfinite(weight)).sum())
-        raise InputError(f"{what} has {bad} values that are NaN or infinite; mend the checkpoint first")
+    # Rounding works in float32, where a large float64 value is infinite.
+    finite = torch.isfinite(weight.float() if weight.dtype == torch.float64 else weight)
+    if not finite.all():
+        bad = int((~finite).sum())
+        raise InputError(
+            f"{what} has {bad} values that are NaN or infinite in float32; mend the checkpoint first"
+        )
 
 
 @torch.no_grad()

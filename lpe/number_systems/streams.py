@@ -59,12 +59,17 @@ def tensor_id(name: str) -> int:
 
 
 def check_tensor_ids(names: Iterable[str]) -> None:
-    """InputError if two names have one id: their tensors would share random bits."""
+    """InputError if two names have one id, or are one name: their tensors would share random bits."""
     seen: dict[int, str] = {}
     for name in names:
-        other = seen.setdefault(tensor_id(name), name)
-        if other != name:
-            raise InputError(f"the names {other!r} and {name!r} have one tensor id; rename one of them")
+        identity = tensor_id(name)
+        if seen.get(identity) == name:
+            raise InputError(f"two tensors have the canonical name {name!r}; rename one of them")
+        if identity in seen:
+            raise InputError(
+                f"the names {seen[identity]!r} and {name!r} have one tensor id; rename one of them"
+            )
+        seen[identity] = name
 
 
 def philox(key: tuple[int, int], counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:

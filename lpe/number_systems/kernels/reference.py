@@ -13,7 +13,7 @@ COUPLING = 40503
 """What a further coupled member adds to the random lane, modulo 2¹⁶: ⌊2¹⁶/φ⌋, which is odd."""
 
 CHUNK = 1 << 18
-"""Elements rounded at a time, a multiple of 8: bounds the temporaries at a few MB whatever the tensor's size."""
+"""Elements rounded at a time, a multiple of 8: bounds the temporaries at a few MB for any tensor's size."""
 
 
 def round_codes(
@@ -36,7 +36,8 @@ def round_codes(
     else:
         assert lanes is not None
         low = v.floor()
-        # p = v − ⌊v⌋ is exact in float32 here, and so is its product with a power of two.
+        # p = v − ⌊v⌋ is exact in float32, but for −½ < v < 0 where it is off by at most 2⁻²⁵; its product
+        # with a power of two is exact.
         threshold = ((v - low) * 65536.0).round()
         codes = low + (lanes < threshold)
     return codes.clamp_(-largest_code, largest_code).to(torch.int8)
