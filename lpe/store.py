@@ -1,0 +1,189 @@
+"""The store of trained weights, shared by all figures: an entry is named by what determines it.
+
+An entry is two files, ``<key>.safetensors`` and ``<key>.json``; the second is written last, so that
+a kill at any moment leaves a whole entry or none. The key is a hash of the configuration, which must
+hold everything that determines the weights: model, data, method, hyper-parameters and seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from lpe.errors import InputError
+from lpe.records import (
+    REPOSITORY,
+    check_writable,
+    locked,
+    plain_data,
+    remove_leftovers,
+    replacing,
+    write_text_atomic,
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the store holds for one configuration.
+
+    Attributes:
+        tensors: the weights by name, on the CPU.
+        info: small JSON data about how they were made: last values of the training curve, backward passes.
+        path: the safetensors file.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    info: dict[str, Any]
+    path: Path
+
+
+class _DamagedError(Exception):
+    """An entry that cannot be what was stored; the message says what is wrong with it."""
+
+
+class Store:
+    """A folder of entries.
+
+    Args:
+        root: the folder, made when something is first stored. None: the environment variable
+            ``LPE_STORE``, and without it ``runs/store`` in the repository.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+        self.root = Path(root or os.environ.get("LPE_STORE") or REPOSITORY / "runs" / "store")
+
+    @staticmethod
+    def key(config: Mapping[str, object]) -> str:
+        """The first 32 hexadecimal digits of the SHA-256 of the configuration's canonical JSON.
+
+        Raises:
+            InputError: the configuration is not plain data (see ``lpe.records.plain_data``).
+        """
+        return _sha256_of_json(plain_data(config, "config"))[:32]
+
+    def get(self, config: Mapping[str, object]) -> Entry | None:
+        """The entry for a configuration; None if there is none.
+
+        A damaged entry (truncated, altered, of another configuration) is said on stderr and is none.
+
+        Raises:
+            InputError: the configuration is not plain data.
+        """
+        key = self.key(config)
+        path, description = self._files(key)
+        if not description.exists():
+            return None
+        try:
+            described = _read_description(description, config)
+            _verify_tensors(path, described["tensors_sha256"])
+        except _DamagedError as what:
+            print(f"store: entry {key} is damaged ({what}); it is made again", file=sys.stderr)
+            return None
+        return Entry(safetensors.torch.load_file(path), described["info"], path)
+
+    def put(
+        self,
+        config: Mapping[str, object],
+        tensors: Mapping[str, torch.Tensor],
+        info: Mapping[str, object] | None = None,
+    ) -> None:
+        """Stores tensors, on any device, and the information about them; replaces what is there.
+
+        Raises:
+            InputError: the configuration or the information is not plain data, something is not a
+                tensor, or the folder cannot be written to.
+        """
+        path, description = self._files(self.key(config))
+        described = {"config": plain_data(config, "config"), "info": plain_data(info or {}, "info")}
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, torch.Tensor):
+                raise InputError(f"{name} is of type {type(tensor).__name__}; the store keeps tensors")
+        # A copy each, because safetensors refuses tensors that share memory, as tied weights do.
+        copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+        check_writable(self.root)
+        with locked(self.root / "store") as held:
+            if held:
+                remove_leftovers(self.root, ".*.tmp")
+            # First the description goes and last it comes: without it there is no entry.
+            description.unlink(missing_ok=True)
+            with replacing(path) as temporary:
+                temporary.touch()
+                mode = temporary.stat().st_mode
+                safetensors.torch.save_file(copies, temporary)
+                temporary.chmod(mode)  # safetensors makes its files private; the others may share the store
+                described["tensors_sha256"] = _sha256_of_file(temporary)
+            described["sha256"] = _sha256_of_json(described)
+            write_text_atomic(description, json.dumps(described, indent=2, sort_keys=True) + "\n")
+
+    def get_or_make(
+        self,
+        config: Mapping[str, object],
+        make: Callable[[], tuple[dict[str, torch.Tensor], dict[str, Any]]],
+    ) -> Entry:
+        """The entry for a configuration, made and stored if there is none.
+
+        What is returned is always what the store holds, so that the first run and every later one
+        compute with the same tensors.
+
+        Args:
+            make: returns the tensors and the information about them.
+
+        Raises:
+            InputError: as ``put``; that the folder cannot be written to is found out before ``make``.
+        """
+        entry = self.get(config)
+        if entry is None:
+            check_writable(self.root)
+            self.put(config, *make())
+            entry = self.get(config)
+        if entry is None:
+            raise OSError(f"{self.root} does not give back what was written to it")
+        return entry
+
+    def _files(self, key: str) -> tuple[Path, Path]:
+        return self.root / f"{key}.safetensors", self.root / f"{key}.json"
+
+
+def _canonical(data: Any) -> str:
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _sha256_of_json(data: Any) -> str:
+    return hashlib.sha256(_canonical(data).encode()).hexdigest()
+
+
+def _sha256_of_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_description(path: Path, config: Mapping[str, object]) -> dict[str, Any]:
+    try:
+        described = json.loads(path.read_bytes())
+        claimed = described.pop("sha256")
+        unaltered = claimed == _sha256_of_json(described)
+    except (ValueError, AttributeError, KeyError, TypeError):
+        raise _DamagedError("its json is unreadable") from None
+    if not unaltered:
+        raise _DamagedError("its json was altered")
+    if _canonical(described["config"]) != _canonical(plain_data(config, "config")):
+        raise _DamagedError("its json is of another configuration")
+    return described
+
+
+def _verify_tensors(path: Path, sha256: str) -> None:
+    try:
+        found = _sha256_of_file(path)
+    except FileNotFoundError:
+        raise _DamagedError("its tensors are missing") from None
+    if found != sha256:
+        raise _DamagedError("its tensors were truncated or altered")

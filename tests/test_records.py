@@ -1,0 +1,477 @@
+"""The record: what goes in comes out, in an order and in bytes that depend on nothing else."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import pytest
+import torch
+
+from lpe import records
+from lpe.errors import InputError
+from lpe.records import COLUMNS, KEY, REPOSITORY, Records, check_writable, plain_data, write_table
+
+
+def row(**different: object) -> dict[str, object]:
+    return {
+        "scale": "digits",
+        "substrate": "mlp",
+        "point": "IVON",
+        "method": "LPE-BSR",
+        "number_system": "int5",
+        "rounding": "bernoulli",
+        "size": 4,
+        "seed": 1,
+        "metric": "nll",
+        "value": 0.25,
+        "memory_bits": 1000,
+        "backward_passes": 300,
+    } | different
+
+
+def rows(count: int = 30) -> list[dict[str, object]]:
+    return [
+        row(size=size, metric=metric, value=math.sqrt(size))
+        for size in range(1, count // 3 + 1)
+        for metric in ("nll", "err", "ece")
+    ]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "records.csv"
+
+
+def test_what_was_added_is_read_back_by_a_later_process(path: Path) -> None:
+    Records(path).add([row()])
+    assert Records(path).select().to_dict("records") == [row()]
+
+
+def test_any_order_of_adding_gives_the_same_bytes(tmp_path: Path) -> None:
+    shuffled = rows()
+    random.Random(0).shuffle(shuffled)
+    one, other = Records(tmp_path / "one.csv"), Records(tmp_path / "other.csv")
+    one.add(rows())
+    for each in shuffled:
+        other.add([each])
+    assert one.path.read_bytes() == other.path.read_bytes()
+
+
+def test_rows_are_sorted_by_key_with_sizes_as_numbers(path: Path) -> None:
+    Records(path).add([row(size=size) for size in (10, 9, 1)])
+    assert Records(path).select()["size"].tolist() == [1, 9, 10]
+
+
+def test_a_value_in_memory_equals_the_one_on_disk(path: Path) -> None:
+    table = Records(path)
+    table.add([row(value=1 / 3)])
+    assert table.select()["value"].tolist() == Records(path).select()["value"].tolist()
+
+
+def test_a_value_is_kept_to_twelve_significant_digits(path: Path) -> None:
+    Records(path).add([row(value=1 / 3)])
+    assert ",0.333333333333," in path.read_text()
+
+
+def test_minus_zero_is_written_as_zero(path: Path) -> None:
+    Records(path).add([row(value=-0.0)])
+    assert ",0.0," in path.read_text()
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5)])
+def test_scalars_of_numpy_and_torch_are_values(path: Path, value: object) -> None:
+    Records(path).add([row(value=value)])
+    assert Records(path).has(value=0.5)
+
+
+def test_a_column_left_out_is_empty_text_or_zero(path: Path) -> None:
+    Records(path).add([{"metric": "nll", "value": 0.25}])
+    stored = Records(path).select().to_dict("records")[0]
+    assert {column for column, value in stored.items() if value in ("", 0)} == set(COLUMNS) - {
+        "metric",
+        "value",
+    }
+
+
+def test_has_finds_a_row_by_its_whole_key(path: Path) -> None:
+    table = Records(path)
+    table.add([row()])
+    assert table.has(**{column: row()[column] for column in KEY})
+
+
+def test_has_does_not_find_another_whole_key(path: Path) -> None:
+    table = Records(path)
+    table.add([row()])
+    assert not table.has(**{column: row(seed=2)[column] for column in KEY})
+
+
+@pytest.mark.parametrize(("equal", "there"), [({"size": 4}, True), ({"size": 5}, False), ({}, True)])
+def test_has_looks_at_the_given_columns_only(path: Path, equal: dict[str, Any], there: bool) -> None:
+    table = Records(path)
+    table.add([row()])
+    assert table.has(**equal) is there
+
+
+def test_select_gives_the_rows_with_equal_columns(path: Path) -> None:
+    table = Records(path)
+    table.add(rows())
+    assert table.select(metric="nll", size=9)["value"].tolist() == [3.0]
+
+
+def test_an_empty_selection_keeps_the_types_of_its_columns(path: Path) -> None:
+    table = Records(path)
+    table.add([row()])
+    assert table.select(size=99).dtypes.to_dict() == table.select().dtypes.to_dict()
+
+
+def test_select_refuses_an_unknown_column(path: Path) -> None:
+    with pytest.raises(InputError, match="no column 'sise'"):
+        Records(path).select(sise=4)
+
+
+def test_a_row_that_is_there_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Records(path)
+    table.add([row()])
+    monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("the file was written again"))
+    table.add([row()])
+
+
+@pytest.mark.parametrize(
+    "different",
+    [{"value": 0.5}, {"memory_bits": 1001}, {"backward_passes": 301}],
+    ids=lambda each: list(each)[0],
+)
+def test_a_key_with_another_measurement_is_refused(path: Path, different: dict[str, object]) -> None:
+    table = Records(path)
+    table.add([row()])
+    with pytest.raises(InputError, match="method=LPE-BSR .*size=4 .*take the row out"):
+        table.add([row(**different)])
+
+
+def test_contradicting_rows_in_one_add_are_refused(path: Path) -> None:
+    with pytest.raises(InputError, match="in these rows"):
+        Records(path).add([row(), row(value=0.5)])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_refused_with_its_key(path: Path, value: float) -> None:
+    with pytest.raises(InputError, match="method=LPE-BSR .*finite"):
+        Records(path).add([row(value=value)])
+
+
+@pytest.mark.parametrize(
+    ("different", "message"),
+    [
+        ({"colour": 1}, "no column 'colour'"),
+        ({"size": 2.5}, "integer"),
+        ({"size": "4"}, "integer"),
+        ({"method": 3}, "text"),
+        ({"method": "two\nlines"}, "text"),
+        ({"value": "high"}, "number"),
+        ({"metric": ""}, "metric is missing"),
+    ],
+    ids=lambda each: str(each),
+)
+def test_a_row_that_is_no_measurement_is_refused(
+    path: Path, different: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        Records(path).add([row(**different)])
+
+
+def test_a_refused_row_leaves_the_others_of_its_add_out_too(path: Path) -> None:
+    table = Records(path)
+    with pytest.raises(InputError):
+        table.add([row(size=1), row(value=math.nan)])
+    assert not path.exists()
+
+
+def test_one_add_writes_the_file_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace, replaced = os.replace, []
+    monkeypatch.setattr(os, "replace", lambda old, new: (replaced.append(new), replace(old, new)))
+    Records(path).add(rows())
+    assert replaced == [path]
+
+
+def test_a_kill_before_the_file_is_replaced_leaves_the_old_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Records(path).add([row()])
+    before = path.read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", interrupted)
+        Records(path).add([row(size=5)])
+    assert path.read_bytes() == before
+
+
+def test_the_file_is_on_the_disk_before_it_replaces_the_old_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, replace, done = os.fsync, os.replace, []
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("fsync"), fsync(file)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (done.append("replace"), replace(old, new)))
+    Records(path).add([row()])
+    assert done == ["fsync", "replace"]
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_failed_write_leaves_nothing_beside_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Records(path).add([row()])
+    assert list(path.parent.iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(path: Path) -> None:
+    leftover = path.with_name(".records.csv.0123.tmp")
+    leftover.write_text("scale,sub")
+    Records(path).add([row()])
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_adding_keeps_what_another_writer_added_since(path: Path) -> None:
+    one, other = Records(path), Records(path)
+    one.add([row(size=1)])
+    other.add([row(size=2)])
+    assert Records(path).select()["size"].tolist() == [1, 2]
+
+
+WRITER = """
+import sys, types
+package = types.ModuleType("lpe")
+package.__path__ = [sys.argv[1]]
+sys.modules["lpe"] = package  # without what lpe imports by itself: seconds of torch in each process
+import time
+from pathlib import Path
+from lpe.records import Records
+path, seed = Path(sys.argv[2]), int(sys.argv[3])
+table = Records(path)
+path.with_name(f"ready{seed}").touch()
+while not path.with_name("go").exists():
+    time.sleep(0.001)
+for size in range(40):
+    table.add([dict(metric="nll", value=size, size=size, seed=seed)])
+"""
+
+
+def test_two_processes_adding_at_the_same_time_lose_nothing(path: Path) -> None:
+    command = [sys.executable, "-c", WRITER, str(REPOSITORY / "lpe"), str(path)]
+    writers = [subprocess.Popen([*command, str(seed)]) for seed in (1, 2)]
+    try:
+        deadline = time.monotonic() + 60
+        while len(list(path.parent.glob("ready*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        path.with_name("go").touch()
+        assert [writer.wait(timeout=60) for writer in writers] == [0, 0]
+    finally:
+        for writer in writers:
+            writer.kill()
+    assert len(Records(path)) == 80
+
+
+def test_without_file_locks_it_says_so_and_adds(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    imported = builtins.__import__
+
+    def without_fcntl(name: str, *rest: Any) -> Any:
+        if name == "fcntl":
+            raise ImportError(name)
+        return imported(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without_fcntl)
+    Records(path).add([row()])
+    assert capsys.readouterr().err.count("only one process at a time") == Records(path).has(size=4) == 1
+
+
+HEADER = ",".join(COLUMNS) + "\n"
+LINE = "digits,mlp,IVON,LPE-BSR,int5,bernoulli,4,1,nll,0.25,1000,300\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "line 1: the header"),
+        ("scale,substrate\n", "line 1: the header"),
+        (HEADER + LINE + LINE.replace("0.25", "low"), "line 3: .*value is 'low'"),
+        (HEADER + LINE.replace("0.25", "nan"), "line 2: .*finite"),
+        (HEADER + LINE.replace(",4,", ",4.0,"), "line 2: size is '4.0'"),
+        (HEADER + LINE[:30] + "\n", "line 2: 6 fields"),
+        (HEADER + LINE + LINE.replace("0.25", "0.5"), "line 3: .*value is 0.25 in an earlier line"),
+        (HEADER + '"' + LINE, "line 2: unexpected end"),
+        (HEADER + LINE + "\udcff", "line 3: not UTF-8"),
+    ],
+    ids=["empty", "header", "number", "nan", "integer", "fields", "contradiction", "quote", "encoding"],
+)
+def test_a_malformed_file_is_refused_with_its_line(path: Path, content: str, message: str) -> None:
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=f"records.csv, {message}"):
+        Records(path)
+
+
+def test_the_same_line_twice_is_read_as_one_row(path: Path) -> None:
+    path.write_text(HEADER + LINE + LINE)
+    assert len(Records(path)) == 1
+
+
+def test_a_table_keeps_the_order_of_its_rows_and_columns(tmp_path: Path) -> None:
+    write_table([{"y": 2, "x": 1 / 3}, {"y": 1, "x": math.inf}], tmp_path / "grid.csv", ["x", "y"])
+    assert (tmp_path / "grid.csv").read_text() == "x,y\n0.333333333333,2\ninf,1\n"
+
+
+def test_a_table_of_a_frame_equals_that_of_its_rows(tmp_path: Path) -> None:
+    write_table(pandas.DataFrame(rows()), tmp_path / "frame.csv", COLUMNS)
+    write_table(rows(), tmp_path / "rows.csv", COLUMNS)
+    assert (tmp_path / "frame.csv").read_bytes() == (tmp_path / "rows.csv").read_bytes()
+
+
+@pytest.mark.parametrize("columns", [["x"], ["x", "y", "z"]])
+def test_a_table_whose_rows_and_header_differ_is_refused(tmp_path: Path, columns: list[str]) -> None:
+    with pytest.raises(InputError, match="differ in: [yz]"):
+        write_table([{"x": 1, "y": 2}], tmp_path / "grid.csv", columns)
+
+
+def test_check_writable_makes_the_folder_and_leaves_it_empty(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_check_writable_refuses_a_folder_below_a_file_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"\Acannot write to [^\n]*\Z"):
+        check_writable(tmp_path / "file" / "folder")
+
+
+def test_check_writable_refuses_a_folder_that_takes_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Permissions do not hold back root, who runs many a test.
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refused)
+    with pytest.raises(InputError, match="Permission denied"):
+        check_writable(tmp_path)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    peak: float
+    steps: tuple[int, ...]
+
+
+def test_a_dataclass_becomes_its_fields_and_the_name_of_its_class() -> None:
+    assert plain_data(Schedule(0.1, (1, 2)), "config") == {"class": "Schedule", "peak": 0.1, "steps": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"training": {"rate": math.nan}}, "config.training.rate is nan"),
+        ({"layers": [1, object()]}, r"config.layers\[1\] is of type object"),
+        ({1: 2}, "the key 1"),
+    ],
+    ids=["nan", "object", "key"],
+)
+def test_what_is_not_plain_data_is_refused_by_its_place(config: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        plain_data(config, "config")
+
+
+def provenance(command: list[str] | None = None, config: dict[str, object] | None = None) -> dict[str, Any]:
+    return records.provenance(
+        command or ["fig3.py"], config or {}, device="cpu", seeds=range(2), threads=2, started=time.time() - 5
+    )
+
+
+def test_provenance_is_written_as_json(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"device": "cpu", "seeds": [0], "threads": 1, "started": 0.0}
+    records.write_provenance(
+        tmp_path / "a" / "fig3.json", ["fig3.py"], {"s": Schedule(0.1, (1,))}, **arguments
+    )
+    assert json.loads((tmp_path / "a" / "fig3.json").read_text())["config"]["s"]["peak"] == 0.1
+
+
+def test_provenance_names_the_versions_of_the_packages_that_are_installed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(records, "PACKAGES", ("numpy", "not-a-package-at-all"))
+    assert provenance()["packages"] == {"numpy": np.__version__}
+
+
+def test_provenance_has_the_seconds_since_the_start() -> None:
+    assert 5 <= provenance()["wall_seconds"] < 60
+
+
+def test_provenance_names_the_processor_and_its_cores() -> None:
+    device = provenance()["device"]
+    assert device["cpu"] and device["cores"] == os.cpu_count()
+
+
+def test_provenance_has_no_absolute_path() -> None:
+    command = [str(REPOSITORY / "reproduce" / "fig3.py"), "--out=/home/someone/figures", "/data/cifar"]
+    written = provenance(
+        command, {"data": {"root": "/home/someone/data", "table": str(REPOSITORY / "a/b.csv")}}
+    )
+    assert (written["command"], written["config"]) == (
+        "reproduce/fig3.py --out=figures cifar",
+        {"data": {"root": "data", "table": "a/b.csv"}},
+    )
+
+
+def test_provenance_names_the_script_relative_to_the_repository_from_any_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(REPOSITORY / "lpe")
+    assert provenance(["errors.py"])["command"] == "lpe/errors.py"
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one commit, in the place of this one."""
+    monkeypatch.setattr(records, "REPOSITORY", tmp_path.resolve())
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "fig1.csv").touch()
+    (tmp_path / "code.py").touch()
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def test_provenance_names_the_revision(repository: Path) -> None:
+    revision = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True
+    ).stdout
+    assert provenance()["git"]["revision"] == revision.strip() != ""
+
+
+@pytest.mark.parametrize(("changed", "dirty"), [("code.py", True), ("figures/fig1.csv", False)])
+def test_a_changed_file_makes_the_revision_dirty_unless_it_is_a_figure(
+    repository: Path, changed: str, dirty: bool
+) -> None:
+    (repository / changed).write_text("changed")
+    assert provenance()["git"]["dirty"] is dirty
+
+
+def test_outside_git_the_revision_is_unknown(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A folder of somebody else's repository is not this project's repository either.
+    monkeypatch.setattr(records, "REPOSITORY", repository.resolve() / "figures")
+    assert provenance()["git"]["revision"] == "unknown"
