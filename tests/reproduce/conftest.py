@@ -1,0 +1,54 @@
+"""A digits scale so reduced that a whole figure takes seconds: for tests of the machinery, not of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lpe.substrates.digits import DigitsNetwork, Jitter
+from reproduce import scales
+from reproduce.scales import DIGITS, Landscape, Scale
+
+TINY = replace(
+    DIGITS,
+    name="tiny",
+    seeds=2,
+    network=DigitsNetwork(patch=4, width=8, depth=1, heads=2, mlp_ratio=1.0, position_std=1.0),
+    jitter=Jitter(copies=2, degrees=5.0, scaling=0.1, pixels=1.0),
+    pre_training=replace(DIGITS.pre_training, epochs=1, batch=200),
+    sgd=replace(DIGITS.sgd, epochs=2, batch=100),
+    swag=replace(DIGITS.swag, sgd=replace(DIGITS.swag.sgd, epochs=3, batch=100), start_epoch=1, rank=2),
+    ivon=replace(DIGITS.ivon, epochs=2, batch=100),
+    size=3,
+    table_sizes=(1, 3),
+    draws=2,
+    bits=(4, 3),
+    best_bits=4,
+    claim_size=3,
+    landscape=Landscape(seed=0, resolution=3, margin=0.3, cloud=3),
+)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Scale:
+    """The reduced scale under the name "tiny", with a store of the test's own."""
+    monkeypatch.setitem(scales.SCALES, "tiny", TINY)
+    monkeypatch.setenv("LPE_STORE", str(tmp_path / "work" / "store"))
+    return TINY
+
+
+@pytest.fixture
+def figure(tiny: Scale) -> Callable[..., int]:
+    """(module, folder, further arguments…) → exit code of that figure at the reduced scale."""
+
+    def run(module: object, folder: Path, *further: str) -> int:
+        from reproduce.command import run_figure
+
+        name = module.__name__.rsplit(".", 1)[-1]  # type: ignore[attr-defined]
+        arguments = ["--scale", "tiny", "--out", str(folder), "--wandb", "disabled", *further]
+        return run_figure(name, module.__doc__, module.compute, module.draw, arguments)  # type: ignore[attr-defined]
+
+    return run

@@ -1,0 +1,88 @@
+"""Bad input to a script: one clear line on stderr, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lpe.records import REPOSITORY
+from reproduce import __main__ as everything
+from reproduce import fig2, tune
+from reproduce.command import run_figure
+
+
+def run(arguments: list[str]) -> int:
+    try:
+        return run_figure("fig2", fig2.__doc__, fig2.compute, fig2.draw, arguments)
+    except SystemExit as left:
+        assert isinstance(left.code, int)
+        return left.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--scale", "huge"], "unknown scale 'huge'; there are digits"),
+        (["--seeds", "0"], "--seeds must be 1 or more, not 0"),
+        (["--seeds", "many"], "invalid int value: 'many'"),
+        (["--wandb", "sometimes"], "invalid choice: 'sometimes'"),
+        (["--figure", "3"], "unrecognized arguments: --figure 3"),
+    ],
+)
+def test_a_bad_option_is_one_line_and_exit_code_2(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["--out", str(tmp_path / "out"), *arguments]) == 2
+    message = capsys.readouterr().err
+    assert said in message and message.startswith("error: ") and message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_that_cannot_be_written_is_said_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert run(["--out", str(tmp_path / "file" / "out")]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: cannot write to") and message.count("\n") == 1
+
+
+def test_plot_only_without_a_record_says_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["--plot-only", "--out", str(tmp_path)]) == 2
+    assert "there is no record fig2.csv" in capsys.readouterr().err
+
+
+def test_plot_only_on_a_file_that_is_no_record_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fig2.csv").write_text("a,b\n1,2\n")
+    assert run(["--plot-only", "--out", str(tmp_path)]) == 2
+    assert "has no column 'scale'" in capsys.readouterr().err
+    assert not (tmp_path / "fig2.png").exists()
+
+
+def test_an_unknown_figure_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert everything.main(["--only", "fig2,fig99"]) == 2
+    assert capsys.readouterr().err == "error: unknown figure 'fig99'; there are fig2, fig3\n"
+
+
+def test_the_sweep_names_an_unknown_scale(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tune.main(["--scale", "huge"]) == 2
+    assert capsys.readouterr().err == "error: unknown scale 'huge'; there are digits\n"
+
+
+def test_a_script_run_by_its_path_prints_one_line_and_exits_with_2(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "reproduce" / "fig3.py"), "--scale", "huge"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: unknown scale 'huge'; there are digits\n"

@@ -1,0 +1,164 @@
+"""Figures from nothing to pictures at a reduced scale: same bytes twice, resumed after a kill, redrawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lpe.records import COLUMNS
+from reproduce import command, fig2, fig3, landscapes, points
+from reproduce.scales import Scale
+
+RECORDS = {
+    fig2: ("fig2.csv",),
+    fig3: ("fig3.csv", "fig3_landscape.csv", "fig3_members.csv"),
+}
+
+
+@pytest.mark.parametrize("module", [fig2, fig3], ids=["fig2", "fig3"])
+def test_a_figure_writes_its_record_its_provenance_and_both_pictures(
+    module: object, figure: Callable[..., int], tmp_path: Path
+) -> None:
+    assert figure(module, tmp_path / "out") == 0
+    name = module.__name__.rsplit(".", 1)[-1]  # type: ignore[attr-defined]
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {*RECORDS[module], f"{name}.json", f"{name}.pdf", f"{name}.png"}  # type: ignore[index]
+
+
+@pytest.mark.parametrize("module", [fig2, fig3], ids=["fig2", "fig3"])
+def test_two_runs_from_nothing_give_the_same_records_byte_for_byte(
+    module: object, figure: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for run in ("first", "second"):
+        monkeypatch.setenv("LPE_STORE", str(tmp_path / run / "store"))
+        assert figure(module, tmp_path / run) == 0
+    for name in RECORDS[module]:  # type: ignore[index]
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_a_second_run_trains_and_measures_nothing_again(
+    figure: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert figure(fig3, tmp_path / "out") == 0
+    first = (tmp_path / "out" / "fig3.csv").read_bytes()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("something was computed that was there already")
+
+    monkeypatch.setattr(points, "train", refuse)
+    monkeypatch.setattr("reproduce.measurements.ensemble_rows", refuse)
+    monkeypatch.setattr("lpe.evaluation.landscape.Plane.at", refuse)
+    assert figure(fig3, tmp_path / "out") == 0
+    assert (tmp_path / "out" / "fig3.csv").read_bytes() == first
+
+
+def test_a_run_killed_in_a_training_goes_on_and_ends_with_the_same_record(
+    figure: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert figure(fig2, tmp_path / "whole") == 0
+    monkeypatch.setenv("LPE_STORE", str(tmp_path / "killed" / "store"))
+    trained, train = 0, points.train
+
+    def killed_in_the_third(*arguments: object, **named: object) -> object:
+        nonlocal trained
+        trained += 1
+        if trained == 3:
+            raise KeyboardInterrupt
+        return train(*arguments, **named)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(points, "train", killed_in_the_third)
+        figure(fig2, tmp_path / "killed")
+    assert not (tmp_path / "killed" / "fig2.csv").exists()
+    assert figure(fig2, tmp_path / "killed") == 0
+    assert (tmp_path / "killed" / "fig2.csv").read_bytes() == (tmp_path / "whole" / "fig2.csv").read_bytes()
+
+
+def test_a_landscape_killed_between_lines_measures_only_the_missing_lines(
+    figure: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, write = 0, landscapes.write_table
+
+    def killed_after_two_lines(*arguments: object) -> None:
+        nonlocal written
+        write(*arguments)  # type: ignore[arg-type]
+        written += 1
+        if written == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(landscapes, "write_table", killed_after_two_lines)
+        figure(fig3, tmp_path / "out")
+    with monkeypatch.context() as patched:
+        lines: list[object] = []
+        patched.setattr(landscapes, "write_table", lambda *a: (lines.append(a), write(*a)))
+        assert figure(fig3, tmp_path / "out") == 0
+    grid = pd.read_csv(tmp_path / "out" / "fig3_landscape.csv")
+    all_lines = len(grid[["point", "plane", "y"]].drop_duplicates())
+    assert len(lines) == all_lines - 2
+
+
+def test_plot_only_redraws_from_the_record_without_a_store(
+    figure: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert figure(fig2, tmp_path / "out") == 0
+    drawn = (tmp_path / "out" / "fig2.png").read_bytes()
+    (tmp_path / "out" / "fig2.png").unlink()
+    monkeypatch.setattr(command, "Store", None)
+    assert figure(fig2, tmp_path / "out", "--plot-only") == 0
+    assert (tmp_path / "out" / "fig2.png").read_bytes() == drawn
+
+
+def test_an_altered_store_entry_is_said_and_rebuilt_to_the_same_record(
+    figure: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert figure(fig2, tmp_path / "out", "--seeds", "1") == 0
+    record = (tmp_path / "out" / "fig2.csv").read_bytes()
+    for entry in (tmp_path / "work" / "store").glob("*.safetensors"):
+        content = bytearray(entry.read_bytes())
+        content[-1] ^= 1
+        entry.write_bytes(bytes(content))
+    for working in (tmp_path / "work" / "records").glob("*.csv"):
+        working.unlink()
+    capsys.readouterr()
+    assert figure(fig2, tmp_path / "out", "--seeds", "1") == 0
+    assert "is damaged" in capsys.readouterr().err
+    assert (tmp_path / "out" / "fig2.csv").read_bytes() == record
+
+
+def test_the_record_holds_every_method_at_every_size(
+    tiny: Scale, figure: Callable[..., int], tmp_path: Path
+) -> None:
+    assert figure(fig2, tmp_path / "out") == 0
+    record = pd.read_csv(tmp_path / "out" / "fig2.csv", keep_default_na=False)
+    assert tuple(record.columns) == COLUMNS
+    nll = record[record["metric"] == "nll"]
+    found = {
+        (row.point, row.method, row.number_system, row.size, row.seed) for row in nll.itertuples(index=False)
+    }
+    expected = set()
+    for seed in range(tiny.seeds):
+        for point in points.POINTS:
+            expected |= {(point, "FP32", "fp32", 1, seed), (point, "FP32 + temperature", "fp32", 1, seed)}
+            for bits in tiny.bits:
+                expected.add((point, "RTN", f"int{bits}", 1, seed))
+                expected |= {(point, "LPE-BSR", f"int{bits}", n, seed) for n in range(1, tiny.size + 1)}
+            if point != "SGD":
+                expected |= {(point, "BMA", "fp32", n, seed) for n in range(1, tiny.size + 1)}
+    assert found == expected
+
+
+def test_the_provenance_names_threads_seeds_hyper_parameters_and_no_absolute_path(
+    tiny: Scale, figure: Callable[..., int], tmp_path: Path
+) -> None:
+    assert figure(fig2, tmp_path / "out") == 0
+    text = (tmp_path / "out" / "fig2.json").read_text()
+    provenance = json.loads(text)
+    assert provenance["threads"] == tiny.threads
+    assert provenance["seeds"] == [0, 1]
+    assert provenance["config"]["scale"]["sgd"]["epochs"] == tiny.sgd.epochs
+    assert str(tmp_path) not in text
