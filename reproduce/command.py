@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import sys
 import time
@@ -45,6 +46,7 @@ class Session:
         return tqdm(total=total, desc=what, leave=False, file=sys.stderr)
 
 
+@functools.cache
 def source_hash(*paths: str) -> str:
     """Hash of source files and of the Python files in folders, given relative to the repository.
 

@@ -101,7 +101,8 @@ def _pre_trained(session: Session, seed: int) -> tuple[Entry, dict[str, object]]
         split = digits.AUXILIARY_TASKS[recipe.task](digits.load(seed).train)
         net = digits.network(session.scale.network, int(split[1].max()) + 1, seed)
         batches = digits.batches(split, recipe.batch, seed, session.scale.jitter)
-        steps = recipe.epochs * (len(split[0]) // recipe.batch)
+        # 0 epochs is a valid recipe: fine-tuning from scratch, which the sweep compares with.
+        steps = max(1, recipe.epochs * (len(split[0]) // recipe.batch))
         optimizer = torch.optim.AdamW(net.parameters(), weight_decay=recipe.weight_decay, fused=True)
         schedule = warmup_cosine(recipe.learning_rate, steps)
         run = train(net, batches, optimizer, schedule, recipe.epochs, seed, report=report)

@@ -27,8 +27,8 @@ class PreTraining:
 class SGDTraining:
     """Fine-tuning by SGD with momentum, warm-up and cosine: the point estimate."""
 
-    epochs: int = 50
-    batch: int = 32
+    epochs: int = 40
+    batch: int = 25
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -40,8 +40,8 @@ class SWAGTraining:
     """SGD's fine-tuning that goes over to a constant learning rate and collects an iterate an epoch."""
 
     sgd: SGDTraining = field(default_factory=SGDTraining)
-    start_epoch: int = 30
-    learning_rate: float = 0.02
+    start_epoch: int = 20
+    learning_rate: float = 0.05
     rank: int = 20
     scale: float = 0.5
 
@@ -50,13 +50,13 @@ class SWAGTraining:
 class IVONTraining:
     """Fine-tuning by IVON with warm-up and cosine; ess is the number of training images."""
 
-    epochs: int = 50
-    batch: int = 32
-    learning_rate: float = 0.1
-    hess_init: float = 0.5
+    epochs: int = 40
+    batch: int = 25
+    learning_rate: float = 0.5
+    hess_init: float = 2.0
     beta1: float = 0.9
-    beta2: float = 0.9999
-    weight_decay: float = 1e-3
+    beta2: float = 0.9995
+    weight_decay: float = 5e-4
 
 
 @dataclass(frozen=True)

@@ -41,27 +41,21 @@ PRE_TRAINING: Changes = (
     {"learning_rate": 6e-3},
 )
 SGD: Changes = (
-    {"learning_rate": 0.03},
     {"learning_rate": 0.05},
     {"learning_rate": 0.2},
-    {"weight_decay": 0.0},
     {"weight_decay": 1e-4},
     {"weight_decay": 2e-3},
 )
 SWAG: Changes = (
-    {"learning_rate": 0.01},
     {"learning_rate": 0.02},
     {"learning_rate": 0.1},
-    {"rank": 10},
 )
 IVON: Changes = (
     {"learning_rate": 0.2},
     {"learning_rate": 1.0},
-    {"hess_init": 0.5},
     {"hess_init": 1.0},
     {"hess_init": 5.0},
     {"beta2": 0.9999},
-    {"beta2": 0.99999},
     {"weight_decay": 1e-4},
     {"weight_decay": 2e-3},
 )
