@@ -49,7 +49,8 @@ BARE = {
 
 _NORM = re.compile(r"norm|^bn\d*$|^ln_|FilterResponse", re.IGNORECASE)
 _POSITION = re.compile(
-    r"(^|[._])(wpe|pos|posi?tion(al)?s?|rel_pos|relative_position)([._]|_?emb|$)|pos_embed|position_bias",
+    r"(^|[._])(wpe|pos|posi?tion(al)?s?|rel_pos|relative_position)([._]|_?emb|$)"
+    r"|pos_embed|position_bias|relative_attention_bias",
     re.IGNORECASE,
 )
 _TOKEN = re.compile(
