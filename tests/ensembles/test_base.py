@@ -1,0 +1,591 @@
+"""Members: what they share and own, what they leave alone, and how much memory they take."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import lpe
+from lpe.ensembles.base import apply, mean_log_probs, named_tensors, with_tensors
+from lpe.number_systems.kernels import reference
+
+INT4 = lpe.Int(4)
+
+
+def seeded(build: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build()
+
+
+class Net(nn.Module):
+    """Convolution, batch norm, dropout, an embedding tied to the head, and a buffer that is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.5)
+        self.embed = nn.Embedding(5, 4)
+        self.head = nn.Linear(4, 5)
+        self.head.weight = self.embed.weight
+        self.register_buffer("offset", torch.ones(4), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features = self.drop(self.norm(self.conv(inputs)).relu()).mean(dim=(2, 3))
+        return self.head(features + self.offset)
+
+
+def net() -> Net:
+    model = seeded(Net)
+    assert isinstance(model, Net)
+    return model
+
+
+IMAGES = torch.linspace(-1, 1, 3 * 36).view(3, 1, 6, 6)
+
+
+def ensemble_of(model: nn.Module, size: int = 3, **settings: Any) -> lpe.LowPrecisionEnsemble:
+    return lpe.LowPrecisionEnsemble(model, INT4, size, **settings)
+
+
+def checksum(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for entry in named_tensors(model):
+        digest.update(entry.name.encode())
+        digest.update(entry.tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {entry.name: entry.tensor.detach().clone() for entry in named_tensors(model)}
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return list(first) == list(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# A member shares what it does not own
+
+
+OWN = {"conv.weight", "embed.weight"}
+
+
+def test_a_member_shares_the_memory_of_every_tensor_that_it_does_not_own() -> None:
+    model = net()
+    base = {entry.name: entry.tensor.data_ptr() for entry in named_tensors(model)}
+    member = {entry.name: entry.tensor.data_ptr() for entry in named_tensors(ensemble_of(model)[0])}
+    assert {name for name in base if member[name] == base[name]} == set(base) - OWN
+
+
+def test_two_members_share_no_memory_of_their_own_weights() -> None:
+    ensemble = ensemble_of(net())
+    first, second = ensemble[0], ensemble[1]
+    pointers = [
+        {entry.tensor.data_ptr() for entry in named_tensors(m) if entry.name in OWN} for m in (first, second)
+    ]
+    assert not pointers[0] & pointers[1]
+
+
+def test_a_member_has_the_bases_tensors_under_the_same_names_in_the_same_order() -> None:
+    model = net()
+    assert list(ensemble_of(model)[0].state_dict()) == list(model.state_dict())
+
+
+def test_a_member_is_of_the_bases_class() -> None:
+    assert type(ensemble_of(net())[0]) is Net
+
+
+def test_tied_weights_remain_one_tensor_in_a_member() -> None:
+    member = ensemble_of(net())[0]
+    assert member.head.weight is member.embed.weight
+
+
+def test_weights_tied_by_memory_remain_tied_by_memory_in_a_member() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = nn.Parameter(model[0].weight.data)
+    member = ensemble_of(model)[0]
+    assert member[0].weight.data_ptr() == member[1].weight.data_ptr() != model[0].weight.data_ptr()
+
+
+def test_a_module_held_under_two_names_is_held_under_both_in_a_member() -> None:
+    shared = nn.Linear(4, 4)
+    member = ensemble_of(nn.Sequential(shared, nn.ReLU(), shared))[0]
+    assert member[0] is member[2] is not shared
+
+
+def test_a_buffer_that_is_not_saved_is_not_saved_in_a_member() -> None:
+    assert "offset" not in ensemble_of(net())[0].state_dict()
+
+
+# A member modifies nothing
+
+
+def test_a_members_forward_pass_leaves_the_base_unmodified() -> None:
+    model = net()
+    before = checksum(model)
+    ensemble_of(model)[0](IMAGES)
+    assert checksum(model) == before
+
+
+def test_edits_of_a_members_own_weights_leave_the_base_unmodified() -> None:
+    model = net()
+    before = checksum(model)
+    member = ensemble_of(model)[0]
+    with torch.no_grad():
+        member.conv.weight.fill_(7.0)
+        member.head.weight.zero_()
+    assert checksum(model) == before
+
+
+def test_edits_of_a_members_own_weights_leave_another_member_unmodified() -> None:
+    ensemble = ensemble_of(net())
+    first, second = ensemble[0], ensemble[1]
+    before = checksum(second)
+    with torch.no_grad():
+        first.conv.weight.fill_(7.0)
+        first.head.weight.zero_()
+    assert checksum(second) == before
+
+
+def test_a_member_replaced_layer_leaves_the_base_with_its_own() -> None:
+    model = net()
+    kept = model.conv
+    ensemble_of(model)[0].conv = nn.Identity()
+    assert model.conv is kept
+
+
+@pytest.mark.parametrize(
+    ("generator", "state"),
+    [
+        ("torch", lambda: torch.get_rng_state().tolist()),
+        ("numpy", lambda: np.random.get_state()[1].tolist()),  # type: ignore[index]
+        ("python", random.getstate),
+    ],
+    ids=["torch", "numpy", "python"],
+)
+def test_the_global_generators_are_left_as_they_were(generator: str, state: Callable[[], Any]) -> None:
+    before = state()
+    for member in ensemble_of(net()):
+        member(IMAGES)
+    assert state() == before
+
+
+def test_the_training_flags_of_the_base_are_left_as_they_were() -> None:
+    model = net().train()
+    model.drop.eval()
+    before = [module.training for module in model.modules()]
+    ensemble_of(model)[0](IMAGES)
+    assert [module.training for module in model.modules()] == before
+
+
+def test_a_member_of_a_base_in_training_mode_is_in_eval_mode_throughout() -> None:
+    assert not any(module.training for module in ensemble_of(net().train())[0].modules())
+
+
+def test_a_member_of_a_base_in_training_mode_predicts_as_of_one_in_eval_mode() -> None:
+    assert torch.equal(ensemble_of(net().train())[0](IMAGES), ensemble_of(net().eval())[0](IMAGES))
+
+
+# Members are determined by their index
+
+
+def test_a_member_does_not_depend_on_which_were_asked_for_before() -> None:
+    forwards, backwards = ensemble_of(net()), ensemble_of(net())
+    first = [weights_of(forwards[index]) for index in (0, 1, 2)]
+    second = [weights_of(backwards[index]) for index in (2, 1, 0)][::-1]
+    assert all(same(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_member_does_not_depend_on_the_global_generator() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        first = weights_of(ensemble_of(net())[1])
+        torch.manual_seed(2)
+        second = weights_of(ensemble_of(net())[1])
+    assert same(first, second)
+
+
+def test_members_differ() -> None:
+    ensemble = ensemble_of(net())
+    assert not same(weights_of(ensemble[0]), weights_of(ensemble[1]))
+
+
+def test_the_length_is_the_size() -> None:
+    assert len(ensemble_of(net(), size=3)) == 3
+
+
+def test_a_negative_index_counts_from_the_end() -> None:
+    ensemble = ensemble_of(net())
+    assert same(weights_of(ensemble[-1]), weights_of(ensemble[2]))
+
+
+def test_iteration_gives_the_members_in_order() -> None:
+    ensemble = ensemble_of(net())
+    expected = [weights_of(ensemble[index]) for index in range(3)]
+    assert all(same(weights_of(m), e) for m, e in zip(ensemble, expected, strict=True))
+
+
+@pytest.mark.parametrize("cut", [slice(None), slice(1, None), slice(None, None, -2), slice(5, 9)])
+def test_a_slice_gives_the_members_of_its_indices(cut: slice) -> None:
+    ensemble = ensemble_of(net())
+    found = [weights_of(member) for member in ensemble[cut]]
+    expected = [weights_of(ensemble[index]) for index in list(range(3))[cut]]
+    assert len(found) == len(expected)
+    assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("index", [3, -4, 100])
+def test_an_index_out_of_range_is_an_index_error_that_names_it(index: int) -> None:
+    with pytest.raises(IndexError, match=str(index)):
+        ensemble_of(net())[index]
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, True, "3", None])
+def test_a_size_that_is_no_positive_integer_is_refused_with_its_value(size: Any) -> None:
+    with pytest.raises(lpe.InputError) as caught:
+        ensemble_of(net(), size=size)
+    assert repr(size) in str(caught.value)
+
+
+# Models that hold more than registered modules
+
+
+class Referring(nn.Module):
+    """Holds bound methods, plain references to itself and its parts, and modules that are not registered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.activation = self.relu
+        self.parts = [self.fc]
+        self.whole = [self]
+        self.hidden = {"aside": [nn.Linear(4, 4)]}
+        self.weight_cache = (self.fc.weight * 2,)
+
+    def relu(self, inputs: Tensor) -> Tensor:
+        return self.fc(inputs).relu()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.activation(inputs)
+
+
+@functools.cache
+def referring() -> tuple[Referring, Referring]:
+    model = seeded(Referring)
+    member = ensemble_of(model)[0]
+    assert isinstance(model, Referring) and isinstance(member, Referring)
+    return model, member
+
+
+def test_a_bound_method_that_a_model_holds_is_bound_to_the_member() -> None:
+    member = referring()[1]
+    assert member.activation.__self__ is member  # type: ignore[attr-defined]
+
+
+def test_a_plain_reference_to_a_part_points_to_the_members_part() -> None:
+    member = referring()[1]
+    assert member.parts[0] is member.fc
+
+
+def test_a_plain_reference_to_the_model_points_to_the_member() -> None:
+    member = referring()[1]
+    assert member.whole[0] is member
+
+
+def test_the_output_of_a_model_with_bound_methods_is_that_of_its_rounded_weights() -> None:
+    model, member = referring()
+    inputs = torch.linspace(-1, 1, 8).view(2, 4)
+    weight = lpe.round_weights(model.fc.weight, INT4, name="fc.weight")
+    assert torch.equal(member(inputs), nn.functional.linear(inputs, weight, model.fc.bias).relu())
+
+
+def test_a_module_that_is_not_registered_shares_its_tensors_with_the_member() -> None:
+    model, member = referring()
+    pair = [m.hidden["aside"][0].weight.data_ptr() for m in (model, member)]
+    assert pair[0] == pair[1]
+
+
+def test_a_tensor_in_a_plain_container_is_shared_also_where_it_has_a_graph() -> None:
+    model, member = referring()
+    assert member.weight_cache[0] is model.weight_cache[0]
+
+
+def test_an_lstm_members_flat_weights_are_its_own() -> None:
+    model = seeded(lambda: nn.LSTM(4, 3))
+    member = ensemble_of(model, include="weight_*")[0]
+    assert [id(w) for w in member._flat_weights] == [
+        id(getattr(member, n)) for n in member._flat_weights_names
+    ]
+
+
+def test_an_lstm_member_computes_with_its_rounded_weights() -> None:
+    model = seeded(lambda: nn.LSTM(4, 3))
+    member = ensemble_of(model, include="weight_*")[0]
+    expected = nn.LSTM(4, 3)
+    expected.load_state_dict(
+        {
+            name: value if "bias" in name else lpe.round_weights(value, INT4, name=name)
+            for name, value in model.state_dict().items()
+        }
+    )
+    inputs = torch.linspace(-1, 1, 40).view(5, 2, 4)
+    assert torch.equal(member(inputs)[0], expected(inputs)[0])
+
+
+def test_a_hooks_closure_still_runs_in_a_member() -> None:
+    calls: list[int] = []
+    model = nn.Sequential(nn.Linear(2, 2))
+    model[0].register_forward_hook(lambda *_: calls.append(1))
+    ensemble_of(model)[0](torch.ones(1, 2))
+    assert calls == [1]
+
+
+def test_a_state_of_its_own_in_a_member_is_not_the_bases() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.extra_state = {"seen": [0]}  # type: ignore[assignment]
+    ensemble_of(model)[0].extra_state["seen"].append(1)
+    assert model.extra_state == {"seen": [0]}
+
+
+def open_clip_model() -> nn.Module:
+    from open_clip.model import CLIP
+
+    vision = {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16}
+    text = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
+    return CLIP(embed_dim=12, vision_cfg=vision, text_cfg=text)
+
+
+def loaded_with_members_weights(build: Callable[[], nn.Module], member: nn.Module) -> nn.Module:
+    """An ordinary model with a member's weights copied into it."""
+    model = seeded(build).eval()
+    model.load_state_dict(member.state_dict())
+    return model
+
+
+def test_an_open_clip_members_encode_image_uses_its_weights() -> None:
+    member = ensemble_of(seeded(open_clip_model))[1]
+    images = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
+    plain = loaded_with_members_weights(open_clip_model, member)
+    # Attention's kernel depends on which weights need a gradient, hence not bit for bit.
+    torch.testing.assert_close(member.encode_image(images), plain.encode_image(images), rtol=1e-5, atol=1e-5)
+
+
+def test_an_open_clip_members_encode_text_uses_its_weights() -> None:
+    member = ensemble_of(seeded(open_clip_model))[1]
+    text = torch.arange(16).view(2, 8)
+    plain = loaded_with_members_weights(open_clip_model, member)
+    # Attention's kernel depends on which weights need a gradient, hence not bit for bit.
+    torch.testing.assert_close(member.encode_text(text), plain.encode_text(text), rtol=1e-5, atol=1e-5)
+
+
+def gpt2() -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": 40, "n_positions": 12, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+
+
+def test_a_transformers_members_logits_are_those_of_its_weights() -> None:
+    member = ensemble_of(seeded(gpt2))[1]
+    tokens = torch.arange(8).view(1, 8)
+    plain = loaded_with_members_weights(gpt2, member)
+    assert torch.equal(member(input_ids=tokens).logits, plain(input_ids=tokens).logits)
+
+
+def test_a_transformers_members_generate_uses_its_weights() -> None:
+    member = ensemble_of(seeded(gpt2))[1]
+    settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    tokens = torch.arange(4).view(1, 4)
+    settings["attention_mask"] = torch.ones_like(tokens)
+    plain = loaded_with_members_weights(gpt2, member)
+    assert torch.equal(member.generate(tokens, **settings), plain.generate(tokens, **settings))
+
+
+# with_tensors
+
+
+def test_with_tensors_puts_the_replacement_in_without_a_copy() -> None:
+    new = torch.zeros(4, 1, 3, 3)
+    assert with_tensors(net(), {"conv.weight": new}).conv.weight.data_ptr() == new.data_ptr()
+
+
+def test_with_tensors_replaces_a_buffer() -> None:
+    mean = torch.full((4,), 3.0)
+    assert with_tensors(net(), {"norm.running_mean": mean}).norm.running_mean is mean
+
+
+def test_with_tensors_replaces_tied_tensors_together_under_their_other_name() -> None:
+    new = torch.zeros(5, 4)
+    copy = with_tensors(net(), {"head.weight": new})
+    assert copy.embed.weight is copy.head.weight and copy.embed.weight.data_ptr() == new.data_ptr()
+
+
+def test_with_tensors_refuses_a_name_that_the_model_does_not_have_and_names_it() -> None:
+    with pytest.raises(lpe.InputError, match="'convolution.weight'"):
+        with_tensors(net(), {"convolution.weight": torch.zeros(1)})
+
+
+def test_with_tensors_refuses_a_shape_that_does_not_fit_and_names_both() -> None:
+    with pytest.raises(lpe.InputError, match=r"'conv.weight' has shape \[4, 1, 3, 3\], not \[4, 1, 3\]"):
+        with_tensors(net(), {"conv.weight": torch.zeros(4, 1, 3)})
+
+
+# Inputs and outputs of a model
+
+
+class Adder(nn.Module):
+    def __init__(self, wrap: Callable[[Tensor], Any] = lambda logits: logits) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+        self.wrap = wrap
+
+    def forward(self, a: Tensor, b: Tensor | None = None) -> Any:
+        return self.wrap(self.fc(a if b is None else a - b))
+
+
+A, B = torch.linspace(0, 1, 6).view(2, 3), torch.linspace(1, 3, 6).view(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [(A, A), ((A, B), A - B), ([A, B], A - B), ({"b": B, "a": A}, A - B)],
+    ids=["tensor", "tuple", "list", "dict"],
+)
+def test_inputs_reach_the_model_as_their_kind_says(inputs: Any, expected: Tensor) -> None:
+    model = Adder()
+    assert torch.equal(apply(model, inputs), model.fc(expected))
+
+
+def test_logits_are_taken_from_an_output_object() -> None:
+    model = Adder(lambda logits: SimpleNamespace(logits=logits, loss=None))
+    assert torch.equal(apply(model, A), model.fc(A))
+
+
+@pytest.mark.parametrize("output", [None, (A,), {"logits": A}, SimpleNamespace(logits=None)], ids=str)
+def test_an_output_without_logits_is_an_error_that_names_its_type(output: Any) -> None:
+    with pytest.raises(lpe.InputError, match=type(output).__name__):
+        apply(Adder(lambda logits: output), A)
+
+
+def test_predict_is_the_log_of_the_mean_of_the_members_probabilities() -> None:
+    ensemble = ensemble_of(net())
+    probs = np.mean([m(IMAGES).detach().double().softmax(-1).numpy() for m in ensemble], axis=0)
+    np.testing.assert_allclose(ensemble.predict(IMAGES).exp().numpy(), probs, rtol=1e-13)
+
+
+def test_predict_needs_no_gradient() -> None:
+    assert not ensemble_of(net()).predict(IMAGES).requires_grad
+
+
+def test_predict_is_finite_for_logits_whose_probabilities_vanish() -> None:
+    model = nn.Linear(1, 2, bias=False)
+    model.weight = nn.Parameter(torch.tensor([[1e4], [-1e4]]))
+    log_probs = lpe.LowPrecisionEnsemble(model, INT4, 2).predict(torch.ones(1, 1))
+    assert log_probs.tolist() == [[0.0, -2e4]]
+
+
+def test_mean_log_probs_averages_probabilities_over_the_first_dimension() -> None:
+    probs = torch.tensor([[[0.2, 0.8]], [[0.6, 0.4]]], dtype=torch.float64)
+    torch.testing.assert_close(mean_log_probs(probs.log()).exp(), torch.tensor([[0.4, 0.6]]).double())
+
+
+# Memory
+
+
+class LiveBytes(TorchDispatchMode):
+    """The most bytes of tensor memory alive after any operation: the base's, and what was made since."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.bound = 0  # of the bytes alive, from above; counted anew where it could be a new peak
+        for entry in named_tensors(base):
+            self.see(entry.tensor)
+        self.base = self.peak = self.bound
+
+    def see(self, tensor: Any) -> None:
+        if isinstance(tensor, Tensor):
+            storage = tensor.untyped_storage()
+            weak = StorageWeakRef(storage)
+            if weak.cdata not in self.alive or self.alive[weak.cdata][0].expired():
+                self.alive[weak.cdata] = (weak, storage.nbytes())
+                self.bound += storage.nbytes()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            self.see(tensor)
+        if self.bound > self.peak:
+            self.alive = {key: kept for key, kept in self.alive.items() if not kept[0].expired()}
+            self.bound = sum(size for _, size in self.alive.values())
+            self.peak = max(self.peak, self.bound)
+        return result
+
+
+LAYERS, WIDTH = 12, 512
+MEMBER_BYTES = LAYERS * WIDTH * WIDTH * 4
+
+
+def check_peak_is_one_member_over_the_base(
+    use: Callable[[lpe.LowPrecisionEnsemble], object], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The rounding's temporaries are bounded by this and not by the model, which is small for a model.
+    monkeypatch.setattr(reference, "CHUNK", 1 << 15)
+    model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)))
+    # To the nearest and per tensor: a member of the same size in a tenth of the time.
+    system = lpe.Int(4, scale=lpe.PerTensor())
+    live = LiveBytes(model)
+    ensemble = lpe.LowPrecisionEnsemble(model, system, size=size, rounding="nearest")
+    with live:
+        use(ensemble)
+    assert live.base == MEMBER_BYTES
+    assert live.base + MEMBER_BYTES <= live.peak <= live.base + 1.1 * MEMBER_BYTES
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    return [(torch.ones(2, WIDTH), torch.tensor([0, 1])) for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("use", "size"),
+    [
+        (lambda ensemble: lpe.evaluate(ensemble, batches()), 20),
+        (lambda ensemble: lpe.member_log_probs(ensemble, batches()), 3),
+        (lambda ensemble: ensemble.predict(torch.ones(2, WIDTH)), 3),
+    ],
+    ids=["evaluate", "member_log_probs", "predict"],
+)
+def test_peak_memory_is_the_base_and_one_member(
+    use: Callable[[lpe.LowPrecisionEnsemble], object], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_peak_is_one_member_over_the_base(use, size, monkeypatch)
+
+
+def test_the_memory_check_catches_members_that_are_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AssertionError):
+        check_peak_is_one_member_over_the_base(lambda ensemble: ensemble[:], 2, monkeypatch)
+
+
+def test_the_memory_check_catches_an_ensemble_that_copies_the_base(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def copies(ensemble: lpe.LowPrecisionEnsemble) -> None:
+        with torch.no_grad():
+            kept = [parameter.clone() for parameter in ensemble.model.parameters()]
+        ensemble.member(0)
+        del kept
+
+    with pytest.raises(AssertionError):
+        check_peak_is_one_member_over_the_base(copies, 2, monkeypatch)
