@@ -59,7 +59,13 @@ def _checked(batch: Any, index: int) -> tuple[Any, Tensor]:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise InputError(f"batch {index} must be a pair (inputs, targets), not {type(batch).__name__}")
     inputs, targets = batch
-    targets = torch.as_tensor(targets)
+    try:
+        targets = torch.as_tensor(targets)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"targets of batch {index} must be class indices [examples], not {type(targets).__name__}: "
+            + str(error).partition("\n")[0]
+        ) from None
     if targets.dim() != 1 or torch.is_floating_point(targets) or targets.dtype == torch.bool:
         raise InputError(
             f"targets of batch {index} must be class indices [examples], "

@@ -1,0 +1,332 @@
+"""Evaluation: every prefix out of one pass, the same numbers however it is cut, and errors in one line."""
+
+from __future__ import annotations
+
+from collections import UserDict, namedtuple
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lpe
+from lpe.evaluation.metrics import METRICS, nll, temperature_scaled
+from lpe.evaluation.predict import device_of, evaluate_temperature_scaled, to_device
+
+EXAMPLES, FEATURES, CLASSES, SIZE = 23, 6, 4, 5
+COLUMNS = ["size", *METRICS, "memory_bits"]
+
+# All models here are float64: what is left between two ways to the same number is the order of float64 sums,
+# of 23 terms and 5 members, far below this. In float32 the product itself depends on the batch size (10⁻⁷).
+RTOL = 1e-11
+
+
+class Net(nn.Module):
+    """Logits from one argument or two; ``wrap`` makes the output."""
+
+    def __init__(self, wrap: Callable[[Tensor], Any] = lambda logits: logits) -> None:
+        super().__init__()
+        self.first = nn.Linear(FEATURES, 8)
+        self.last = nn.Linear(8, CLASSES)
+        self.wrap = wrap
+
+    def forward(self, a: Tensor, b: Tensor | None = None) -> Any:
+        return self.wrap(4 * self.last(self.first(a if b is None else a - b).tanh()))
+
+
+def net(wrap: Callable[[Tensor], Any] = lambda logits: logits) -> Net:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Net(wrap).double()
+
+
+def ensemble_of(size: int = SIZE, model: nn.Module | None = None) -> lpe.LowPrecisionEnsemble:
+    return lpe.LowPrecisionEnsemble(model or net(), lpe.Int(3), size)
+
+
+GENERATOR = np.random.default_rng(0)
+INPUTS = torch.from_numpy(GENERATOR.normal(size=(EXAMPLES, FEATURES)))
+TARGETS = torch.from_numpy(GENERATOR.integers(CLASSES, size=EXAMPLES))
+
+
+def batches(size: int = 7) -> Iterator[tuple[Tensor, Tensor]]:
+    """A stream that can be read once."""
+    return zip(INPUTS.split(size), TARGETS.split(size), strict=True)
+
+
+def assert_same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(found, expected, rtol=RTOL, atol=1e-13)
+
+
+# The table
+
+
+def test_the_table_has_a_row_per_size_and_the_promised_columns() -> None:
+    table = lpe.evaluate(ensemble_of(), batches())
+    assert (list(table["size"]), list(table.columns)) == (list(range(1, SIZE + 1)), COLUMNS)
+
+
+def test_the_memory_is_that_of_as_many_stored_members() -> None:
+    ensemble = ensemble_of()
+    expected = [ensemble.memory_bits(n) for n in range(1, SIZE + 1)]
+    assert list(lpe.evaluate(ensemble, batches())["memory_bits"]) == expected
+
+
+@pytest.mark.parametrize("n", range(1, SIZE + 1))
+def test_a_prefixs_row_is_that_of_the_prefix_evaluated_alone(n: int) -> None:
+    alone = lpe.evaluate(ensemble_of(n), batches())
+    assert_same(lpe.evaluate(ensemble_of(), batches()).iloc[:n], alone)
+
+
+@pytest.mark.parametrize("n", range(1, SIZE + 1))
+def test_a_prefixs_losses_are_those_of_its_members_averaged_by_numpy(n: int) -> None:
+    logits = np.stack([member(INPUTS).detach().numpy() for member in ensemble_of()[:n]])
+    probs = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    centroid = np.exp(logits.mean(axis=0))
+    rows, targets = np.arange(EXAMPLES), TARGETS.numpy()
+    mean = probs.mean(axis=0)
+    expected = {
+        "nll": -np.log(mean[rows, targets]).mean(),
+        "err": (mean.argmax(axis=-1) != targets).mean(),
+        "average_loss": -np.log(probs[:, rows, targets]).mean(),
+        "ensemble_loss": -np.log((centroid / centroid.sum(axis=-1, keepdims=True))[rows, targets]).mean(),
+        "brier": np.square(mean - np.eye(CLASSES)[targets]).sum(axis=-1).mean(),
+    }
+    row = lpe.evaluate(ensemble_of(), batches()).iloc[n - 1]
+    assert {name: row[name] for name in expected} == pytest.approx(expected, rel=RTOL)
+
+
+@pytest.mark.parametrize("chunk_bytes", [0, 1000, 1 << 40])
+@pytest.mark.parametrize("batch", [1, 7, EXAMPLES])
+def test_neither_chunks_nor_batches_change_a_number(batch: int, chunk_bytes: int) -> None:
+    found = lpe.evaluate(ensemble_of(), batches(batch), chunk_bytes=chunk_bytes)
+    assert_same(found, lpe.evaluate(ensemble_of(), batches()))
+
+
+class Counted(lpe.LowPrecisionEnsemble):
+    """Counts the members made."""
+
+    made = 0
+
+    def member(self, index: int) -> nn.Module:
+        self.made += 1
+        return super().member(index)
+
+
+@pytest.mark.parametrize(("chunk_bytes", "times"), [(0, 4), (1 << 40, 1)])
+def test_members_are_made_once_a_chunk(chunk_bytes: int, times: int) -> None:
+    ensemble = Counted(net(), lpe.Int(3), SIZE)
+    lpe.evaluate(ensemble, batches(7), chunk_bytes=chunk_bytes)  # four batches
+    assert ensemble.made == times * SIZE
+
+
+def test_stored_members_hold_one_batch_at_a_time() -> None:
+    held = 0
+
+    def counting() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal held
+        for batch in batches(1):
+            held += 1
+            yield batch
+
+    seen: list[int] = []
+    model = net().eval()
+    model.register_forward_hook(lambda *_: seen.append(held))
+    lpe.evaluate(lpe.DeepEnsemble([model]), counting())
+    # The batch that opens the next chunk is read before a chunk is closed.
+    assert seen[:3] == [2, 3, 4]
+
+
+def test_a_list_of_batches_gives_what_a_stream_gives() -> None:
+    assert_same(lpe.evaluate(ensemble_of(), list(batches())), lpe.evaluate(ensemble_of(), batches()))
+
+
+def test_a_batch_without_examples_changes_nothing() -> None:
+    empty = (torch.zeros(0, FEATURES, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
+    found = lpe.evaluate(ensemble_of(), [empty, *batches(), empty])
+    assert_same(found, lpe.evaluate(ensemble_of(), batches()))
+
+
+def test_a_model_in_training_mode_is_evaluated_in_eval_mode() -> None:
+    dropout = nn.Sequential(net(), nn.Dropout(0.5)).train()
+    assert_same(
+        lpe.evaluate(ensemble_of(model=dropout), batches()).drop(columns="memory_bits"),
+        lpe.evaluate(ensemble_of(model=nn.Sequential(net(), nn.Identity())), batches()).drop(
+            columns="memory_bits"
+        ),
+    )
+
+
+def test_evaluation_builds_no_graph() -> None:
+    grad_modes: list[bool] = []
+    model = net()
+    model.register_forward_hook(lambda *_: grad_modes.append(torch.is_grad_enabled()))
+    lpe.evaluate(ensemble_of(model=model), batches())
+    assert not any(grad_modes)
+
+
+# Inputs and outputs
+
+Pair = namedtuple("Pair", ["a", "b"])
+ZEROS = torch.zeros_like(INPUTS)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        INPUTS,
+        (INPUTS,),
+        [INPUTS, ZEROS],
+        (INPUTS, ZEROS),
+        Pair(INPUTS, ZEROS),
+        {"a": INPUTS},
+        {"b": ZEROS, "a": INPUTS},
+        UserDict({"a": INPUTS, "b": ZEROS}),
+    ],
+    ids=["tensor", "tuple of 1", "list", "tuple", "named tuple", "dict of 1", "dict", "mapping"],
+)
+def test_inputs_may_be_a_tensor_a_tuple_or_a_dict(inputs: Any) -> None:
+    found = lpe.evaluate(ensemble_of(), [(inputs, TARGETS)])
+    assert_same(found, lpe.evaluate(ensemble_of(), [(INPUTS, TARGETS)]))
+
+
+def test_to_device_reaches_tensors_in_any_mapping() -> None:
+    moved = to_device(UserDict({"a": INPUTS, "n": 3}), torch.device("meta"))
+    assert (moved["a"].device.type, moved["n"]) == ("meta", 3)
+
+
+def test_the_device_of_a_model_with_buffers_alone_is_theirs() -> None:
+    assert device_of(nn.BatchNorm1d(2, affine=False, device="meta")).type == "meta"
+
+
+def test_the_device_of_a_model_without_tensors_is_the_cpu() -> None:
+    assert device_of(nn.Identity()).type == "cpu"
+
+
+def test_outputs_may_be_an_object_with_logits() -> None:
+    model = net(lambda logits: SimpleNamespace(logits=logits))
+    assert_same(lpe.evaluate(ensemble_of(model=model), batches()), lpe.evaluate(ensemble_of(), batches()))
+
+
+def test_targets_may_be_a_list() -> None:
+    found = lpe.evaluate(ensemble_of(), [(INPUTS, TARGETS.tolist())])
+    assert_same(found, lpe.evaluate(ensemble_of(), [(INPUTS, TARGETS)]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_targets_may_be_of_any_integer_type(dtype: torch.dtype) -> None:
+    found = lpe.evaluate(ensemble_of(), [(INPUTS, TARGETS.to(dtype))])
+    assert_same(found, lpe.evaluate(ensemble_of(), [(INPUTS, TARGETS)]))
+
+
+def test_bfloat16_logits_are_upcast_before_anything_else() -> None:
+    low = ensemble_of(model=net(lambda logits: logits.bfloat16()))
+    upcast = ensemble_of(model=net(lambda logits: logits.bfloat16().double()))
+    assert_same(lpe.evaluate(low, batches()), lpe.evaluate(upcast, batches()))
+
+
+def test_a_class_masked_with_minus_infinity_is_a_class_of_probability_zero() -> None:
+    def masked(logits: Tensor) -> Tensor:
+        return torch.cat([logits, torch.full_like(logits[:, :1], -torch.inf)], dim=1)
+
+    found = lpe.evaluate(ensemble_of(model=net(masked)), batches())
+    assert_same(found, lpe.evaluate(ensemble_of(), batches()))
+
+
+# Temperatures and kept log-probabilities
+
+
+def test_the_calibrated_column_is_the_cross_fitted_nll_of_each_prefix() -> None:
+    log_probs, targets = lpe.member_log_probs(ensemble_of(), batches())
+    expected = []
+    for n in range(1, SIZE + 1):
+        mean = log_probs[:n].exp().mean(dim=0).log()
+        expected.append(nll(temperature_scaled(mean, targets), targets))
+    found = lpe.evaluate(ensemble_of(), batches(), calibrated=True)["calibrated_nll"]
+    # The search for T stops at 10⁻⁶ of log T, where the loss is flat.
+    assert list(found) == pytest.approx(expected, rel=1e-9)
+
+
+def test_asking_for_calibration_changes_no_other_column() -> None:
+    found = lpe.evaluate(ensemble_of(), batches(), calibrated=True).drop(columns="calibrated_nll")
+    assert_same(found, lpe.evaluate(ensemble_of(), batches()))
+
+
+def test_temperature_scaled_evaluation_has_the_calibrated_nll_of_the_whole_ensemble() -> None:
+    found = evaluate_temperature_scaled(ensemble_of(), batches())["nll"]
+    expected = lpe.evaluate(ensemble_of(), batches(), calibrated=True)["calibrated_nll"].iloc[-1]
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_temperature_scaled_evaluation_leaves_the_error_as_it_was() -> None:
+    expected = lpe.evaluate(ensemble_of(), batches())["err"].iloc[-1]
+    assert evaluate_temperature_scaled(ensemble_of(), batches())["err"] == expected
+
+
+def test_member_log_probs_are_each_members_normalised_logits() -> None:
+    found, _ = lpe.member_log_probs(ensemble_of(), batches())
+    expected = torch.stack([member(INPUTS).detach().log_softmax(dim=-1) for member in ensemble_of()])
+    torch.testing.assert_close(found, expected, rtol=RTOL, atol=1e-13)
+
+
+def test_member_log_probs_come_with_the_targets_in_order() -> None:
+    assert torch.equal(lpe.member_log_probs(ensemble_of(), batches())[1], TARGETS)
+
+
+# Bad input: one line that names the value
+
+GOOD = (INPUTS, TARGETS)
+
+
+def with_target(value: int) -> tuple[Tensor, Tensor]:
+    targets = TARGETS.clone()
+    targets[3] = value
+    return INPUTS, targets
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "no batches": ([], "batches are empty"),
+    "only empty batches": ([(INPUTS[:0], TARGETS[:0])], "batches are empty"),
+    "a bare tensor": ([GOOD, INPUTS], "batch 1 must be a pair .*not Tensor"),
+    "a triple": ([GOOD, (INPUTS, TARGETS, TARGETS)], "batch 1 must be a pair"),
+    "float targets": ([GOOD, (INPUTS, TARGETS.float())], r"batch 1 .*torch.float32 of shape \[23\]"),
+    "bool targets": ([GOOD, (INPUTS, TARGETS > 1)], r"batch 1 .*torch.bool of shape \[23\]"),
+    "one-hot targets": ([GOOD, (INPUTS, torch.eye(CLASSES).long()[TARGETS])], r"batch 1 .*shape \[23, 4\]"),
+    "a scalar target": ([GOOD, (INPUTS[0], TARGETS[0])], r"batch 1 .*shape \[\]"),
+    "a label too large": ([GOOD, with_target(4)], "batch 1 has label 4; the model has classes 0 to 3"),
+    "a negative label": ([GOOD, with_target(-100)], "batch 1 has label -100; the model has classes 0 to 3"),
+    "fewer targets": ([GOOD, (INPUTS, TARGETS[:5])], r"batch 1 has inputs of shape \[23, 6\] and 5 targets"),
+    "fewer targets of a dict": ([({"a": INPUTS}, TARGETS[:5])], r"batch 0: .*shape \[23, 4\] for 5 targets"),
+    "words for targets": ([(INPUTS, ["cat"] * EXAMPLES)], "targets of batch 0"),
+}
+
+
+@pytest.mark.parametrize("use", [lpe.evaluate, lpe.member_log_probs], ids=lambda use: use.__name__)
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_input_is_an_error_of_one_line_that_names_it(bad: str, use: Callable[..., Any]) -> None:
+    stream, expected = BAD[bad]
+    with pytest.raises(lpe.InputError, match=expected) as caught:
+        use(ensemble_of(), iter(stream))
+    assert "\n" not in str(caught.value)
+
+
+BAD_LOGITS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "of three dimensions": (lambda logits: logits[:, None], r"batch 0: .*shape \[7, 1, 4\] for 7 targets"),
+    "of one dimension": (lambda logits: logits[:, 0], r"batch 0: .*shape \[7\] for 7 targets"),
+    "of fewer examples": (lambda logits: logits[:3], r"batch 0: .*shape \[3, 4\] for 7 targets"),
+    "that are NaN": (lambda logits: logits * torch.nan, "batch 0: .*28 logits that are NaN"),
+    "that are +inf": (lambda logits: logits.abs() * torch.inf, r"batch 0: .*28 logits .*\+infinity"),
+    "that are missing": (lambda logits: {"scores": logits}, "dict"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_LOGITS)
+def test_bad_logits_are_an_error_of_one_line_that_names_them(bad: str) -> None:
+    wrap, expected = BAD_LOGITS[bad]
+    with pytest.raises(lpe.InputError, match=expected) as caught:
+        lpe.evaluate(ensemble_of(model=net(wrap)), batches())
+    assert "\n" not in str(caught.value)
