@@ -55,17 +55,17 @@ def refresh(model: nn.Module, batches: Iterable[Any]) -> None:
     seen = 0
     try:
         model.eval()
-        for module in norms:
-            module.reset_running_stats()
-            module.momentum = None  # the cumulative average
-            module.train()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the cumulative average
+            norm.train()
         for inputs, _ in batches:
             apply(model, inputs)
             seen += 1
     finally:
         for module, training in flags:
             module.training = training
-        for module, momentum in zip(norms, momenta, strict=True):
-            module.momentum = momentum
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
     if not seen:
         raise InputError("batch-norm statistics need training batches, and there were none")

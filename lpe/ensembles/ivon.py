@@ -32,15 +32,25 @@ def posterior_std(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[st
     Args:
         optimizer: an ``ivon.IVON`` after its last step.
         model: the module whose parameters it holds.
+
+    Raises:
+        InputError: the optimiser is not IVON's, or holds parameters that are not the model's.
     """
     names = {id(entry.tensor): entry.name for entry in named_tensors(model)}
     std = {}
     for group in optimizer.param_groups:
         if "hess" not in group:
-            raise InputError(f"{type(optimizer).__name__} has no Hessian estimate; IVON's optimiser is needed")
+            raise InputError(
+                f"{type(optimizer).__name__} has no Hessian estimate; IVON's optimiser is needed"
+            )
         flat = 1.0 / (group["ess"] * (group["hess"] + group["weight_decay"])).sqrt()
         sizes = [parameter.numel() for parameter in group["params"]]
         for parameter, part in zip(group["params"], flat.split(sizes), strict=True):
+            if id(parameter) not in names:
+                raise InputError(
+                    f"the optimiser holds a parameter of shape {list(parameter.shape)} "
+                    "that is not of this model; give the model that it trained, not a copy"
+                )
             std[names[id(parameter)]] = part.reshape(parameter.shape).clone()
     return std
 
@@ -75,7 +85,9 @@ class IVONEnsemble(Ensemble):
         tensors = {entry.name: entry.tensor for entry in named_tensors(model)}
         for name, value in std.items():
             if name not in tensors or tensors[name].shape != value.shape:
-                raise InputError(f"the std of {name!r}, shape {list(value.shape)}, fits no tensor of the model")
+                raise InputError(
+                    f"the std of {name!r}, shape {list(value.shape)}, fits no tensor of the model"
+                )
         self.model = model
         self.std = dict(std)
         self.seed = check_seed(seed)
@@ -88,9 +100,7 @@ class IVONEnsemble(Ensemble):
         """Draw ``index`` of the weights, by canonical name."""
         return {
             name: self._means[name].detach()
-            + math.sqrt(self.scale)
-            * std
-            * normal("ivon", self.seed, name, index, std.shape).to(std.device)
+            + math.sqrt(self.scale) * std * normal("ivon", self.seed, name, index, std.shape).to(std.device)
             for name, std in self.std.items()
         }
 
@@ -102,7 +112,7 @@ class IVONEnsemble(Ensemble):
         return net
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
-        """"members": n whole models; "generator": mean and std, 64 bits a weight."""
+        """n whole models ("members"), or mean and std ("generator"): 64 bits a weight."""
         n = self._check_storage(n, storage)
         owned = {*self.std, *fresh_statistics(self.model)}
         tensors = [entry for entry in named_tensors(self.model) if entry.saved]

@@ -106,7 +106,9 @@ class SWAGCollector:
             InputError: fewer iterates than the rank were collected.
         """
         if self.collected < self.rank:
-            raise InputError(f"SWAG of rank {self.rank} needs as many iterates; {self.collected} were collected")
+            raise InputError(
+                f"SWAG of rank {self.rank} needs as many iterates; {self.collected} were collected"
+            )
         return SWAGStatistics(
             mean={name: mean.clone() for name, mean in self._mean.items()},
             variance={name: total / self.collected for name, total in self._squares.items()},
@@ -182,7 +184,7 @@ class SWAGEnsemble(Ensemble):
         return self._with_statistics({name: mean.clone() for name, mean in self.statistics.mean.items()})
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
-        """"members": n whole models; "generator": mean, variance and K deviations, (2 + K)·32 bits a weight."""
+        """n whole models ("members"), or mean, variance and K deviations at 32 bits each ("generator")."""
         n = self._check_storage(n, storage)
         owned = {*self.statistics.mean, *fresh_statistics(self.model)}
         tensors = [entry for entry in named_tensors(self.model) if entry.saved]
@@ -206,5 +208,7 @@ class SWAGEnsemble(Ensemble):
             std = (self.scale * (self.statistics.variance[name] + low_rank)).sqrt()
             shape = "×".join(map(str, mean.shape)) or "scalar"
             rows.append((name, shape, f"{float(std.median()):.3g}", "32"))
-        title = f"SWAG, rank {self.statistics.rank}, scale {self.scale}: {self.size} members, seed {self.seed}"
+        title = (
+            f"SWAG, rank {self.statistics.rank}, scale {self.scale}: {self.size} members, seed {self.seed}"
+        )
         return text_table(title, ("tensor", "shape", "median posterior std", "bits"), rows)

@@ -52,19 +52,28 @@ def train(
         optimizer: over the model's parameters; its learning rate is set before each step.
         learning_rate: step → learning rate.
         epochs: passes over the data.
-        seed: of whatever the model and the optimiser draw; the global generator is as before afterwards.
-        clip_norm: largest norm of the gradient; None: no clipping.
+        seed: of whatever the model and the optimiser draw; the global generators are as before afterwards.
+        clip_norm: largest norm of the gradient; None: no clipping. Not for optimisers that sample weights.
         after_epoch: called with the epoch after each (to collect iterates or snapshots).
         report: called with each row of the curve.
 
     Raises:
-        InputError: no batches, or a loss that is NaN or infinite (with the step, and what to do).
+        InputError: no batches, a clip_norm for an optimiser that samples weights, or a loss that is NaN or
+            infinite (with the step, and what to do).
     """
     sampled = getattr(optimizer, "sampled_params", None)
+    if sampled and clip_norm is not None:
+        raise InputError(
+            f"clip_norm={clip_norm} would not reach {type(optimizer).__name__}, which collects its gradients "
+            "itself; leave it out and use the optimiser's own clipping (IVON's clip_radius)"
+        )
     curve: list[dict[str, float]] = []
     step = 0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    gpus = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
+    with torch.random.fork_rng(devices=gpus):
+        # Not torch.manual_seed: it would also seed the generators of GPUs that are not forked here.
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)):
+            generator.manual_seed(seed)
         for epoch in range(epochs):
             model.train()
             total, count, rate = 0.0, 0, 0.0
@@ -82,7 +91,7 @@ def train(
                         f"the training loss is {value} at step {step} (learning rate {rate:g}); "
                         "lower the learning rate or clip the gradient"
                     )
-                if clip_norm is not None and not sampled:
+                if clip_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
                 optimizer.step()
                 total, count, step = total + value, count + 1, step + 1
