@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from lpe.ensembles.deep import DeepEnsemble
+from lpe.ensembles.ivon import IVONEnsemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
+from lpe.ensembles.storage import load, save
+from lpe.ensembles.swag import SWAGEnsemble
 from lpe.errors import InputError
 from lpe.evaluation.predict import evaluate, member_log_probs
 from lpe.number_systems.grids import FullPrecision, Int, PerBlock, PerChannel, PerTensor, number_system
@@ -12,16 +15,20 @@ from lpe.number_systems.rounding import decode, encode, round_weights
 __all__ = [
     "DeepEnsemble",
     "FullPrecision",
+    "IVONEnsemble",
     "InputError",
     "Int",
     "LowPrecisionEnsemble",
     "PerBlock",
     "PerChannel",
     "PerTensor",
+    "SWAGEnsemble",
     "decode",
     "encode",
     "evaluate",
+    "load",
     "member_log_probs",
     "number_system",
     "round_weights",
+    "save",
 ]

@@ -111,9 +111,7 @@ def _landscape(
     table = here.pivot(index="y", columns="x", values="value")
     values = table.to_numpy()
     levels = panels.nll_levels(values)
-    panels.contours(
-        figure, ax, table.columns.to_numpy(), table.index.to_numpy(), values, levels, "NLL (nats)"
-    )
+    panels.contours(figure, ax, table.columns.to_numpy(), table.index.to_numpy(), values, levels, "NLL, nats")
     ax.set_xlabel("x (L2 units)")
     ax.set_ylabel("y (L2 units)")
     return clouds[(clouds["point"] == name) & (clouds["plane"] == kind)]
@@ -122,6 +120,12 @@ def _landscape(
 def _place(members: pd.DataFrame, method: str) -> tuple[float, float]:
     first = members[(members["method"] == method) & (members["member"] == 0)].iloc[0]
     return float(first["x"]), float(first["y"])
+
+
+def _off_plane(members: pd.DataFrame, method: str) -> str:
+    # The method's first member spans the plane, so it lies in it.
+    off = members[(members["method"] == method) & (members["member"] > 0)]["distance_from_plane"]
+    return f"{method} {off.min():.2g} – {off.max():.2g}"
 
 
 def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
@@ -134,7 +138,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
     best = f"INT-{chosen.best_bits}"
     with panels.style():
         figure, rows = panels.plt.subplots(
-            2, 4, figsize=(panels.TEXT_WIDTH, 3.7), width_ratios=(1.15, 1, 1, 0.9)
+            2, 4, figsize=(panels.TEXT_WIDTH, 3.8), width_ratios=(1.1, 1, 1, 1)
         )
         for axes, name in zip(rows, POINTS, strict=True):
             nll = record[(record["point"] == name) & (record["metric"] == "nll")]
@@ -146,7 +150,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
             members = _landscape(figure, axes[1], grids, clouds, name, "radial")
             places = {method: _place(members, method) for method in ("point", "BMA", "LPE-BSR")}
             panels.anchors(axes[1], {"origin": (0.0, 0.0), **places}, STYLES)
-            panels.label_panel(axes[1], next(letters), "radial plane")
+            panels.label_panel(axes[1], next(letters), f"{name}: radial")
 
             members = _landscape(figure, axes[2], grids, clouds, name, "members")
             for method in ("BMA", "LPE-BSR"):
@@ -158,7 +162,17 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
             panels.anchors(
                 axes[2], {method: _place(members, method) for method in ("point", "BMA", "LPE-BSR")}, STYLES
             )
-            panels.label_panel(axes[2], next(letters), "members")
+            axes[2].text(
+                0.97,
+                0.97,
+                "off the plane:\n" + "\n".join(_off_plane(members, m) for m in ("BMA", "LPE-BSR")),
+                transform=axes[2].transAxes,
+                fontsize=5,
+                ha="right",
+                va="top",
+                bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1},
+            )
+            panels.label_panel(axes[2], next(letters), f"{name}: clouds")
 
             for method in ("BMA", "LPE-BSR", "point"):
                 cloud = members[members["method"] == method]
@@ -176,7 +190,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
             axes[3].set_xlabel("L2 from point")
             axes[3].set_ylabel("NLL (nats)")
             axes[3].set_xlim(left=0)
-            panels.label_panel(axes[3], next(letters), "each member")
+            panels.label_panel(axes[3], next(letters), f"{name}: single")
         panels.legend_below(figure, [rows[0][0], rows[0][1]], rename={"LPE-BSR": f"LPE-BSR member, {best}"})
         paths = panels.save(figure, folder, "fig3")
     return paths, [v.line() for v in claims.c2(record, f"int{chosen.best_bits}", chosen.claim_size)]

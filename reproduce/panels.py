@@ -17,6 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from lpe.errors import InputError
@@ -138,12 +139,14 @@ def contours(
     Args:
         values: [ys, xs]. levels: increasing. label: the colour bar's, with the unit.
     """
-    filled = axes.contourf(xs, ys, values, levels=levels, cmap="cividis_r", extend="both")
-    lines = axes.contour(xs, ys, values, levels=levels[::2], colors="white", linewidths=0.5)
-    axes.clabel(lines, fontsize=5, fmt="%.3g", inline_spacing=1)
-    bar = figure.colorbar(filled, ax=axes, fraction=0.06, pad=0.02)
-    bar.set_label(label)
-    bar.ax.tick_params(labelsize=5.5)
+    norm = LogNorm(levels[0], levels[-1])
+    filled = axes.contourf(xs, ys, values, levels=levels, cmap="cividis_r", norm=norm, extend="both")
+    lines = axes.contour(xs, ys, values, levels=levels[::3], colors="white", linewidths=0.5)
+    axes.clabel(lines, fontsize=5, fmt="%.2g", inline_spacing=1)
+    bar = figure.colorbar(filled, ax=axes, fraction=0.07, pad=0.02, ticks=levels[::3])
+    bar.ax.set_yticklabels([f"{level:.2g}" for level in levels[::3]], fontsize=5.5)
+    bar.ax.minorticks_off()
+    bar.ax.set_title(label, fontsize=5.5, loc="left", pad=4)
 
 
 def anchors(
@@ -162,7 +165,7 @@ def anchors(
             markersize=6,
             linestyle="none",
             label=name,
-            zorder=5,
+            zorder=6 if marker == "*" else 5,
             clip_on=False,
         )
 
@@ -198,7 +201,7 @@ def nll_levels(values: np.ndarray) -> np.ndarray:
     """Contour levels for NLL: even in the logarithm, from the smallest value to the largest or 5 nats."""
     low = max(float(values.min()), 1e-3)
     high = min(float(values.max()), 5.0)
-    return np.geomspace(low, max(high, 1.01 * low), 12)
+    return np.geomspace(low, max(high, 1.01 * low), 13)
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes], rename: Mapping[str, str] | None = None) -> None:

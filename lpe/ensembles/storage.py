@@ -1,0 +1,276 @@
+"""Ensembles as files: one safetensors file, read back on the architecture it was made of.
+
+Two kinds:
+
+    members   every member's own tensors (low precision ones packed, b bits a weight), and once what they
+              share; this is what ``memory_bits(storage="members")`` counts
+    seeded    low precision ensembles only: the weights once, rounded to the nearest INT-8, with the seed; the
+              members are drawn from these 8 bits when asked for. ``memory_bits(storage="generator")``
+
+Members drawn from the 8-bit copy are not those drawn from the original weights: the copy is within half an
+INT-8 step of them.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from lpe.ensembles.base import Ensemble, named_tensors, tensor_bits, text_table, with_tensors
+from lpe.ensembles.low_precision import LowPrecisionEnsemble
+from lpe.ensembles.selection import PlannedTensor
+from lpe.errors import InputError
+from lpe.number_systems.grids import Int, PerBlock, PerChannel, PerTensor
+from lpe.number_systems.packing import pack, unpack
+from lpe.number_systems.rounding import decode, encode
+from lpe.records import replacing
+
+FORMAT = "lpe ensemble"
+VERSION = 1
+KINDS = ("members", "seeded")
+_AXES = {axis.__name__: axis for axis in (PerTensor, PerChannel, PerBlock)}
+_BASE = 8  # bits of the seeded kind's one copy
+
+
+def save(ensemble: Ensemble, path: str | os.PathLike[str], kind: str = "members") -> int:
+    """Write an ensemble to a file, whole or not at all.
+
+    Args:
+        ensemble: any ensemble; the seeded kind takes a ``LowPrecisionEnsemble`` of integers.
+        path: the file. kind: "members" or "seeded".
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        InputError: an unknown kind, or one that the ensemble cannot have.
+    """
+    if kind not in KINDS:
+        raise InputError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    low_precision = isinstance(ensemble, LowPrecisionEnsemble) and isinstance(ensemble.system, Int)
+    if kind == "seeded" and not low_precision:
+        raise InputError(f"a seeded file holds a low precision ensemble of integers, not {ensemble!r}")
+    if low_precision:
+        assert isinstance(ensemble, LowPrecisionEnsemble)
+        tensors, about = _low_precision(ensemble, kind)
+    else:
+        tensors, about = _full_precision(ensemble)
+    header = {"format": FORMAT, "version": VERSION, "kind": kind, "size": len(ensemble), **about}
+    path = Path(path)
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata={"lpe": json.dumps(header)})
+    return path.stat().st_size
+
+
+def load(path: str | os.PathLike[str], model: nn.Module) -> Ensemble:
+    """Read an ensemble from a file.
+
+    Args:
+        path: a file of :func:`save`. model: a module of the architecture; its weights are not used, only
+            what the file does not hold (buffers that are not saved).
+
+    Raises:
+        InputError: no such file, a damaged one, one of a newer version or of another model.
+    """
+    header, tensors = _read(Path(path))
+    own = {entry.name: entry for entry in named_tensors(model)}
+    for name, shape in header["shapes"].items():
+        if name not in own:
+            raise InputError(f"{path} is of another model: it has {name!r}, {type(model).__name__} has not")
+        if list(own[name].tensor.shape) != shape:
+            raise InputError(
+                f"{path} is of another model: {name!r} is {shape} there, {list(own[name].tensor.shape)} here"
+            )
+    if absent := [name for name, entry in own.items() if entry.saved and name not in header["shapes"]]:
+        raise InputError(f"{path} is of another model: it has no {absent[0]!r}")
+    try:
+        if header["kind"] == "seeded":
+            return _seeded(header, tensors, model)
+        return StoredEnsemble(model, header, tensors)
+    except KeyError as missing:
+        raise InputError(f"{path} is damaged: it lacks {missing}") from None
+
+
+class StoredEnsemble(Ensemble):
+    """An ensemble whose members lie in a file's tensors; made by :func:`load`."""
+
+    def __init__(self, model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(header["size"])
+        self.model = model
+        self.system = _system(header["system"]) if header["system"] else None
+        self._shapes = header["shapes"]
+        self._layouts = header["layouts"]
+        self._own = header["own"]
+        self._tensors = {
+            key: tensors[key]
+            for key in (
+                *(f"member {i}/{name}" for i in range(self.size) for name in self._own),
+                *(f"scales/{name}" for name in self._layouts),
+                *(f"shared/{name}" for name in self._shapes if name not in self._own),
+            )
+        }
+
+    def member(self, index: int) -> nn.Module:
+        """Member ``index``, unpacked."""
+        replaced = {name: self._tensors[f"shared/{name}"] for name in self._shapes if name not in self._own}
+        for name in self._own:
+            stored = self._tensors[f"member {index}/{name}"]
+            if name in self._layouts:
+                assert self.system is not None
+                codes = unpack(stored, tuple(self._shapes[name]), self.system)
+                stored = _decoded(codes, self._tensors[f"scales/{name}"], self.system, self._layouts[name])
+            replaced[name] = stored
+        return with_tensors(self.model, replaced)
+
+    def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
+        """What the file holds for n members, the padding of packed tensors to whole bytes included."""
+        n = self._check_storage(n, storage)
+        one = sum(tensor_bits(self._tensors[f"member 0/{name}"]) for name in self._own)
+        shared = sum(
+            tensor_bits(tensor) for key, tensor in self._tensors.items() if not key.startswith("member ")
+        )
+        return shared + one * n
+
+    def describe(self) -> str:
+        """A row per tensor: name, shape, each member's own or shared, bits a value."""
+        rows = []
+        for name, shape in self._shapes.items():
+            own = name in self._own
+            stored = self._tensors[f"member 0/{name}" if own else f"shared/{name}"]
+            packed = self.system is not None and name in self._layouts
+            bits = self.system.bits if packed and self.system else stored.element_size() * 8
+            rows.append((name, "×".join(map(str, shape)) or "scalar", "own" if own else "shared", str(bits)))
+        return text_table(f"{self.size} stored members", ("tensor", "shape", "in a member", "bits"), rows)
+
+
+def _low_precision(ensemble: LowPrecisionEnsemble, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    assert isinstance(ensemble.system, Int)
+    saved = [planned for planned in ensemble.plan if planned.saved]
+    quantised = [planned for planned in saved if planned.quantised]
+    weights = {entry.name: entry.tensor.detach() for entry in named_tensors(ensemble.model)}
+    tensors = {f"shared/{p.name}": _owned(weights[p.name]) for p in saved if not p.quantised}
+    about = {
+        "system": _named_system(ensemble.system),
+        "shapes": {planned.name: list(planned.shape) for planned in saved},
+        "layouts": {planned.name: _layout(planned) for planned in quantised},
+        "own": [planned.name for planned in quantised],
+        "rounding": ensemble.rounding,
+        "seed": ensemble.seed,
+        "first_member": ensemble.first_member,
+    }
+    if kind == "seeded":
+        base = Int(_BASE, ensemble.system.scale)
+        for planned in quantised:
+            codes, scales = encode(
+                weights[planned.name],
+                base,
+                "nearest",
+                name=planned.name,
+                output_axis=planned.layout.output_axis,
+                channel_groups=planned.layout.channel_groups,
+            )
+            tensors[f"base/{planned.name}"] = pack(codes, base)
+            tensors[f"scales/{planned.name}"] = scales.cpu()
+        return tensors, about
+    for planned in quantised:
+        for index in range(len(ensemble)):
+            codes, scales = ensemble.codes(planned.name, index)
+            tensors[f"member {index}/{planned.name}"] = pack(codes, ensemble.system)
+            tensors[f"scales/{planned.name}"] = _owned(scales)
+    return tensors, about
+
+
+def _full_precision(ensemble: Ensemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors: dict[str, Tensor] = {}
+    shapes: dict[str, list[int]] = {}
+    first: dict[str, Tensor] = {}
+    own: set[str] = set()
+    members = [
+        {entry.name: entry.tensor.detach() for entry in named_tensors(ensemble.member(index)) if entry.saved}
+        for index in range(len(ensemble))
+    ]
+    first = members[0]
+    shapes = {name: list(tensor.shape) for name, tensor in first.items()}
+    # Each member's own is what does not lie in the same memory in all of them.
+    for member in members[1:]:
+        own |= {name for name, tensor in member.items() if tensor.data_ptr() != first[name].data_ptr()}
+    for index, member in enumerate(members):
+        tensors |= {f"member {index}/{name}": _owned(member[name]) for name in own}
+    tensors |= {f"shared/{name}": _owned(tensor) for name, tensor in first.items() if name not in own}
+    ordered = [name for name in shapes if name in own]
+    return tensors, {"system": None, "shapes": shapes, "layouts": {}, "own": ordered}
+
+
+def _seeded(header: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module) -> Ensemble:
+    system = _system(header["system"])
+    base = Int(_BASE, system.scale)
+    replaced = {}
+    for name, shape in header["shapes"].items():
+        if name in header["layouts"]:
+            codes = unpack(tensors[f"base/{name}"], tuple(shape), base)
+            replaced[name] = _decoded(codes, tensors[f"scales/{name}"], base, header["layouts"][name])
+        else:
+            replaced[name] = tensors[f"shared/{name}"]
+    return LowPrecisionEnsemble(
+        with_tensors(model, replaced),
+        system,
+        header["size"],
+        header["seed"],
+        header["rounding"],
+        include=[glob.escape(name) for name in header["own"]],
+        first_member=header["first_member"],
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("lpe", "{}"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path} is no whole safetensors file ({str(error).splitlines()[0]})") from None
+    if header.get("format") != FORMAT:
+        raise InputError(f"{path} holds no ensemble; lpe.save writes one")
+    if header["version"] > VERSION:
+        raise InputError(
+            f"{path} is of version {header['version']}, this lpe reads up to {VERSION}; update lpe"
+        )
+    return header, tensors
+
+
+def _owned(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _layout(planned: PlannedTensor) -> dict[str, Any]:
+    return {
+        "output_axis": planned.layout.output_axis,
+        "channel_groups": planned.layout.channel_groups,
+        "dtype": str(planned.dtype).removeprefix("torch."),
+    }
+
+
+def _decoded(codes: Tensor, scales: Tensor, system: Int, layout: Mapping[str, Any]) -> Tensor:
+    dtype = getattr(torch, layout["dtype"])
+    return decode(codes, scales, system, dtype, layout["output_axis"], layout["channel_groups"])
+
+
+def _named_system(system: Int) -> dict[str, Any]:
+    axis = system.scale
+    return {"bits": system.bits, "scale": type(axis).__name__, **vars(axis)}
+
+
+def _system(named: Mapping[str, Any]) -> Int:
+    rest = {key: value for key, value in named.items() if key not in ("bits", "scale")}
+    return Int(named["bits"], _AXES[named["scale"]](**rest))

@@ -1,0 +1,43 @@
+"""Packing: codes come back, in as few bytes as they need, in the stated order of bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import lpe
+from lpe.number_systems import packing
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000])
+def test_codes_come_back_from_as_few_bytes_as_they_need(bits: int, count: int) -> None:
+    system = lpe.Int(bits)
+    q = system.largest_code
+    codes = torch.randint(-q, q + 1, (count,), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    packed = packing.pack(codes, system)
+    assert packed.dtype == torch.uint8 and len(packed) == -(-count * bits // 8)
+    assert torch.equal(packing.unpack(packed, (count,), system), codes)
+
+
+def test_a_code_that_straddles_a_chunk_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "_CHUNK", 8)
+    system = lpe.Int(5)
+    codes = torch.arange(-15, 16, dtype=torch.int8)
+    assert torch.equal(packing.unpack(packing.pack(codes, system), (31,), system), codes)
+
+
+def test_the_lowest_bit_of_the_first_code_is_the_lowest_of_the_first_byte() -> None:
+    # INT-3 codes -3, 0, 3 are stored as 0, 3, 6: 0b110_011_000 over two bytes, little-endian.
+    packed = packing.pack(torch.tensor([-3, 0, 3], dtype=torch.int8), lpe.Int(3))
+    assert packed.tolist() == [0b10011000, 0b1]
+
+
+def test_too_few_bytes_are_refused() -> None:
+    with pytest.raises(lpe.InputError, match="2 bytes do not hold 4 codes of 5 bits; 3 are needed"):
+        packing.unpack(torch.zeros(2, dtype=torch.uint8), (4,), lpe.Int(5))
+
+
+def test_a_code_outside_the_system_is_refused() -> None:
+    with pytest.raises(lpe.InputError, match="a code that int8 does not have"):
+        packing.unpack(torch.tensor([255], dtype=torch.uint8), (1,), lpe.Int(8))
