@@ -124,8 +124,18 @@ def measure_points(session: Session, names: Iterable[str] = POINTS) -> dict[str,
     return stds
 
 
+def log_sizes(session: Session, rows: pd.DataFrame) -> None:
+    """Mirror a record in W&B: the table itself, and each metric against ensemble size, mean over seeds."""
+    session.tracker.log_table("record", rows)
+    names = ["point", "method", "number_system", "metric"]
+    for size, here in rows.groupby("size"):
+        means = here.groupby(names)["value"].mean()
+        values = {"/".join(map(str, name)): float(value) for name, value in means.items()}  # type: ignore[call-overload]
+        session.tracker.log({"size": float(str(size)), **values})
+
+
 def selected(session: Session, points: Iterable[str]) -> pd.DataFrame:
-    """The rows that a figure of these points is drawn from.
+    """The rows that a figure of these points is drawn from; mirrored in W&B.
 
     NLL at every size, the other metrics at ``scale.table_sizes``: enough for the curves and the tables,
     and a tenth of the file.
@@ -134,4 +144,5 @@ def selected(session: Session, points: Iterable[str]) -> pd.DataFrame:
     rows = session.records.select(scale=scale.name, substrate=scale.substrate)
     wanted = rows["point"].isin(list(points)) & rows["seed"].isin(session.seeds)
     wanted &= (rows["metric"] == "nll") | rows["size"].isin(scale.table_sizes)
+    log_sizes(session, rows[wanted])
     return rows[wanted]
