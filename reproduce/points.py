@@ -26,6 +26,7 @@ from reproduce.scales import IVONTraining, SGDTraining, SWAGTraining
 
 POINTS = ("SGD", "SWAG", "IVON")
 TRAINING_CODE = (
+    "lpe/modules.py",
     "lpe/training",
     "lpe/substrates/digits.py",
     "lpe/number_systems/streams.py",

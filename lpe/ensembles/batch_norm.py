@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lpe.ensembles.base import apply
 from lpe.errors import InputError
+from lpe.modules import apply
 from lpe.number_systems.streams import canonical_name
 
 

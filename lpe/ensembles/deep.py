@@ -14,8 +14,9 @@ from itertools import zip_longest
 
 from torch import nn
 
-from lpe.ensembles.base import Ensemble, named_tensors, tensor_bits, text_table, with_tensors
+from lpe.ensembles.base import Ensemble, text_table
 from lpe.errors import InputError
+from lpe.modules import named_tensors, tensor_bits, with_tensors
 
 
 class DeepEnsemble(Ensemble):

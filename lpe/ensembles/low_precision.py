@@ -17,9 +17,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from lpe.ensembles.base import Ensemble, named_tensors, with_tensors
+from lpe.ensembles.base import Ensemble
 from lpe.ensembles.selection import PlannedTensor, describe_plan, select_tensors
 from lpe.errors import InputError
+from lpe.modules import named_tensors, with_tensors
 from lpe.number_systems.grids import FullPrecision, Int, NumberSystem
 from lpe.number_systems.rounding import check_rounding, decode, encode_with_scales, steps
 from lpe.number_systems.streams import check_member, check_seed

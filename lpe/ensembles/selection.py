@@ -16,8 +16,9 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from lpe.ensembles.base import named_tensors, text_table
+from lpe.ensembles.base import text_table
 from lpe.errors import InputError
+from lpe.modules import named_tensors
 from lpe.number_systems.grids import FullPrecision, NumberSystem
 from lpe.number_systems.rounding import Layout, check_weight
 from lpe.number_systems.streams import canonical_name, check_tensor_ids

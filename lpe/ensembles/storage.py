@@ -25,10 +25,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from lpe.ensembles.base import Ensemble, named_tensors, tensor_bits, text_table, with_tensors
+from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.selection import PlannedTensor
 from lpe.errors import InputError
+from lpe.modules import named_tensors, tensor_bits, with_tensors
 from lpe.number_systems.grids import Int, PerBlock, PerChannel, PerTensor
 from lpe.number_systems.packing import pack, unpack
 from lpe.number_systems.rounding import decode, encode

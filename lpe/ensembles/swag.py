@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpe.ensembles.base import Ensemble, check_size, named_tensors, tensor_bits, text_table, with_tensors
+from lpe.ensembles.base import Ensemble, check_size, text_table
 from lpe.ensembles.batch_norm import batch_norms, fresh_statistics, refresh
 from lpe.errors import InputError
+from lpe.modules import named_tensors, tensor_bits, with_tensors
 from lpe.number_systems.streams import check_seed, normal
 
 

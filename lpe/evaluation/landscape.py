@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lpe.ensembles.base import apply, named_tensors, with_tensors
 from lpe.ensembles.batch_norm import refresh
 from lpe.errors import InputError
+from lpe.modules import apply, named_tensors, with_tensors
 
 
 def weight_vector(model: nn.Module) -> Tensor:

@@ -13,6 +13,7 @@ With p_m the member probabilities and z_m the member logits:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -94,6 +95,11 @@ class EnsembleMetrics:
             "ensemble_loss": self.ensemble_loss / n,
             "brier": self.brier / n,
         }
+
+
+def mean_log_probs(log_probs: Tensor) -> Tensor:
+    """log of the mean of probabilities: [members, …, classes] → […, classes]."""
+    return torch.logsumexp(log_probs, dim=0) - math.log(log_probs.shape[0])
 
 
 def label_free_ambiguity(log_probs: Tensor) -> float:

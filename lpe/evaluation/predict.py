@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lpe.ensembles.base import Ensemble, apply
+from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
-from lpe.evaluation.metrics import EnsembleMetrics, nll, temperature_scaled
+from lpe.evaluation.metrics import EnsembleMetrics, mean_log_probs, nll, temperature_scaled
+from lpe.modules import apply, device_of, to_device
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,25 +35,6 @@ def _bytes(inputs: Any) -> int:
     if isinstance(inputs, tuple | list):
         return sum(_bytes(value) for value in inputs)
     return 0
-
-
-def to_device(inputs: Any, device: torch.device) -> Any:
-    """The inputs (tensor, tuple, list or dict of them) on a device."""
-    if isinstance(inputs, Tensor):
-        return inputs.to(device)
-    if isinstance(inputs, Mapping):
-        return {key: to_device(value, device) for key, value in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return tuple(to_device(value, device) for value in inputs)
-    return inputs
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first tensor; the CPU for a model without tensors."""
-    first: Tensor | None = next(model.parameters(), None)
-    if first is None:
-        first = next(model.buffers(), None)
-    return torch.device("cpu") if first is None else first.device
 
 
 def _checked(batch: Any, index: int) -> tuple[Any, Tensor]:
@@ -218,7 +200,7 @@ def evaluate_temperature_scaled(ensemble: Ensemble, batches: Iterable[Any]) -> d
         ambiguity is not defined for it and left out.
     """
     log_probs, targets = member_log_probs(ensemble, batches)
-    mean = log_probs.logsumexp(dim=0) - torch.log(torch.tensor(float(len(log_probs)), dtype=torch.float64))
+    mean = mean_log_probs(log_probs)
     scaled = temperature_scaled(mean, targets)
     metrics = EnsembleMetrics()
     metrics.update(scaled, scaled, -scaled.gather(1, targets[:, None])[:, 0], targets)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpe.ensembles.base import apply
 from lpe.errors import InputError
+from lpe.modules import apply
 from lpe.training.schedules import Schedule
 
 Batches = Callable[[int], Iterable[tuple[Any, Tensor]]]

@@ -17,7 +17,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lpe
-from lpe.ensembles.base import apply, mean_log_probs, named_tensors, with_tensors
+from lpe.evaluation.metrics import mean_log_probs
+from lpe.modules import apply, named_tensors, with_tensors
 from lpe.number_systems.kernels import reference
 
 INT4 = lpe.Int(4)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lpe
-from lpe.ensembles.base import named_tensors
+from lpe.modules import named_tensors
 
 INT4 = lpe.Int(4)
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import lpe
-from lpe.ensembles.base import named_tensors
 from lpe.ensembles.selection import PlannedTensor, select_tensors
+from lpe.modules import named_tensors
 from lpe.number_systems import streams
 from lpe.number_systems.streams import canonical_name
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lpe.ensembles.base import mean_log_probs
 from lpe.evaluation import metrics
 from lpe.evaluation.metrics import (
     CalibrationBins,
     EnsembleMetrics,
     fit_temperature,
     label_free_ambiguity,
+    mean_log_probs,
     nll,
     temperature_scaled,
 )

@@ -1,0 +1,196 @@
+"""What a module is to the suite: its named tensors, copies that share them, its logits and its device."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpe.errors import InputError
+from lpe.number_systems.streams import canonical_name
+
+
+@dataclass(frozen=True)
+class NamedTensor:
+    """A tensor of a model: its canonical name, the tensor, and how the model holds it.
+
+    ``also`` are the other names of a tied tensor; ``kind`` is "parameter" or "buffer"; ``saved`` tells
+    whether it is part of the state dict.
+    """
+
+    name: str
+    tensor: Tensor
+    also: tuple[str, ...]
+    kind: str
+    saved: bool
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    # Tied tensors are usually one object; some libraries tie by sharing the memory instead.
+    if tensor.numel() == 0 or tensor.is_meta:
+        return (id(tensor),)
+    return (str(tensor.device), tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+
+
+def named_tensors(model: nn.Module) -> list[NamedTensor]:
+    """Every parameter and buffer once, in the model's order, under the first of its canonical names."""
+    unsaved = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for name in module._non_persistent_buffers_set
+    }
+    found: dict[tuple[Any, ...], list[tuple[str, Tensor, str, bool]]] = {}
+    for kind, tensors in (
+        ("parameter", model.named_parameters(remove_duplicate=False)),
+        ("buffer", model.named_buffers(remove_duplicate=False)),
+    ):
+        for name, tensor in tensors:
+            entry = (canonical_name(name), tensor, kind, name not in unsaved)
+            found.setdefault(_identity(tensor), []).append(entry)
+    return [
+        NamedTensor(
+            name=entries[0][0],
+            tensor=entries[0][1],
+            also=tuple(dict.fromkeys(entry[0] for entry in entries[1:] if entry[0] != entries[0][0])),
+            kind=entries[0][2],
+            saved=any(entry[3] for entry in entries),
+        )
+        for entries in found.values()
+    ]
+
+
+def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of the model's structure, in eval mode, with some tensors replaced and all others shared.
+
+    Args:
+        model: any module; it is left as it is.
+        tensors: canonical name → replacement of the same shape. Tied tensors are replaced together.
+
+    Raises:
+        InputError: a name that the model does not have, or a shape that does not fit.
+    """
+    replaced = dict(tensors)
+    by_identity: dict[tuple[Any, ...], Tensor] = {}
+    for entry in named_tensors(model):
+        value = next((replaced.pop(n) for n in (entry.name, *entry.also) if n in replaced), None)
+        if value is None:
+            continue
+        if value.shape != entry.tensor.shape:
+            raise InputError(
+                f"tensor {entry.name!r} has shape {list(entry.tensor.shape)}, not {list(value.shape)}"
+            )
+        by_identity[_identity(entry.tensor)] = value
+    if replaced:
+        raise InputError(f"the model has no tensor named {next(iter(replaced))!r}")
+
+    memo: dict[int, Any] = {}
+    modules = list(model.modules())
+    for held in _tensors_in(model, set()):
+        replacement = by_identity.get(_identity(held))
+        if replacement is None:
+            memo[id(held)] = held
+        elif isinstance(held, nn.Parameter):
+            memo[id(held)] = nn.Parameter(replacement, requires_grad=False)
+        else:
+            memo[id(held)] = replacement
+    return _structural_copy(model, modules, memo).eval()
+
+
+def _tensors_in(held: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Every tensor of a module, also those in plain containers and in modules that are not registered."""
+    if isinstance(held, Tensor | nn.Module | Mapping | list | tuple | set) and id(held) not in seen:
+        seen.add(id(held))
+        if isinstance(held, Tensor):
+            yield held
+            return
+        if isinstance(held, nn.Module):
+            held = vars(held)
+        for value in held.values() if isinstance(held, Mapping) else held:
+            yield from _tensors_in(value, seen)
+
+
+_ATOMIC = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, type)
+
+
+def _structural_copy(model: nn.Module, modules: Sequence[nn.Module], memo: dict[int, Any]) -> Any:
+    """``copy.deepcopy(model, memo)`` with a quick path for what modules are mostly made of.
+
+    The memo holds every tensor, so not a weight is copied; plain references to modules and bound methods
+    come to point into the copy, as with deepcopy.
+    """
+    plain = [
+        module
+        for module in modules
+        if type(module).__setstate__ is nn.Module.__setstate__
+        and type(module).__reduce_ex__ is object.__reduce_ex__
+        and not hasattr(type(module), "__deepcopy__")
+    ]
+    for module in plain:
+        memo[id(module)] = type(module).__new__(type(module))
+    for module in plain:
+        state = memo[id(module)].__dict__
+        for key, value in vars(module).items():
+            if isinstance(value, _ATOMIC):
+                state[key] = value
+            elif type(value) in (dict, OrderedDict):
+                state[key] = type(value)((k, _copied(v, memo)) for k, v in value.items())
+            else:
+                state[key] = copy.deepcopy(value, memo)
+    return copy.deepcopy(model, memo)
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    return value if isinstance(value, _ATOMIC) else copy.deepcopy(value, memo)
+
+
+def apply(model: nn.Module, inputs: Any) -> Tensor:
+    """The model's logits on a batch.
+
+    Args:
+        inputs: a tensor (the one argument), a tuple or list (positional arguments) or a dict (keywords).
+
+    Returns:
+        Logits [examples, classes], from an output that is a tensor or an object with ``.logits``.
+    """
+    if isinstance(inputs, Mapping):
+        output = model(**inputs)
+    elif isinstance(inputs, tuple | list):
+        output = model(*inputs)
+    else:
+        output = model(inputs)
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise InputError(
+            f"the model returned {type(output).__name__}; "
+            "a tensor of logits or an object with .logits is needed"
+        )
+    return logits
+
+
+def tensor_bits(tensor: Tensor) -> int:
+    """Bits of a tensor at its own precision."""
+    return tensor.numel() * tensor.element_size() * 8
+
+
+def to_device(inputs: Any, device: torch.device) -> Any:
+    """The inputs (tensor, tuple, list or dict of them) on a device."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    if isinstance(inputs, Mapping):
+        return {key: to_device(value, device) for key, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return tuple(to_device(value, device) for value in inputs)
+    return inputs
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first tensor; the CPU for a model without tensors."""
+    first: Tensor | None = next(model.parameters(), None)
+    if first is None:
+        first = next(model.buffers(), None)
+    return torch.device("cpu") if first is None else first.device
