@@ -182,6 +182,11 @@ def test_the_grid_covers_the_anchors_and_the_margin() -> None:
     assert (lines[0], lines[-1]) == pytest.approx((-0.5, 2.5))
 
 
+def test_a_margin_narrower_than_a_sliver_is_covered_too() -> None:
+    lines = grid_lines(ANCHORS, 11, 0.01)
+    assert (lines[0], lines[-1]) == pytest.approx((-0.02, 2.02))
+
+
 def test_grid_lines_increase() -> None:
     assert (np.diff(grid_lines(ANCHORS, 11, 0.25)) > 0).all()
 
