@@ -37,6 +37,11 @@ def _bytes(inputs: Any) -> int:
     return 0
 
 
+def _held_bytes(inputs: Any, targets: Tensor, classes: int) -> int:
+    # Three float64 running sums of [examples, classes]; the classes are known after the first chunk.
+    return _bytes(inputs) + 24 * len(targets) * max(classes, 1)
+
+
 def _checked(batch: Any, index: int) -> tuple[Any, Tensor]:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise InputError(f"batch {index} must be a pair (inputs, targets), not {type(batch).__name__}")
@@ -83,13 +88,11 @@ def _chunks(
         inputs, targets = _checked(batch, index)
         if not len(targets):
             continue
-        # Three float64 running sums of [examples, classes]; the classes are known after the first chunk.
-        size = _bytes(inputs) + 24 * len(targets) * max(classes[0], 1)
-        if chunk and held + size > budget:
+        if chunk and held + _held_bytes(inputs, targets, classes[0]) > budget:
             yield chunk
             chunk, held = [], 0
         chunk.append((index, inputs, targets))
-        held += size
+        held += _held_bytes(inputs, targets, classes[0])
     if chunk:
         yield chunk
 
