@@ -87,7 +87,9 @@ def compute(session: Session) -> dict[str, object]:
                 )
                 for axis in ("x", "y")
             )
-            grid = grid_table(session, surface, plane, xs, ys, f"{name}: {kind} plane")
+            grid = grid_table(
+                session, surface, plane, xs, ys, f"test images of seed {shape.seed}", f"{name}: {kind} plane"
+            )
             grids.append(grid.assign(point=name, plane=kind))
     write_table(pd.concat(grids)[list(GRID_COLUMNS)], session.out / "fig3_landscape.csv", GRID_COLUMNS)
     write_table(pd.concat(clouds)[list(CLOUD_COLUMNS)], session.out / "fig3_members.csv", CLOUD_COLUMNS)

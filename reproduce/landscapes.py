@@ -17,17 +17,18 @@ CODE = ("lpe", "reproduce/landscapes.py")
 
 
 def grid_table(
-    session: Session, surface: Surface, plane: Plane, xs: np.ndarray, ys: np.ndarray, what: str
+    session: Session, surface: Surface, plane: Plane, xs: np.ndarray, ys: np.ndarray, data: str, what: str
 ) -> pd.DataFrame:
     """The surface on a grid of a plane, one row a point and quantity: x, y, metric, value.
 
     Every finished line of the grid is on disk, in the working records, named by the plane's own numbers; a
-    killed run goes on with the next line.
+    killed run goes on with the next line. ``data`` says in words which images the surface sees, ``what`` is
+    the progress bar's label.
     """
     digest = hashlib.sha256(source_hash(*CODE).encode())
     for numbers in (plane.origin.numpy(), plane.axes.numpy(), np.asarray(xs), np.asarray(ys)):
         digest.update(np.ascontiguousarray(numbers).tobytes())
-    digest.update(",".join(sorted(surface.anchor_names)).encode())
+    digest.update("\0".join([data, *sorted(surface.anchor_names)]).encode())
     path = session.records.path.parent / f"landscape-{digest.hexdigest()[:24]}.csv"
     columns = ("x", "y", "metric", "value")
     rows: list[dict[str, object]] = []

@@ -29,7 +29,7 @@ class SGDTraining:
 
     epochs: int = 40
     batch: int = 25
-    learning_rate: float = 0.1
+    learning_rate: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 5e-4
     clip_norm: float | None = None
@@ -41,7 +41,7 @@ class SWAGTraining:
 
     sgd: SGDTraining = field(default_factory=SGDTraining)
     start_epoch: int = 20
-    learning_rate: float = 0.05
+    learning_rate: float = 0.02
     rank: int = 20
     scale: float = 0.5
 
@@ -52,7 +52,7 @@ class IVONTraining:
 
     epochs: int = 40
     batch: int = 25
-    learning_rate: float = 0.5
+    learning_rate: float = 0.2
     hess_init: float = 2.0
     beta1: float = 0.9
     beta2: float = 0.9995
@@ -107,7 +107,7 @@ DIGITS = Scale(
     table_sizes=(1, 5, 10, 20),
     draws=3,
     bits=(5, 4, 3),
-    best_bits=4,
+    best_bits=5,
     claim_size=10,
     landscape=Landscape(),
 )

@@ -41,18 +41,18 @@ PRE_TRAINING: Changes = (
     {"learning_rate": 6e-3},
 )
 SGD: Changes = (
-    {"learning_rate": 0.05},
-    {"learning_rate": 0.2},
+    {"learning_rate": 0.025},
+    {"learning_rate": 0.1},
     {"weight_decay": 1e-4},
     {"weight_decay": 2e-3},
 )
 SWAG: Changes = (
-    {"learning_rate": 0.02},
-    {"learning_rate": 0.1},
+    {"learning_rate": 0.01},
+    {"learning_rate": 0.05},
 )
 IVON: Changes = (
-    {"learning_rate": 0.2},
-    {"learning_rate": 1.0},
+    {"learning_rate": 0.1},
+    {"learning_rate": 0.5},
     {"hess_init": 1.0},
     {"hess_init": 5.0},
     {"beta2": 0.9999},

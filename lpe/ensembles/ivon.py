@@ -99,18 +99,26 @@ class IVONEnsemble(Ensemble):
     @torch.no_grad()
     def weights(self, index: int) -> dict[str, Tensor]:
         """Draw ``index`` of the weights, by canonical name."""
-        return {
-            name: self._means[name].detach()
-            + math.sqrt(self.scale) * std * normal("ivon", self.seed, name, index, std.shape).to(std.device)
-            for name, std in self.std.items()
-        }
+        drawn = {}
+        for name, std in self.std.items():
+            mean = self._means[name].detach()
+            noise = normal("ivon", self.seed, name, index, std.shape).to(std.device)
+            drawn[name] = (mean + math.sqrt(self.scale) * std * noise).to(mean.dtype)
+        return drawn
 
-    def member(self, index: int) -> nn.Module:
-        """Member ``index``: one draw, batch-norm statistics re-estimated."""
-        net = with_tensors(self.model, {**self.weights(index), **fresh_statistics(self.model)})
+    def _with_statistics(self, weights: Mapping[str, Tensor]) -> nn.Module:
+        net = with_tensors(self.model, {**weights, **fresh_statistics(self.model)})
         if self.batches is not None:
             refresh(net, self.batches)
         return net
+
+    def member(self, index: int) -> nn.Module:
+        """Member ``index``: one draw, batch-norm statistics re-estimated."""
+        return self._with_statistics(self.weights(index))
+
+    def point(self) -> nn.Module:
+        """IVON's point: the mean, batch-norm statistics re-estimated (in training they saw samples)."""
+        return self._with_statistics({})
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """n whole models ("members"), or mean and std ("generator"): 64 bits a weight."""

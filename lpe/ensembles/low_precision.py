@@ -33,7 +33,8 @@ class LowPrecisionEnsemble(Ensemble):
     """M independent roundings of one model's weights.
 
     Args:
-        model: any module; it is not modified, and members share what they do not own.
+        model: any module; it is not modified, and members share what they do not own. The scales are
+            taken when the ensemble is made: make it anew after training the model or moving it.
         system: the number system, such as ``lpe.Int(5)``.
         size: members.
         seed: of the random bits, 0 … 2⁶⁴ − 1.

@@ -214,8 +214,8 @@ def select_tensors(
     chosen = [planned for planned in plan if planned.quantised]
     if not chosen:
         raise InputError(
-            f"{type(model).__name__} has no tensor to quantise among its {len(plan)}; "
-            "a weight of Linear, Conv, Embedding or an attention projection is needed"
+            f"{type(model).__name__} has no tensor to quantise among its {len(plan)} (include {included}, "
+            f"exclude {excluded or None}); a weight of Linear, Conv, Embedding or attention is needed"
         )
     check_tensor_ids(planned.name for planned in chosen)
     if not isinstance(system, FullPrecision):

@@ -123,7 +123,7 @@ class SWAGEnsemble(Ensemble):
     """Samples of the SWAG posterior.
 
     Args:
-        model: the architecture; its weights are not used, its other tensors are shared.
+        model: the architecture; tensors that the statistics do not cover are shared with it.
         statistics: what training collected.
         size: members. seed: of the draws.
         scale: factor of the covariance.
@@ -150,6 +150,13 @@ class SWAGEnsemble(Ensemble):
                 f"{type(model).__name__} has batch norms; SWAG's members need batches= of training data "
                 "to re-estimate their statistics"
             )
+        parameters = {e.name: e.tensor for e in named_tensors(model) if e.kind == "parameter"}
+        for name, mean in statistics.mean.items():
+            if name not in parameters or parameters[name].shape != mean.shape:
+                raise InputError(
+                    f"SWAG's statistics of {name!r}, shape {list(mean.shape)}, fit no parameter of the model"
+                )
+        self._dtypes = {name: tensor.dtype for name, tensor in parameters.items()}
         self.model = model
         self.statistics = statistics
         self.seed = check_seed(seed)
@@ -167,7 +174,7 @@ class SWAGEnsemble(Ensemble):
             z1 = normal("swag diagonal", self.seed, name, index, mean.shape).to(mean.device)
             low_rank = torch.tensordot(z2.to(mean.device), self.statistics.deviations[name], dims=1)
             noise = self.statistics.variance[name].sqrt() * z1 + low_rank / math.sqrt(rank - 1)
-            drawn[name] = mean + math.sqrt(self.scale) * noise
+            drawn[name] = (mean + math.sqrt(self.scale) * noise).to(self._dtypes[name])
         return drawn
 
     def _with_statistics(self, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -182,7 +189,8 @@ class SWAGEnsemble(Ensemble):
 
     def point(self) -> nn.Module:
         """SWAG's point: the mean, batch-norm statistics re-estimated."""
-        return self._with_statistics({name: mean.clone() for name, mean in self.statistics.mean.items()})
+        means = self.statistics.mean.items()
+        return self._with_statistics({name: mean.to(self._dtypes[name], copy=True) for name, mean in means})
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """n whole models ("members"), or mean, variance and K deviations at 32 bits each ("generator")."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lpe.ensembles.batch_norm import refresh
 from lpe.errors import InputError
-from lpe.modules import apply, named_tensors, with_tensors
+from lpe.modules import apply, device_of, named_tensors, to_device, with_tensors
 
 
 def weight_vector(model: nn.Module) -> Tensor:
@@ -146,7 +146,10 @@ class Surface:
             parameter.data.copy_(part.view_as(parameter))
         refresh(self._net, self._statistics)
         return torch.cat(
-            [apply(self._net, inputs).double().log_softmax(dim=-1) for inputs, _ in self._batches]
+            [
+                apply(self._net, to_device(inputs, device_of(self._net))).double().log_softmax(dim=-1).cpu()
+                for inputs, _ in self._batches
+            ]
         )
 
     def measure(self, weights: Tensor) -> dict[str, float]:
@@ -160,7 +163,9 @@ class Surface:
         }
         for name, anchor in self._anchors.items():
             values[f"disagreement {name}"] = float((predicted != anchor.argmax(dim=-1)).double().mean())
-            values[f"kl {name}"] = float((anchor.exp() * (anchor - log_probs)).sum(dim=-1).mean())
+            # A class that the anchor rules out (log-probability −∞) adds nothing.
+            terms = torch.where(anchor.isneginf(), 0.0, anchor.exp() * (anchor - log_probs))
+            values[f"kl {name}"] = float(terms.sum(dim=-1).mean())
         return values
 
 

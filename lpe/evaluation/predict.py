@@ -81,14 +81,19 @@ def _check_logits(logits: Tensor, targets: Tensor, index: int) -> None:
 def _chunks(
     batches: Iterable[Any], budget: int, classes: list[int]
 ) -> Iterator[list[tuple[int, Any, Tensor]]]:
-    """Batches as (index, inputs, targets), in chunks of at most ``budget`` bytes and at least one batch."""
+    """Batches as (index, inputs, targets), in chunks of at most ``budget`` bytes and at least one batch.
+
+    ``classes`` holds their number once the first chunk has run, and 0 before.
+    """
     chunk: list[tuple[int, Any, Tensor]] = []
     held = 0
     for index, batch in enumerate(batches):
         inputs, targets = _checked(batch, index)
         if not len(targets):
             continue
-        if chunk and held + _held_bytes(inputs, targets, classes[0]) > budget:
+        # Until the first chunk has run nobody knows the classes, and sums over a vocabulary are large: it
+        # is one batch.
+        if chunk and (not classes[0] or held + _held_bytes(inputs, targets, classes[0]) > budget):
             yield chunk
             chunk, held = [], 0
         chunk.append((index, inputs, targets))

@@ -4,8 +4,8 @@ No download: the images ship with scikit-learn (the test part of UCI's "Optical 
 Digits", Alpaydin & Kaynak 1998). The network is timm's ``VisionTransformer``.
 
 Splits are drawn by seed. Seeds 5k … 5k + 4 share one permutation, cut into five folds; seed s tests on fold
-s mod 5, validates on the next and trains on the other three. So five consecutive seeds test every image
-exactly once.
+s mod 5, validates on the next and trains on the other three. So the five seeds of one permutation test every
+image exactly once.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def network(shape: DigitsNetwork, classes: int, seed: int) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
         net = VisionTransformer(
             img_size=8,
             patch_size=shape.patch,
@@ -117,6 +117,10 @@ class Jitter:
     scaling: float
     pixels: float
 
+    def __post_init__(self) -> None:
+        if self.copies < 1:
+            raise InputError(f"Jitter(copies=…) must be 1 or more, not {self.copies}")
+
 
 def jittered(images: Tensor, jitter: Jitter, seed: int) -> Tensor:
     """Copies of images under affine maps drawn by (seed, copy), bilinear, background moving in.
@@ -146,8 +150,8 @@ def batches(split: Split, size: int, seed: int, jitter: Jitter) -> Callable[[int
     The last batch of an epoch is left out where it would be smaller than ``size``.
     """
     images, labels = split
-    if size > len(images):
-        raise InputError(f"a batch of {size} is larger than the {len(images)} training images")
+    if not 1 <= size <= len(images):
+        raise InputError(f"a batch must have 1 to {len(images)} images, as many as there are, not {size}")
     bank = jittered(images, jitter, seed)
 
     def epoch_batches(epoch: int) -> Iterator[Split]:

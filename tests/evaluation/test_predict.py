@@ -117,8 +117,8 @@ class Counted(lpe.LowPrecisionEnsemble):
         return super().member(index)
 
 
-@pytest.mark.parametrize(("chunk_bytes", "times"), [(0, 4), (1 << 40, 1)])
-def test_members_are_made_once_a_chunk(chunk_bytes: int, times: int) -> None:
+@pytest.mark.parametrize(("chunk_bytes", "times"), [(0, 4), (1 << 40, 2)])
+def test_members_are_made_once_a_chunk_and_the_first_chunk_is_one_batch(chunk_bytes: int, times: int) -> None:
     ensemble = Counted(net(), lpe.Int(3), SIZE)
     lpe.evaluate(ensemble, batches(7), chunk_bytes=chunk_bytes)  # four batches
     assert ensemble.made == times * SIZE

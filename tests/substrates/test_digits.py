@@ -282,7 +282,7 @@ def test_a_batch_of_every_image_is_allowed() -> None:
 
 
 def test_a_batch_larger_than_the_training_set_is_refused() -> None:
-    with pytest.raises(lpe.InputError, match="1001 is larger than the 1000"):
+    with pytest.raises(lpe.InputError, match="1 to 1000 images, as many as there are, not 1001"):
         digits.batches(numbered(), N + 1, 0, STILL)
 
 
