@@ -38,8 +38,8 @@ def _bytes(inputs: Any) -> int:
 
 
 def _held_bytes(inputs: Any, targets: Tensor, classes: int) -> int:
-    # Three float64 running sums of [examples, classes]; the classes are known after the first chunk.
-    return _bytes(inputs) + 24 * len(targets) * max(classes, 1)
+    # Six float64 arrays of [examples, classes] are alive at the height of a member's turn.
+    return _bytes(inputs) + 48 * len(targets) * max(classes, 1)
 
 
 def _checked(batch: Any, index: int) -> tuple[Any, Tensor]:

@@ -126,12 +126,15 @@ def test_members_are_made_once_a_chunk_and_the_first_chunk_is_one_batch(chunk_by
 
 @pytest.mark.parametrize("kind", [lambda x: x, lambda x: (x,), lambda x: {"a": x}, lambda x: UserDict(a=x)])
 def test_a_chunk_counts_the_bytes_of_inputs_of_every_kind(kind: Callable[[Tensor], Any]) -> None:
-    # One example takes 6 · 8 bytes of inputs and, once the classes are known, 24 · 4 of sums: two do not fit.
-    ensemble = Counted(net(), lpe.Int(3), 1)
+    # One example takes 6 · 8 bytes of inputs and 48 · 4 of sums. The first chunk is one batch anyway.
     stream = [(kind(inputs), targets) for inputs, targets in batches(1)]
-    lpe.evaluate(ensemble, stream, chunk_bytes=2 * (6 * 8 + 24 * 4) - 1)
-    # But for the first chunk, of classes yet unknown: 6 · 8 + 24 bytes each, of which three fit.
-    assert ensemble.made == 1 + EXAMPLES - 3
+    for chunk_bytes, chunks in (
+        (2 * (6 * 8 + 48 * 4) - 1, EXAMPLES),
+        (2 * (6 * 8 + 48 * 4), 1 + EXAMPLES // 2),
+    ):
+        ensemble = Counted(net(), lpe.Int(3), 1)
+        lpe.evaluate(ensemble, stream, chunk_bytes=chunk_bytes)
+        assert ensemble.made == chunks
 
 
 def test_stored_members_hold_one_batch_at_a_time() -> None:
