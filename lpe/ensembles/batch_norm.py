@@ -6,7 +6,7 @@ Izmailov et al. 2018, "Averaging weights leads to wider optima and better genera
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpe.errors import InputError
-from lpe.modules import apply
+from lpe.modules import apply, with_tensors
 from lpe.number_systems.streams import canonical_name
 
 
@@ -69,3 +69,20 @@ def refresh(model: nn.Module, batches: Iterable[Any]) -> None:
             norm.momentum = momentum
     if not seen:
         raise InputError("batch-norm statistics need training batches, and there were none")
+
+
+def check_batches(model: nn.Module, batches: Iterable[Any] | None, method: str) -> None:
+    """InputError where a model has batch norms and there is nothing to re-estimate their statistics on."""
+    if batch_norms(model) and batches is None:
+        raise InputError(
+            f"{type(model).__name__} has batch norms; {method}'s members need batches= of training data "
+            "to re-estimate their statistics"
+        )
+
+
+def with_weights(model: nn.Module, weights: Mapping[str, Tensor], batches: Iterable[Any] | None) -> nn.Module:
+    """A copy with other weights and batch-norm statistics of its own, re-estimated under them."""
+    net = with_tensors(model, {**weights, **fresh_statistics(model)})
+    if batches is not None:
+        refresh(net, batches)
+    return net

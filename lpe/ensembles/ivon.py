@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from lpe.ensembles.base import Ensemble, text_table
-from lpe.ensembles.batch_norm import batch_norms, fresh_statistics, refresh
+from lpe.ensembles.batch_norm import check_batches, fresh_statistics, with_weights
 from lpe.errors import InputError
-from lpe.modules import named_tensors, tensor_bits, with_tensors
+from lpe.modules import named_tensors, tensor_bits
 from lpe.number_systems.streams import check_seed, normal
 
 
@@ -78,11 +78,7 @@ class IVONEnsemble(Ensemble):
         super().__init__(size)
         if not scale >= 0 or math.isinf(scale):
             raise InputError(f"scale must be a finite number ≥ 0, not {scale!r}")
-        if batch_norms(model) and batches is None:
-            raise InputError(
-                f"{type(model).__name__} has batch norms; IVON's members need batches= of training data "
-                "to re-estimate their statistics"
-            )
+        check_batches(model, batches, "IVON")
         tensors = {entry.name: entry.tensor for entry in named_tensors(model)}
         for name, value in std.items():
             if name not in tensors or tensors[name].shape != value.shape:
@@ -106,19 +102,13 @@ class IVONEnsemble(Ensemble):
             drawn[name] = (mean + math.sqrt(self.scale) * std * noise).to(mean.dtype)
         return drawn
 
-    def _with_statistics(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        net = with_tensors(self.model, {**weights, **fresh_statistics(self.model)})
-        if self.batches is not None:
-            refresh(net, self.batches)
-        return net
-
     def member(self, index: int) -> nn.Module:
         """Member ``index``: one draw, batch-norm statistics re-estimated."""
-        return self._with_statistics(self.weights(index))
+        return with_weights(self.model, self.weights(index), self.batches)
 
     def point(self) -> nn.Module:
         """IVON's point: the mean, batch-norm statistics re-estimated (in training they saw samples)."""
-        return self._with_statistics({})
+        return with_weights(self.model, {}, self.batches)
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """n whole models ("members"), or mean and std ("generator"): 64 bits a weight."""

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from lpe.ensembles.base import Ensemble, check_size, text_table
-from lpe.ensembles.batch_norm import batch_norms, fresh_statistics, refresh
+from lpe.ensembles.batch_norm import check_batches, fresh_statistics, with_weights
 from lpe.errors import InputError
-from lpe.modules import named_tensors, tensor_bits, with_tensors
+from lpe.modules import named_tensors, tensor_bits
 from lpe.number_systems.streams import check_seed, normal
 
 
@@ -145,11 +145,7 @@ class SWAGEnsemble(Ensemble):
             raise InputError(f"SWAG needs 2 deviations or more, not {statistics.rank}")
         if not scale >= 0 or math.isinf(scale):
             raise InputError(f"scale must be a finite number ≥ 0, not {scale!r}")
-        if batch_norms(model) and batches is None:
-            raise InputError(
-                f"{type(model).__name__} has batch norms; SWAG's members need batches= of training data "
-                "to re-estimate their statistics"
-            )
+        check_batches(model, batches, "SWAG")
         parameters = {e.name: e.tensor for e in named_tensors(model) if e.kind == "parameter"}
         for name, mean in statistics.mean.items():
             if name not in parameters or parameters[name].shape != mean.shape:
@@ -177,20 +173,14 @@ class SWAGEnsemble(Ensemble):
             drawn[name] = (mean + math.sqrt(self.scale) * noise).to(self._dtypes[name])
         return drawn
 
-    def _with_statistics(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        net = with_tensors(self.model, {**weights, **fresh_statistics(self.model)})
-        if self.batches is not None:
-            refresh(net, self.batches)
-        return net
-
     def member(self, index: int) -> nn.Module:
         """Member ``index``: one draw, batch-norm statistics re-estimated."""
-        return self._with_statistics(self.weights(index))
+        return with_weights(self.model, self.weights(index), self.batches)
 
     def point(self) -> nn.Module:
         """SWAG's point: the mean, batch-norm statistics re-estimated."""
-        means = self.statistics.mean.items()
-        return self._with_statistics({name: mean.to(self._dtypes[name], copy=True) for name, mean in means})
+        means = {name: mean.to(self._dtypes[name], copy=True) for name, mean in self.statistics.mean.items()}
+        return with_weights(self.model, means, self.batches)
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """n whole models ("members"), or mean, variance and K deviations at 32 bits each ("generator")."""
