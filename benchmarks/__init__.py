@@ -1,0 +1,1 @@
+"""Speed, memory and cost, and what the suite gives on real weights and data."""

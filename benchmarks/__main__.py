@@ -1,0 +1,42 @@
+"""The benchmarks: `python -m benchmarks` runs the quick ones and names the others.
+
+python -m benchmarks                 memory and construction, about two minutes of one core
+python -m benchmarks assets …        one by name, with its own options (the same as benchmarks.assets)
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+QUICK = ("memory", "construction")
+OTHERS = {"assets": "LPE-BSR on pre-trained weights and real data (LPE_ASSETS; 15 to 40 minutes)"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one benchmark by name, or the quick ones; the exit code is the largest of theirs."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(__doc__.strip())
+        return 0
+    if arguments:
+        name, *options = arguments
+        if name not in (*QUICK, *OTHERS):
+            known = ", ".join((*QUICK, *OTHERS))
+            print(f"error: unknown benchmark {name!r}; there are {known}", file=sys.stderr)
+            return 2
+        return _run(name, options)
+    code = max(_run(name, []) for name in QUICK)
+    print("\nothers:")
+    for name, what in OTHERS.items():
+        print(f"  python -m benchmarks.{name}  {what}")
+    return code
+
+
+def _run(name: str, options: Sequence[str]) -> int:
+    code: int = import_module(f"benchmarks.{name}").main(options)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

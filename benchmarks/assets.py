@@ -1,0 +1,232 @@
+"""LPE-BSR on real pre-trained weights and real data: a language model, and two CIFAR-10 ResNets.
+
+    LPE_ASSETS=<folder> python -m benchmarks.assets
+    LPE_ASSETS=<folder> python -m benchmarks.assets --only stories
+
+Costs about 3 minutes (stories) and 40 minutes (resnets) of one core. A measured row is not measured again,
+so a run that was stopped goes on. It prints, from benchmarks/results/assets_*.csv, NLL per token of the FP32
+model, RTN and 16 LPE-BSR members at INT-8 to INT-3 on 80 TinyStories (FP32 1.394; INT-5 RTN 1.424, LPE-BSR
+1.404), and NLL, error, ECE and ambiguity of the FP32 network, RTN and 10 LPE-BSR members at INT-6 to INT-3
+on CIFAR-10's test set, which is stored as JPEG of quality 75.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import lpe
+from benchmarks import cifar_resnet, stories
+from benchmarks.command import assets_folder, conditions, parser
+from lpe.ensembles.base import Ensemble, text_table
+from lpe.errors import InputError
+from lpe.evaluation.metrics import METRICS
+from lpe.evaluation.predict import evaluate_temperature_scaled
+from lpe.records import Records, check_writable, write_provenance
+
+SCALE = "assets"
+SCALED = "FP32 + temperature"
+THREADS = 1
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Substrate:
+    """A pre-trained model with its data, and what is measured on it.
+
+    Args:
+        name: as the record has it. load: model and batches from the assets' folder.
+        bits: of the integer number systems. members: size of the LPE-BSR ensembles.
+        columns: metric → heading of the printed table.
+    """
+
+    name: str
+    load: Callable[[Path], tuple[nn.Module, list[Any]]]
+    bits: tuple[int, ...]
+    members: int
+    columns: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One row of the table: a method in a number system, of a size."""
+
+    method: str
+    number_system: str
+    rounding: str
+    size: int
+    make: Callable[[nn.Module], Ensemble]
+
+
+def _load_stories(assets: Path) -> tuple[nn.Module, list[Any]]:
+    return stories.load_stories260k(assets), stories.token_batches(stories.story_tokens(assets))
+
+
+def _resnet(depth: int, images: int | None) -> Substrate:
+    def load(assets: Path) -> tuple[nn.Module, list[Any]]:
+        return cifar_resnet.load_resnet(assets, depth), cifar_resnet.test_batches(assets, images)
+
+    of = "" if images is None else f"every {cifar_resnet.TEST_IMAGES // images}th test image of "
+    columns = (("nll", "NLL"), ("err", "error"), ("ece", "ECE"), ("ambiguity", "ambiguity"))
+    name = f"ResNet-{depth}, {of}{cifar_resnet.DATASET}"
+    return Substrate(name, load, (6, 5, 4, 3), 10, columns)
+
+
+SUBSTRATES: dict[str, tuple[Substrate, ...]] = {
+    "stories": (
+        Substrate(
+            f"stories260k, the first {stories.STORIES} TinyStories cut to {stories.TOKENS} tokens",
+            _load_stories,
+            (8, 7, 6, 5, 4, 3),
+            16,
+            (("nll", "NLL a token"), ("average_loss", "of a member"), ("ambiguity", "ambiguity")),
+        ),
+    ),
+    # The whole test set on ResNet-32 would cost 25 minutes of a core more: (32, None).
+    "resnets": (_resnet(20, None), _resnet(32, 1000)),
+}
+
+
+def measurements(substrate: Substrate) -> list[Measurement]:
+    """The rows of a substrate's table, in its order."""
+
+    def quantised(bits: int, size: int, rounding: str) -> Callable[[nn.Module], Ensemble]:
+        return lambda net: lpe.LowPrecisionEnsemble(net, lpe.Int(bits), size, SEED, rounding)
+
+    rows = [
+        Measurement(name, "fp32", "", 1, lambda net: lpe.DeepEnsemble([net])) for name in ("FP32", SCALED)
+    ]
+    for bits in substrate.bits:
+        rows.append(Measurement("RTN", f"int{bits}", "nearest", 1, quantised(bits, 1, "nearest")))
+        members = substrate.members
+        rows.append(
+            Measurement("LPE-BSR", f"int{bits}", "bernoulli", members, quantised(bits, members, "bernoulli"))
+        )
+    return rows
+
+
+def measured_rows(
+    substrate: Substrate, measurement: Measurement, net: nn.Module, batches: Sequence[Any]
+) -> Iterator[dict[str, object]]:
+    """Rows of the record: every metric of every prefix size."""
+    ensemble = measurement.make(net)
+    if measurement.method == SCALED:
+        values = evaluate_temperature_scaled(ensemble, batches)
+        table = pd.DataFrame([{"size": 1, "memory_bits": ensemble.memory_bits(), **values}])
+    else:
+        table = lpe.evaluate(ensemble, batches)
+    for row in table.to_dict("records"):
+        for metric in METRICS:
+            if metric in row:
+                yield {
+                    "scale": SCALE,
+                    "substrate": substrate.name,
+                    "method": measurement.method,
+                    "number_system": measurement.number_system,
+                    "rounding": measurement.rounding,
+                    "size": row["size"],
+                    "seed": SEED if measurement.rounding == "bernoulli" else 0,
+                    "metric": metric,
+                    "value": row[metric],
+                    "memory_bits": row["memory_bits"],
+                }
+
+
+def run(table: str, assets: Path, out: Path) -> None:
+    """Measure what the record ``assets_<table>.csv`` lacks; write it after every row of the table."""
+    started = time.time()
+    records = Records(out / f"assets_{table}.csv")
+
+    def there(substrate: Substrate, row: Measurement) -> bool:
+        return records.has(
+            substrate=substrate.name, method=row.method, number_system=row.number_system, size=row.size
+        )
+
+    todo = [
+        (substrate, [row for row in measurements(substrate) if not there(substrate, row)])
+        for substrate in SUBSTRATES[table]
+    ]
+    passes = sum(row.size for _, rows in todo for row in rows)
+    if not passes:
+        return
+    bar_format = "{desc} {percentage:3.0f} % |{bar}| {elapsed}, {remaining} left{postfix}"
+    with tqdm(total=passes, desc=table, bar_format=bar_format, mininterval=1, file=sys.stderr) as bar:
+        for substrate, rows in todo:
+            if not rows:
+                continue
+            net, batches = substrate.load(assets)
+            # Members are structural copies, and a copy keeps the hook: it sees every batch of every member.
+            hook = net.register_forward_hook(_advancing(bar, 1 / len(batches)))
+            for row in rows:
+                bar.set_postfix_str(f"{substrate.name.partition(',')[0]} {row.method} {row.number_system}")
+                records.add(measured_rows(substrate, row, net, batches))
+            hook.remove()
+    write_provenance(
+        out / f"assets_{table}.json",
+        ["benchmarks/assets.py", "--only", table],
+        {
+            "substrates": [
+                {"name": each.name, "bits": each.bits, "members": each.members} for each in SUBSTRATES[table]
+            ],
+            "passes_measured_by_this_command": passes,
+        },
+        "cpu",
+        [SEED],
+        THREADS,
+        started,
+    )
+
+
+def _advancing(bar: tqdm, share: float) -> Callable[..., None]:
+    def hook(*_: object) -> None:
+        bar.update(share)
+
+    return hook
+
+
+def table_text(substrate: Substrate, records: Records) -> str:
+    """The substrate's table, from the record alone."""
+    rows = []
+    for row in measurements(substrate):
+        found = records.select(
+            substrate=substrate.name, method=row.method, number_system=row.number_system, size=row.size
+        ).set_index("metric")["value"]
+        cells = [f"{found[metric]:.4f}" if metric in found else "" for metric, _ in substrate.columns]
+        size = f" ({row.size})" if row.method == "LPE-BSR" else ""
+        rows.append((row.method + size, row.number_system.upper().replace("INT", "INT-"), *cells))
+    header = ("method", "numbers", *(heading for _, heading in substrate.columns))
+    return text_table(substrate.name, header, rows)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure, then print the tables; 2 after one line about bad input."""
+    options = parser("assets", __doc__)
+    options.add_argument("--only", choices=tuple(SUBSTRATES), help="one of the tables (default: all)")
+    asked = options.parse_args(arguments)
+    torch.set_num_threads(THREADS)
+    try:
+        assets = assets_folder()
+        check_writable(asked.out)
+        for table in [asked.only] if asked.only else SUBSTRATES:
+            run(table, assets, asked.out)
+            records = Records(asked.out / f"assets_{table}.csv")
+            for substrate in SUBSTRATES[table]:
+                print(table_text(substrate, records), end="\n\n")
+            print(conditions(asked.out / f"assets_{table}.json"), end="\n\n")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

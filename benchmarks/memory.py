@@ -1,0 +1,184 @@
+"""Peak memory of evaluating 20 members, in units of one member.
+
+    python -m benchmarks.memory
+
+Costs about four minutes of one core. Each case runs three times, each time in a process of its own, on a
+timm ViT-S/16 (22 M weights, random, 1,000 classes) and a batch of 2 images at 224×224. Its peak is the
+kernel's high-water mark of resident memory (VmHWM), the median of the three. "Above plain" is a case's peak
+less the plain case's, in units of one member's float32 weights. The suite promises at most 1.1 for 20 LPE-BSR
+members through ``lpe.evaluate``, whatever the ensemble's size; kept copies cost 1 each. It prints a row a
+case and the verdict, from benchmarks/results/memory.csv, and exits with 1 where the promise is broken.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import lpe
+from benchmarks.command import conditions, parser
+from benchmarks.vit import NAME, float32_bytes, image_batch, vit_small
+from lpe.ensembles.base import text_table
+from lpe.errors import InputError
+from lpe.records import REPOSITORY, check_writable, write_provenance, write_table
+
+PROMISE = 1.1
+"""Members' weights alive at the peak, above a plain forward pass."""
+
+MEMBERS = 20
+COPIES = 5
+BITS = 5
+REPEATS = 3
+THREADS = 1
+CASES = {
+    "plain": "base model, one forward pass",
+    "members": f"{MEMBERS} LPE-BSR INT-{BITS} members through lpe.evaluate",
+    "copies": f"{COPIES} deep copies kept, one forward pass each",
+}
+COLUMNS = (
+    "case",
+    "what",
+    "copies_or_members",
+    "peak_bytes",
+    "lowest_peak_bytes",
+    "highest_peak_bytes",
+    "member_bytes",
+    "above_plain_members",
+)
+
+
+def resident_bytes(field: str) -> int:
+    """Resident memory of this process from the kernel, in bytes: ``VmRSS`` now, ``VmHWM`` at the peak.
+
+    Unlike ``ru_maxrss`` it starts anew with the program, where a child's would start at its parent's peak.
+
+    Raises:
+        InputError: not on Linux.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    raise InputError("peak memory is read from /proc/self/status, which only Linux has")
+
+
+def run_case(case: str) -> dict[str, int]:
+    """One case, in this process: its peak, and the bytes of one member."""
+    torch.set_num_threads(THREADS)
+    net = vit_small()
+    images, labels = image_batch()
+    with torch.no_grad():
+        net(images)
+    if case == "members":
+        lpe.evaluate(lpe.LowPrecisionEnsemble(net, lpe.Int(BITS), MEMBERS), [(images, labels)])
+    if case == "copies":
+        with torch.no_grad():
+            kept = [copy.deepcopy(net) for _ in range(COPIES)]
+            for each in kept:
+                each(images)
+    return {"peak_bytes": resident_bytes("VmHWM"), "member_bytes": float32_bytes(net)}
+
+
+def measure(case: str) -> dict[str, int]:
+    """The medians over REPEATS of one case, each in a process of its own, and the range of the peaks."""
+    runs = [run_in_child(case) for _ in range(REPEATS)]
+    peaks = [each["peak_bytes"] for each in runs]
+    return {
+        "peak_bytes": statistics.median_low(peaks),
+        "lowest_peak_bytes": min(peaks),
+        "highest_peak_bytes": max(peaks),
+        "member_bytes": runs[0]["member_bytes"],
+    }
+
+
+def run_in_child(case: str) -> dict[str, int]:
+    """One case, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory", "--case", case],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        raise InputError(f"case {case!r} failed with exit code {done.returncode}; see above")
+    measured: dict[str, int] = json.loads(done.stdout)
+    return measured
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure, write, print; 1 where the promise is broken, 2 after one line about bad input."""
+    options = parser("memory", __doc__)
+    options.add_argument("--case", choices=tuple(CASES), help="one case, in this process, as JSON")
+    asked = options.parse_args(arguments)
+    try:
+        if asked.case:
+            print(json.dumps(run_case(asked.case)))
+            return 0
+        check_writable(asked.out)
+        started = time.time()
+        found = {case: measure(case) for case in CASES}
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    plain = found["plain"]["peak_bytes"]
+    above = {case: (each["peak_bytes"] - plain) / each["member_bytes"] for case, each in found.items()}
+    counts = {"plain": 0, "members": MEMBERS, "copies": COPIES}
+    rows = [
+        {
+            "case": case,
+            "what": CASES[case],
+            "copies_or_members": counts[case],
+            **measured,
+            "above_plain_members": above[case],
+        }
+        for case, measured in found.items()
+    ]
+    write_table(rows, asked.out / "memory.csv", COLUMNS)
+    write_provenance(
+        asked.out / "memory.json",
+        ["benchmarks/memory.py"],
+        {"network": f"timm {NAME}", "batch": 2, "repeats": REPEATS, "promise": PROMISE},
+        "cpu",
+        [0],
+        THREADS,
+        started,
+    )
+    print(table_text(asked.out))
+    return 0 if above["members"] <= PROMISE else 1
+
+
+def table_text(folder: Path) -> str:
+    """The table with its conditions, from the files alone."""
+    table = pd.read_csv(folder / "memory.csv").set_index("case")
+    rows = [
+        (
+            row["what"],
+            f"{row['peak_bytes'] / 2**20:.0f}",
+            f"{row['lowest_peak_bytes'] / 2**20:.0f} to {row['highest_peak_bytes'] / 2**20:.0f}",
+            f"{row['above_plain_members']:.2f}",
+        )
+        for _, row in table.iterrows()
+    ]
+    member = table.loc["members"]
+    kept = "kept" if member["above_plain_members"] <= PROMISE else "broken"
+    verdict = f"promise of at most {PROMISE} members above plain: {kept}"
+    title = f"Peak memory, ViT-S/16, one member is {member['member_bytes'] / 2**20:.0f} MiB"
+    footer = f"{verdict}\n{conditions(folder / 'memory.json')}"
+    return text_table(
+        title, ("case", "peak, MiB", f"of {REPEATS} runs", "above plain, members"), rows, footer
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
