@@ -1,6 +1,6 @@
 """The benchmarks: `python -m benchmarks` runs the quick ones and names the others.
 
-python -m benchmarks                 memory and construction, about two minutes of one core
+python -m benchmarks                 memory and construction, about five minutes of one core
 python -m benchmarks assets …        one by name, with its own options (the same as benchmarks.assets)
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 QUICK = ("memory", "construction")
-OTHERS = {"assets": "LPE-BSR on pre-trained weights and real data (LPE_ASSETS; 15 to 40 minutes)"}
+OTHERS = {"assets": "LPE-BSR on pre-trained weights and real data (LPE_ASSETS; 25 minutes)"}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -123,8 +123,8 @@ def table_text(folder: Path) -> str:
         (
             str(row["what"]),
             f"{row['median_seconds']:.3f}",
-            f"{row['times_a_copy']:.1f}",
-            f"{row['times_plain_bsr']:.1f}",
+            f"{row['times_a_copy']:.3g}",
+            f"{row['times_plain_bsr']:.3g}",
         )
         for _, row in table.iterrows()
     ]
