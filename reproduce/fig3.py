@@ -127,7 +127,7 @@ def _place(members: pd.DataFrame, method: str) -> tuple[float, float]:
 def _off_plane(members: pd.DataFrame, method: str) -> str:
     # The method's first member spans the plane, so it lies in it.
     off = members[(members["method"] == method) & (members["member"] > 0)]["distance_from_plane"]
-    return f"{method} {off.min():.2g} – {off.max():.2g}"
+    return f"{method} {off.min():.1f}–{off.max():.1f}"
 
 
 def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
@@ -164,17 +164,8 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
             panels.anchors(
                 axes[2], {method: _place(members, method) for method in ("point", "BMA", "LPE-BSR")}, STYLES
             )
-            axes[2].text(
-                0.97,
-                0.97,
-                "off the plane:\n" + "\n".join(_off_plane(members, m) for m in ("BMA", "LPE-BSR")),
-                transform=axes[2].transAxes,
-                fontsize=5,
-                ha="right",
-                va="top",
-                bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1},
-            )
-            panels.label_panel(axes[2], next(letters), f"{name}: clouds")
+            note = "off the plane: " + ", ".join(_off_plane(members, m) for m in ("BMA", "LPE-BSR"))
+            panels.label_panel(axes[2], next(letters), f"{name}: clouds", note)
 
             for method in ("BMA", "LPE-BSR", "point"):
                 cloud = members[members["method"] == method]

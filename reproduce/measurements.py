@@ -55,7 +55,7 @@ def ensemble_rows(
     ]
 
 
-def measure_point(session: Session, solution: Point, seed: int, test: digits.Split) -> None:
+def measure_point(session: Session, solution: Point, seed: int, data: digits.DigitsData) -> None:
     """Measure all methods on one point of one training seed that the record lacks."""
     scale = session.scale
     common = {
@@ -65,7 +65,7 @@ def measure_point(session: Session, solution: Point, seed: int, test: digits.Spl
         "seed": seed,
         "backward_passes": solution.backward_passes,
     }
-    batches: list[tuple[object, object]] = [test]
+    batches: list[tuple[object, object]] = [data.test]
     draws = [draw_seed(seed, draw) for draw in range(scale.draws)]
 
     def missing(method: str, system: str, rounding: str) -> bool:
@@ -80,7 +80,7 @@ def measure_point(session: Session, solution: Point, seed: int, test: digits.Spl
     if missing("FP32", "fp32", ""):
         add("FP32", "fp32", "", ensemble_rows(partial(_same, single), [0], batches))
     if missing("FP32 + temperature", "fp32", ""):
-        scaled = evaluate_temperature_scaled(single, batches)
+        scaled = evaluate_temperature_scaled(single, batches, [data.validation])
         # One number more than the model: the temperature.
         bits = single.memory_bits() + 32
         rows: list[dict[str, object]] = [
@@ -112,12 +112,12 @@ def measure_points(session: Session, names: Iterable[str] = POINTS) -> dict[str,
     stds = {}
     with session.progress(len(names) * len(session.seeds), "points measured") as bar:
         for seed in session.seeds:
-            test = digits.load(seed).test
+            data = digits.load(seed)
             for name in names:
                 solution = point(session, name, seed)
                 if "median_posterior_std" in solution.info:
                     stds[f"{name} seed {seed}"] = solution.info["median_posterior_std"]
-                measure_point(session, solution, seed, test)
+                measure_point(session, solution, seed, data)
                 bar.update()
     for name, std in stds.items():
         print(f"{name}: median posterior std {std:.3g}")

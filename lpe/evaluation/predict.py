@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
-from lpe.evaluation.metrics import EnsembleMetrics, mean_log_probs, nll, temperature_scaled
+from lpe.evaluation.metrics import EnsembleMetrics, fit_temperature, mean_log_probs, nll, temperature_scaled
 from lpe.modules import apply, device_of, to_device
 
 if TYPE_CHECKING:
@@ -200,16 +200,28 @@ def member_log_probs(ensemble: Ensemble, batches: Iterable[Any]) -> tuple[Tensor
 
 
 @torch.no_grad()
-def evaluate_temperature_scaled(ensemble: Ensemble, batches: Iterable[Any]) -> dict[str, float]:
-    """Metrics of the whole ensemble after temperature scaling, fitted on halves both ways.
+def evaluate_temperature_scaled(
+    ensemble: Ensemble, batches: Iterable[Any], validation: Iterable[Any] | None = None
+) -> dict[str, float]:
+    """Metrics of the whole ensemble after temperature scaling.
+
+    Args:
+        ensemble, batches: as in :func:`evaluate`.
+        validation: batches to fit the temperature on. None: it is fitted on one half of the batches' examples
+            and scored on the other, both ways, so that the NLL is the calibrated NLL.
 
     Returns:
-        nll (this is the calibrated NLL), err, ece, brier by name. The decomposition into average loss and
-        ambiguity is not defined for it and left out.
+        nll, err, ece and brier by name. The decomposition into average loss and ambiguity is not defined for
+        scaled probabilities and left out.
     """
     log_probs, targets = member_log_probs(ensemble, batches)
-    mean = mean_log_probs(log_probs)
-    scaled = temperature_scaled(mean, targets)
+    if validation is None:
+        scaled = temperature_scaled(mean_log_probs(log_probs), targets)
+    else:
+        fitted, fitted_targets = member_log_probs(ensemble, validation)
+        temperature = fit_temperature(mean_log_probs(fitted), fitted_targets)
+        scaled = (mean_log_probs(log_probs) / temperature).log_softmax(dim=-1)
     metrics = EnsembleMetrics()
     metrics.update(scaled, scaled, -scaled.gather(1, targets[:, None])[:, 0], targets)
-    return {name: metrics.values()[name] for name in ("nll", "err", "ece", "brier")}
+    values = metrics.values()
+    return {name: values[name] for name in ("nll", "err", "ece", "brier")}

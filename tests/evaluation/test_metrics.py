@@ -292,7 +292,7 @@ def test_off_the_edges_the_calibration_error_is_torchmetrics(kind: str) -> None:
 # Temperature
 
 
-def overconfident(temperature: float, examples: int = 400) -> tuple[Tensor, Tensor]:
+def overconfident(temperature: float, examples: int = 40_000) -> tuple[Tensor, Tensor]:
     """Two classes at 3 to 1, exactly, with logits that say so at that temperature."""
     scores = torch.tensor([math.log(3.0) * temperature, 0.0], dtype=torch.float64)
     log_probs = scores.log_softmax(dim=-1).expand(examples, 2).clone()
@@ -301,19 +301,24 @@ def overconfident(temperature: float, examples: int = 400) -> tuple[Tensor, Tens
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5, 1.0, 3.0, 20.0])
 def test_a_known_temperature_is_recovered(temperature: float) -> None:
-    # The search stops at 10⁻⁶ of log T.
-    assert fit_temperature(*overconfident(temperature)) == pytest.approx(temperature, rel=1e-5)
+    # At the minimum the prior's slope, log T / n, is the NLL's: with the NLL's curvature in log T,
+    # p (1 − p) (log 3)² = .226, log T is off by log T / (.226 n), for T = 20 by 3.3e-4.
+    assert fit_temperature(*overconfident(temperature)) == pytest.approx(temperature, rel=4e-4)
 
 
-def test_a_temperature_stays_within_its_bounds_where_every_example_is_right() -> None:
-    log_probs = torch.tensor([[2.0, 0.0]], dtype=torch.float64).log_softmax(dim=-1)
-    # The loss falls with T until it is 0 to the last bit.
-    assert math.exp(-5) <= fit_temperature(log_probs, torch.tensor([0])) < 0.1
+def test_the_prior_holds_the_temperature_where_every_example_is_right() -> None:
+    # 200 examples at odds e² : 1, all right: NLL falls to 0 as T does, 200 log(1 + exp(−2/T)) + (log T)²/2 is
+    # least where 400/T / (1 + exp(2/T)) = −log T.
+    log_probs = torch.tensor([[2.0, 0.0]], dtype=torch.float64).log_softmax(dim=-1).expand(200, 2)
+    temperature = fit_temperature(log_probs, torch.zeros(200, dtype=torch.long))
+    assert 400 / temperature / (1 + math.exp(2 / temperature)) == pytest.approx(
+        -math.log(temperature), rel=1e-3
+    )
 
 
 def halves() -> tuple[Tensor, Tensor]:
     """Even positions need temperature 4 and odd ones 0.5; both halves are 3 to 1."""
-    even, odd = overconfident(4.0, 40), overconfident(0.5, 40)
+    even, odd = overconfident(4.0), overconfident(0.5)
     log_probs = torch.stack([even[0], odd[0]], dim=1).flatten(0, 1)
     return log_probs, torch.stack([even[1], odd[1]], dim=1).flatten()
 
@@ -323,7 +328,7 @@ def check_each_half_is_scaled_by_the_others_temperature(scale: Callable[[Tensor,
     scaled = scale(log_probs, targets)
     for half, others_temperature in ((0, 0.5), (1, 4.0)):
         expected = (log_probs[half::2] / others_temperature).log_softmax(dim=-1)
-        torch.testing.assert_close(scaled[half::2], expected, rtol=1e-4, atol=0)
+        torch.testing.assert_close(scaled[half::2], expected, rtol=1e-3, atol=0)
 
 
 def test_each_half_is_scaled_by_the_other_halfs_temperature() -> None:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import lpe
-from lpe.evaluation.metrics import METRICS, nll, temperature_scaled
-from lpe.evaluation.predict import device_of, evaluate_temperature_scaled, to_device
+from lpe.evaluation.metrics import METRICS, fit_temperature, mean_log_probs, nll, temperature_scaled
+from lpe.evaluation.predict import device_of, evaluate_temperature_scaled, member_log_probs, to_device
 
 EXAMPLES, FEATURES, CLASSES, SIZE = 23, 6, 4, 5
 COLUMNS = ["size", *METRICS, "memory_bits"]
@@ -343,3 +343,14 @@ def test_bad_logits_are_an_error_of_one_line_that_names_them(bad: str) -> None:
     with pytest.raises(lpe.InputError, match=expected) as caught:
         lpe.evaluate(ensemble_of(model=net(wrap)), batches())
     assert "\n" not in str(caught.value)
+
+
+def test_a_temperature_fitted_on_validation_data_is_that_data_s_own() -> None:
+    validation = [(inputs.flip(0), targets) for inputs, targets in batches()]
+    log_probs, targets = member_log_probs(ensemble_of(), validation)
+    temperature = fit_temperature(mean_log_probs(log_probs), targets)
+    scored, labels = member_log_probs(ensemble_of(), batches())
+    expected = nll((mean_log_probs(scored) / temperature).log_softmax(dim=-1), labels)
+    found = evaluate_temperature_scaled(ensemble_of(), batches(), validation)["nll"]
+    assert found == pytest.approx(expected)
+    assert found != pytest.approx(evaluate_temperature_scaled(ensemble_of(), batches())["nll"])
