@@ -6,20 +6,12 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import NoReturn
 
+from lpe.command_line import Parser
 from lpe.errors import InputError
 from lpe.records import REPOSITORY
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the message and exit with code 2."""
-        self.exit(2, f"error: {message}; see --help\n")
 
 
 def parser(benchmark: str, description: str | None) -> Parser:

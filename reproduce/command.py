@@ -11,23 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from tqdm import tqdm
 
 from lpe import tracking
+from lpe.command_line import Parser
 from lpe.errors import InputError
 from lpe.records import REPOSITORY, Records, check_writable, write_provenance
 from lpe.store import Store
 from reproduce.scales import Scale, scale
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; see --help\n")
 
 
 @dataclass

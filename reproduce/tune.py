@@ -20,11 +20,12 @@ from typing import Any
 import pandas as pd
 
 import lpe
+from lpe.command_line import Parser
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
 from lpe.records import REPOSITORY, check_writable, write_table
 from lpe.substrates import digits
-from reproduce.command import Parser, Session, open_session
+from reproduce.command import Session, open_session
 from reproduce.points import POINTS, Point, ivon_point, point, sgd_point, swag_point
 from reproduce.scales import Scale, scale
 
