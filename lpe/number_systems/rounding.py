@@ -17,6 +17,7 @@ Source: Nam & Lee 2024, "Ex Uno Pluria" (BSR); the coupling is this suite's own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -192,18 +193,30 @@ def encode_with_scales(
     member: int,
 ) -> Tensor:
     """Codes under scales that are at hand; the arguments are :func:`encode`'s and are not checked again."""
-    codes = reference.encode(
-        weight.detach().reshape(-1),
-        scales.flatten(),
-        1.0 / scales.flatten(),
-        lambda start, stop: layout.scale_group(system, start, stop, weight.device),
-        system.largest_code,
-        rounding,
-        seed,
-        name,
-        member,
-    )
+    group_of = partial(layout.scale_group, system, device=weight.device)
+    step = scales.flatten()
+    keyed = (system.largest_code, rounding, seed, name, member)
+    codes = reference.encode(weight.detach().reshape(-1), step, 1.0 / step, group_of, *keyed)
     return codes.view(weight.shape)
+
+
+def round_with_scales(
+    out: Tensor,
+    weight: Tensor,
+    scales: Tensor,
+    system: Int,
+    layout: Layout,
+    rounding: str,
+    seed: int,
+    name: str,
+    member: int,
+) -> None:
+    """Write the rounded values into ``out``, of the weight's shape and contiguous; as above, not checked."""
+    group_of = partial(layout.scale_group, system, device=weight.device)
+    step = scales.flatten()
+    keyed = (system.largest_code, rounding, seed, name, member)
+    flat = weight.detach().reshape(-1)
+    reference.round_into(out.view(-1), flat, step, 1.0 / step, group_of, *keyed)
 
 
 @torch.no_grad()

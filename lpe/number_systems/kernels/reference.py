@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from lpe.number_systems.streams import random_lanes
 COUPLING = 40503
 """What a further coupled member adds to the random lane, modulo 2¹⁶: ⌊2¹⁶/φ⌋, which is odd."""
 
-CHUNK = 1 << 18
+CHUNK = 1 << 15
 """Elements rounded at a time, a multiple of 8: bounds the temporaries at a few MB for any tensor's size."""
 
 
@@ -68,6 +68,45 @@ def encode(
         int8 [elements].
     """
     codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    arguments = (weight, step, inverse_step, group_of, largest_code, rounding, seed, name, member)
+    for start, stop, _, part in _chunks_of_codes(*arguments):
+        codes[start:stop] = part
+    return codes
+
+
+def round_into(
+    out: Tensor,
+    weight: Tensor,
+    step: Tensor,
+    inverse_step: Tensor,
+    group_of: Callable[[int, int], Tensor],
+    largest_code: int,
+    rounding: str,
+    seed: int,
+    name: str,
+    member: int,
+) -> None:
+    """Write the values code·Δ of a flat weight into ``out`` [elements], as ``decode(encode(…))`` gives them.
+
+    The other arguments are :func:`encode`'s. No codes of the whole weight are held.
+    """
+    arguments = (weight, step, inverse_step, group_of, largest_code, rounding, seed, name, member)
+    for start, stop, group, part in _chunks_of_codes(*arguments):
+        out[start:stop] = part.float() * step[group]
+
+
+def _chunks_of_codes(
+    weight: Tensor,
+    step: Tensor,
+    inverse_step: Tensor,
+    group_of: Callable[[int, int], Tensor],
+    largest_code: int,
+    rounding: str,
+    seed: int,
+    name: str,
+    member: int,
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """start, stop, scale groups and codes of CHUNK elements at a time."""
     for start in range(0, weight.numel(), CHUNK):
         stop = min(start + CHUNK, weight.numel())
         group = group_of(start, stop)
@@ -76,10 +115,9 @@ def encode(
             lanes = random_lanes(seed, name, member, start, stop, weight.device)
         elif rounding == "coupled":
             lanes = (random_lanes(seed, name, 0, start, stop, weight.device) + COUPLING * member) & 0xFFFF
-        codes[start:stop] = round_codes(
-            weight[start:stop].float(), step[group], inverse_step[group], largest_code, rounding, lanes
-        )
-    return codes
+        part = weight[start:stop].float()
+        codes = round_codes(part, step[group], inverse_step[group], largest_code, rounding, lanes)
+        yield start, stop, group, codes
 
 
 def decode(codes: Tensor, step: Tensor, group_of: Callable[[int, int], Tensor], dtype: torch.dtype) -> Tensor:
