@@ -52,7 +52,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
             panels.nll_panel(ax, nll, single, chosen.bits, BIT_STYLES, BMA_STYLE)
             low, high = claims.interval(single.to_numpy())
             spread = f" [{low:.3f}, {high:.3f}]" if n > 1 else ""
-            panels.label_panel(ax, letter, f"{point}; single FP32 {single.mean():.3f}{spread}")
+            panels.label_panel(ax, letter, f"{point}: FP32 {single.mean():.3f}{spread}")
         axes[0].set_ylabel("test NLL (nats per image)")
         panels.legend_below(figure, axes[::-1])
         paths = panels.save(figure, folder, "fig2")

@@ -127,7 +127,8 @@ def _place(members: pd.DataFrame, method: str) -> tuple[float, float]:
 def _off_plane(members: pd.DataFrame, method: str) -> str:
     # The method's first member spans the plane, so it lies in it.
     off = members[(members["method"] == method) & (members["member"] > 0)]["distance_from_plane"]
-    return f"{method} {off.min():.1f}–{off.max():.1f}"
+    low, high = f"{off.min():.1f}", f"{off.max():.1f}"
+    return f"{method} {low}" if low == high else f"{method} {low}–{high}"
 
 
 def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
@@ -164,8 +165,9 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
             panels.anchors(
                 axes[2], {method: _place(members, method) for method in ("point", "BMA", "LPE-BSR")}, STYLES
             )
-            note = "off the plane: " + ", ".join(_off_plane(members, m) for m in ("BMA", "LPE-BSR"))
-            panels.label_panel(axes[2], next(letters), f"{name}: clouds", note)
+            off = ", ".join(_off_plane(members, method) for method in ("BMA", "LPE-BSR"))
+            axes[2].set_xlabel(f"x (L2 units)\noff the plane: {off}")
+            panels.label_panel(axes[2], next(letters), f"{name}: clouds")
 
             for method in ("BMA", "LPE-BSR", "point"):
                 cloud = members[members["method"] == method]

@@ -87,11 +87,9 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def label_panel(axes: Axes, letter: str, title: str, note: str = "") -> None:
-    """Put "(a) title" above a panel, and under it a note in small print."""
-    axes.set_title(f"({letter}) {title}", loc="left", pad=6 if not note else 11)
-    if note:
-        axes.text(0, 1.015, note, transform=axes.transAxes, fontsize=5, va="bottom")
+def label_panel(axes: Axes, letter: str, title: str) -> None:
+    """Put "(a) title" above a panel."""
+    axes.set_title(f"({letter}) {title}", loc="left", pad=8)
 
 
 def paired_curve(
