@@ -5,10 +5,12 @@
 Costs about four minutes of one core. Each case runs three times, each time in a process of its own, on a
 timm ViT-S/16 (22 M weights, random, 1,000 classes) and a batch of 2 images at 224×224. Its peak is the
 kernel's high-water mark of resident memory (VmHWM), the median of the three. The plain case runs the network
-as often as there are members: what the allocator keeps of activations grows over the first few passes. "Above plain" is a case's peak
-less the plain case's, in units of one member's float32 weights. The suite promises at most 1.1 for 20 LPE-BSR
-members through ``lpe.evaluate``, whatever the ensemble's size; kept copies cost 1 each. It prints a row a
-case and the verdict, from benchmarks/results/memory.csv, and exits with 1 where the promise is broken.
+as often as there are members: what the allocator keeps of activations grows over the first few passes.
+
+"Above plain" is a case's peak less the plain case's, in units of one member's float32 weights. The suite
+promises at most 1.1 for 20 LPE-BSR members through ``lpe.evaluate``, whatever the ensemble's size; kept copies
+cost 1 each. It prints a row a case and the verdict, from benchmarks/results/memory.csv, and exits with 1 where
+the promise is broken.
 """
 
 from __future__ import annotations
