@@ -8,8 +8,8 @@ kernel's high-water mark of resident memory (VmHWM), the median of the three. Th
 as often as there are members: what the allocator keeps of activations grows over the first few passes.
 
 "Above plain" is a case's peak less the plain case's, in units of one member's float32 weights. The suite
-promises at most 1.1 for 20 LPE-BSR members through ``lpe.evaluate``, whatever the ensemble's size; kept copies
-cost 1 each. It prints a row a case and the verdict, from benchmarks/results/memory.csv, and exits with 1 where
+promises at most 1.1 for 20 LPE-BSR members through ``lpe.evaluate``, whatever the size; kept copies cost 1
+each. It prints a row a case and the verdict, from benchmarks/results/memory.csv, and exits with 1 where
 the promise is broken.
 """
 
