@@ -12,8 +12,8 @@ from lpe.number_systems.streams import random_lanes
 COUPLING = 40503
 """What a further coupled member adds to the random lane, modulo 2¹⁶: ⌊2¹⁶/φ⌋, which is odd."""
 
-CHUNK = 1 << 13
-"""Elements rounded at a time, a multiple of 8: bounds the temporaries at a MB for a tensor of any size."""
+CHUNK = 1 << 15
+"""Elements rounded at a time, a multiple of 8: bounds the temporaries at a few MB for any tensor's size."""
 
 
 def round_codes(
