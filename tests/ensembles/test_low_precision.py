@@ -241,3 +241,9 @@ def test_describe_states_the_class_size_system_rounding_and_seed() -> None:
 def test_describe_counts_values_quantised_and_stored_values_that_are_not() -> None:
     stored = 17 + 24 + 3 + 1
     assert ensemble_of().describe().splitlines()[-1].startswith(f"{QUANTISED} values quantised, {stored} ")
+
+
+def test_a_members_weights_start_as_aligned_as_if_allocated_alone() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 7), torch.nn.Linear(7, 2))
+    member = lpe.LowPrecisionEnsemble(model, lpe.Int(4), 1)[0]
+    assert [layer.weight.data_ptr() % 64 for layer in member] == [0, 0, 0]
