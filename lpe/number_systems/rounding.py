@@ -120,8 +120,13 @@ def steps(weight: Tensor, system: Int, layout: Layout) -> Tensor:
     shape = layout.scale_shape(system)
     if not weight.numel():
         return torch.zeros(shape, dtype=torch.float32, device=weight.device)
+    # From the least and the greatest value: |w| would be a copy of the weight.
     largest = torch.stack(
-        [part.abs().amax(dim=1) for part in matrix.split(column_extent, dim=1)], dim=1
+        [
+            torch.maximum(part.amax(dim=1), -part.amin(dim=1)).abs()
+            for part in matrix.split(column_extent, dim=1)
+        ],
+        dim=1,
     ).float()
     # Rows are padded with zeros, which raise no maximum.
     padded = torch.nn.functional.pad(largest, (0, 0, 0, shape[0] * row_extent - layout.rows))
@@ -135,10 +140,12 @@ def check_weight(weight: Tensor, name: str) -> None:
     what = f"weight {name!r}" if name else "the weight"
     if not torch.is_floating_point(weight):
         raise InputError(f"{what} is {weight.dtype}; rounding takes floating-point weights")
-    # Rounding works in float32, where a large float64 value is infinite.
-    finite = torch.isfinite(weight.float() if weight.dtype == torch.float64 else weight)
-    if not finite.all():
-        bad = int((~finite).sum())
+    if not weight.numel():
+        return
+    # The two extremes tell, and cost no copy; NaN is either's. Rounding works in float32, where a large
+    # float64 value is infinite.
+    if not torch.isfinite(torch.stack(torch.aminmax(weight.detach())).float()).all():
+        bad = int((~torch.isfinite(weight.float())).sum())
         raise InputError(
             f"{what} has {bad} values that are NaN or infinite in float32; mend the checkpoint first"
         )
