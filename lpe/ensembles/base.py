@@ -42,13 +42,15 @@ def text_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]],
 class Ensemble(ABC, Sequence[nn.Module]):
     """A sequence of nn.Modules in eval mode, made when asked for.
 
-    Subclasses give ``member`` and ``memory_bits``. ``backward_passes`` is the training budget that the
-    ensemble's weights cost, in gradient evaluations of one minibatch; None where it is not known.
+    Subclasses give ``member``, ``memory_bits`` and ``describe``. ``training_budget`` is what whoever trained
+    the weights says of their cost, in gradient evaluations of one minibatch: one number where all members
+    come from one training, the first n members' cost for n = 1 … size where each adds to it, None where it
+    is not known.
     """
 
     def __init__(self, size: int) -> None:
         self.size = check_size(size)
-        self.backward_passes: int | None = None
+        self.training_budget: int | Sequence[int] | None = None
 
     @abstractmethod
     def member(self, index: int) -> nn.Module:
@@ -67,6 +69,15 @@ class Ensemble(ABC, Sequence[nn.Module]):
     @abstractmethod
     def describe(self) -> str:
         """A table as text: a row per tensor."""
+
+    def backward_passes(self, n: int | None = None) -> int | None:
+        """Gradient evaluations, of one minibatch each, that the first n members cost (n = None: all).
+
+        None where ``training_budget`` is not set.
+        """
+        n = self._check_n(n)
+        budget = self.training_budget
+        return budget if budget is None or isinstance(budget, int) else budget[n - 1]
 
     @property
     def members_are_stored(self) -> bool:
@@ -103,6 +114,9 @@ class Ensemble(ABC, Sequence[nn.Module]):
     def _check_storage(self, n: int | None, storage: str) -> int:
         if storage not in STORAGES:
             raise InputError(f"storage must be one of {', '.join(STORAGES)}, not {storage!r}")
+        return self._check_n(n)
+
+    def _check_n(self, n: int | None) -> int:
         n = self.size if n is None else check_size(n)
         if n > self.size:
             raise InputError(f"an ensemble of {self.size} has no {n} members")

@@ -590,3 +590,18 @@ def test_the_memory_check_catches_an_ensemble_that_copies_the_base(
 
     with pytest.raises(AssertionError):
         check_peak_is_one_member_over_the_base(copies, 2, monkeypatch)
+
+
+def test_budget_of_one_training_is_the_same_for_every_size() -> None:
+    ensemble = lpe.LowPrecisionEnsemble(torch.nn.Linear(3, 2), lpe.Int(4), 3)
+    assert ensemble.backward_passes() is None
+    ensemble.training_budget = 7
+    assert [ensemble.backward_passes(n) for n in (1, 2, 3)] == [7, 7, 7]
+
+
+def test_budget_of_separate_trainings_grows_with_the_size() -> None:
+    ensemble = lpe.LowPrecisionEnsemble(torch.nn.Linear(3, 2), lpe.Int(4), 3)
+    ensemble.training_budget = [5, 10, 15]
+    assert [ensemble.backward_passes(n) for n in (1, 2, 3, None)] == [5, 10, 15, 15]
+    with pytest.raises(lpe.InputError, match="no 4 members"):
+        ensemble.backward_passes(4)
