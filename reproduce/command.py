@@ -18,25 +18,33 @@ from tqdm import tqdm
 from lpe import tracking
 from lpe.command_line import Parser
 from lpe.errors import InputError
-from lpe.records import REPOSITORY, Records, check_writable, write_provenance
+from lpe.records import REPOSITORY, check_writable, write_provenance
 from lpe.store import Store
 from reproduce.scales import Scale, scale
 
 
 @dataclass
 class Session:
-    """One run of a script: what it was asked, and where results go."""
+    """One run of a script: what it was asked, and where results go.
+
+    Args:
+        seeds: training seeds. claim_seeds: of what a training-free claim is judged on.
+        out: folder of the figures and their records. working: folder of the working records.
+        quiet: no progress bars.
+    """
 
     scale: Scale
     seeds: list[int]
+    claim_seeds: list[int]
     out: Path
-    records: Records
+    working: Path
     store: Store
     tracker: tracking.Tracker
+    quiet: bool = False
 
     def progress(self, total: int, what: str) -> tqdm:
         """A progress bar of ``total`` steps on stderr."""
-        return tqdm(total=total, desc=what, leave=False, file=sys.stderr)
+        return tqdm(total=total, desc=what, leave=False, file=sys.stderr, disable=self.quiet)
 
 
 @functools.cache
@@ -53,13 +61,20 @@ def source_hash(*paths: str) -> str:
     return digest.hexdigest()[:16]
 
 
-MEASURING = ("lpe", "reproduce/scales.py", "reproduce/points.py", "reproduce/measurements.py")
+MEASURING = ("lpe", *(f"reproduce/{name}.py" for name in ("scales", "points", "families", "measurements")))
 
 
-def records_path(chosen: Scale, store: Store) -> Path:
-    """Where the working record of a scale lies: named by the scale's numbers and the code that measures."""
+def working_folder(chosen: Scale, store: Store) -> Path:
+    """Where the working records of a scale lie: named by the scale's numbers and the code that measures."""
     key = Store.key({"scale": asdict(chosen), "code": source_hash(*MEASURING), "torch": torch.__version__})
-    return store.root.parent / "records" / f"{chosen.name}-{key[:12]}.csv"
+    return store.root.parent / "records" / f"{chosen.name}-{key[:12]}"
+
+
+def seeds_asked(chosen: Scale, count: int | None) -> tuple[list[int], list[int]]:
+    """Training seeds, and those of training-free claims: the scale's, or 0 … count − 1 for both."""
+    if count is not None and count < 1:
+        raise InputError(f"--seeds must be 1 or more, not {count}")
+    return list(range(count or chosen.seeds)), list(range(count or chosen.claim_seeds))
 
 
 def parser(figure: str, description: str | None) -> Parser:
@@ -72,7 +87,11 @@ def parser(figure: str, description: str | None) -> Parser:
     made.add_argument(
         "--scale", default="digits", help="which substrate and hyper-parameters (default: digits)"
     )
-    made.add_argument("--seeds", type=int, help="training seeds 0 … N-1 (default: the scale's)")
+    made.add_argument(
+        "--seeds",
+        type=int,
+        help="training seeds 0 … N-1 (default: the scale's, more for training-free claims)",
+    )
     made.add_argument("--out", type=Path, help="folder of the results (default: figures/SCALE)")
     made.add_argument("--plot-only", action="store_true", help="redraw from the record in the folder")
     made.add_argument(
@@ -89,6 +108,7 @@ def run_figure(
     compute: Callable[[Session], Mapping[str, object]],
     draw: Callable[[Path, str], tuple[list[Path], list[str]]],
     arguments: Sequence[str] | None = None,
+    quiet: bool = False,
 ) -> int:
     """Run a figure script: measure what is not measured yet, write the record, draw it, say the verdict.
 
@@ -97,7 +117,7 @@ def run_figure(
         compute: measures and writes the record's CSV files into ``session.out``; returns what the
             provenance should hold beside the scale.
         draw: (folder, scale's name) → paths written and lines to print, from the record alone.
-        arguments: the command line; None: this process's.
+        arguments: the command line; None: this process's. quiet: no progress bars.
 
     Returns:
         The exit code: 0, or 2 after one line about bad input.
@@ -105,14 +125,12 @@ def run_figure(
     try:
         asked = parser(figure, description).parse_args(arguments)
         chosen = scale(asked.scale)
-        count = chosen.seeds if asked.seeds is None else asked.seeds
-        if count < 1:
-            raise InputError(f"--seeds must be 1 or more, not {count}")
+        seeds_asked(chosen, asked.seeds)
         out = asked.out or REPOSITORY / "figures" / chosen.name
         check_writable(out)
         started = time.time()
         if not asked.plot_only:
-            with open_session(figure, chosen, count, out, asked.wandb) as session:
+            with open_session(figure, chosen, asked.seeds, out, asked.wandb, quiet) as session:
                 extra = compute(session)
                 record = out / f"{figure}.csv"
                 write_provenance(
@@ -151,15 +169,16 @@ def _shown(path: Path) -> str:
 
 @contextmanager
 def open_session(
-    figure: str, chosen: Scale, count: int, out: Path, wandb_mode: str | None
+    figure: str, chosen: Scale, count: int | None, out: Path, wandb_mode: str | None, quiet: bool = False
 ) -> Iterator[Session]:
-    """A session over training seeds 0 … count − 1, its W&B run open while it lasts."""
+    """A session over ``count`` training seeds (None: the scale's), its W&B run open while it lasts."""
     # One fixed number of threads: sums are taken in one order, and two runs give the same bytes.
     torch.set_num_threads(chosen.threads)
+    seeds, claim_seeds = seeds_asked(chosen, count)
     store = Store()
-    path = records_path(chosen, store)
-    check_writable(path.parent)
-    with tracking.start(
-        wandb_mode, "low-precision-ensembling", f"{figure}-{chosen.name}", {"scale": chosen, "seeds": count}
-    ) as tracker:
-        yield Session(chosen, list(range(count)), out, Records(path), store, tracker)
+    working = working_folder(chosen, store)
+    check_writable(working)
+    config = {"scale": chosen, "seeds": seeds}
+    name = f"{figure}-{chosen.name}"
+    with tracking.start(wandb_mode, "low-precision-ensembling", name, config) as tracker:
+        yield Session(chosen, seeds, claim_seeds, out, working, store, tracker, quiet)

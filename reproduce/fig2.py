@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lpe.records import COLUMNS, write_table
 from reproduce import claims, panels
 from reproduce.command import Session, run_figure
-from reproduce.measurements import measure_points, selected
+from reproduce.measurements import Unit, measure_all, posterior_stds, selected, units
 from reproduce.points import POINTS
 from reproduce.scales import scale
 
@@ -35,11 +35,16 @@ BIT_STYLES = {
 BMA_STYLE = (panels.VERMILION, "^")
 
 
+def wanted(session: Session) -> list[Unit]:
+    """The units that the figure shows."""
+    return units(POINTS, session.seeds)
+
+
 def compute(session: Session) -> dict[str, object]:
     """Train and measure; write fig2.csv."""
-    stds = measure_points(session, POINTS)
-    write_table(selected(session, POINTS), session.out / "fig2.csv", COLUMNS)
-    return {"median_posterior_std": stds}
+    measure_all(session, wanted(session))
+    write_table(selected(session, wanted(session)), session.out / "fig2.csv", COLUMNS)
+    return {"median_posterior_std": posterior_stds(session, POINTS)}
 
 
 def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:

@@ -30,7 +30,7 @@ from reproduce import claims, panels
 from reproduce.command import Session, run_figure
 from reproduce.fig2 import BIT_STYLES, BMA_STYLE
 from reproduce.landscapes import cloud_table, grid_table
-from reproduce.measurements import draw_seed, measure_points, selected
+from reproduce.measurements import Unit, draw_seed, measure_all, posterior_stds, selected, units
 from reproduce.points import point
 from reproduce.scales import Scale, scale
 
@@ -49,10 +49,15 @@ CLOUD_COLUMNS = (
 )
 
 
+def wanted(session: Session) -> list[Unit]:
+    """The units that the figure shows."""
+    return units(POINTS, session.seeds)
+
+
 def compute(session: Session) -> dict[str, object]:
     """Train and measure; write fig3.csv, fig3_landscape.csv and fig3_members.csv."""
     chosen = session.scale
-    stds = measure_points(session, POINTS)
+    measure_all(session, wanted(session))
     shape = chosen.landscape
     test = digits.load(shape.seed).test
     grids, clouds = [], []
@@ -96,8 +101,8 @@ def compute(session: Session) -> dict[str, object]:
             grids.append(grid.assign(point=name, plane=kind))
     write_table(pd.concat(grids)[list(GRID_COLUMNS)], session.out / "fig3_landscape.csv", GRID_COLUMNS)
     write_table(pd.concat(clouds)[list(CLOUD_COLUMNS)], session.out / "fig3_members.csv", CLOUD_COLUMNS)
-    write_table(selected(session, POINTS), session.out / "fig3.csv", COLUMNS)
-    return {"median_posterior_std": stds}
+    write_table(selected(session, wanted(session)), session.out / "fig3.csv", COLUMNS)
+    return {"median_posterior_std": posterior_stds(session, POINTS)}
 
 
 STYLES = {

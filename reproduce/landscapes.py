@@ -29,7 +29,7 @@ def grid_table(
     for numbers in (plane.origin.numpy(), plane.axes.numpy(), np.asarray(xs), np.asarray(ys)):
         digest.update(np.ascontiguousarray(numbers).tobytes())
     digest.update("\0".join([data, *sorted(surface.anchor_names)]).encode())
-    path = session.records.path.parent / f"landscape-{digest.hexdigest()[:24]}.csv"
+    path = session.working.parent / f"landscape-{digest.hexdigest()[:24]}.csv"
     columns = ("x", "y", "metric", "value")
     rows: list[dict[str, object]] = []
     if path.is_file():

@@ -1,26 +1,69 @@
-"""What is measured of a point: single models, posteriors and low precision ensembles, as rows of the record.
+"""What is measured, in units that each find their trainings in the store, as rows of the record.
 
 Rounding seeds and posterior draws are averaged within a training seed: a row's value is the mean over
-``scale.draws`` ensembles. A set of rows that is there already is not measured again.
+``scale.draws`` ensembles. NLL and ECE are kept at every size, the other metrics at the sizes that tables and
+claims look at. A unit has a working record of its own, so units run in any order, in one process or several;
+rows that are there already are not measured again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import nn
 
 import lpe
 from lpe.ensembles.base import Ensemble
 from lpe.evaluation.metrics import METRICS
 from lpe.evaluation.predict import evaluate_temperature_scaled
+from lpe.records import COLUMNS, Records
 from lpe.substrates import digits
 from reproduce.command import Session
+from reproduce.families import FAMILIES, Family, family, snapshot_family, with_low_precision
 from reproduce.points import POINTS, Point, point
+from reproduce.scales import Scale
 
-COLUMNS = [*METRICS, "calibrated_nll"]
+MEASURED = [*METRICS, "calibrated_nll"]
+EVERY_SIZE = ("nll", "ece")
+DISAGREEMENT = "disagreement"
+AXES = "scale axes"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is trained and measured in one go.
+
+    Args:
+        what: a point ("SGD", "SWAG", "IVON"), a family ("DE", …), a network of table 1 ("ViT-T", …), "scale
+            axes" (table 7) or "disagreement" (claim C3).
+        seed: training seed.
+    """
+
+    what: str
+    seed: int
+
+    @property
+    def file(self) -> str:
+        """Name of its working record."""
+        return f"{self.what.replace(' ', '-')}-seed{self.seed}.csv"
+
+
+def units(whats: Iterable[str], seeds: Iterable[int]) -> list[Unit]:
+    """Every pair, the seeds inside: units that stand together share no training."""
+    seeds = list(seeds)
+    return [Unit(what, seed) for what in whats for seed in seeds]
+
+
+def network_units(scale: Scale) -> list[str]:
+    """Names of the units of table 1's networks."""
+    return [f"ViT-{size}" for size in scale.networks]
 
 
 def draw_seed(training_seed: int, draw: int) -> int:
@@ -28,121 +71,309 @@ def draw_seed(training_seed: int, draw: int) -> int:
     return 1000 * training_seed + draw
 
 
-def _same(ensemble: Ensemble, _: int) -> Ensemble:
-    """What does not depend on a seed of draws."""
-    return ensemble
+def reported_sizes(scale: Scale, most: int) -> list[int]:
+    """Sizes at which every metric is kept: the tables', the claims' and the largest."""
+    chosen = {*scale.table_sizes, scale.claim_size, scale.members, scale.expansion, most}
+    return sorted(size for size in chosen if size <= most)
 
 
-def ensemble_rows(
-    make: Callable[[int], Ensemble], seeds: Iterable[int], batches: list[tuple[object, object]]
-) -> list[dict[str, object]]:
-    """Metrics of every prefix, averaged over ensembles: one row a size and metric.
+class Measurer:
+    """Writes the rows of one unit: what all of them have in common, and what is there already."""
 
-    Args:
-        make: seed → ensemble. seeds: of the ensembles to average. batches: (inputs, targets).
-    """
-    frames = []
-    memory: list[int] = []
-    for seed in seeds:
-        ensemble = make(seed)
-        frames.append(lpe.evaluate(ensemble, batches, calibrated=True))
-        memory = [ensemble.memory_bits(n) for n in range(1, len(ensemble) + 1)]
-    values = np.mean([frame[COLUMNS].to_numpy() for frame in frames], axis=0)
-    return [
-        {"size": n + 1, "metric": metric, "value": values[n, column], "memory_bits": memory[n]}
-        for n in range(len(memory))
-        for column, metric in enumerate(COLUMNS)
-    ]
+    def __init__(self, session: Session, unit: Unit, point_name: str, substrate: str | None = None) -> None:
+        self.scale = session.scale
+        self.records = Records(session.working / unit.file)
+        self.draws = [draw_seed(unit.seed, draw) for draw in range(self.scale.draws)]
+        self.seed = unit.seed
+        self.data = digits.load(unit.seed)
+        self.test: list[tuple[object, object]] = [self.data.test]
+        self.common: dict[str, object] = {
+            "scale": self.scale.name,
+            "substrate": substrate or self.scale.substrate,
+            "point": point_name,
+            "seed": unit.seed,
+        }
+
+    def lacks(self, method: str, system: str = "fp32", rounding: str = "") -> bool:
+        """Whether there are no rows of this method yet."""
+        keys = {**self.common, "method": method, "number_system": system, "rounding": rounding}
+        return not self.records.has(**keys)
+
+    def add(self, method: str, system: str, rounding: str, rows: Iterable[dict[str, object]]) -> None:
+        """Keep rows that have size, metric, value, memory_bits and backward_passes."""
+        named = {**self.common, "method": method, "number_system": system, "rounding": rounding}
+        self.records.add([{**named, **row} for row in rows])
+
+    def measure(
+        self,
+        method: str,
+        system: str,
+        rounding: str,
+        make: Callable[[int], Ensemble],
+        drawn: bool = True,
+        sizes: Collection[int] | None = None,
+    ) -> None:
+        """Measure a method that the record lacks, averaged over ensembles.
+
+        Args:
+            make: seed of draws → ensemble. drawn: whether that seed matters.
+            sizes: which get a calibrated NLL and every metric; None: ``reported_sizes``.
+        """
+        if not self.lacks(method, system, rounding):
+            return
+        frames, ensemble = [], make(self.draws[0])
+        sizes = reported_sizes(self.scale, len(ensemble)) if sizes is None else sizes
+        for seed in self.draws if drawn else self.draws[:1]:
+            ensemble = make(seed)
+            frames.append(lpe.evaluate(ensemble, self.test, calibrated=sizes))
+        values = np.mean([frame[MEASURED].to_numpy() for frame in frames], axis=0)
+        rows: list[dict[str, object]] = []
+        for n in range(1, len(ensemble) + 1):
+            costs = {
+                "size": n,
+                "memory_bits": ensemble.memory_bits(n),
+                "backward_passes": ensemble.backward_passes(n) or 0,
+            }
+            for column, metric in enumerate(MEASURED):
+                if n in sizes or metric in EVERY_SIZE:
+                    rows.append({**costs, "metric": metric, "value": float(values[n - 1, column])})
+            bits = ensemble.memory_bits(n, storage="generator")
+            rows.append({**costs, "metric": "generator_bits", "value": float(bits)})
+        self.add(method, system, rounding, rows)
+
+    def file_bytes(self, method: str, system: str, rounding: str, make: Callable[[int], Ensemble]) -> None:
+        """The bytes of real files of ensembles of the tables' sizes, at training seed 0."""
+        keys = {**self.common, "method": method, "number_system": system, "rounding": rounding}
+        if self.seed or self.records.has(**keys, metric="file_bytes"):
+            return
+        rows: list[dict[str, object]] = []
+        with tempfile.TemporaryDirectory() as folder:
+            for size in self.scale.table_sizes:
+                ensemble = make(size)
+                written = lpe.save(ensemble, Path(folder) / "ensemble.safetensors")
+                rows.append(
+                    {
+                        "size": size,
+                        "metric": "file_bytes",
+                        "value": float(written),
+                        "memory_bits": ensemble.memory_bits(),
+                        "backward_passes": ensemble.backward_passes() or 0,
+                    }
+                )
+        self.add(method, system, rounding, rows)
+
+    def single(self, net: nn.Module, backward_passes: int) -> None:
+        """The single FP32 model, as it is and with temperature scaling (fitted on validation images)."""
+        ensemble = lpe.DeepEnsemble([net], backward_passes=[backward_passes])
+        self.measure("FP32", "fp32", "", lambda _: ensemble, drawn=False)
+        if self.lacks("FP32 + temperature"):
+            scaled = evaluate_temperature_scaled(ensemble, self.test, [self.data.validation])
+            # One number more than the model: the temperature.
+            costs = {"memory_bits": ensemble.memory_bits() + 32, "backward_passes": backward_passes}
+            rows = [{"size": 1, "metric": m, "value": value, **costs} for m, value in scaled.items()]
+            self.add("FP32 + temperature", "fp32", "", rows)
+
+    def low_precision(
+        self, net: nn.Module, systems: Iterable[lpe.Int], size: int, backward_passes: int
+    ) -> None:
+        """RTN and LPE-BSR of a network under several number systems."""
+        for system in systems:
+            for method, rounding, members in (("RTN", "nearest", 1), ("LPE-BSR", "bernoulli", size)):
+
+                def make(
+                    seed: int, system: lpe.Int = system, rounding: str = rounding, members: int = members
+                ) -> Ensemble:
+                    made = lpe.LowPrecisionEnsemble(net, system, members, seed, rounding)
+                    made.training_budget = backward_passes
+                    return made
+
+                self.measure(method, system.name, rounding, make, drawn=rounding == "bernoulli")
 
 
-def measure_point(session: Session, solution: Point, seed: int, data: digits.DigitsData) -> None:
-    """Measure all methods on one point of one training seed that the record lacks."""
+def measure_point(session: Session, unit: Unit) -> None:
+    """The methods on one point of one training seed."""
     scale = session.scale
-    common = {
-        "scale": scale.name,
-        "substrate": scale.substrate,
-        "point": solution.name,
-        "seed": seed,
-        "backward_passes": solution.backward_passes,
-    }
-    batches: list[tuple[object, object]] = [data.test]
-    draws = [draw_seed(seed, draw) for draw in range(scale.draws)]
-
-    def missing(method: str, system: str, rounding: str) -> bool:
-        keys = {name: common[name] for name in ("scale", "substrate", "point", "seed")}
-        return not session.records.has(**keys, method=method, number_system=system, rounding=rounding)
-
-    def add(method: str, system: str, rounding: str, rows: list[dict[str, object]]) -> None:
-        named = {**common, "method": method, "number_system": system, "rounding": rounding}
-        session.records.add([{**named, **row} for row in rows])
-
-    single = lpe.DeepEnsemble([solution.net])
-    if missing("FP32", "fp32", ""):
-        add("FP32", "fp32", "", ensemble_rows(partial(_same, single), [0], batches))
-    if missing("FP32 + temperature", "fp32", ""):
-        scaled = evaluate_temperature_scaled(single, batches, [data.validation])
-        # One number more than the model: the temperature.
-        bits = single.memory_bits() + 32
-        rows: list[dict[str, object]] = [
-            {"size": 1, "metric": metric, "value": value, "memory_bits": bits}
-            for metric, value in scaled.items()
-        ]
-        add("FP32 + temperature", "fp32", "", rows)
-    if solution.posterior is not None and missing("BMA", "fp32", ""):
-        posterior = solution.posterior
-        add("BMA", "fp32", "", ensemble_rows(partial(posterior, scale.size), draws, batches))
-    for bits in scale.bits:
-        system = lpe.Int(bits)
-        if missing("RTN", system.name, "nearest"):
-            rtn = lpe.LowPrecisionEnsemble(solution.net, system, 1, rounding="nearest")
-            add("RTN", system.name, "nearest", ensemble_rows(partial(_same, rtn), [0], batches))
-        if missing("LPE-BSR", system.name, "bernoulli"):
-            make = partial(lpe.LowPrecisionEnsemble, solution.net, system, scale.size)
-            rows = ensemble_rows(make, draws, batches)
-            add("LPE-BSR", system.name, "bernoulli", rows)
+    solution = point(session, unit.what, unit.seed)
+    measurer = Measurer(session, unit, solution.name)
+    measurer.single(solution.net, solution.backward_passes)
+    systems = [lpe.Int(bits) for bits in scale.bits]
+    measurer.low_precision(solution.net, systems, scale.size, solution.backward_passes)
+    if solution.posterior is not None:
+        measurer.measure("BMA", "fp32", "", _budgeted(solution, partial(solution.posterior, scale.size)))
+        draws = partial(_posterior_of, solution)
+        measurer.file_bytes("BMA", "fp32", "", _budgeted(solution, draws))
+    for system in systems:
+        sized = partial(_low_precision_of, solution.net, system)
+        measurer.file_bytes("LPE-BSR", system.name, "bernoulli", _budgeted(solution, sized))
+    if solution.name == "SGD":
+        noisy = partial(lpe.GaussianEnsemble, solution.net, lpe.Int(scale.best_bits), scale.size)
+        measurer.measure("Gaussian", "fp32", "", _budgeted(solution, partial(noisy, std=scale.gaussian_std)))
+        for system in systems:
+            matched = partial(lpe.GaussianEnsemble, solution.net, system, scale.size)
+            measurer.measure("Gaussian, matched", system.name, "", _budgeted(solution, matched))
+        dropout = partial(lpe.MCDropoutEnsemble, solution.net, scale.dropout_rate, scale.size)
+        measurer.measure("MC-dropout", "fp32", "", _budgeted(solution, dropout))
 
 
-def measure_points(session: Session, names: Iterable[str] = POINTS) -> dict[str, float]:
-    """Train and measure the named points for every training seed.
+def _budgeted(solution: Point, make: Callable[[int], Ensemble]) -> Callable[[int], Ensemble]:
+    """``make``, the point's training budget set: whatever the size, it is the one training."""
 
-    Returns:
-        Each point's median posterior std where training reports one, by "NAME seed S".
+    def made(number: int) -> Ensemble:
+        ensemble = make(number)
+        ensemble.training_budget = solution.backward_passes
+        return ensemble
+
+    return made
+
+
+def _posterior_of(solution: Point, size: int) -> Ensemble:
+    assert solution.posterior is not None
+    return solution.posterior(size, 0)
+
+
+def _low_precision_of(net: nn.Module, system: lpe.Int, size: int) -> Ensemble:
+    return lpe.LowPrecisionEnsemble(net, system, size)
+
+
+def measure_family(session: Session, unit: Unit) -> None:
+    """A family, and it with each member expanded into low precision members."""
+    scale = session.scale
+    measurer = Measurer(session, unit, unit.what)
+    made: Family = family(session, unit.what, unit.seed)
+    base = made.make(measurer.draws[0])
+    # Every size of the family is a size of the DE curve, or of a budget.
+    measurer.measure(made.name, "fp32", "", made.make, made.draws, range(1, len(base) + 1))
+    system = lpe.Int(scale.best_bits)
+
+    def expanded(seed: int) -> Ensemble:
+        return with_low_precision(made.make(seed), system, scale.expansion, seed)
+
+    sizes = range(scale.expansion, scale.expansion * len(base) + 1, scale.expansion)
+    measurer.measure(f"{made.name} + LPE-BSR", system.name, "bernoulli", expanded, sizes=sizes)
+
+
+def measure_network(session: Session, unit: Unit) -> None:
+    """RTN against LPE-BSR at every bit width, on one of table 1's networks."""
+    scale = session.scale
+    shape = scale.networks[unit.what.removeprefix("ViT-")]
+    own = replace(session, scale=replace(scale, network=shape))
+    solution = point(own, "SGD", unit.seed)
+    measurer = Measurer(session, unit, "SGD", f"{scale.name} {unit.what}")
+    measurer.single(solution.net, solution.backward_passes)
+    systems = [lpe.Int(bits) for bits in scale.table_bits]
+    measurer.low_precision(solution.net, systems, scale.claim_size, solution.backward_passes)
+
+
+def measure_axes(session: Session, unit: Unit) -> None:
+    """RTN against LPE-BSR under other scale axes, on the default network."""
+    scale = session.scale
+    solution = point(session, "SGD", unit.seed)
+    measurer = Measurer(session, unit, "SGD", f"{scale.substrate}, {AXES}")
+    measurer.single(solution.net, solution.backward_passes)
+    systems = [lpe.Int(bits, axis) for bits in scale.axis_bits for axis in scale.scale_axes]
+    measurer.low_precision(solution.net, systems, scale.claim_size, solution.backward_passes)
+
+
+@torch.no_grad()
+def measure_disagreement(session: Session, unit: Unit) -> None:
+    """Share of test images on which another network decides otherwise than the first SSE snapshot.
+
+    The others: the second snapshot (number system fp32), and low precision members of the first (their mean).
     """
-    names = list(names)
+    scale = session.scale
+    measurer = Measurer(session, unit, "SSE")
+    systems = [lpe.Int(bits) for bits in scale.bits]
+    if not any(measurer.lacks(DISAGREEMENT, s.name, "bernoulli") for s in systems):
+        return
+    two = snapshot_family(session, unit.seed, replace(scale.snapshot, cycles=2)).make(0)
+    images = measurer.data.test[0]
+    first = two[0]
+    decided = first(images).argmax(-1)
+    passes = two.backward_passes(1) or 0
+
+    def row(nets: Iterable[nn.Module], memory_bits: int, backward_passes: int) -> dict[str, object]:
+        changed = [float((net(images).argmax(-1) != decided).double().mean()) for net in nets]
+        return {
+            "size": 1,
+            "metric": DISAGREEMENT,
+            "value": float(np.mean(changed)),
+            "memory_bits": memory_bits,
+            "backward_passes": backward_passes,
+        }
+
+    measurer.add(DISAGREEMENT, "fp32", "", [row([two[1]], two.memory_bits(1), two.backward_passes(2) or 0)])
+    for system in systems:
+        ensemble = lpe.LowPrecisionEnsemble(first, system, scale.size, measurer.draws[0])
+        measured = row(ensemble, ensemble.memory_bits(1), passes)
+        measurer.add(DISAGREEMENT, system.name, "bernoulli", [measured])
+
+
+def measure(session: Session, unit: Unit) -> None:
+    """Train and measure one unit, as far as its working record lacks it."""
+    if unit.what in POINTS:
+        measure_point(session, unit)
+    elif unit.what in FAMILIES:
+        measure_family(session, unit)
+    elif unit.what == AXES:
+        measure_axes(session, unit)
+    elif unit.what == DISAGREEMENT:
+        measure_disagreement(session, unit)
+    else:
+        measure_network(session, unit)
+
+
+def measure_all(session: Session, wanted: Iterable[Unit]) -> None:
+    """Measure units one after the other, with a progress bar."""
+    wanted = list(wanted)
+    with session.progress(len(wanted), "units measured") as bar:
+        for unit in wanted:
+            bar.set_postfix_str(f"{unit.what}, seed {unit.seed}")
+            measure(session, unit)
+            bar.update()
+
+
+def posterior_stds(session: Session, names: Iterable[str]) -> dict[str, float]:
+    """Each point's median posterior std where training reports one, by "NAME seed S"; printed."""
     stds = {}
-    with session.progress(len(names) * len(session.seeds), "points measured") as bar:
+    for name in names:
         for seed in session.seeds:
-            data = digits.load(seed)
-            for name in names:
-                solution = point(session, name, seed)
-                if "median_posterior_std" in solution.info:
-                    stds[f"{name} seed {seed}"] = solution.info["median_posterior_std"]
-                measure_point(session, solution, seed, data)
-                bar.update()
-    for name, std in stds.items():
-        print(f"{name}: median posterior std {std:.3g}")
+            info = point(session, name, seed).info
+            if "median_posterior_std" in info:
+                stds[f"{name} seed {seed}"] = info["median_posterior_std"]
+                print(f"{name} seed {seed}: median posterior std {info['median_posterior_std']:.3g}")
     return stds
+
+
+def rows_of(session: Session, wanted: Iterable[Unit]) -> pd.DataFrame:
+    """The rows of these units, in the record's order."""
+    tables = [Records(session.working / unit.file).select() for unit in wanted]
+    table = pd.concat([t for t in tables if len(t)], ignore_index=True)
+    return table.sort_values(list(COLUMNS[:9]), ignore_index=True)
 
 
 def log_sizes(session: Session, rows: pd.DataFrame) -> None:
     """Mirror a record in W&B: the table itself, and each metric against ensemble size, mean over seeds."""
     session.tracker.log_table("record", rows)
-    names = ["point", "method", "number_system", "metric"]
+    names = ["substrate", "point", "method", "number_system", "metric"]
     for size, here in rows.groupby("size"):
         means = here.groupby(names)["value"].mean()
         values = {"/".join(map(str, name)): float(value) for name, value in means.items()}  # type: ignore[call-overload]
         session.tracker.log({"size": float(str(size)), **values})
 
 
-def selected(session: Session, points: Iterable[str]) -> pd.DataFrame:
-    """The rows that a figure of these points is drawn from; mirrored in W&B.
+def selected(
+    session: Session, wanted: Iterable[Unit], every_size: Collection[str] = ("nll",)
+) -> pd.DataFrame:
+    """The rows of these units that a figure is drawn from; mirrored in W&B.
 
-    NLL at every size, the other metrics at ``scale.table_sizes``: enough for the curves and the tables,
-    and a tenth of the file.
+    The metrics of ``every_size`` at every size, the others where all metrics are reported: enough for the
+    curves and the tables, and a tenth of the file.
     """
-    scale = session.scale
-    rows = session.records.select(scale=scale.name, substrate=scale.substrate)
-    wanted = rows["point"].isin(list(points)) & rows["seed"].isin(session.seeds)
-    wanted &= (rows["metric"] == "nll") | rows["size"].isin(scale.table_sizes)
-    log_sizes(session, rows[wanted])
-    return rows[wanted]
+    rows = rows_of(session, wanted)
+    sized = rows[rows["metric"] == "ambiguity"][["substrate", "point", "method", "number_system", "size"]]
+    reported = set(sized.drop_duplicates().itertuples(index=False, name=None))
+    keys = rows[list(sized.columns)].itertuples(index=False, name=None)
+    always = rows["metric"].isin([*every_size, DISAGREEMENT, "file_bytes"]) | (rows["size"] == 1)
+    kept = rows[always | np.fromiter((key in reported for key in keys), bool, len(rows))]
+    log_sizes(session, kept)
+    return kept

@@ -22,7 +22,7 @@ from lpe.substrates import digits
 from lpe.training.loop import train
 from lpe.training.schedules import then_constant, warmup_cosine
 from reproduce.command import Session, source_hash
-from reproduce.scales import IVONTraining, SGDTraining, SWAGTraining
+from reproduce.scales import IVONTraining, SGDTraining, SnapshotTraining, SWAGTraining
 
 POINTS = ("SGD", "SWAG", "IVON")
 TRAINING_CODE = (
@@ -53,9 +53,19 @@ class Point:
     info: Mapping[str, Any]
 
 
-def _config(
-    session: Session, phase: str, seed: int, recipe: object, start: object = None
+REPLICAS = 1_000_000
+"""What lies between the seeds of two fine-tunings of one training seed: above any number of seeds."""
+
+
+def fine_tuning_seed(seed: int, replica: int) -> int:
+    """Seed of the head and of the data order of a fine-tuning; replica 0 has the training seed itself."""
+    return seed + REPLICAS * replica
+
+
+def config_of(
+    session: Session, phase: str, seed: int, recipe: object, start: object = None, replica: int = 0
 ) -> dict[str, object]:
+    """All that determines a training."""
     packages = {name: importlib.metadata.version(name) for name in ("torch", "timm", "ivon-opt", "numpy")}
     return {
         "phase": phase,
@@ -64,6 +74,7 @@ def _config(
         "jitter": session.scale.jitter,
         "recipe": recipe,
         "seed": seed,
+        "replica": replica,
         "start": start,
         "threads": session.scale.threads,
         "packages": packages,
@@ -71,13 +82,16 @@ def _config(
     }
 
 
-def _trained(
+def trained(
     session: Session,
     config: dict[str, object],
     epochs: int,
     fit: Callable[[Callable[[Mapping[str, float]], None]], tuple[dict[str, Tensor], dict[str, Any]]],
 ) -> Entry:
-    label = f"seed {config['seed']}: {config['phase']}"
+    """The entry of a training: stored, or made by ``fit`` with a progress bar and its curve in W&B."""
+    replica = f" {config['replica']}" if config["replica"] else ""
+    phase = f"{config['phase']}{replica}"
+    label = f"seed {config['seed']}: {phase}"
 
     def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
         with session.progress(epochs, label) as bar:
@@ -85,7 +99,7 @@ def _trained(
             def report(row: Mapping[str, float]) -> None:
                 bar.update()
                 bar.set_postfix(loss=f"{row['loss']:.3f}")
-                named = {f"{config['phase']}/seed {config['seed']}/{key}": row[key] for key in row}
+                named = {f"{phase}/seed {config['seed']}/{key}": row[key] for key in row}
                 session.tracker.log(named)
 
             return fit(report)
@@ -96,7 +110,7 @@ def _trained(
 def _pre_trained(session: Session, seed: int) -> tuple[Entry, dict[str, object]]:
     """The trunk after the auxiliary task on the training images."""
     recipe = session.scale.pre_training
-    config = _config(session, "pre-training", seed, recipe)
+    config = config_of(session, "pre-training", seed, recipe)
 
     def fit(report: Callable[[Mapping[str, float]], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         split = digits.AUXILIARY_TASKS[recipe.task](digits.load(seed).train)
@@ -110,25 +124,27 @@ def _pre_trained(session: Session, seed: int) -> tuple[Entry, dict[str, object]]
         trunk = {name: value for name, value in net.state_dict().items() if not name.startswith("head.")}
         return trunk, {"backward_passes": run.backward_passes}
 
-    return _trained(session, config, recipe.epochs, fit), config
+    return trained(session, config, recipe.epochs, fit), config
 
 
-def _start(session: Session, seed: int) -> tuple[nn.Module, int, dict[str, object]]:
-    """A network with the pre-trained trunk and a new head."""
+def start(session: Session, seed: int, replica: int = 0) -> tuple[nn.Module, int, dict[str, object]]:
+    """A network with the pre-trained trunk and a new head, the trunk's backward passes and configuration."""
     entry, config = _pre_trained(session, seed)
-    net = digits.network(session.scale.network, digits.CLASSES, seed)
+    net = digits.network(session.scale.network, digits.CLASSES, fine_tuning_seed(seed, replica))
     missing = net.load_state_dict(entry.tensors, strict=False)
     assert all(name.startswith("head.") for name in missing.missing_keys) and not missing.unexpected_keys
     return net, int(entry.info["backward_passes"]), config
 
 
-def _loaded(session: Session, seed: int, weights: Mapping[str, Tensor]) -> nn.Module:
+def loaded(session: Session, seed: int, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The network with these weights, in eval mode."""
     net = digits.network(session.scale.network, digits.CLASSES, seed)
     net.load_state_dict(dict(weights))
     return net.eval()
 
 
-def _sgd(net: nn.Module, recipe: SGDTraining) -> torch.optim.SGD:
+def sgd_optimizer(net: nn.Module, recipe: SGDTraining | SnapshotTraining) -> torch.optim.SGD:
+    """SGD with the recipe's momentum and weight decay."""
     return torch.optim.SGD(
         net.parameters(),
         lr=recipe.learning_rate,
@@ -138,44 +154,52 @@ def _sgd(net: nn.Module, recipe: SGDTraining) -> torch.optim.SGD:
     )
 
 
-def sgd_point(session: Session, seed: int, recipe: SGDTraining | None = None) -> Point:
+def sgd_point(session: Session, seed: int, recipe: SGDTraining | None = None, replica: int = 0) -> Point:
     """The point estimate of SGD."""
     recipe = recipe or session.scale.sgd
-    net, before, start = _start(session, seed)
-    config = _config(session, "SGD", seed, recipe, start)
+    net, before, trunk = start(session, seed, replica)
+    order = fine_tuning_seed(seed, replica)
+    config = config_of(session, "SGD", seed, recipe, trunk, replica)
 
     def fit(report: Callable[[Mapping[str, float]], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         split = digits.load(seed).train
-        batches = digits.batches(split, recipe.batch, seed, session.scale.jitter)
+        batches = digits.batches(split, recipe.batch, order, session.scale.jitter)
         steps = recipe.epochs * (len(split[0]) // recipe.batch)
         schedule = warmup_cosine(recipe.learning_rate, steps)
         run = train(
-            net, batches, _sgd(net, recipe), schedule, recipe.epochs, seed, recipe.clip_norm, report=report
+            net,
+            batches,
+            sgd_optimizer(net, recipe),
+            schedule,
+            recipe.epochs,
+            order,
+            recipe.clip_norm,
+            report=report,
         )
         return net.state_dict(), {
             "backward_passes": before + run.backward_passes,
+            "pre_training_passes": before,
             "last_loss": run.curve[-1]["loss"],
         }
 
-    entry = _trained(session, config, recipe.epochs, fit)
-    return Point(
-        "SGD", _loaded(session, seed, entry.tensors), None, entry.info["backward_passes"], entry.info
-    )
+    entry = trained(session, config, recipe.epochs, fit)
+    return Point("SGD", loaded(session, seed, entry.tensors), None, entry.info["backward_passes"], entry.info)
 
 
-def swag_point(session: Session, seed: int, recipe: SWAGTraining | None = None) -> Point:
+def swag_point(session: Session, seed: int, recipe: SWAGTraining | None = None, replica: int = 0) -> Point:
     """SWAG's mean and posterior."""
     recipe = recipe or session.scale.swag
-    net, before, start = _start(session, seed)
-    config = _config(session, "SWAG", seed, recipe, start)
+    net, before, trunk = start(session, seed, replica)
+    order = fine_tuning_seed(seed, replica)
+    config = config_of(session, "SWAG", seed, recipe, trunk, replica)
 
     def fit(report: Callable[[Mapping[str, float]], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         split = digits.load(seed).train
-        batches = digits.batches(split, recipe.sgd.batch, seed, session.scale.jitter)
+        batches = digits.batches(split, recipe.sgd.batch, order, session.scale.jitter)
         an_epoch = len(split[0]) // recipe.sgd.batch
-        start = recipe.start_epoch * an_epoch
-        falling = warmup_cosine(recipe.sgd.learning_rate, start, final=recipe.learning_rate)
-        schedule = then_constant(falling, start, recipe.learning_rate)
+        switch = recipe.start_epoch * an_epoch
+        falling = warmup_cosine(recipe.sgd.learning_rate, switch, final=recipe.learning_rate)
+        schedule = then_constant(falling, switch, recipe.learning_rate)
         collector = SWAGCollector(recipe.rank)
 
         def after_epoch(epoch: int) -> None:
@@ -185,18 +209,22 @@ def swag_point(session: Session, seed: int, recipe: SWAGTraining | None = None) 
         run = train(
             net,
             batches,
-            _sgd(net, recipe.sgd),
+            sgd_optimizer(net, recipe.sgd),
             schedule,
             recipe.sgd.epochs,
-            seed,
+            order,
             recipe.sgd.clip_norm,
             after_epoch,
             report,
         )
-        info = {"backward_passes": before + run.backward_passes, "last_loss": run.curve[-1]["loss"]}
+        info = {
+            "backward_passes": before + run.backward_passes,
+            "pre_training_passes": before,
+            "last_loss": run.curve[-1]["loss"],
+        }
         return collector.statistics().tensors(), {**info, "collected": collector.collected}
 
-    entry = _trained(session, config, recipe.sgd.epochs, fit)
+    entry = trained(session, config, recipe.sgd.epochs, fit)
     statistics = SWAGStatistics.from_tensors(entry.tensors)
     template = digits.network(session.scale.network, digits.CLASSES, seed).eval()
 
@@ -206,17 +234,18 @@ def swag_point(session: Session, seed: int, recipe: SWAGTraining | None = None) 
     return Point("SWAG", posterior(1, 0).point(), posterior, entry.info["backward_passes"], entry.info)
 
 
-def ivon_point(session: Session, seed: int, recipe: IVONTraining | None = None) -> Point:
+def ivon_point(session: Session, seed: int, recipe: IVONTraining | None = None, replica: int = 0) -> Point:
     """IVON's mean and posterior."""
     recipe = recipe or session.scale.ivon
-    net, before, start = _start(session, seed)
-    config = _config(session, "IVON", seed, recipe, start)
+    net, before, trunk = start(session, seed, replica)
+    order = fine_tuning_seed(seed, replica)
+    config = config_of(session, "IVON", seed, recipe, trunk, replica)
 
     def fit(report: Callable[[Mapping[str, float]], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         import ivon
 
         split = digits.load(seed).train
-        batches = digits.batches(split, recipe.batch, seed, session.scale.jitter)
+        batches = digits.batches(split, recipe.batch, order, session.scale.jitter)
         steps = recipe.epochs * (len(split[0]) // recipe.batch)
         optimizer = ivon.IVON(
             net.parameters(),
@@ -228,23 +257,24 @@ def ivon_point(session: Session, seed: int, recipe: IVONTraining | None = None) 
             weight_decay=recipe.weight_decay,
         )
         schedule = warmup_cosine(recipe.learning_rate, steps)
-        run = train(net, batches, optimizer, schedule, recipe.epochs, seed, report=report)
+        run = train(net, batches, optimizer, schedule, recipe.epochs, order, report=report)
         std = posterior_std(optimizer, net)
         median = float(torch.cat([value.flatten() for value in std.values()]).median())
         tensors = {f"mean/{name}": value for name, value in net.state_dict().items()}
         tensors |= {f"std/{name}": value for name, value in std.items()}
         return tensors, {
             "backward_passes": before + run.backward_passes,
+            "pre_training_passes": before,
             "last_loss": run.curve[-1]["loss"],
             "median_posterior_std": median,
         }
 
-    entry = _trained(session, config, recipe.epochs, fit)
+    entry = trained(session, config, recipe.epochs, fit)
     parts: dict[str, dict[str, Tensor]] = {"mean": {}, "std": {}}
     for key, tensor in entry.tensors.items():
         part, name = key.split("/", 1)
         parts[part][name] = tensor
-    point = _loaded(session, seed, parts["mean"])
+    point = loaded(session, seed, parts["mean"])
 
     def posterior(size: int, draw_seed: int) -> IVONEnsemble:
         return IVONEnsemble(point, parts["std"], size, draw_seed)
@@ -252,11 +282,10 @@ def ivon_point(session: Session, seed: int, recipe: IVONTraining | None = None) 
     return Point("IVON", point, posterior, entry.info["backward_passes"], entry.info)
 
 
-def point(session: Session, name: str, seed: int) -> Point:
-    """The point of that name at a training seed."""
-    train_point: dict[str, Callable[[Session, int], Point]] = {
-        "SGD": sgd_point,
-        "SWAG": swag_point,
-        "IVON": ivon_point,
-    }
-    return train_point[name](session, seed)
+def point(session: Session, name: str, seed: int, replica: int = 0) -> Point:
+    """The point of that name at a training seed; replicas share its trunk."""
+    if name == "SGD":
+        return sgd_point(session, seed, replica=replica)
+    if name == "SWAG":
+        return swag_point(session, seed, replica=replica)
+    return ivon_point(session, seed, replica=replica)

@@ -14,9 +14,10 @@ seed is a test image of another.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lpe.errors import InputError
+from lpe.number_systems.grids import PerBlock, PerChannel, PerTensor, ScaleAxis
 from lpe.substrates.digits import DigitsNetwork, Jitter
 
 
@@ -68,6 +69,44 @@ class IVONTraining:
 
 
 @dataclass(frozen=True)
+class SnapshotTraining:
+    """Cycles of SGD with momentum, each a cosine from the peak to 0; a snapshot at the end of each."""
+
+    cycles: int = 4  # DE's members: equal training budgets
+    epochs_per_cycle: int = 40  # SGD's; also pytorch-ensembles' cycle
+    batch: int = 25  # SGD's
+    learning_rate: float = 0.05  # sweep
+    momentum: float = 0.9  # SGD's
+    weight_decay: float = 5e-4  # SGD's
+
+
+@dataclass(frozen=True)
+class CyclicalSGLDTraining:
+    """Cycles of a cosine: gradient descent without momentum, and in the last epochs of each, SGLD."""
+
+    cycles: int = 4  # DE's members: equal training budgets
+    epochs_per_cycle: int = 40  # SGD's
+    samples_per_cycle: int = 3  # pytorch-ensembles: noise in the last 3 epochs, a sample after each
+    batch: int = 25  # SGD's
+    learning_rate: float = 0.5  # sweep; also pytorch-ensembles'
+    temperature: float = 1.0  # sweep
+    weight_decay: float = 5e-4  # SGD's: a prior variance of 1 / (weight decay · training images) = 1.9
+
+
+@dataclass(frozen=True)
+class BatchEnsembleTraining:
+    """Fine-tuning of shared weights and rank-1 fast weights together, every member on every image."""
+
+    epochs: int = 40  # SGD's
+    batch: int = 25  # SGD's
+    learning_rate: float = 0.05  # sweep
+    fast_factor: float = 0.5  # the fast weights' learning rate over the shared ones': giung2
+    std: float = 0.1  # sweep; giung2 has .5, from scratch
+    momentum: float = 0.9  # SGD's
+    weight_decay: float = 5e-4  # giung2; 0 for the fast weights
+
+
+@dataclass(frozen=True)
 class Landscape:
     """How landscapes and member clouds of one training seed are measured."""
 
@@ -98,7 +137,23 @@ class Scale:
     best_bits: int
     claim_size: int
     landscape: Landscape
+    snapshot: SnapshotTraining
+    cyclical_sgld: CyclicalSGLDTraining
+    batch_ensemble: BatchEnsembleTraining
+    members: int
+    draws_per_posterior: int
+    expansion: int
+    gaussian_std: float
+    dropout_rate: float
+    memory_models: int
+    claim_seeds: int
+    networks: dict[str, DigitsNetwork]
+    table_bits: tuple[int, ...]
+    scale_axes: tuple[ScaleAxis, ...]
+    axis_bits: tuple[int, ...]
 
+
+VIT = DigitsNetwork(patch=4, width=64, depth=2, heads=4, mlp_ratio=2.0, position_std=1.0)
 
 DIGITS = Scale(
     name="digits",
@@ -106,7 +161,7 @@ DIGITS = Scale(
     threads=1,  # a network this small is slower with two, by far where the machine is busy
     seeds=5,  # every image tested once
     # exploration: patch 2 stalls, width 96 at depth 3 is no better, and timm's positional std of .02 is worse
-    network=DigitsNetwork(patch=4, width=64, depth=2, heads=4, mlp_ratio=2.0, position_std=1.0),
+    network=VIT,
     jitter=Jitter(copies=24, degrees=10.0, scaling=0.1, pixels=1.0),
     pre_training=PreTraining(),
     sgd=SGDTraining(),
@@ -119,6 +174,27 @@ DIGITS = Scale(
     best_bits=5,  # sweep: the fewest bits whose summed NLL at the three points is within 1 % of the best
     claim_size=10,  # fixed before the run: C1's size
     landscape=Landscape(),
+    snapshot=SnapshotTraining(),
+    cyclical_sgld=CyclicalSGLDTraining(),
+    batch_ensemble=BatchEnsembleTraining(),
+    members=4,  # giung2's BatchEnsemble; DE, MultiIVON and MultiSWAG are given the same budget
+    draws_per_posterior=5,
+    expansion=5,  # members of each X + LPE-BSR member: 4 × 5 are the 20 of the other figures
+    gaussian_std=0.01,  # sweep
+    dropout_rate=0.02,  # sweep
+    memory_models=2,  # fixed before the run
+    claim_seeds=20,  # the least for a claim that needs no training: seeds differ far more than methods
+    # One recipe for all four. B is the network of the other figures; T, S and L have a sixth, two fifths and
+    # three times its weights.
+    networks={
+        "T": replace(VIT, width=24),
+        "S": replace(VIT, width=40),
+        "B": VIT,
+        "L": replace(VIT, width=112),
+    },
+    table_bits=(8, 7, 6, 5, 4, 3),
+    scale_axes=(PerTensor(), PerChannel(16), PerChannel(), PerBlock(16)),
+    axis_bits=(5, 4, 3),
 )
 
 SCALES = {"digits": DIGITS}

@@ -9,7 +9,8 @@ chunk, members that cost a construction are worth one. The numbers are the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -116,7 +117,7 @@ def _member_logits(net: nn.Module, chunk: list[tuple[int, Any, Tensor]]) -> Tens
 def evaluate(
     ensemble: Ensemble,
     batches: Iterable[Any],
-    calibrated: bool = False,
+    calibrated: bool | Collection[int] = False,
     chunk_bytes: int | None = None,
 ) -> pd.DataFrame:
     """The metrics of every prefix of an ensemble.
@@ -125,8 +126,9 @@ def evaluate(
         ensemble: any ensemble.
         batches: iterable of (inputs, targets), read once: inputs a tensor, a tuple or list (positional
             arguments) or a dict (keyword arguments); targets class indices [examples].
-        calibrated: also fit temperatures, for the column ``calibrated_nll``. This keeps the log-probabilities
-            of every size, float64 [size, examples, classes], in memory.
+        calibrated: also fit temperatures, for the column ``calibrated_nll``: at every size, or at these sizes
+            (elsewhere it is NaN). This keeps the log-probabilities of these sizes, float64 [examples,
+            classes] each, in memory.
         chunk_bytes: bytes of inputs and running sums held at a time; None: one batch for members that are
             there, CHUNK_BYTES for members that must be made. It never changes a result beyond float rounding.
 
@@ -142,6 +144,8 @@ def evaluate(
 
     if chunk_bytes is None:
         chunk_bytes = 0 if ensemble.members_are_stored else CHUNK_BYTES
+    if isinstance(calibrated, bool):
+        calibrated = range(1, len(ensemble) + 1) if calibrated else ()
     metrics = [EnsembleMetrics() for _ in range(len(ensemble))]
     kept: list[list[Tensor]] = [[] for _ in range(len(ensemble))]
     all_targets: list[Tensor] = []
@@ -165,7 +169,7 @@ def evaluate(
             n = index + 1
             mean = log_sum - torch.log(torch.tensor(float(n), dtype=torch.float64))
             metrics[index].update(mean, sum_logits / n, sum_nll / n, targets)
-            if calibrated:
+            if n in calibrated:
                 kept[index].append(mean.cpu())
     if not all_targets:
         raise InputError("the batches are empty; there is nothing to evaluate")
@@ -174,10 +178,11 @@ def evaluate(
         row: dict[str, float | int] = {"size": index + 1, **metrics[index].values()}
         row["memory_bits"] = ensemble.memory_bits(index + 1)
         if calibrated:
+            row["calibrated_nll"] = math.nan
+        if index + 1 in calibrated:
             every_target = torch.cat(all_targets)
-            row["calibrated_nll"] = nll(
-                temperature_scaled(torch.cat(kept[index]), every_target), every_target
-            )
+            scaled = temperature_scaled(torch.cat(kept[index]), every_target)
+            row["calibrated_nll"] = nll(scaled, every_target)
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -354,3 +354,13 @@ def test_a_temperature_fitted_on_validation_data_is_that_data_s_own() -> None:
     found = evaluate_temperature_scaled(ensemble_of(), batches(), validation)["nll"]
     assert found == pytest.approx(expected)
     assert found != pytest.approx(evaluate_temperature_scaled(ensemble_of(), batches())["nll"])
+
+
+def test_calibrated_nll_at_some_sizes_is_that_of_all_sizes() -> None:
+    torch.manual_seed(0)
+    ensemble = lpe.LowPrecisionEnsemble(torch.nn.Linear(4, 3), lpe.Int(3), 4)
+    batches = [(torch.randn(50, 4), torch.randint(3, (50,)))]
+    every = lpe.evaluate(ensemble, batches, calibrated=True)
+    some = lpe.evaluate(ensemble, batches, calibrated=(2, 4))
+    assert some["calibrated_nll"].isna().tolist() == [True, False, True, False]
+    assert some["calibrated_nll"].dropna().tolist() == every["calibrated_nll"][[1, 3]].tolist()
