@@ -1,30 +1,150 @@
-"""The one test of claims, against known samples."""
+"""The one test of claims and each claim's statistic, on records whose answers are known.
+
+``world`` makes a record in which LPE-BSR is better by given amounts, one a training seed, than whatever it is
+compared with. On five seeds that noise of 1e-6 sets apart, an advantage of .02 on all makes every claim hold,
+−.02 makes every claim fail, and advantages between −.5 and .5 decide nothing.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from lpe.errors import InputError
 from reproduce import claims
+from reproduce.claims import Claim, NotRun, PerSeed, Rows, Settings, Side, all_claims, judge
+from reproduce.scales import DIGITS
+
+NETWORKS = tuple(f"net-{letter}" for letter in "TSBL")
+SETTINGS = Settings("net", NETWORKS, (5, 4), 5, large_networks=NETWORKS)
+CLAIMS = {claim.name: claim for claim in all_claims(SETTINGS)}
+EVERY_CLAIM = pytest.mark.parametrize("name", CLAIMS)
+
+SINGLE = 0.1
+MODELS, EXPANSION = 4, 4
+PARAMETERS = {"net": 1000, **{name: 1000 * 4**place for place, name in enumerate(NETWORKS)}}
+SHARED = 500
+"""Bits that all members of an LPE-BSR ensemble share."""
 
 
-def record(differences: dict[str, list[float]], single: float = 0.1) -> pd.DataFrame:
-    rows = []
-    for point, values in differences.items():
-        for seed, difference in enumerate(values):
-            common = {"point": point, "seed": seed, "metric": "nll", "size": 10}
-            rows += [
-                {**common, "method": "FP32", "number_system": "fp32", "size": 1, "value": single},
-                {**common, "method": "BMA", "number_system": "fp32", "value": 0.09 + 0.01 * seed},
-                {
-                    **common,
-                    "method": "LPE-BSR",
-                    "number_system": "int4",
-                    "value": 0.09 + 0.01 * seed + difference,
-                },
-            ]
+def world(advantages: Sequence[float]) -> pd.DataFrame:
+    """A record of one training seed an advantage."""
+    noise = np.random.default_rng(0)
+    rows: list[dict[str, object]] = []
+
+    def add(
+        point: str,
+        method: str,
+        system: str,
+        size: int,
+        seed: int,
+        value: float,
+        metric: str = "nll",
+        substrate: str = "net",
+        cost: int = 100,
+    ) -> None:
+        parameters = PARAMETERS[substrate]
+        low = system != "fp32"
+        memory = int(system[3:]) * parameters * size + SHARED if low else 32 * parameters * size
+        rows.append(
+            {
+                "scale": "test",
+                "substrate": substrate,
+                "point": point,
+                "method": method,
+                "number_system": system,
+                "rounding": {"RTN": "nearest", "Gaussian, matched": ""}.get(method, "bernoulli" * low),
+                "size": size,
+                "seed": seed,
+                "metric": metric,
+                "value": value + 0.01 * seed * (metric == "nll") + 1e-6 * noise.normal(),
+                "memory_bits": memory,
+                "backward_passes": cost,
+            }
+        )
+
+    for seed, advantage in enumerate(advantages):
+        for point in ("SGD", "SWAG", "IVON"):
+            add(point, "FP32", "fp32", 1, seed, SINGLE)
+            for system in ("int5", "int4"):
+                for size in range(1, 21):
+                    add(point, "LPE-BSR", system, size, seed, SINGLE - advantage)
+            if point != "SGD":
+                for size in (2, 10):
+                    add(point, "BMA", "fp32", size, seed, SINGLE)
+        for system in ("int5", "int4"):
+            # Holds near 1, fails at 3.
+            ratio = 1 + 100 * (0.02 - advantage) / 2
+            add("IVON", "LPE-BSR", system, 10, seed, 0.05 * ratio, "ambiguity")
+            add("SGD", "LPE-BSR", system, 10, seed, 0.3 - advantage, "calibrated_nll")
+            add("SSE", "disagreement", system, 1, seed, 0.02 + 0.2 * advantage, "disagreement")
+            # The same but for an offset of 0 where LPE-BSR is better by .02, and .04 where it is worse.
+            add("SGD", "Gaussian, matched", system, 10, seed, SINGLE - advantage + (0.02 - advantage))
+        add("IVON", "BMA", "fp32", 10, seed, 0.05, "ambiguity")
+        add("SGD", "FP32", "fp32", 1, seed, 0.3, "calibrated_nll")
+        add("SSE", "disagreement", "fp32", 1, seed, 0.2, "disagreement")
+        for rival in ("Gaussian", "MC-dropout"):
+            add("SGD", rival, "fp32", 10, seed, SINGLE)
+        for family in ("SSE", "CSGLD", "DE", "MultiIVON"):
+            for size in range(1, MODELS + 1):
+                add(family, family, "fp32", size, seed, SINGLE - 0.001, cost=100 * size)
+            for size in range(1, MODELS * EXPANSION + 1):
+                bases = math.ceil(size / EXPANSION)
+                method = f"{family} + LPE-BSR"
+                add(family, method, "int5", size, seed, SINGLE - 0.001 - advantage, cost=100 * bases)
+        for place, network in enumerate(NETWORKS):
+            add("SGD", "FP32", "fp32", 1, seed, SINGLE, substrate=network)
+            for bits in (6, 5, 4):
+                gain = advantage * (1 + place) * (7 - bits)
+                add("SGD", "RTN", f"int{bits}", 1, seed, SINGLE, substrate=network)
+                for size in (10, 20):
+                    add("SGD", "LPE-BSR", f"int{bits}", size, seed, SINGLE - gain, substrate=network)
     return pd.DataFrame(rows)
+
+
+WORLDS = {
+    "holds": world([0.02] * 5),
+    "fails": world([-0.02] * 5),
+    "undecided": world([0.5, -0.5, 0.4, -0.4, 0.0]),
+}
+
+
+def edited(record: pd.DataFrame, value: Callable[[pd.DataFrame], object], **equal: object) -> pd.DataFrame:
+    """A copy whose rows with these column values have other values."""
+    changed = record.copy()
+    mask = pd.Series(True, index=record.index)
+    for column, wanted in equal.items():
+        mask &= record[column] == wanted
+    assert mask.any()
+    changed.loc[mask, "value"] = value(record[mask])
+    return changed
+
+
+def without(record: pd.DataFrame, **equal: object) -> pd.DataFrame:
+    """A copy without the rows with these column values."""
+    mask = pd.Series(True, index=record.index)
+    for column, wanted in equal.items():
+        mask &= record[column] == wanted
+    assert mask.any()
+    return record[~mask]
+
+
+def of_values(values: Sequence[float], side: Side) -> Claim:
+    """A claim about given values."""
+    sample = PerSeed(pd.Series(values, index=range(len(values)), dtype=float))
+    return Claim("C", "s", side, "nats", lambda record: sample)
+
+
+def outcome(values: Sequence[float], side: Side) -> str:
+    return judge(of_values(values, side), pd.DataFrame()).verdict
+
+
+# The test itself.
 
 
 def test_the_interval_is_student_t() -> None:
@@ -33,28 +153,453 @@ def test_the_interval_is_student_t() -> None:
     assert claims.interval(np.arange(1.0, 6.0)) == pytest.approx((3 - half, 3 + half))
 
 
+def test_the_interval_has_the_level_asked_for() -> None:
+    # t(0.95, 4) = 2.1318468.
+    half = 2.1318468 * np.sqrt(0.5)
+    assert claims.interval(np.arange(1.0, 6.0), 0.9) == pytest.approx((3 - half, 3 + half))
+
+
+BELOW, ABOVE, INSIDE = Side(high=0.0), Side(low=0.0), Side(-2.0, 2.0)
+CASES = [
+    (BELOW, [-1.0, -1.1, -0.9], "holds"),
+    (BELOW, [1.0, 1.1, 0.9], "fails"),
+    (BELOW, [-1.0, 1.0, 0.1], "undecided"),
+    (ABOVE, [1.0, 1.1, 0.9], "holds"),
+    (ABOVE, [-1.0, -1.1, -0.9], "fails"),
+    (ABOVE, [-1.0, 1.0, 0.1], "undecided"),
+    (INSIDE, [1.0, 1.1, 0.9], "holds"),
+    (INSIDE, [3.0, 3.1, 2.9], "fails"),
+    (INSIDE, [-3.0, -3.1, -2.9], "fails"),
+    (INSIDE, [2.0, 2.1, 1.9], "undecided"),
+    (INSIDE, [9.0, -9.0, 0.0], "undecided"),
+]
+
+
+@pytest.mark.parametrize(("side", "values", "verdict"), CASES)
+def test_a_verdict_needs_the_whole_interval_on_one_side(
+    side: Side, values: list[float], verdict: str
+) -> None:
+    assert outcome(values, side) == verdict
+
+
+def test_an_interval_that_touches_the_limit_decides_nothing() -> None:
+    assert outcome([0.0, 0.0, 0.0], BELOW) == "undecided"
+
+
+# Mean −.6, standard error .25: .6 lies between t(.95, 4)·.25 = .533 and t(.975, 4)·.25 = .694.
+BORDERLINE = (np.array([-2.0, -1.0, 0.0, 1.0, 2.0]) * 0.25 * math.sqrt(2) - 0.6).tolist()
+
+
+def test_the_interval_is_two_sided() -> None:
+    assert outcome(BORDERLINE, BELOW) == "undecided"
+
+
+def test_the_borderline_sample_catches_a_one_sided_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    two_sided = claims.interval
+    monkeypatch.setattr(claims, "interval", lambda values, level: two_sided(values, 2 * level - 1))
+    assert outcome(BORDERLINE, BELOW) == "holds"
+
+
+def test_the_borderline_sample_catches_a_normal_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    def normal(values: np.ndarray, level: float) -> tuple[float, float]:
+        half = 1.96 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+        return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+    monkeypatch.setattr(claims, "interval", normal)
+    assert outcome(BORDERLINE, BELOW) == "holds"
+
+
+def test_one_seed_decides_nothing_and_has_no_interval() -> None:
+    verdict = judge(of_values([-1.0], BELOW), pd.DataFrame())
+    assert (verdict.verdict, verdict.effect) == ("undecided", -1.0)
+    assert math.isnan(verdict.low) and math.isnan(verdict.high)
+
+
+def test_a_ratio_without_a_denominator_decides_nothing_and_says_where() -> None:
+    record = edited(
+        WORLDS["holds"],
+        lambda rows: 0.0,
+        method="disagreement",
+        number_system="fp32",
+        metric="disagreement",
+        seed=3,
+    )
+    verdict = judge(CLAIMS["C3 (INT-5)"], record)
+    assert (verdict.verdict, verdict.note) == (
+        "undecided",
+        "not defined at seed 3: its denominator is 0",
+    )
+
+
+# Every claim.
+
+
+@EVERY_CLAIM
+@pytest.mark.parametrize("expected", WORLDS)
+def test_every_claim_has_the_verdict_of_its_world(name: str, expected: str) -> None:
+    assert judge(CLAIMS[name], WORLDS[expected]).verdict == expected
+
+
+@EVERY_CLAIM
+def test_every_claim_without_its_rows_is_not_run_and_says_what_is_missing(name: str) -> None:
+    verdict = judge(CLAIMS[name], WORLDS["holds"].iloc[:0])
+    assert (verdict.verdict, verdict.n) == ("not run", 0)
+    assert verdict.note.startswith("no rows: ")
+
+
+@EVERY_CLAIM
+def test_the_worlds_catch_a_claim_in_the_wrong_direction(name: str) -> None:
+    # Whatever has one limit, turned round; what has two, its outside above.
+    side = CLAIMS[name].side
+    turned = Side(low=side.high) if side.high < math.inf else Side(high=side.low)
+    wrong = replace(CLAIMS[name], side=turned)
+    assert judge(wrong, WORLDS["holds"]).verdict == "fails"
+
+
+@EVERY_CLAIM
+def test_every_claim_of_one_training_seed_is_undecided(name: str) -> None:
+    record = WORLDS["holds"]
+    assert judge(CLAIMS[name], record[record["seed"] == 2]).verdict == "undecided"
+
+
+@EVERY_CLAIM
+def test_no_claim_looks_at_rows_of_another_network(name: str) -> None:
+    # Each claim names the networks of its rows; rows of one that it does not name change nothing.
+    record = WORLDS["holds"]
+    other = record[record["substrate"] == "net"].assign(substrate="net-other")
+    other["value"] *= -7
+    both = pd.concat([record, other], ignore_index=True)
+    assert judge(CLAIMS[name], both) == judge(CLAIMS[name], record)
+
+
+@EVERY_CLAIM
+def test_no_claim_looks_at_coupled_rounding(name: str) -> None:
+    record = WORLDS["holds"]
+    coupled = record[record["rounding"] == "bernoulli"].assign(rounding="coupled", value=-7.0)
+    coupled = coupled[coupled["method"] != "disagreement"]
+    both = pd.concat([record, coupled], ignore_index=True)
+    assert judge(CLAIMS[name], both) == judge(CLAIMS[name], record)
+
+
+@EVERY_CLAIM
+def test_a_seed_that_lacks_rows_is_left_out_of_the_count(name: str) -> None:
+    record = WORLDS["holds"]
+    methods = record["method"].str.contains("LPE-BSR") | (
+        (record["method"] == "disagreement") & (record["number_system"] != "fp32")
+    )
+    verdict = judge(CLAIMS[name], record[~(methods & (record["seed"] == 1))])
+    assert verdict.n == 4
+    assert "without seed 1" in verdict.note
+
+
+def test_the_ledger_has_every_claim_of_the_list() -> None:
+    numbers = {name.split()[0] for name in CLAIMS}
+    assert numbers == {
+        *("C1a", "C1b", "C1c", "C2", "C3", "C4a", "C4b", "C5", "C6a", "C6b", "C7"),
+        *("C8a", "C8b", "C9", "C10", "C11", "C12"),
+    }
+
+
+def test_no_two_claims_have_one_name() -> None:
+    assert len(CLAIMS) == len(all_claims(SETTINGS))
+
+
+def test_the_settings_of_a_scale_are_its_own() -> None:
+    found = Settings.of(DIGITS)
+    assert (found.bits, found.best_bits, found.claim_size) == (
+        DIGITS.bits,
+        DIGITS.best_bits,
+        DIGITS.claim_size,
+    )
+    assert found.networks == ("digits ViT-T", "digits ViT-S", "digits ViT-B", "digits ViT-L")
+
+
+def test_a_scale_without_pre_trained_models_does_not_run_c6() -> None:
+    few = {claim.name: claim for claim in all_claims(replace(SETTINGS, large_networks=()))}
+    for name in ("C6a", "C6b"):
+        verdict = judge(few[name], WORLDS["holds"])
+        assert (verdict.verdict, verdict.note) == ("not run", claims.NO_NETWORKS)
+
+
+def test_two_rows_of_one_seed_are_an_error() -> None:
+    record = WORLDS["holds"]
+    with pytest.raises(InputError, match="two rows of seed 0"):
+        judge(CLAIMS["C1a (net-T)"], pd.concat([record, record]))
+
+
+# Effects.
+
+
+def effect(name: str, record: pd.DataFrame) -> float:
+    return judge(CLAIMS[name], record).effect
+
+
+def near(value: float) -> object:
+    """Equal but for the noise, whose mean over five seeds has a std below 1e-6, C1b's four terms included."""
+    return pytest.approx(value, abs=1e-5)
+
+
 @pytest.mark.parametrize(
-    ("values", "verdict"),
-    [([-1.0, -1.1, -0.9], "holds"), ([1.0, 1.1, 0.9], "fails"), ([-1.0, 1.0, 0.1], "undecided")],
+    ("name", "expected"),
+    [
+        ("C1a (net-S)", -0.02 * 2 * 3),
+        ("C1b (net-S)", -0.02 * 2 * (3 - 1)),
+        ("C1c", -0.02 * 3 / math.log(4)),
+        ("C2 (SWAG)", -0.02),
+        ("C6a", -0.02 * 4 * 2),
+        ("C6b", -0.02 * 2 / math.log(4)),
+        ("C11 (INT-4)", -0.02),
+        ("C12 (INT-4)", 0.0),
+        # The memory share is (5·1000·10 + 500) / (4·32000), DE's gain .001.
+        ("C9", 0.02 - 50_500 / 128_000 * 0.001),
+    ],
 )
-def test_a_verdict_needs_the_whole_interval_on_one_side(values: list[float], verdict: str) -> None:
-    assert claims.judge("C", "s", np.array(values), 0.0).verdict == verdict
+def test_effects_are_those_worked_out_by_hand(name: str, expected: float) -> None:
+    assert effect(name, WORLDS["holds"]) == near(expected)
 
 
-def test_one_seed_decides_nothing() -> None:
-    assert claims.judge("C", "s", np.array([-1.0]), 0.0).verdict == "undecided"
+def test_a_ratio_is_the_mean_of_the_seeds_ratios() -> None:
+    record = edited(
+        WORLDS["holds"],
+        lambda rows: 0.05 * (1 + rows["seed"]),
+        point="IVON",
+        metric="ambiguity",
+        method="BMA",
+    )
+    mean_of_ratios = np.mean([1 / n for n in range(1, 6)])
+    assert effect("C5 (INT-5)", record) == pytest.approx(mean_of_ratios, rel=1e-3)
+    assert abs(mean_of_ratios - 1 / 3) > 0.1, "the ratio of means would be told apart"
 
 
-def test_c2_is_paired_by_training_seed() -> None:
-    # The two methods vary by .04 over the seeds, their difference hardly: unpaired, it would be undecided.
-    equal = [-1e-5, 1e-5, 0.0, -1e-5, 1e-5]
-    swag, ivon = claims.c2(record({"SWAG": equal, "IVON": equal}), "int4", 10)
-    assert (swag.verdict, ivon.verdict) == ("holds", "holds")
+@pytest.mark.parametrize("name", [name for name in CLAIMS if not name.startswith(("C3", "C5", "C11"))])
+def test_pairing_takes_out_what_the_seeds_share(name: str) -> None:
+    # Every NLL of a seed 11 times further from the others' (C3, C5 and C11 are about other metrics).
+    record = edited(WORLDS["holds"], lambda rows: rows["value"] + 0.1 * rows["seed"], metric="nll")
+    assert effect(name, record) == near(effect(name, WORLDS["holds"]))
 
 
-def test_c2_allows_one_percent_of_the_single_models_nll_and_no_more() -> None:
-    inside = [0.0009, 0.00091, 0.00089]
-    outside = [0.0011, 0.00111, 0.00109]
-    swag, ivon = claims.c2(record({"SWAG": inside, "IVON": outside}), "int4", 10)
-    assert (swag.verdict, ivon.verdict) == ("holds", "fails")
-    assert swag.threshold == pytest.approx(0.001)
+def test_the_pairing_check_catches_seeds_that_are_mixed_up() -> None:
+    # A difference of row i and row i + 1 in place of two rows of one seed.
+    record = WORLDS["holds"]
+    low = CLAIMS["C2 (SWAG)"].per_seed(record).values
+    single = Rows("net", "SWAG", "FP32", "fp32", None, 1).values(record)
+    mixed = low + np.roll(single.to_numpy(), 1) - single
+    verdict = judge(of_values(mixed.tolist(), Side(high=0.0)), record)
+    assert verdict.verdict == "undecided"
+
+
+# Margins relative to the single FP32 model.
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.009, "holds"), (0.011, "fails")])
+def test_c2_allows_one_percent_of_the_single_models_nll_and_no_more(share: float, expected: str) -> None:
+    # FP32's NLL over the five seeds is .1 + .01 · 2 in the mean.
+    record = world([-share * 0.12] * 5)
+    verdict = judge(CLAIMS["C2 (IVON)"], record)
+    assert verdict.verdict == expected
+    assert verdict.side.high == pytest.approx(0.0012, rel=1e-4)
+
+
+def test_c2_without_the_single_models_rows_is_not_run() -> None:
+    record = without(WORLDS["holds"], method="FP32", point="SWAG")
+    assert judge(CLAIMS["C2 (SWAG)"], record).verdict == "not run"
+
+
+def test_the_margin_is_taken_over_the_seeds_that_are_judged() -> None:
+    record = WORLDS["holds"]
+    record = record[(record["method"] != "BMA") | (record["seed"] < 2)]
+    # Seeds 0 and 1 alone: .1 + .01 / 2.
+    assert judge(CLAIMS["C2 (SWAG)"], record).side.high == pytest.approx(0.00105, rel=1e-4)
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_c12_fails_on_either_side_of_equivalence(sign: int) -> None:
+    record = edited(WORLDS["holds"], lambda rows: rows["value"] + sign * 0.01, method="Gaussian, matched")
+    assert judge(CLAIMS["C12 (INT-5)"], record).verdict == "fails"
+
+
+# Budgets.
+
+
+def test_at_equal_training_budget_both_have_all_their_members() -> None:
+    # Values that name their size: the effect tells which sizes were compared.
+    record = edited(WORLDS["holds"], lambda rows: rows["size"] / 1000, point="SSE", metric="nll")
+    assert effect("C4a (SSE)", record) == near((MODELS * EXPANSION - MODELS) / 1000)
+
+
+def test_unequal_training_budgets_are_an_error() -> None:
+    record = WORLDS["holds"].copy()
+    last = (record["method"] == "DE + LPE-BSR") & (record["size"] == MODELS * EXPANSION)
+    record.loc[last & (record["seed"] == 4), "backward_passes"] += 1
+    with pytest.raises(InputError, match="cost 401 backward passes and DE of 4 400 at seed 4"):
+        judge(CLAIMS["C8a (DE)"], record)
+
+
+def test_training_budgets_that_were_not_recorded_are_an_error() -> None:
+    with pytest.raises(InputError, match="cost 0 backward passes"):
+        judge(CLAIMS["C4a (SSE)"], WORLDS["holds"].assign(backward_passes=0))
+
+
+def test_bases_with_unequal_numbers_of_members_are_an_error() -> None:
+    record = without(WORLDS["holds"], method="SSE + LPE-BSR", size=MODELS * EXPANSION)
+    with pytest.raises(InputError, match="15 members of SSE \\+ LPE-BSR are no multiple of 4"):
+        judge(CLAIMS["C4a (SSE)"], record)
+
+
+# 2 models take 64,000 bits; n members 5,000·n + 500 at INT-5, 4,000·n + 500 at INT-4.
+FITTING = {"C4b (CSGLD)": ("CSGLD", 12), "C7 (SWAG, INT-5)": ("SWAG", 12), "C7 (SWAG, INT-4)": ("SWAG", 15)}
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_at_equal_memory_the_largest_ensemble_that_fits_is_compared_with_two_models(name: str) -> None:
+    point, members = FITTING[name]
+    record = edited(WORLDS["holds"], lambda rows: rows["size"] / 1000, point=point, metric="nll")
+    verdict = judge(CLAIMS[name], record)
+    assert verdict.effect == near((members - 2) / 1000)
+    assert verdict.note == f"{members} members against 2"
+
+
+def test_an_ensemble_fits_into_exactly_its_own_memory() -> None:
+    record = WORLDS["holds"].copy()
+    record.loc[(record["method"] == "CSGLD") & (record["size"] == 2), "memory_bits"] = 5000 * 7 + SHARED
+    assert judge(CLAIMS["C4b (CSGLD)"], record).note == "7 members against 2"
+
+
+def test_one_bit_too_few_takes_the_next_smaller_ensemble() -> None:
+    record = WORLDS["holds"].copy()
+    record.loc[(record["method"] == "CSGLD") & (record["size"] == 2), "memory_bits"] = 5000 * 7 + SHARED - 1
+    assert judge(CLAIMS["C4b (CSGLD)"], record).note == "6 members against 2"
+
+
+@pytest.mark.parametrize("fault", ["one member too many", "memory left out of account"])
+def test_the_sizes_catch_a_prefix_that_does_not_fit(fault: str) -> None:
+    # The same record and check as above, with columns that make the statistic take the wrong prefix.
+    record = edited(WORLDS["holds"], lambda rows: rows["size"] / 1000, point="CSGLD", metric="nll")
+    low = record["method"] == "CSGLD + LPE-BSR"
+    record.loc[low, "memory_bits"] -= 5000 if fault == "one member too many" else record["memory_bits"]
+    assert judge(CLAIMS["C4b (CSGLD)"], record).effect != near((12 - 2) / 1000)
+
+
+def test_where_not_even_one_member_fits_the_claim_is_not_run() -> None:
+    record = WORLDS["holds"].copy()
+    record.loc[record["method"] == "SSE", "memory_bits"] = 5000
+    verdict = judge(CLAIMS["C8b (SSE)"], record)
+    assert verdict.verdict == "not run"
+    assert verdict.note == "the smallest SSE + LPE-BSR takes 5500 bits, more than the 5000 of 2 of SSE"
+
+
+def test_c9_is_paired_with_all_members_of_the_deep_ensemble() -> None:
+    record = edited(WORLDS["holds"], lambda rows: SINGLE - rows["size"] / 1000, method="DE")
+    # Seeds' offsets of .01 a seed are in the other NLLs: .02 in the mean.
+    expected = 0.02 - 50_500 / 128_000 * (0.02 + MODELS / 1000)
+    assert effect("C9", record) == near(expected)
+
+
+@pytest.mark.parametrize(("advantage", "expected"), [(0.0003, "fails"), (0.0005, "holds")])
+def test_c9_turns_where_the_gain_share_is_the_memory_share(advantage: float, expected: str) -> None:
+    # DE's gain is .001 and the memory share .395.
+    assert judge(CLAIMS["C9"], world([advantage] * 5)).verdict == expected
+
+
+# Calibration.
+
+
+def test_c11_calibrates_both_sides() -> None:
+    # Calibrated, the two differ by −.02; NLL and calibrated NLL differ by .18 or more.
+    assert effect("C11 (INT-5)", WORLDS["holds"]) == near(-0.02)
+
+
+def test_c11_is_unmoved_by_the_uncalibrated_nll() -> None:
+    record = edited(WORLDS["holds"], lambda rows: rows["value"] - 5.0, method="LPE-BSR", metric="nll")
+    assert effect("C11 (INT-5)", record) == near(-0.02)
+
+
+@pytest.mark.parametrize("method", ["LPE-BSR", "FP32"])
+def test_the_effect_catches_one_side_that_is_not_calibrated(method: str) -> None:
+    record = WORLDS["holds"]
+    calibrated = (record["method"] == method) & (record["metric"] == "calibrated_nll")
+    plain = record[(record["method"] == method) & (record["metric"] == "nll")]
+    faulty = pd.concat([record[~calibrated], plain.assign(metric="calibrated_nll")], ignore_index=True)
+    assert effect("C11 (INT-5)", faulty) != near(-0.02)
+
+
+# Slopes.
+
+
+def test_a_slope_is_numpys_least_squares_line_of_each_seed() -> None:
+    noise = np.random.default_rng(1)
+    record = edited(
+        WORLDS["holds"], lambda rows: rows["value"] + noise.normal(size=len(rows)), method="RTN", metric="nll"
+    )
+    found = CLAIMS["C1c"].per_seed(record).values
+    x = np.log([PARAMETERS[name] for name in NETWORKS])
+    for seed in range(5):
+        y = []
+        for network in NETWORKS:
+            low = Rows(network, "SGD", "LPE-BSR", "int4", "bernoulli", 10).values(record)
+            rtn = Rows(network, "SGD", "RTN", "int4", "nearest", 1).values(record)
+            y.append(low[seed] - rtn[seed])
+        assert found[seed] == pytest.approx(np.polyfit(x, y, 1)[0])
+
+
+def test_a_slope_without_one_of_its_networks_is_not_run() -> None:
+    record = without(WORLDS["holds"], substrate="net-B", method="RTN")
+    verdict = judge(CLAIMS["C1c"], record)
+    assert (verdict.verdict, "net-B" in verdict.note) == ("not run", True)
+
+
+def test_a_slope_over_networks_of_one_size_is_an_error() -> None:
+    with pytest.raises(InputError, match="the same number of parameters"):
+        judge(CLAIMS["C1c"], WORLDS["holds"].assign(memory_bits=32_000))
+
+
+def test_the_largest_model_is_the_one_with_the_most_parameters() -> None:
+    # The same networks in another order.
+    turned = replace(SETTINGS, large_networks=NETWORKS[::-1])
+    claim = next(each for each in all_claims(turned) if each.name == "C6a")
+    assert judge(claim, WORLDS["holds"]).effect == near(-0.02 * 4 * 2)
+
+
+# What figures call.
+
+
+def figures_record(record: pd.DataFrame) -> pd.DataFrame:
+    return record[record["substrate"] == "net"]
+
+
+def test_c2_of_a_figure_judges_swag_and_ivon() -> None:
+    found = claims.c2(figures_record(WORLDS["holds"]), "int4", 10)
+    assert [(each.claim, each.verdict) for each in found] == [("C2 (SWAG)", "holds"), ("C2 (IVON)", "holds")]
+
+
+def test_c2_of_a_record_of_several_networks_is_an_error() -> None:
+    with pytest.raises(InputError, match="5 substrates"):
+        claims.c2(WORLDS["holds"], "int4", 10)
+
+
+def test_the_line_states_effect_interval_side_and_seeds() -> None:
+    line = judge(of_values([-1.0, -1.1, -0.9], BELOW), pd.DataFrame()).line()
+    # Half width t(.975, 2) · .1 / √3 = 4.30265 · .057735.
+    assert line == (
+        "C: holds. s = -1.00000 nats, 95 % [-1.24841, -0.75159], claimed below 0, n = 3 training seeds"
+    )
+
+
+def test_the_line_of_one_seed_says_that_there_is_no_interval() -> None:
+    line = judge(of_values([-1.0], BELOW), pd.DataFrame()).line()
+    assert line.endswith("(no interval from 1 seed), claimed below 0, n = 1 training seed")
+
+
+def test_the_line_of_a_claim_that_is_not_run_says_what_is_missing() -> None:
+    def nothing(record: pd.DataFrame) -> PerSeed:
+        raise NotRun("no rows: x")
+
+    line = judge(replace(of_values([], BELOW), per_seed=nothing), pd.DataFrame()).line()
+    assert line == "C: not run. s: no rows: x"
+
+
+@pytest.mark.parametrize(
+    ("side", "text"), [(BELOW, "below 0"), (Side(low=0.1), "above 0.1"), (Side(0.5, 2.0), "inside [0.5, 2]")]
+)
+def test_a_side_in_words(side: Side, text: str) -> None:
+    assert side.text() == text

@@ -1,0 +1,236 @@
+"""Tables as files: one content as CSV, Markdown and LaTeX (booktabs).
+
+A cell is text, a number or None (nothing). CSV keeps numbers to 12 significant digits; the other two show 4.
+Text made by ``mean_and_interval`` is the same in all three.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lpe.errors import InputError
+from lpe.records import write_table, write_text_atomic
+from reproduce.claims import LEVEL, interval
+
+Cell = str | float | int | None
+
+LONG = 30
+"""Characters from which a LaTeX column breaks its lines."""
+PAGE = 40
+"""Rows from which a LaTeX table goes over several pages."""
+
+# What LaTeX reads as a command, and what its default fonts lack.
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{character: "\\" + character for character in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+    "−": "$-$",
+    "–": "--",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "½": r"$\frac{1}{2}$",
+    "≤": r"$\le$",
+    "≥": r"$\ge$",
+    "→": r"$\to$",
+    "☆": r"$\star$",
+    "∞": r"$\infty$",
+    "²": "$^2$",
+    "…": r"\ldots{}",
+}
+_NUMBER = re.compile(r"[<>]?[-+−]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?( \[[^]]*\])?")
+_MINUS = re.compile(r"(?<![\w)])-(?=\.?\d)")
+
+
+class Bold(str):
+    """A cell's text, set bold in Markdown and LaTeX."""
+
+
+def plain_number(value: float, digits: int) -> str:
+    """A number to ``digits`` decimals without a leading zero: ".0576", "-.5", "1.25"."""
+    text = f"{value + 0.0:.{digits}f}"
+    if float(text) == 0:
+        text = text.removeprefix("-")
+    return re.sub(r"^(-?)0\.", r"\1.", text)
+
+
+def mean_and_interval(values: Sequence[float] | np.ndarray, digits: int, level: float = LEVEL) -> str:
+    """Mean over training seeds and its two-sided Student t interval, such as ".0576 [.0521, .0631]".
+
+    Args:
+        values: one a training seed [n]; with n = 1 the mean stands alone.
+        digits: decimals.
+
+    Raises:
+        InputError: no values.
+    """
+    given = np.asarray(values, float)
+    if not len(given):
+        raise InputError("there are no values to take the mean of; give one a training seed")
+    mean = plain_number(float(given.mean()), digits)
+    if len(given) == 1:
+        return mean
+    low, high = (plain_number(limit, digits) for limit in interval(given, level))
+    return f"{mean} [{low}, {high}]"
+
+
+def mark_best(
+    rows: Sequence[Sequence[Cell]], column: int, values: Sequence[float | None], best: str = "lowest"
+) -> list[list[Cell]]:
+    """The rows with the best cell of a column bold; cells that show the same text are equally good.
+
+    Args:
+        values: what decides, one a row; None or NaN: the row does not compete.
+        best: "lowest" or "highest".
+
+    Raises:
+        InputError: another ``best``, or values that are not one a row.
+    """
+    if best not in ("lowest", "highest"):
+        raise InputError(f"best is {best!r}; 'lowest' or 'highest' is expected")
+    if len(values) != len(rows):
+        raise InputError(f"{len(values)} values for {len(rows)} rows; give one a row")
+    competing = [(value, place) for place, value in enumerate(values) if value is not None and value == value]
+    marked = [list(row) for row in rows]
+    if competing:
+        _, first = min(competing) if best == "lowest" else max(competing)
+        winner = _shown(rows[first][column])
+        for _, place in competing:
+            if _shown(rows[place][column]) == winner:
+                marked[place][column] = Bold(winner)
+    return marked
+
+
+def write_all(
+    folder: Path,
+    name: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    caption: str,
+    notes: Sequence[str] = (),
+) -> list[Path]:
+    """Write name.csv, name.md and name.tex into a folder, each whole or not at all; returns their paths.
+
+    Args:
+        header: one text a column, with the unit where there is one: "NLL (nats)".
+        rows: each with one cell a column.
+        caption: above the table. notes: lines below it.
+
+    Raises:
+        InputError: a row with more or fewer cells than the header, or two columns of one name.
+    """
+    if len(set(header)) < len(header):
+        raise InputError(f"two columns of {name} have one name: {', '.join(header)}; rename one")
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(header):
+            raise InputError(f"row {number} of {name} has {len(row)} cells; {len(header)} are expected")
+    paths = [folder / f"{name}.{kind}" for kind in ("csv", "md", "tex")]
+    write_table([dict(zip(header, row, strict=True)) for row in rows], paths[0], header)
+    write_text_atomic(paths[1], markdown(header, rows, caption, notes))
+    write_text_atomic(paths[2], latex(name, header, rows, caption, notes))
+    return paths
+
+
+def markdown(
+    header: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str, notes: Sequence[str] = ()
+) -> str:
+    """A Markdown table, its columns aligned, numbers to the right."""
+    lines = [[_in_markdown(cell) for cell in row] for row in (header, *rows)]
+    right = _numeric(header, rows)
+    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(cells, widths, right, strict=True)
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = [
+        "-" * (width - 1) + (":" if to_right else "-") for width, to_right in zip(widths, right, strict=True)
+    ]
+    table = [line(lines[0]), line(rule), *(line(cells) for cells in lines[1:])]
+    return "\n".join([caption, "", *table, *(["", *(f"- {note}" for note in notes)] if notes else [])]) + "\n"
+
+
+def latex(
+    name: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+    caption: str,
+    notes: Sequence[str] = (),
+) -> str:
+    """A LaTeX table with booktabs' rules and the label tab:name.
+
+    It needs ``\\usepackage{booktabs}``, and ``longtable`` where it has more than ``PAGE`` rows.
+    """
+    columns = []
+    for column, to_right in enumerate(_numeric(header, rows)):
+        longest = max((len(_shown(row[column])) for row in rows), default=0)
+        columns.append("r" if to_right else r"p{0.17\linewidth}" if longest > LONG else "l")
+    body = [" & ".join(_in_latex(cell) for cell in row) + r" \\" for row in rows]
+    head = [r"\toprule", " & ".join(_in_latex(title) for title in header) + r" \\", r"\midrule"]
+    titles = [rf"\caption{{{_in_latex(caption)}}}", rf"\label{{tab:{name}}}"]
+    below = [rf"\par\smallskip\noindent {_in_latex(note)}" for note in notes]
+    if len(rows) > PAGE:
+        lines = [
+            r"\begingroup\scriptsize",
+            rf"\begin{{longtable}}{{{''.join(columns)}}}",
+            *titles,
+            r"\\",
+            *head,
+            r"\endfirsthead",
+            *head,
+            r"\endhead",
+            *body,
+            r"\bottomrule",
+            r"\end{longtable}",
+            *below,
+            r"\par\endgroup",
+        ]
+    else:
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            *titles,
+            rf"\begin{{tabular}}{{{''.join(columns)}}}",
+            *head,
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            *([r"\footnotesize", *below] if below else []),
+            r"\end{table}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(cell: Cell) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:.4g}" if isinstance(cell, float | np.floating) else str(cell)
+
+
+def _numeric(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[bool]:
+    """Whether a column holds numbers, or texts that begin with one, and nothing else."""
+    shown = [[text for row in rows if (text := _shown(row[column]))] for column in range(len(header))]
+    return [bool(texts) and all(_NUMBER.fullmatch(text) for text in texts) for texts in shown]
+
+
+def _in_markdown(cell: Cell) -> str:
+    text = re.sub(r"([\\|*_<>`])", r"\\\1", _shown(cell)).replace("\n", " ")
+    return f"**{text}**" if isinstance(cell, Bold) else text
+
+
+def _in_latex(cell: Cell) -> str:
+    text = _MINUS.sub("−", _shown(cell).replace("\n", " "))
+    escaped = "".join(_LATEX.get(character, character) for character in text)
+    # At the start of a row "[" and "*" would be read as an argument of the line break before it.
+    escaped = re.sub(r"^([\[*])", r"{\1}", escaped)
+    return rf"\textbf{{{escaped}}}" if isinstance(cell, Bold) else escaped

@@ -1,0 +1,149 @@
+"""The ledger: from records in a folder to the claims' verdicts, printed and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lpe.errors import InputError
+from lpe.records import COLUMNS, Records
+from reproduce import ledger
+from reproduce.claims import Settings, all_claims
+from reproduce.scales import DIGITS
+
+ROW = {
+    "scale": "digits",
+    "substrate": "digits ViT",
+    "point": "SGD",
+    "method": "FP32",
+    "number_system": "fp32",
+    "size": 1,
+    "metric": "calibrated_nll",
+    "memory_bits": 320,
+    "backward_passes": 7,
+}
+
+
+def single(seed: int, value: float = 0.1) -> dict[str, object]:
+    return {**ROW, "seed": seed, "value": value}
+
+
+def low(seed: int, value: float) -> dict[str, object]:
+    name = f"int{DIGITS.best_bits}"
+    of_low = {"method": "LPE-BSR", "number_system": name, "rounding": "bernoulli", "size": DIGITS.claim_size}
+    return {**ROW, **of_low, "seed": seed, "value": value}
+
+
+CLAIM = f"C11 (INT-{DIGITS.best_bits})"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Records in which C11 holds at the best bit width: its rows are in a figure and in a table."""
+    Records(tmp_path / "fig2.csv").add([single(seed) for seed in range(3)])
+    Records(tmp_path / "table1.csv").add([low(seed, 0.05 + 0.001 * seed) for seed in range(3)])
+    return tmp_path
+
+
+def test_rows_of_figures_and_tables_come_together(folder: Path) -> None:
+    rows, files = ledger.read_records(folder, "digits")
+    assert (len(rows), files) == (6, ["fig2.csv", "table1.csv"])
+    assert tuple(rows.columns) == COLUMNS
+
+
+def test_a_row_that_two_figures_share_counts_once(folder: Path) -> None:
+    Records(folder / "fig3.csv").add([single(0)])
+    assert len(ledger.read_records(folder, "digits")[0]) == 6
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("value", 0.2, "value is 0.1 in fig2.csv and 0.2 in fig8.csv"),
+        ("memory_bits", 321, "memory_bits is 320 in fig2.csv and 321 in fig8.csv"),
+        ("backward_passes", 8, "backward_passes is 7 in fig2.csv and 8 in fig8.csv"),
+    ],
+)
+def test_a_row_that_two_figures_contradict_is_named(
+    folder: Path, column: str, value: float, said: str
+) -> None:
+    Records(folder / "fig8.csv").add([{**single(1), column: value}])
+    with pytest.raises(InputError, match=f"method=FP32 .*seed=1 metric=calibrated_nll: {said}"):
+        ledger.read_records(folder, "digits")
+
+
+def test_files_that_are_no_records_are_passed_over(folder: Path) -> None:
+    (folder / "fig3_landscape.csv").write_text("x,y,value\n0,0,1\n")
+    (folder / "sweep.csv").write_text(",".join(COLUMNS) + "\n")
+    assert ledger.read_records(folder, "digits")[1] == ["fig2.csv", "table1.csv"]
+
+
+def test_a_damaged_record_is_an_error_and_not_passed_over(folder: Path) -> None:
+    path = folder / "fig2.csv"
+    path.write_text(path.read_text().replace("0.1,320", "x,320"))
+    with pytest.raises(InputError, match="fig2.csv, line 2"):
+        ledger.read_records(folder, "digits")
+
+
+def test_rows_of_another_scale_are_an_error(folder: Path) -> None:
+    Records(folder / "fig9.csv").add([{**single(0), "scale": "paper"}])
+    with pytest.raises(InputError, match="fig9.csv has rows of scale 'paper'; 'digits' is expected"):
+        ledger.read_records(folder, "digits")
+
+
+def test_every_claim_is_a_row_of_the_table_whether_run_or_not(folder: Path) -> None:
+    assert ledger.main(["--out", str(folder)]) == 0
+    table = pd.read_csv(folder / "claims.csv", keep_default_na=False).set_index("claim")
+    assert list(table.index) == [claim.name for claim in all_claims(Settings.of(DIGITS))]
+    assert set(table["verdict"].drop(CLAIM)) == {"not run"}
+
+
+def test_the_written_row_has_effect_interval_side_and_number_of_seeds(folder: Path) -> None:
+    assert ledger.main(["--out", str(folder)]) == 0
+    row = pd.read_csv(folder / "claims.csv").set_index("claim").loc[CLAIM]
+    # −.05, −.049, −.048: half width t(.975, 2) · .001 / √3 = .0024841.
+    found = (row["effect"], row["95 % low"], row["95 % high"])
+    assert found == pytest.approx((-0.049, -0.0514841, -0.0465159), abs=1e-7)
+    assert (row["claimed side"], row["n"], row["unit"], row["verdict"]) == ("below 0", 3, "nats", "holds")
+
+
+def test_the_terminal_shows_each_verdict_and_the_count(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ledger.main(["--out", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    row = next(line for line in printed.splitlines() if line.startswith(CLAIM))
+    assert row.split()[2:5] == ["holds", "-0.04900", "nats"]
+    others = len(all_claims(Settings.of(DIGITS))) - 1
+    assert f"1 holds, 0 fails, 0 undecided, {others} not run" in printed
+
+
+def test_all_three_files_are_written_and_a_second_run_writes_the_same_bytes(folder: Path) -> None:
+    names = [f"claims.{kind}" for kind in ("csv", "md", "tex")]
+    assert ledger.main(["--out", str(folder)]) == 0
+    first = [(folder / name).read_bytes() for name in names]
+    assert ledger.main(["--out", str(folder)]) == 0
+    assert [(folder / name).read_bytes() for name in names] == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--scale", "huge"], "unknown scale 'huge'"),
+        ([], "there is no record in"),
+        (["--bits", "3"], "unrecognized arguments: --bits 3"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code: object = ledger.main(["--out", str(tmp_path), *arguments])
+    except SystemExit as left:
+        code = left.code
+    message = capsys.readouterr().err
+    assert (code, message.count("\n"), message.startswith("error: ")) == (2, 1, True)
+    assert said in message
+    assert not list(tmp_path.iterdir())
