@@ -97,10 +97,11 @@ class Settings:
         """The settings of a scale."""
         return cls(
             substrate=scale.substrate,
-            networks=tuple(f"{scale.substrate}-{letter}" for letter in "TSBL"),
+            networks=tuple(f"{scale.name} ViT-{letter}" for letter in scale.networks),
             bits=scale.bits,
             best_bits=scale.best_bits,
             claim_size=scale.claim_size,
+            memory_models=scale.memory_models,
         )
 
 
@@ -286,8 +287,8 @@ def _aligned(*series: pd.Series) -> tuple[list[pd.Series], str]:
         seeds, every = seeds.intersection(other.index), every.union(other.index)
     if seeds.empty:
         raise NotRun("no training seed has all of its rows")
-    left_out = ", ".join(str(seed) for seed in every.difference(seeds))
-    note = f"without seed {left_out}, which lacks some of its rows" if left_out else ""
+    left_out = [str(seed) for seed in every.difference(seeds)]
+    note = f"without seed {', '.join(left_out)}: no rows of all it compares" if left_out else ""
     return [each.loc[seeds] for each in series], note
 
 

@@ -306,11 +306,8 @@ def test_no_two_claims_have_one_name() -> None:
 
 def test_the_settings_of_a_scale_are_its_own() -> None:
     found = Settings.of(DIGITS)
-    assert (found.bits, found.best_bits, found.claim_size) == (
-        DIGITS.bits,
-        DIGITS.best_bits,
-        DIGITS.claim_size,
-    )
+    for name in ("substrate", "bits", "best_bits", "claim_size", "memory_models"):
+        assert getattr(found, name) == getattr(DIGITS, name)
     assert found.networks == ("digits ViT-T", "digits ViT-S", "digits ViT-B", "digits ViT-L")
 
 
