@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from lpe.ensembles.cyclical_sgld import CyclicalSGLDEnsemble
 from lpe.ensembles.deep import DeepEnsemble
 from lpe.ensembles.ivon import IVONEnsemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
+from lpe.ensembles.mixture import Mixture
+from lpe.ensembles.snapshot import SnapshotEnsemble
 from lpe.ensembles.storage import load, save
 from lpe.ensembles.swag import SWAGEnsemble
 from lpe.errors import InputError
@@ -13,16 +16,19 @@ from lpe.number_systems.grids import FullPrecision, Int, PerBlock, PerChannel, P
 from lpe.number_systems.rounding import decode, encode, round_weights
 
 __all__ = [
+    "CyclicalSGLDEnsemble",
     "DeepEnsemble",
     "FullPrecision",
     "IVONEnsemble",
     "InputError",
     "Int",
     "LowPrecisionEnsemble",
+    "Mixture",
     "PerBlock",
     "PerChannel",
     "PerTensor",
     "SWAGEnsemble",
+    "SnapshotEnsemble",
     "decode",
     "encode",
     "evaluate",

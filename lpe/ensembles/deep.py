@@ -10,7 +10,7 @@ One module is the single model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 
 from torch import nn
 
@@ -22,13 +22,26 @@ from lpe.modules import named_tensors, tensor_bits, with_tensors
 class DeepEnsemble(Ensemble):
     """Any list of modules of one architecture, each a member as it is.
 
+    Args:
+        models: the members.
+        backward_passes: what each model's training cost, in gradient evaluations of one minibatch; the
+            ensemble's ``training_budget`` is their running sum. None: not known.
+
     Raises:
-        InputError: an empty list, or a module whose tensors differ in name or shape from the first's.
+        InputError: an empty list; a module whose tensors differ in name or shape from the first's; costs that
+            are not one a model, or negative.
     """
 
-    def __init__(self, models: Sequence[nn.Module]) -> None:
+    def __init__(self, models: Sequence[nn.Module], *, backward_passes: Sequence[int] | None = None) -> None:
         self.models = list(models)
         super().__init__(len(self.models))
+        if backward_passes is not None:
+            costs = list(backward_passes)
+            if len(costs) != self.size or min(costs) < 0:
+                raise InputError(
+                    f"backward_passes must be one number ≥ 0 for each of the {self.size} models, not {costs}"
+                )
+            self.training_budget = list(accumulate(costs))
         first = [(entry.name, tuple(entry.tensor.shape)) for entry in named_tensors(self.models[0])]
         for index, model in enumerate(self.models):
             tensors = [(entry.name, tuple(entry.tensor.shape)) for entry in named_tensors(model)]

@@ -4,11 +4,15 @@ Two kinds:
 
     members   every member's own tensors (low precision ones packed, b bits a weight), and once what they
               share; this is what ``memory_bits(storage="members")`` counts
-    seeded    low precision ensembles only: the weights once, rounded to the nearest INT-8, with the seed; the
-              members are drawn from these 8 bits when asked for. ``memory_bits(storage="generator")``
+    seeded    low precision ensembles, and mixtures of them, only: the weights once (in each part of a
+              mixture), rounded to the nearest INT-8, with the seed; the members are drawn from these 8 bits
+              when asked for. ``memory_bits(storage="generator")``
 
 Members drawn from the 8-bit copy are not those drawn from the original weights: the copy is within half an
 INT-8 step of them.
+
+An ensemble composed of others (``lpe.Mixture``) is stored part by part, each as it would be alone: the codes
+of low precision parts are packed, with scales and leftovers a part. It is read back as the parts' union.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from torch import Tensor, nn
 
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
+from lpe.ensembles.mixture import CompositeEnsemble, Mixture
 from lpe.ensembles.selection import PlannedTensor
 from lpe.errors import InputError
 from lpe.modules import named_tensors, tensor_bits, with_tensors
@@ -46,25 +51,22 @@ def save(ensemble: Ensemble, path: str | os.PathLike[str], kind: str = "members"
     """Write an ensemble to a file, whole or not at all.
 
     Args:
-        ensemble: any ensemble; the seeded kind takes a ``LowPrecisionEnsemble`` of integers.
+        ensemble: any ensemble; the seeded kind takes a ``LowPrecisionEnsemble`` of integers, or a mixture
+            of such.
         path: the file. kind: "members" or "seeded".
 
     Returns:
         The file's size in bytes.
 
     Raises:
-        InputError: an unknown kind, or one that the ensemble cannot have.
+        InputError: an unknown kind, or one that the ensemble cannot have; a mixture of two architectures.
     """
     if kind not in KINDS:
         raise InputError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
-    low_precision = isinstance(ensemble, LowPrecisionEnsemble) and isinstance(ensemble.system, Int)
-    if kind == "seeded" and not low_precision:
-        raise InputError(f"a seeded file holds a low precision ensemble of integers, not {ensemble!r}")
-    if low_precision:
-        assert isinstance(ensemble, LowPrecisionEnsemble)
-        tensors, about = _low_precision(ensemble, kind)
+    if isinstance(ensemble, CompositeEnsemble):
+        tensors, about = _composite(ensemble, kind)
     else:
-        tensors, about = _full_precision(ensemble)
+        tensors, about = _single(ensemble, kind)
     header = {"format": FORMAT, "version": VERSION, "kind": kind, "size": len(ensemble), **about}
     path = Path(path)
     with replacing(path) as temporary:
@@ -93,10 +95,16 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> Ensemble:
             )
     if absent := [name for name, entry in own.items() if entry.saved and name not in header["shapes"]]:
         raise InputError(f"{path} is of another model: it has no {absent[0]!r}")
+    read = _seeded if header["kind"] == "seeded" else StoredEnsemble
     try:
-        if header["kind"] == "seeded":
-            return _seeded(header, tensors, model)
-        return StoredEnsemble(model, header, tensors)
+        if "parts" not in header:
+            return read(model, header, tensors)
+        return Mixture.of(
+            [
+                read(model, {**header, **part}, _under(f"part {index}/", tensors))
+                for index, part in enumerate(header["parts"])
+            ]
+        )
     except KeyError as missing:
         raise InputError(f"{path} is damaged: it lacks {missing}") from None
 
@@ -151,6 +159,45 @@ class StoredEnsemble(Ensemble):
             bits = self.system.bits if packed and self.system else stored.element_size() * 8
             rows.append((name, "×".join(map(str, shape)) or "scalar", "own" if own else "shared", str(bits)))
         return text_table(f"{self.size} stored members", ("tensor", "shape", "in a member", "bits"), rows)
+
+
+def _composite(ensemble: CompositeEnsemble, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors: dict[str, Tensor] = {}
+    parts: list[dict[str, Any]] = []
+    shapes: dict[str, list[int]] = {}
+    for index, part in enumerate(_leaves(ensemble)):
+        held, about = _single(part, kind)
+        own_shapes = about.pop("shapes")
+        if own_shapes != (shapes := shapes or own_shapes):
+            name = next(n for n in {**shapes, **own_shapes} if shapes.get(n) != own_shapes.get(n))
+            raise InputError(
+                f"a file holds members of one architecture; part {index} differs from part 0 "
+                f"at tensor {name!r}"
+            )
+        tensors |= {f"part {index}/{key}": tensor for key, tensor in held.items()}
+        parts.append({"size": len(part), **about})
+    return tensors, {"shapes": shapes, "parts": parts}
+
+
+def _leaves(ensemble: Ensemble) -> Iterator[Ensemble]:
+    """The parts, and the parts' parts, down to ensembles that are not composed of others."""
+    if not isinstance(ensemble, CompositeEnsemble):
+        yield ensemble
+        return
+    for part in ensemble.parts():
+        yield from _leaves(part)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+
+
+def _single(ensemble: Ensemble, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if isinstance(ensemble, LowPrecisionEnsemble) and isinstance(ensemble.system, Int):
+        return _low_precision(ensemble, kind)
+    if kind == "seeded":
+        raise InputError(f"a seeded file holds a low precision ensemble of integers, not {ensemble!r}")
+    return _full_precision(ensemble)
 
 
 def _low_precision(ensemble: LowPrecisionEnsemble, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -211,7 +258,7 @@ def _full_precision(ensemble: Ensemble) -> tuple[dict[str, Tensor], dict[str, An
     return tensors, {"system": None, "shapes": shapes, "layouts": {}, "own": ordered}
 
 
-def _seeded(header: Mapping[str, Any], tensors: Mapping[str, Tensor], model: nn.Module) -> Ensemble:
+def _seeded(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ensemble:
     system = _system(header["system"])
     base = Int(_BASE, system.scale)
     replaced = {}

@@ -31,3 +31,13 @@ def warmup_cosine(peak: float, steps: int, warmup: float = 0.1, final: float = 0
 def then_constant(first: Schedule, switch: int, value: float) -> Schedule:
     """``first`` until step ``switch``, then ``value``: SWAG's schedule while it collects."""
     return lambda step: first(step) if step < switch else value
+
+
+def cyclical_cosine(peak: float, steps_per_cycle: int) -> Schedule:
+    """Half a cosine from ``peak`` towards 0, again and again: peak/2 · (cos(π · (t mod c)/c) + 1), t from 0.
+
+    Huang et al. 2017, "Snapshot ensembles"; Zhang et al. 2020, "Cyclical stochastic gradient MCMC".
+    """
+    if steps_per_cycle < 1:
+        raise InputError(f"a cycle must have at least 1 step, not {steps_per_cycle}")
+    return lambda step: peak / 2 * (math.cos(math.pi * (step % steps_per_cycle) / steps_per_cycle) + 1)

@@ -140,3 +140,18 @@ def test_describe_has_a_row_for_each_tensor_of_one_member() -> None:
 def test_evaluate_takes_a_deep_ensemble() -> None:
     targets: Tensor = torch.tensor([0, 1, 2])
     assert list(lpe.evaluate(lpe.DeepEnsemble(nets()), [(INPUTS, targets)])["size"]) == [1, 2, 3]
+
+
+def test_the_training_budget_is_the_running_sum_of_the_models_costs() -> None:
+    ensemble = lpe.DeepEnsemble(nets(), backward_passes=[100, 40, 7])
+    assert [ensemble.backward_passes(n) for n in (1, 2, 3)] == [100, 140, 147]
+
+
+def test_without_costs_the_training_budget_is_unknown() -> None:
+    assert lpe.DeepEnsemble(nets()).backward_passes() is None
+
+
+@pytest.mark.parametrize("costs", [[], [1, 2], [1, 2, 3, 4], [1, -2, 3]])
+def test_costs_that_are_not_one_from_0_for_each_model_are_refused(costs: list[int]) -> None:
+    with pytest.raises(lpe.InputError, match="one number ≥ 0 for each of the 3 models"):
+        lpe.DeepEnsemble(nets(), backward_passes=costs)

@@ -32,6 +32,11 @@ INPUTS = torch.randn(6, 16, generator=torch.Generator().manual_seed(1))
 BATCHES = [(INPUTS, torch.zeros(6, dtype=torch.long))]
 
 
+def same(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.state_dict().items(), second.state_dict().items(), strict=True)
+    return all(name == other and torch.equal(a, b) for (name, a), (other, b) in pairs)
+
+
 def ensembles() -> dict[str, Ensemble]:
     collector = SWAGCollector(2)
     for seed in range(3):
@@ -44,7 +49,24 @@ def ensembles() -> dict[str, Ensemble]:
         "deep": lpe.DeepEnsemble([model(0), model(1)]),
         "swag": SWAGEnsemble(model(), collector.statistics(), 3, batches=BATCHES),
         "ivon": lpe.IVONEnsemble(model(), std, 3, batches=BATCHES),
+        "mixture": mixture(),
+        "union": lpe.Mixture.of([mixture(), lpe.DeepEnsemble([model(5)])]),
+        "union of posteriors": lpe.Mixture.of(
+            [lpe.IVONEnsemble(model(seed), std, 2, seed, batches=BATCHES) for seed in (0, 1)]
+        ),
+        "mixture with shared leftovers": lpe.Mixture(
+            lpe.DeepEnsemble([model(0), model(1)]),
+            lambda net, first: lpe.LowPrecisionEnsemble(net, lpe.FullPrecision(), 2, first_member=first),
+        ),
     }
+
+
+def mixture() -> Ensemble:
+    """Two models as three members each, at 5 bits; every scale and leftover is its base's own."""
+    return lpe.Mixture(
+        lpe.DeepEnsemble([model(0), model(1)]),
+        lambda net, first: lpe.LowPrecisionEnsemble(net, lpe.Int(5), 3, seed=7, first_member=first),
+    )
 
 
 @pytest.mark.parametrize("name", list(ensembles()))
@@ -74,6 +96,59 @@ def test_a_seeded_file_holds_the_bits_of_the_generator(tmp_path: Path) -> None:
     size = lpe.save(ensemble, tmp_path / "e", kind="seeded")
     header = 8 + int.from_bytes((tmp_path / "e").read_bytes()[:8], "little")
     assert 8 * (size - header) == ensemble.memory_bits(storage="generator")
+
+
+def test_a_seeded_file_of_a_mixture_holds_the_bits_of_the_generators(tmp_path: Path) -> None:
+    size = lpe.save(mixture(), tmp_path / "e", kind="seeded")
+    header = 8 + int.from_bytes((tmp_path / "e").read_bytes()[:8], "little")
+    assert 8 * (size - header) == mixture().memory_bits(storage="generator")
+
+
+def test_a_seeded_file_of_a_mixture_draws_what_its_expansions_files_draw(tmp_path: Path) -> None:
+    lpe.save(mixture(), tmp_path / "e", kind="seeded")
+    read = list(lpe.load(tmp_path / "e", model(9)))
+    for base in (0, 1):
+        expansion = lpe.LowPrecisionEnsemble(model(base), lpe.Int(5), 3, seed=7, first_member=3 * base)
+        lpe.save(expansion, tmp_path / "one", kind="seeded")
+        for index, member in enumerate(lpe.load(tmp_path / "one", model(9))):
+            assert same(read[3 * base + index], member)
+
+
+@pytest.mark.parametrize("name", list(ensembles()))
+def test_members_read_back_are_equal_bit_for_bit(name: str, tmp_path: Path) -> None:
+    ensemble = ensembles()[name]
+    lpe.save(ensemble, tmp_path / "e")
+    dtype = next(ensemble[0].parameters()).dtype
+    read = lpe.load(tmp_path / "e", model(9).to(dtype))
+    assert all(same(member, other) for member, other in zip(read, ensemble, strict=True))
+
+
+def test_a_mixture_read_back_takes_what_its_file_holds(tmp_path: Path) -> None:
+    size = lpe.save(mixture(), tmp_path / "e")
+    header = 8 + int.from_bytes((tmp_path / "e").read_bytes()[:8], "little")
+    assert lpe.load(tmp_path / "e", model(9)).memory_bits() == 8 * (size - header)
+
+
+def test_a_mixtures_file_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
+    lpe.save(mixture(), tmp_path / "e")
+    with safetensors.safe_open(tmp_path / "e", framework="pt") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load_file(tmp_path / "e")
+    del tensors["part 1/scales/0.weight"]
+    safetensors.torch.save_file(tensors, tmp_path / "e", metadata=metadata)
+    with pytest.raises(lpe.InputError, match="is damaged: it lacks 'scales/0.weight'"):
+        lpe.load(tmp_path / "e", model(9))
+
+
+def test_a_mixture_of_a_deep_ensemble_has_no_seeded_kind(tmp_path: Path) -> None:
+    with pytest.raises(lpe.InputError, match="a seeded file holds a low precision ensemble"):
+        lpe.save(lpe.Mixture.of([mixture(), lpe.DeepEnsemble([model()])]), tmp_path / "e", kind="seeded")
+
+
+def test_parts_of_two_architectures_are_refused_naming_the_tensor(tmp_path: Path) -> None:
+    parts = lpe.Mixture.of([lpe.DeepEnsemble([model()]), lpe.DeepEnsemble([model(width=8)])])
+    with pytest.raises(lpe.InputError, match="part 1 differs from part 0 at tensor '0.weight'"):
+        lpe.save(parts, tmp_path / "e")
 
 
 def test_members_of_a_seeded_file_are_drawn_from_the_8_bit_copy(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 
 import lpe
-from lpe.training.schedules import then_constant, warmup_cosine
+from lpe.training.schedules import cyclical_cosine, then_constant, warmup_cosine
 
 # 100 steps: 10 of warm-up, then 90 of half a cosine from 2.0 to 0.5.
 PEAK, STEPS, FINAL = 2.0, 100, 0.5
@@ -72,3 +72,21 @@ def test_the_first_schedule_holds_until_the_switch() -> None:
 def test_the_constant_holds_from_the_switch_on() -> None:
     schedule = then_constant(lambda step: 10.0 + step, switch=3, value=0.25)
     assert [schedule(step) for step in (3, 4, 999)] == [0.25] * 3
+
+
+def test_a_cosine_cycle_has_its_hand_computed_values_and_starts_again() -> None:
+    # peak/2 · (cos(π t/4) + 1) with peak 2: 1 + cos of 0°, 45°, 90°, 135°, and again.
+    schedule = cyclical_cosine(2.0, 4)
+    expected = [2.0, 1.7071068, 1.0, 0.2928932]
+    assert [schedule(step) for step in range(8)] == pytest.approx(expected * 2)
+
+
+def test_cosine_cycles_of_one_step_stay_at_the_peak() -> None:
+    schedule = cyclical_cosine(PEAK, 1)
+    assert [schedule(step) for step in (0, 1, 7)] == [PEAK] * 3
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_a_cycle_without_steps_is_refused_with_its_value(steps: int) -> None:
+    with pytest.raises(lpe.InputError, match=f"at least 1 step, not {steps}"):
+        cyclical_cosine(PEAK, steps)

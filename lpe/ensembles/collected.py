@@ -1,0 +1,189 @@
+"""Ensembles of weights that one run left behind, and what the methods that collect them share.
+
+Not a method: ``snapshot.py`` and ``cyclical_sgld.py`` say what is collected, when, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lpe.ensembles.base import Ensemble, text_table
+from lpe.ensembles.batch_norm import batch_norms, check_batches, fresh_statistics, with_weights
+from lpe.errors import InputError
+from lpe.modules import NamedTensor, named_tensors, tensor_bits, with_tensors
+
+
+def check_count(name: str, value: int) -> None:
+    """InputError unless the setting ``name`` is a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a positive integer, not {value!r}")
+
+
+class CycleCollector:
+    """Keeps copies of the weights in the last epochs of each cycle of a run.
+
+    A copy holds every parameter and every saved buffer (batch-norm statistics among them), so that it stands
+    on its own, whatever becomes of the model.
+
+    Args:
+        epochs_per_cycle: c, at least 1.
+        kept_per_cycle: copies a cycle, one at the end of each of its last epochs; 1 … c.
+
+    Raises:
+        InputError: a setting out of its range.
+    """
+
+    noun = "copies"
+    """What a copy of the weights is to the method."""
+
+    def __init__(self, epochs_per_cycle: int, kept_per_cycle: int) -> None:
+        check_count("epochs_per_cycle", epochs_per_cycle)
+        check_count(f"{self.noun}_per_cycle", kept_per_cycle)
+        if kept_per_cycle > epochs_per_cycle:
+            raise InputError(
+                f"{self.noun}_per_cycle must be at most epochs_per_cycle, {epochs_per_cycle}, one an epoch, "
+                f"not {kept_per_cycle}"
+            )
+        self.epochs_per_cycle = epochs_per_cycle
+        self.kept_per_cycle = kept_per_cycle
+        self.epochs: list[int] = []
+        self._kept: list[dict[str, Tensor]] = []
+
+    def check(self, epochs: int) -> None:
+        """Whether a run of ``epochs`` suits the cycles; call it before training.
+
+        Raises:
+            InputError: the cycle is longer than the run, or the run is no whole number of cycles.
+        """
+        if self.epochs_per_cycle > epochs:
+            raise InputError(
+                f"a cycle of {self.epochs_per_cycle} epochs is longer than the run of {epochs}; "
+                "shorten the cycle or train longer"
+            )
+        if rest := epochs % self.epochs_per_cycle:
+            raise InputError(
+                f"a run of {epochs} epochs is no whole number of cycles of {self.epochs_per_cycle}; "
+                f"train for {epochs - rest} or {epochs - rest + self.epochs_per_cycle}"
+            )
+
+    def keeps(self, epoch: int) -> bool:
+        """Whether the weights at the end of ``epoch`` (from 0) are kept."""
+        return epoch % self.epochs_per_cycle >= self.epochs_per_cycle - self.kept_per_cycle
+
+    def collect(self, model: nn.Module, epoch: int) -> None:
+        """Copy the model's weights if ``epoch``, which has just ended, is one that is kept."""
+        if self.keeps(epoch):
+            self.epochs.append(epoch)
+            self._kept.append(
+                {entry.name: entry.tensor.detach().clone() for entry in named_tensors(model) if entry.saved}
+            )
+
+    def training_budget(self, steps_per_epoch: int) -> list[int]:
+        """Backward passes that the first 1, 2, … copies cost: an ensemble's ``training_budget``.
+
+        A copy costs the run up to its epoch's end, exploration included.
+        """
+        return [(epoch + 1) * steps_per_epoch for epoch in self.epochs]
+
+
+class CollectedEnsemble(Ensemble):
+    """Members that are a model with some of its tensors replaced by collected ones.
+
+    Args:
+        model: the architecture; tensors that were not collected are shared with it.
+        weights: a mapping a member, canonical name → tensor, parameters and buffers; all of the same names.
+            They are used as they are, without a copy.
+        batches: training batches (inputs, targets), read once a member: batch-norm statistics are
+            re-estimated over them. Needed where the model has batch norms whose statistics are not among the
+            weights; where they are, giving batches replaces them.
+
+    Raises:
+        InputError: no weights; a name, shape or dtype that the model does not have; mappings of different
+            names; batch norms without statistics or batches.
+    """
+
+    noun = "copies"
+    """What the mappings are to the method."""
+
+    def __init__(
+        self, model: nn.Module, weights: Sequence[Mapping[str, Tensor]], batches: Iterable[Any] | None
+    ) -> None:
+        if not weights:
+            raise InputError(
+                f"there are no {self.noun}; give at least one mapping of canonical names to tensors"
+            )
+        super().__init__(len(weights))
+        self.model = model
+        entries = {name: entry for entry in named_tensors(model) for name in (entry.name, *entry.also)}
+        checked = [self._checked(index, tensors, entries) for index, tensors in enumerate(weights)]
+        for index, tensors in enumerate(checked):
+            if different := sorted(tensors.keys() ^ checked[0].keys()):
+                raise InputError(
+                    f"{self.noun} 0 and {index} do not hold the same tensors: "
+                    f"only one of them has {different[0]!r}"
+                )
+        statistics = {
+            f"{name}.{buffer}" if name else buffer
+            for name, _ in batch_norms(model)
+            for buffer in ("running_mean", "running_var")
+        }
+        if not statistics <= checked[0].keys():
+            check_batches(model, batches, f"an ensemble of {self.noun} without statistics")
+        self._own = set(checked[0])
+        if batches is None:
+            self._members = [with_tensors(model, tensors) for tensors in checked]
+        else:
+            self._own |= set(fresh_statistics(model))
+            self._members = [with_weights(model, tensors, batches) for tensors in checked]
+
+    def _checked(
+        self, index: int, tensors: Mapping[str, Tensor], entries: Mapping[str, NamedTensor]
+    ) -> dict[str, Tensor]:
+        checked = {}
+        for name, tensor in tensors.items():
+            if name not in entries:
+                raise InputError(f"{self.noun} {index}: the model has no tensor named {name!r}")
+            own = entries[name].tensor
+            if own.shape != tensor.shape or own.dtype != tensor.dtype:
+                raise InputError(
+                    f"{self.noun} {index}: {name!r} is {tensor.dtype} of shape {list(tensor.shape)}; "
+                    f"the model's is {own.dtype} of shape {list(own.shape)}"
+                )
+            # Weights that come from a file lie on the CPU, wherever the model is.
+            checked[entries[name].name] = tensor.detach().to(own.device)
+        return checked
+
+    def member(self, index: int) -> nn.Module:
+        """Member ``index``: made once, when the ensemble was."""
+        return self._members[index]
+
+    @property
+    def members_are_stored(self) -> bool:
+        """True: the members were made with the ensemble."""
+        return True
+
+    def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
+        """n times the collected tensors, and once what members share; storage makes no difference."""
+        n = self._check_storage(n, storage)
+        return sum(
+            tensor_bits(entry.tensor) * (n if entry.name in self._own else 1)
+            for entry in named_tensors(self.model)
+            if entry.saved
+        )
+
+    def describe(self) -> str:
+        """A row per tensor: name, shape, each member's own or shared, bits a value."""
+        rows = [
+            (
+                entry.name,
+                "×".join(map(str, entry.tensor.shape)) or "scalar",
+                "own" if entry.name in self._own else "shared",
+                str(entry.tensor.element_size() * 8),
+            )
+            for entry in named_tensors(self.model)
+        ]
+        title = f"{self.size} {self.noun} of {type(self.model).__name__}"
+        return text_table(title, ("tensor", "shape", "in a member", "bits"), rows)

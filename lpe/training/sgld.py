@@ -1,0 +1,103 @@
+"""SGLD: Welling & Teh 2011, "Bayesian learning via stochastic gradient Langevin dynamics".
+
+The posterior at temperature T over N examples is exp(−N · U(p)/T), U the mean loss plus ½ · wd · |p|².
+Langevin dynamics on it, with lr multiplying the gradient of U, is
+
+    p ← p − lr · (g + wd·p) + √(2 · lr · T/N) · z,   z ~ N(0, I),
+
+g the gradient of the *mean* loss of a minibatch. The weight decay is a Gaussian prior's:
+wd = 1/(prior variance · N).
+
+What matters: lr (along a direction of curvature a, where N examples have the posterior variance T/(N·a), the
+long-run variance is that times 1/(1 − lr·a/2), minibatch noise apart) and T (1 is the posterior, less a
+colder one).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpe.errors import InputError
+from lpe.number_systems.streams import check_seed, generator
+
+
+def noise_std(lr: float, temperature: float, examples: int) -> float:
+    """Std of a step's noise, √(2·lr·T/N), lr multiplying the gradient of the mean loss of N examples."""
+    return math.sqrt(2 * lr * temperature / examples)
+
+
+def _always(step: int) -> bool:
+    return True
+
+
+class SGLD(torch.optim.Optimizer):
+    """Stochastic gradient Langevin dynamics; plain gradient descent on steps without noise.
+
+    Its state is the number of steps taken, so that a run resumed from its ``state_dict`` draws what the
+    uninterrupted one would have. Parameters without a gradient stay where they are.
+
+    Args:
+        parameters: tensors or parameter groups; a group may have an ``lr`` and a ``weight_decay`` of its own.
+        lr: multiplies the gradient of the mean loss, ≥ 0; a schedule may set it before each step.
+        examples: N, the training examples that the mean loss stands for (not a minibatch's).
+        temperature: T ≥ 0; 0 is gradient descent.
+        weight_decay: 1/(prior variance · N), ≥ 0.
+        noise: step (from 0) → whether it draws noise. seed: of the noise, which is keyed by (seed, step) and
+            drawn on the CPU, never by a global generator.
+
+    Raises:
+        InputError: a setting out of its range.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Any],
+        lr: float,
+        examples: int,
+        temperature: float = 1.0,
+        weight_decay: float = 0.0,
+        noise: Callable[[int], bool] = _always,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
+            raise InputError(f"examples must be a positive integer, not {examples!r}")
+        for name, value in (("lr", lr), ("temperature", temperature), ("weight_decay", weight_decay)):
+            if not value >= 0 or math.isinf(value):
+                raise InputError(f"{name} must be a finite number ≥ 0, not {value!r}")
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "step": 0})
+        self.examples = examples
+        self.temperature = temperature
+        self.noise = noise
+        self.seed = check_seed(seed)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; with a closure, which computes the gradients, returns its loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        count = self.param_groups[0]["step"]
+        draws = generator("sgld", self.seed, "", count) if self.noise(count) else None
+        for group in self.param_groups:
+            std = noise_std(group["lr"], self.temperature, self.examples)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    _update(parameter, group["lr"], group["weight_decay"], std, draws)
+            group["step"] = count + 1
+        return loss
+
+
+def _update(
+    parameter: Tensor, lr: float, weight_decay: float, std: float, draws: torch.Generator | None
+) -> None:
+    assert parameter.grad is not None
+    change = parameter.grad.add(parameter, alpha=weight_decay).mul_(-lr)
+    if draws is not None:
+        change.add_(torch.randn(parameter.shape, generator=draws).to(change), alpha=std)
+    parameter.add_(change)
