@@ -1,56 +1,123 @@
-"""Render figures of a scale, in an order in which each finds the trained weights of those before it.
+"""Everything of a scale: measured once, rendered, and its claims judged.
 
-python -m reproduce --scale digits
-python -m reproduce --only fig3 --seeds 1
+    python -m reproduce --scale digits --jobs 2
+    python -m reproduce --only fig5,table2 --seeds 1
+    python -m reproduce claims --scale digits
+
+All that the figures and tables need is trained and measured first, each thing once, in units that run in
+N processes (--jobs N, one thread each); then every figure and table is rendered, and the claims are judged.
+At the end comes a table of what was rendered and how long each took. A run that was stopped goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from importlib import import_module
+from pathlib import Path
 
+from lpe.ensembles.base import text_table
 from lpe.errors import InputError
-from reproduce.command import parser, run_figure
-from reproduce.scales import scale
+from lpe.records import REPOSITORY, check_writable
+from reproduce import ledger, parallel
+from reproduce.command import open_session, parser, run_figure, seeds_asked
+from reproduce.measurements import Unit, measure_all
+from reproduce.parallel import Rendered
+from reproduce.scales import Scale, scale
 
-FIGURES = ("fig2", "fig3")
+FIGURES = (
+    *(f"fig{number}" for number in (1, 2, 3, 4, 5, 6, 8, 9)),
+    *(f"table{number}" for number in (1, 2, 4, 5, 7)),
+)
 
 
 def main(arguments: list[str]) -> int:
-    """Run every figure asked for; the exit code is the first that is not 0."""
+    """Run what is asked for; the exit code is the first that is not 0."""
+    if arguments[:1] == ["claims"]:
+        return ledger.main(arguments[1:])
     options = parser("__main__", __doc__)
     options.prog = "python -m reproduce"
-    options.add_argument("--only", help=f"figures, by commas, of {', '.join(FIGURES)}")
-    asked = options.parse_args(arguments)
-    wanted = list(FIGURES) if asked.only is None else asked.only.split(",")
+    options.add_argument("--only", help=f"figures and tables, by commas, of {', '.join(FIGURES)}")
+    options.add_argument("--jobs", type=int, default=1, help="processes, one thread each (default: 1)")
     try:
+        asked = options.parse_args(arguments)
         chosen = scale(asked.scale)
-        for name in wanted:
+        seeds_asked(chosen, asked.seeds)
+        if asked.jobs < 1:
+            raise InputError(f"--jobs must be 1 or more, not {asked.jobs}")
+        figures = list(FIGURES) if asked.only is None else asked.only.split(",")
+        for name in figures:
             if name not in FIGURES:
-                raise InputError(f"unknown figure {name!r}; there are {', '.join(FIGURES)}")
+                raise InputError(f"unknown figure or table {name!r}; there are {', '.join(FIGURES)}")
+        out = asked.out or REPOSITORY / "figures" / chosen.name
+        check_writable(out)
+        passed_on = ["--scale", chosen.name, "--out", str(out)]
+        for option in ("seeds", "wandb"):
+            if getattr(asked, option) is not None:
+                passed_on += [f"--{option}", str(getattr(asked, option))]
+        started = time.time()
+        pool = parallel.workers(asked.jobs) if asked.jobs > 1 else contextlib.nullcontext()
+        with pool as processes:
+            if asked.plot_only:
+                passed_on.append("--plot-only")
+            else:
+                _measure(figures, chosen, asked.seeds, out, asked.wandb, processes)
+            measured = time.time() - started
+            rendered = _render(figures, passed_on, processes)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    passed_on = ["--scale", chosen.name]
-    if asked.seeds is not None:
-        passed_on += ["--seeds", str(asked.seeds)]
-    if asked.out is not None:
-        passed_on += ["--out", str(asked.out)]
-    if asked.wandb is not None:
-        passed_on += ["--wandb", asked.wandb]
-    if asked.plot_only:
-        passed_on += ["--plot-only"]
-    times = []
-    for name in wanted:
-        module = import_module(f"reproduce.{name}")
+    codes = [each.code for each in rendered if each.code]
+    if not codes and asked.only is None:
+        codes = [code for code in [ledger.main(["--scale", chosen.name, "--out", str(out)])] if code]
+    rows = [(each.figure, f"{each.seconds:.1f}", "failed" if each.code else "") for each in rendered]
+    print(
+        text_table(
+            f"rendered at scale {chosen.name}, into {out}",
+            ("what", "seconds", ""),
+            [("training and measuring", f"{measured:.1f}", ""), *rows],
+            f"in all {time.time() - started:.1f} s, {asked.jobs} process{'es' * (asked.jobs > 1)}",
+        )
+    )
+    return codes[0] if codes else 0
+
+
+def _measure(
+    figures: list[str],
+    chosen: Scale,
+    seeds: int | None,
+    out: Path,
+    wandb: str | None,
+    pool: parallel.ProcessPoolExecutor | None,
+) -> None:
+    """All units of the figures, each once."""
+    with open_session("all", chosen, seeds, out, wandb) as session:
+        wanted: dict[Unit, None] = {}
+        for figure in figures:
+            wanted |= dict.fromkeys(import_module(f"reproduce.{figure}").wanted(session))
+        if pool is None:
+            measure_all(session, wanted)
+        else:
+            parallel.measure_units(session, wanted, pool)
+
+
+def _render(
+    figures: list[str], arguments: list[str], pool: parallel.ProcessPoolExecutor | None
+) -> list[Rendered]:
+    """Every figure and table; what each printed is printed."""
+    rendered = []
+    if pool is not None:
+        for each in parallel.render(figures, arguments, pool):
+            print(each.said, end="", file=sys.stderr if each.code else sys.stdout, flush=True)
+            rendered.append(each)
+        return rendered
+    for figure in figures:
+        module = import_module(f"reproduce.{figure}")
         started = time.time()
-        if code := run_figure(name, module.__doc__, module.compute, module.draw, passed_on):
-            return code
-        times.append((name, time.time() - started))
-    for name, seconds in times:
-        print(f"{name:8} {seconds:7.1f} s")
-    return 0
+        code = run_figure(figure, module.__doc__, module.compute, module.draw, arguments)
+        rendered.append(Rendered(figure, code, time.time() - started, ""))
+    return rendered
 
 
 if __name__ == "__main__":

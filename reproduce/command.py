@@ -77,6 +77,11 @@ def seeds_asked(chosen: Scale, count: int | None) -> tuple[list[int], list[int]]
     return list(range(count or chosen.seeds)), list(range(count or chosen.claim_seeds))
 
 
+def record_name(figure: str) -> str:
+    """The file of the record that a figure or table is drawn from: a table's own name is the table's."""
+    return f"{figure}_record.csv" if figure.startswith("table") else f"{figure}.csv"
+
+
 def parser(figure: str, description: str | None) -> Parser:
     """The options that every figure script has."""
     made = Parser(
@@ -132,7 +137,7 @@ def run_figure(
         if not asked.plot_only:
             with open_session(figure, chosen, asked.seeds, out, asked.wandb, quiet) as session:
                 extra = compute(session)
-                record = out / f"{figure}.csv"
+                record = out / record_name(figure)
                 write_provenance(
                     out / f"{figure}.json",
                     sys.argv if arguments is None else [f"reproduce/{figure}.py", *arguments],
@@ -146,8 +151,10 @@ def run_figure(
                 written = [record, out / f"{figure}.json", *paths]
                 session.tracker.artifact(f"{figure}-{chosen.name}", "figure", written)
         else:
-            if not (out / f"{figure}.csv").is_file():
-                raise InputError(f"there is no record {figure}.csv in {out}; run without --plot-only first")
+            if not (out / record_name(figure)).is_file():
+                raise InputError(
+                    f"there is no record {record_name(figure)} in {out}; run without --plot-only first"
+                )
             written, lines = draw(out, chosen.name)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

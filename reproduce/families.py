@@ -179,7 +179,7 @@ def cyclical_sgld_family(session: Session, seed: int, recipe: CyclicalSGLDTraini
             schedule,
             recipe.epochs_per_cycle,
             seed,
-            after_epoch=lambda epoch: collector.collect(epoch, net),
+            after_epoch=lambda epoch: collector.collect(net, epoch),
             report=report,
         )
         samples = {
@@ -215,7 +215,9 @@ def batch_ensemble_family(session: Session, seed: int, recipe: BatchEnsembleTrai
         batches = digits.batches(split, recipe.batch, seed, session.scale.jitter)
         steps = recipe.epochs * (len(split[0]) // recipe.batch)
         optimizer = torch.optim.SGD(
-            ensemble.parameter_groups(recipe.learning_rate, recipe.fast_factor, recipe.weight_decay),
+            ensemble.parameter_groups(
+                recipe.learning_rate, recipe.fast_factor * recipe.learning_rate, recipe.weight_decay
+            ),
             lr=recipe.learning_rate,
             momentum=recipe.momentum,
             fused=True,

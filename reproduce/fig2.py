@@ -33,6 +33,7 @@ BIT_STYLES = {
     2: (panels.YELLOW, "P"),
 }
 BMA_STYLE = (panels.VERMILION, "^")
+METHODS = ("FP32", "FP32 + temperature", "RTN", "LPE-BSR", "BMA")
 
 
 def wanted(session: Session) -> list[Unit]:
@@ -43,7 +44,7 @@ def wanted(session: Session) -> list[Unit]:
 def compute(session: Session) -> dict[str, object]:
     """Train and measure; write fig2.csv."""
     measure_all(session, wanted(session))
-    write_table(selected(session, wanted(session)), session.out / "fig2.csv", COLUMNS)
+    write_table(selected(session, wanted(session), methods=METHODS), session.out / "fig2.csv", COLUMNS)
     return {"median_posterior_std": posterior_stds(session, POINTS)}
 
 

@@ -28,7 +28,7 @@ from lpe.records import COLUMNS, write_table
 from lpe.substrates import digits
 from reproduce import claims, panels
 from reproduce.command import Session, run_figure
-from reproduce.fig2 import BIT_STYLES, BMA_STYLE
+from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
 from reproduce.landscapes import cloud_table, grid_table
 from reproduce.measurements import Unit, draw_seed, measure_all, posterior_stds, selected, units
 from reproduce.points import point
@@ -101,7 +101,7 @@ def compute(session: Session) -> dict[str, object]:
             grids.append(grid.assign(point=name, plane=kind))
     write_table(pd.concat(grids)[list(GRID_COLUMNS)], session.out / "fig3_landscape.csv", GRID_COLUMNS)
     write_table(pd.concat(clouds)[list(CLOUD_COLUMNS)], session.out / "fig3_members.csv", CLOUD_COLUMNS)
-    write_table(selected(session, wanted(session)), session.out / "fig3.csv", COLUMNS)
+    write_table(selected(session, wanted(session), methods=METHODS), session.out / "fig3.csv", COLUMNS)
     return {"median_posterior_std": posterior_stds(session, POINTS)}
 
 

@@ -362,14 +362,19 @@ def log_sizes(session: Session, rows: pd.DataFrame) -> None:
 
 
 def selected(
-    session: Session, wanted: Iterable[Unit], every_size: Collection[str] = ("nll",)
+    session: Session,
+    wanted: Iterable[Unit],
+    every_size: Collection[str] = ("nll",),
+    methods: Collection[str] | None = None,
 ) -> pd.DataFrame:
-    """The rows of these units that a figure is drawn from; mirrored in W&B.
+    """The rows of these units that a figure is drawn from, of some methods or all; mirrored in W&B.
 
     The metrics of ``every_size`` at every size, the others where all metrics are reported: enough for the
     curves and the tables, and a tenth of the file.
     """
     rows = rows_of(session, wanted)
+    if methods is not None:
+        rows = rows[rows["method"].isin(list(methods))]
     sized = rows[rows["metric"] == "ambiguity"][["substrate", "point", "method", "number_system", "size"]]
     reported = set(sized.drop_duplicates().itertuples(index=False, name=None))
     keys = rows[list(sized.columns)].itertuples(index=False, name=None)

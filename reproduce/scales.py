@@ -89,7 +89,7 @@ class CyclicalSGLDTraining:
     samples_per_cycle: int = 3  # pytorch-ensembles: noise in the last 3 epochs, a sample after each
     batch: int = 25  # SGD's
     learning_rate: float = 0.5  # sweep; also pytorch-ensembles'
-    temperature: float = 1.0  # sweep
+    temperature: float = 1.0  # the posterior itself
     weight_decay: float = 5e-4  # SGD's: a prior variance of 1 / (weight decay · training images) = 1.9
 
 
@@ -184,8 +184,8 @@ DIGITS = Scale(
     dropout_rate=0.02,  # sweep
     memory_models=2,  # fixed before the run
     claim_seeds=20,  # the least for a claim that needs no training: seeds differ far more than methods
-    # One recipe for all four. B is the network of the other figures; T, S and L have a sixth, two fifths and
-    # three times its weights.
+    # One recipe for all four, tuned for B, which is the network of the other figures; T, S and L
+    # have a sixth, two fifths and three times its weights.
     networks={
         "T": replace(VIT, width=24),
         "S": replace(VIT, width=40),

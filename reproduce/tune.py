@@ -1,23 +1,29 @@
 """The sweep behind ``reproduce/scales.py``: every method tuned by validation NLL.
 
-    python -m reproduce.tune
+    python -m reproduce.tune --jobs 2
 
-One setting at a time is varied around the scale's, over the first training seeds. A row of
-figures/SCALE/sweep.csv is one training: method, setting ("chosen" is the scale's own), seed, validation NLL
-and error of the point and, for posteriors, of ten averaged draws; for LPE-BSR the bit width on each point, of
-ten members. Test images are never looked at. Trained weights are kept, so a second run is quick. What is
+Costs about an hour of one core for the three training seeds. One setting at a time is varied around the
+scale's. A row of figures/SCALE/sweep.csv is one setting at one training seed: method, setting ("chosen" is
+the scale's own), seed, validation NLL and error of the point (the first member, for ensembles of several
+networks) and of the ensemble: ten averaged draws of a posterior, ten noisy, masked or low precision members,
+or all members of an ensemble of several networks. Test images are never looked at.
+
+Rows that the file holds already are kept and not measured again; delete it to measure all anew. What is
 printed is the mean over seeds, the best first.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import as_completed
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 import lpe
 from lpe.command_line import Parser
@@ -25,12 +31,16 @@ from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
 from lpe.records import REPOSITORY, check_writable, write_table
 from lpe.substrates import digits
+from lpe.tracking import Tracker
 from reproduce.command import Session, open_session
-from reproduce.points import POINTS, Point, ivon_point, point, sgd_point, swag_point
-from reproduce.scales import Scale, scale
+from reproduce.families import batch_ensemble_family, cyclical_sgld_family, snapshot_family
+from reproduce.parallel import workers
+from reproduce.points import POINTS, ivon_point, point, sgd_point, swag_point
+from reproduce.scales import scale
 
 MEMBERS = 10
-COLUMNS = ("method", "setting", "seed", "point_nll", "point_err", "ensemble_nll", "ensemble_err")
+KEY = ("method", "setting", "seed")
+COLUMNS = (*KEY, "point_nll", "point_err", "ensemble_nll", "ensemble_err")
 
 Changes = tuple[dict[str, Any], ...]
 
@@ -60,57 +70,123 @@ IVON: Changes = (
     {"weight_decay": 1e-4},
     {"weight_decay": 2e-3},
 )
+SSE: Changes = (
+    {"learning_rate": 0.025},
+    {"learning_rate": 0.1},
+)
+CSGLD: Changes = (
+    {"learning_rate": 0.25},
+    {"learning_rate": 1.0},
+)
+BE: Changes = (
+    {"learning_rate": 0.1},
+    {"std": 0.03},
+    {"std": 0.3},
+)
+STDS = (0.003, 0.005, 0.01, 0.02, 0.03)
+RATES = (0.005, 0.01, 0.02, 0.05, 0.1)
+
+Setting = tuple[str, str, Callable[[], tuple[Ensemble, Ensemble]]]
+"""Method, setting in words, and what makes the single model and the ensemble."""
 
 
-def trainings(session: Session, seed: int) -> Iterator[tuple[str, str, Point]]:
-    """Every point of the sweep: method, setting in words, and the point."""
+def _words(change: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in change.items()) or "chosen"
+
+
+def _sgd(session: Session, seed: int) -> tuple[Ensemble, Ensemble]:
+    single = lpe.DeepEnsemble([sgd_point(session, seed).net])
+    return single, single
+
+
+def settings(session: Session, seed: int) -> Iterator[Setting]:
+    """Every setting of the sweep."""
     chosen = session.scale
 
-    def words(change: dict[str, Any]) -> str:
-        return ", ".join(f"{key} {value}" for key, value in change.items())
+    def varied(method: str, changes: Changes, make: Callable[..., Any], recipe: Any) -> Iterator[Setting]:
+        def made(changed: Any) -> tuple[Ensemble, Ensemble]:
+            if method in POINTS:
+                solution = make(session, seed, changed)
+                single = lpe.DeepEnsemble([solution.net])
+                return single, solution.posterior(MEMBERS, seed) if solution.posterior else single
+            ensemble = make(session, seed, changed).make(seed)
+            return lpe.DeepEnsemble([ensemble[0]]), ensemble
 
-    yield "SGD", "chosen", sgd_point(session, seed)
+        keys = dict.fromkeys(key for change in changes for key in change)
+        for change in ({}, *changes):
+            changed = replace(recipe, **change)
+            # Points' settings are named by what is changed, the others' by the values: a row stays true when
+            # another setting is chosen.
+            named = change if method in POINTS else {key: getattr(changed, key) for key in keys}
+            yield method, _words(named), partial(made, changed)
+
     for change in PRE_TRAINING:
         changed = replace(chosen, pre_training=replace(chosen.pre_training, **change))
-        yield "SGD", f"pre-training: {words(change)}", sgd_point(replace(session, scale=changed), seed)
-    for change in SGD:
-        yield "SGD", words(change), sgd_point(session, seed, replace(chosen.sgd, **change))
-    yield "SWAG", "chosen", swag_point(session, seed)
-    for change in SWAG:
-        yield "SWAG", words(change), swag_point(session, seed, replace(chosen.swag, **change))
-    yield "IVON", "chosen", ivon_point(session, seed)
-    for change in IVON:
-        yield "IVON", words(change), ivon_point(session, seed, replace(chosen.ivon, **change))
+        yield "SGD", f"pre-training: {_words(change)}", partial(_sgd, replace(session, scale=changed), seed)
+    yield from varied("SGD", SGD, sgd_point, chosen.sgd)
+    yield from varied("SWAG", SWAG, swag_point, chosen.swag)
+    yield from varied("IVON", IVON, ivon_point, chosen.ivon)
+    yield from varied("SSE", SSE, snapshot_family, chosen.snapshot)
+    yield from varied("CSGLD", CSGLD, cyclical_sgld_family, chosen.cyclical_sgld)
+    yield from varied("BE", BE, batch_ensemble_family, chosen.batch_ensemble)
+
+    def around(name: str, make: Callable[..., Ensemble], *arguments: Any) -> tuple[Ensemble, Ensemble]:
+        net = point(session, name, seed).net
+        return lpe.DeepEnsemble([net]), make(net, *arguments)
+
+    for name in POINTS:
+        for bits in range(2, 9):
+            low = partial(lpe.LowPrecisionEnsemble, system=lpe.Int(bits), size=MEMBERS, seed=seed)
+            yield "LPE-BSR", f"INT-{bits} at {name}", partial(around, name, low)
+    for std in STDS:
+        noisy = partial(lpe.GaussianEnsemble, system=lpe.Int(5), size=MEMBERS, seed=seed, std=std)
+        yield "Gaussian", f"std {std}", partial(around, "SGD", noisy)
+    for rate in RATES:
+        masked = partial(lpe.MCDropoutEnsemble, rate=rate, size=MEMBERS, seed=seed)
+        yield "MC-dropout", f"rate {rate}", partial(around, "SGD", masked)
 
 
-def sweep(session: Session) -> pd.DataFrame:
-    """The whole sweep: a row a training, or a bit width on a point."""
-    rows = []
-    for seed in session.seeds:
-        validation = [digits.load(seed).validation]
+def _measured(session: Session, method: str, setting: str, seed: int) -> dict[str, object]:
+    """One row of the sweep."""
+    torch.set_num_threads(session.scale.threads)
+    make = next(m for name, words, m in settings(session, seed) if (name, words) == (method, setting))
+    single, ensemble = make()
+    validation = [digits.load(seed).validation]
+    one = lpe.evaluate(single, validation).iloc[-1]
+    many = one if ensemble is single else lpe.evaluate(ensemble, validation).iloc[-1]
+    values = (method, setting, seed, one["nll"], one["err"], many["nll"], many["err"])
+    return dict(zip(COLUMNS, values, strict=True))
 
-        def row(
-            method: str,
-            setting: str,
-            solution: Point,
-            ensemble: Ensemble | None,
-            seed: int = seed,
-            batches: list[digits.Split] = validation,
-        ) -> dict[str, object]:
-            single = lpe.evaluate(lpe.DeepEnsemble([solution.net]), batches).iloc[-1]
-            many = single if ensemble is None else lpe.evaluate(ensemble, batches).iloc[-1]
-            measured = (single["nll"], single["err"], many["nll"], many["err"])
-            return dict(zip(COLUMNS, (method, setting, seed, *measured), strict=True))
 
-        for method, setting, solution in trainings(session, seed):
-            posterior = solution.posterior
-            rows.append(row(method, setting, solution, posterior(MEMBERS, seed) if posterior else None))
-        for name in POINTS:
-            solution = point(session, name, seed)
-            for bits in range(2, 9):
-                ensemble = lpe.LowPrecisionEnsemble(solution.net, lpe.Int(bits), MEMBERS, seed=seed)
-                rows.append(row("LPE-BSR", f"INT-{bits} at {name}", solution, ensemble))
-    return pd.DataFrame(rows)
+def sweep(session: Session, path: Path, jobs: int) -> pd.DataFrame:
+    """The whole sweep: a row a setting and training seed; the file grows with every row."""
+    rows: list[dict[str, object]] = []
+    if path.is_file():
+        rows = [{str(k): v for k, v in row.items()} for row in pd.read_csv(path).to_dict("records")]
+    there = {tuple(row[column] for column in KEY) for row in rows}
+    asked = [
+        (method, setting, seed) for seed in session.seeds for method, setting, _ in settings(session, seed)
+    ]
+    lacking = [key for key in dict.fromkeys(asked) if key not in there]
+    places = {key: place for place, key in enumerate(dict.fromkeys(asked))}
+
+    def keep(row: dict[str, object]) -> None:
+        rows.append(row)
+        rows.sort(key=lambda row: places.get(tuple(row[column] for column in KEY), len(places)))  # type: ignore[arg-type]
+        write_table(rows, path, COLUMNS)
+
+    with session.progress(len(lacking), "settings") as bar:
+        if jobs == 1:
+            for key in lacking:
+                keep(_measured(session, *key))
+                bar.update()
+        else:
+            bare = replace(session, tracker=Tracker(None), quiet=True)
+            with workers(jobs) as pool:
+                for future in as_completed([pool.submit(_measured, bare, *key) for key in lacking]):
+                    keep(future.result())
+                    bar.update()
+    return pd.read_csv(path)
 
 
 def main(arguments: list[str]) -> int:
@@ -119,16 +195,16 @@ def main(arguments: list[str]) -> int:
     options.add_argument("--scale", default="digits", help="(default: digits)")
     options.add_argument("--seeds", type=int, default=3, help="training seeds 0 … N-1 (default: 3)")
     options.add_argument("--out", type=Path, help="folder of sweep.csv (default: figures/SCALE)")
+    options.add_argument("--jobs", type=int, default=1, help="processes, one thread each (default: 1)")
     asked = options.parse_args(arguments)
     try:
-        chosen: Scale = scale(asked.scale)
-        if asked.seeds < 1:
-            raise InputError(f"--seeds must be 1 or more, not {asked.seeds}")
+        chosen = scale(asked.scale)
+        if asked.jobs < 1:
+            raise InputError(f"--jobs must be 1 or more, not {asked.jobs}")
         out = asked.out or REPOSITORY / "figures" / chosen.name
         check_writable(out)
         with open_session("tune", chosen, asked.seeds, out, "disabled") as session:
-            table = sweep(session)
-        write_table(table, out / "sweep.csv", COLUMNS)
+            table = sweep(session, out / "sweep.csv", asked.jobs)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

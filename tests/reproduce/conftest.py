@@ -12,11 +12,13 @@ from lpe.substrates.digits import DigitsNetwork, Jitter
 from reproduce import scales
 from reproduce.scales import DIGITS, Landscape, Scale
 
+TINY_VIT = DigitsNetwork(patch=4, width=8, depth=1, heads=2, mlp_ratio=1.0, position_std=1.0)
+
 TINY = replace(
     DIGITS,
     name="tiny",
     seeds=2,
-    network=DigitsNetwork(patch=4, width=8, depth=1, heads=2, mlp_ratio=1.0, position_std=1.0),
+    network=TINY_VIT,
     jitter=Jitter(copies=2, degrees=5.0, scaling=0.1, pixels=1.0),
     pre_training=replace(DIGITS.pre_training, epochs=1, batch=200),
     sgd=replace(DIGITS.sgd, epochs=2, batch=100),
@@ -29,6 +31,16 @@ TINY = replace(
     best_bits=4,
     claim_size=3,
     landscape=Landscape(seed=0, resolution=3, margin=0.3, cloud=3),
+    snapshot=replace(DIGITS.snapshot, cycles=2, epochs_per_cycle=1, batch=100),
+    cyclical_sgld=replace(DIGITS.cyclical_sgld, cycles=2, epochs_per_cycle=2, samples_per_cycle=1, batch=100),
+    batch_ensemble=replace(DIGITS.batch_ensemble, epochs=1, batch=100),
+    members=2,
+    draws_per_posterior=2,
+    expansion=2,
+    claim_seeds=3,
+    networks={"T": TINY_VIT, "L": replace(TINY_VIT, width=16)},
+    table_bits=(6, 4, 3),
+    axis_bits=(4,),
 )
 
 

@@ -68,7 +68,9 @@ def test_plot_only_on_a_file_that_is_no_record_says_so(
 
 def test_an_unknown_figure_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert everything.main(["--only", "fig2,fig99"]) == 2
-    assert capsys.readouterr().err == "error: unknown figure 'fig99'; there are fig2, fig3\n"
+    said = capsys.readouterr().err
+    assert said.startswith("error: unknown figure or table 'fig99'; there are fig1, fig2, ")
+    assert said.count("\n") == 1
 
 
 def test_the_sweep_names_an_unknown_scale(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,7 @@ def test_a_second_run_trains_and_measures_nothing_again(
         raise AssertionError("something was computed that was there already")
 
     monkeypatch.setattr(points, "train", refuse)
-    monkeypatch.setattr("reproduce.measurements.ensemble_rows", refuse)
+    monkeypatch.setattr("lpe.evaluate", refuse)
     monkeypatch.setattr("lpe.evaluation.landscape.Plane.at", refuse)
     assert figure(fig3, tmp_path / "out") == 0
     assert (tmp_path / "out" / "fig3.csv").read_bytes() == first
@@ -122,7 +122,7 @@ def test_an_altered_store_entry_is_said_and_rebuilt_to_the_same_record(
         content = bytearray(entry.read_bytes())
         content[-1] ^= 1
         entry.write_bytes(bytes(content))
-    for working in (tmp_path / "work" / "records").glob("*.csv"):
+    for working in (tmp_path / "work" / "records").rglob("*.csv"):
         working.unlink()
     capsys.readouterr()
     assert figure(fig2, tmp_path / "out", "--seeds", "1") == 0
@@ -137,6 +137,8 @@ def test_the_record_holds_every_method_at_every_size(
     record = pd.read_csv(tmp_path / "out" / "fig2.csv", keep_default_na=False)
     assert tuple(record.columns) == COLUMNS
     nll = record[record["metric"] == "nll"]
+    files = record[record["metric"] == "file_bytes"]
+    assert set(files["seed"]) == {0} and set(files["size"]) == set(tiny.table_sizes)
     found = {
         (row.point, row.method, row.number_system, row.size, row.seed) for row in nll.itertuples(index=False)
     }

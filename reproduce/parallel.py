@@ -1,0 +1,90 @@
+"""Units of work in several processes, each with one thread.
+
+A worker opens a session of its own on the shared store and working records; what it would have sent to W&B
+comes back with its result. Units in flight when a run is killed are lost, all others are on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from importlib import import_module
+
+import torch
+
+from lpe.tracking import Tracker
+from reproduce.command import Session, run_figure
+from reproduce.measurements import Unit, measure
+
+
+class Collected(Tracker):
+    """A tracker that keeps what is logged, for the process that has the W&B run."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.logged: list[dict[str, float]] = []
+
+    def log(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Keep a row of numbers."""
+        self.logged.append(dict(values))
+
+
+def _measured(session: Session, unit: Unit) -> tuple[Unit, list[dict[str, float]]]:
+    torch.set_num_threads(session.scale.threads)
+    tracker = Collected()
+    measure(replace(session, tracker=tracker, quiet=True), unit)
+    return unit, tracker.logged
+
+
+def _rendered(figure: str, arguments: list[str]) -> Rendered:
+    module = import_module(f"reproduce.{figure}")
+    started, said = time.time(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = run_figure(figure, module.__doc__, module.compute, module.draw, arguments, quiet=True)
+    return Rendered(figure, code, time.time() - started, said.getvalue())
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """How the script of a figure or table ended: exit code, seconds, and what it printed."""
+
+    figure: str
+    code: int
+    seconds: float
+    said: str
+
+
+@contextlib.contextmanager
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes, started afresh: a forked one would hang in torch's thread pools."""
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield pool
+    finally:
+        # After an error or Ctrl-C, what has not begun never begins.
+        pool.shutdown(cancel_futures=True)
+
+
+def measure_units(session: Session, wanted: Iterable[Unit], pool: ProcessPoolExecutor) -> None:
+    """Measure units in the pool's processes, with one progress bar; training curves go to W&B at the end."""
+    bare = replace(session, tracker=Tracker(None))
+    futures = [pool.submit(_measured, bare, unit) for unit in wanted]
+    with session.progress(len(futures), "units measured") as bar:
+        for future in as_completed(futures):
+            unit, logged = future.result()
+            for values in logged:
+                session.tracker.log(values)
+            bar.set_postfix_str(f"{unit.what}, seed {unit.seed}")
+            bar.update()
+
+
+def render(figures: Iterable[str], arguments: list[str], pool: ProcessPoolExecutor) -> Iterator[Rendered]:
+    """Run the scripts of figures in the pool's processes: each one's outcome, in the order given."""
+    futures = [pool.submit(_rendered, figure, arguments) for figure in figures]
+    for future in futures:
+        yield future.result()
