@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from lpe.ensembles.batch import BatchEnsemble
 from lpe.ensembles.cyclical_sgld import CyclicalSGLDEnsemble
 from lpe.ensembles.deep import DeepEnsemble
+from lpe.ensembles.gaussian import GaussianEnsemble
 from lpe.ensembles.ivon import IVONEnsemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
+from lpe.ensembles.mc_dropout import MCDropoutEnsemble
 from lpe.ensembles.mixture import Mixture
 from lpe.ensembles.snapshot import SnapshotEnsemble
 from lpe.ensembles.storage import load, save
@@ -16,13 +19,16 @@ from lpe.number_systems.grids import FullPrecision, Int, PerBlock, PerChannel, P
 from lpe.number_systems.rounding import decode, encode, round_weights
 
 __all__ = [
+    "BatchEnsemble",
     "CyclicalSGLDEnsemble",
     "DeepEnsemble",
     "FullPrecision",
+    "GaussianEnsemble",
     "IVONEnsemble",
     "InputError",
     "Int",
     "LowPrecisionEnsemble",
+    "MCDropoutEnsemble",
     "Mixture",
     "PerBlock",
     "PerChannel",

@@ -49,7 +49,8 @@ def train(
     Args:
         model: the module.
         batches: epoch → batches.
-        optimizer: over the model's parameters; its learning rate is set before each step.
+        optimizer: over the model's parameters; its learning rate is set before each step, times
+            the group's own ``lr_factor`` where it has one.
         learning_rate: step → learning rate.
         epochs: passes over the data.
         seed: of whatever the model and the optimiser draw; the global generators are as before afterwards.
@@ -80,7 +81,7 @@ def train(
             for inputs, targets in batches(epoch):
                 rate = learning_rate(step)
                 for group in optimizer.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = rate * group.get("lr_factor", 1.0)
                 with sampled(train=True) if sampled else nullcontext():
                     optimizer.zero_grad()
                     loss = nn.functional.cross_entropy(apply(model, inputs), targets)

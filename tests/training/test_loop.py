@@ -78,6 +78,13 @@ def test_every_groups_learning_rate_is_set_before_each_step() -> None:
     assert optimizer.rates == [[pytest.approx(0.1 * k)] * 2 for k in (1, 2, 3, 4)]
 
 
+def test_a_groups_own_factor_multiplies_its_learning_rate() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = Recording([{"params": [model.weight]}, {"params": [model.bias], "lr_factor": 0.5}], lr=5.0)
+    train(model, batches, optimizer, lambda step: 0.1 * (step + 1), epochs=1, seed=0)
+    assert optimizer.rates == [[pytest.approx(0.1 * k), pytest.approx(0.05 * k)] for k in (1, 2)]
+
+
 def one_step(clip_norm: float | None, factor: float) -> tuple[Tensor, Tensor]:
     """The step of SGD at learning rate 1 on one batch, its inputs times a factor, and the gradient there."""
     model = linear()

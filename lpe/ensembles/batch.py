@@ -1,0 +1,400 @@
+"""BatchEnsemble: Wen et al. 2020, "BatchEnsemble: an alternative approach to efficient ensemble and
+lifelong learning".
+
+M networks share every weight W and differ by a rank-1 factor each. For inputs x of member m a layer computes
+
+    y = ((x ∘ r_m) Wᵀ) ∘ s_m + b_m,   which is the layer of weight W ∘ (s_m r_mᵀ) and bias b_m,
+
+so one pass over the batch, tiled once a member, trains or evaluates all of them. At the start r_m and s_m are
+draws of N(1, std²), and every b_m is the layer's own bias (a bias a member, as in the paper). Everything else
+(norms, embeddings, tokens, bare parameters) is shared.
+
+What matters: the fast weights' own learning rate, without weight decay; their std at the start, which is all
+that makes the members differ; and that training goes on for long enough to use it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpe.ensembles.base import Ensemble, text_table
+from lpe.errors import InputError
+from lpe.modules import apply, named_tensors, tensor_bits, with_tensors
+from lpe.number_systems.streams import canonical_name, check_seed, normal
+
+# Layers that convert, and their spatial dimensions.
+_SPATIAL: dict[type[nn.Module], int] = {
+    nn.Linear: 0,
+    nn.Conv1d: 1,
+    nn.Conv2d: 2,
+    nn.Conv3d: 3,
+    nn.ConvTranspose1d: 1,
+    nn.ConvTranspose2d: 2,
+    nn.ConvTranspose3d: 3,
+}
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def tile(inputs: Any, members: int) -> Any:
+    """A batch once for each member, member by member: [examples, …] → [members·examples, …].
+
+    Args:
+        inputs: a tensor, or a tuple, list or dict of them, each with the examples first. What is no tensor,
+            or has no dimension, stays as it is.
+    """
+    if isinstance(inputs, Tensor):
+        return torch.cat([inputs] * members) if inputs.dim() else inputs
+    if isinstance(inputs, Mapping):
+        return {key: tile(value, members) for key, value in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return tuple(tile(value, members) for value in inputs)
+    return inputs
+
+
+def _examples(inputs: Any) -> int | None:
+    """How many examples a batch has: the length of its first tensor."""
+    if isinstance(inputs, Tensor):
+        return len(inputs) if inputs.dim() else None
+    if isinstance(inputs, Mapping):
+        inputs = tuple(inputs.values())
+    if isinstance(inputs, tuple | list):
+        return next((found for value in inputs if (found := _examples(value)) is not None), None)
+    return None
+
+
+@dataclass
+class _Batch:
+    """The tiled batch that is on its way through the network; all its layers see this object."""
+
+    examples: int = 0
+
+
+def _vectors_of(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
+    """r [members, in], s [members, out] and the biases [members, out] of a converted layer."""
+    r, s, biases = layer.batch_r, layer.batch_s, layer.batch_bias
+    assert isinstance(r, Tensor) and isinstance(s, Tensor)
+    assert biases is None or isinstance(biases, Tensor)
+    return r, s, biases
+
+
+class _FastWeights:
+    """The hooks that make a layer M layers; r, s and the biases are the layer's own parameters."""
+
+    def __init__(self, name: str, spatial: int, batch: _Batch) -> None:
+        self.name = name
+        self.channel = -1 - spatial
+        self.batch = batch
+
+    def _times(self, values: Tensor, vectors: Tensor, biases: Tensor | None = None) -> Tensor:
+        """Values [members·examples, …] by the vectors [members, channels], plus the biases."""
+        members, channels = vectors.shape
+        if not self.batch.examples or not len(values) or len(values) % self.batch.examples:
+            raise InputError(
+                f"layer {self.name!r} is given {list(values.shape)}, whose first dimension is not that of "
+                f"the tiled batch of {self.batch.examples}: members cannot be told apart there; "
+                "BatchEnsemble takes models that keep the batch first, called as ensemble.module(inputs)"
+            )
+        grouped = values.unflatten(0, (members, -1))
+        shape = [members, *[1] * (grouped.dim() - 1)]
+        shape[self.channel] = channels
+        scaled = grouped * vectors.to(values.dtype).view(shape)
+        if biases is not None:
+            scaled = scaled + biases.to(values.dtype).view(shape)
+        return scaled.flatten(0, 1)
+
+    def scale_inputs(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A forward pre-hook: x ∘ r_m."""
+        if args:
+            return (self._times(args[0], _vectors_of(layer)[0]), *args[1:]), kwargs
+        return args, {**kwargs, "input": self._times(kwargs["input"], _vectors_of(layer)[0])}
+
+    def scale_outputs(self, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        """A forward hook: y ∘ s_m + b_m."""
+        _, s, biases = _vectors_of(layer)
+        return self._times(output, s, biases)
+
+
+class BatchEnsembleModule(nn.Module):
+    """All members as one trainable module.
+
+    Args:
+        network: the network with its converted layers. members: M.
+    """
+
+    def __init__(self, network: nn.Module, members: int, batch: _Batch) -> None:
+        super().__init__()
+        self.network = network
+        self.members = members
+        self._batch = batch
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Logits [members·examples, classes], member by member, of a batch that is not tiled yet.
+
+        The batch is given as the network takes it: by position or by keyword.
+        """
+        if args and kwargs:
+            raise InputError("give the inputs by position or by keyword, not some by each")
+        inputs = tile(kwargs or args, self.members)
+        self._batch.examples = _examples(inputs) or 0
+        try:
+            return apply(self.network, inputs)
+        finally:
+            self._batch.examples = 0
+
+
+class BatchEnsemble(Ensemble):
+    """M members that share their weights up to rank-1 factors: trainable, and a sequence of plain networks.
+
+    ``ensemble.module`` is what is trained: its ``forward(inputs)`` tiles the batch and returns logits
+    [members·examples, classes], member by member, so that the targets are ``tile(targets, size)``. A batch
+    norm in training sees all members' examples as one batch, and its running statistics, of all of them, are
+    each member's.
+
+    Args:
+        model: any module that keeps the batch first; it is copied once and not modified. A parameter that
+            asks for no gradient is not trained here either.
+        size: members. seed: of the fast weights, 0 … 2⁶⁴ − 1.
+        std: of the fast weights around 1; 0: unit fast weights, every member the model itself.
+
+    Raises:
+        InputError: a model without a layer to convert; a std that is negative, NaN or infinite; a size below
+            1; a seed out of range.
+    """
+
+    def __init__(self, model: nn.Module, size: int, seed: int = 0, std: float = 0.5) -> None:
+        super().__init__(size)
+        if isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < math.inf:
+            raise InputError(f"std must be a finite number ≥ 0, not {std!r}")
+        self.model = model
+        self.seed = check_seed(seed)
+        self.std = std
+        self._kept = _not_converted(model)
+        convertible = [
+            (name, module)
+            for name, module in model.named_modules()
+            if _kind(module) is not None and name not in self._kept
+        ]
+        if not convertible:
+            reasons = "; ".join(f"{name or 'the model'}: {reason}" for name, reason in self._kept.items())
+            raise InputError(
+                f"{type(model).__name__} has no Linear or Conv layer that BatchEnsemble can convert"
+                + (f" ({reasons})" if reasons else "")
+            )
+        tensors = named_tensors(model)
+        network = with_tensors(model, {entry.name: entry.tensor.detach().clone() for entry in tensors})
+        for own, given in zip(network.parameters(), model.parameters(), strict=True):
+            own.requires_grad_(given.requires_grad)
+        batch = _Batch()
+        modules = dict(network.named_modules())
+        self._layers = {canonical_name(name): modules[name] for name, _ in convertible}
+        for name, layer in self._layers.items():
+            self._convert(name, layer, batch)
+        self.module = BatchEnsembleModule(network, size, batch)
+
+    def _convert(self, name: str, layer: nn.Module, batch: _Batch) -> None:
+        """Give a layer its fast weights and the hooks that use them."""
+        kind = _kind(layer)
+        assert kind is not None
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        for vector, width in zip(("r", "s"), _widths(layer), strict=True):
+            drawn = torch.stack(
+                [
+                    1.0 + self.std * normal(f"batch ensemble {vector}", self.seed, name, index, (width,))
+                    for index in range(self.size)
+                ]
+            )
+            layer.register_parameter(f"batch_{vector}", nn.Parameter(drawn.to(weight.device, weight.dtype)))
+        # The layer's bias would be scaled by s: it goes, and the members' own are added after.
+        bias = layer.bias
+        biases = nn.Parameter(bias.detach().repeat(self.size, 1)) if isinstance(bias, Tensor) else None
+        layer.register_parameter("bias", None)
+        layer.register_parameter("batch_bias", biases)
+        fast = _FastWeights(name, _SPATIAL[kind], batch)
+        layer.register_forward_pre_hook(fast.scale_inputs, with_kwargs=True)
+        # First among its hooks: a hook of the model's own sees the layer's whole output.
+        layer.register_forward_hook(fast.scale_outputs, prepend=True)
+
+    def forward_all(self, inputs: Any) -> Tensor:
+        """Logits of all members in one pass, in eval mode and without gradients.
+
+        Args:
+            inputs: a tensor, tuple, list or dict, with the examples first.
+
+        Returns:
+            [members, examples, classes].
+        """
+        flags = [(module, module.training) for module in self.module.modules()]
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                return apply(self.module, inputs).unflatten(0, (self.size, -1))
+        finally:
+            for module, training in flags:
+                module.training = training
+
+    def parameter_groups(self, lr: float, fast_lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Two groups for an optimiser: the shared parameters with the biases, and r and s.
+
+        Args:
+            lr, fast_lr: learning rate of each. The training loop, which sets one rate for all, follows the
+                fast group's ``lr_factor`` = fast_lr / lr.
+            weight_decay: of the first group; r and s have none.
+
+        Raises:
+            InputError: a learning rate that is not a finite number above 0.
+        """
+        for what, rate in (("lr", lr), ("fast_lr", fast_lr)):
+            if not 0 < rate < math.inf:
+                raise InputError(f"{what} must be a finite number above 0, not {rate!r}")
+        fast = [vectors for layer in self._layers.values() for vectors in _vectors_of(layer)[:2]]
+        fast_ids = {id(vectors) for vectors in fast}
+        shared = [p for p in self.module.parameters() if id(p) not in fast_ids and p.requires_grad]
+        return [
+            {"params": shared, "lr": lr, "weight_decay": weight_decay},
+            {"params": fast, "lr": fast_lr, "weight_decay": 0.0, "lr_factor": fast_lr / lr},
+        ]
+
+    @torch.no_grad()
+    def member(self, index: int) -> nn.Module:
+        """Member ``index``: a plain network of weights W ∘ (s rᵀ), everything else shared with the module.
+
+        It is that of the weights now: make it anew after training.
+        """
+        vectors = self._vectors()
+        replaced = {
+            entry.name: entry.tensor.detach()
+            for entry in named_tensors(self.module.network)
+            if id(entry.tensor) not in vectors
+        }
+        for name, layer in self._layers.items():
+            prefix = f"{name}." if name else ""
+            replaced[f"{prefix}weight"] = _member_weight(layer, index)
+            biases = _vectors_of(layer)[2]
+            if biases is not None:
+                replaced[f"{prefix}bias"] = biases.detach()[index]
+        return with_tensors(self.model, replaced)
+
+    def _vectors(self) -> dict[int, Tensor]:
+        """Fast weights and members' biases, by id: [members, width] each."""
+        return {
+            id(vectors): vectors
+            for layer in self._layers.values()
+            for vectors in _vectors_of(layer)
+            if vectors is not None
+        }
+
+    def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
+        """The shared tensors once and n members' vectors (r, s and biases); storage makes no difference."""
+        n = self._check_storage(n, storage)
+        vectors = self._vectors()
+        shared = sum(
+            tensor_bits(entry.tensor)
+            for entry in named_tensors(self.module.network)
+            if entry.saved and id(entry.tensor) not in vectors
+        )
+        return shared + n * sum(tensor_bits(v[0]) for v in vectors.values())
+
+    def describe(self) -> str:
+        """A row per tensor of a member: name, shape, shared or not and why, bits a value."""
+        converted = {f"{name}.weight" if name else "weight" for name in self._layers}
+        biases = {
+            f"{name}.bias" if name else "bias"
+            for name, layer in self._layers.items()
+            if _vectors_of(layer)[2] is not None
+        }
+        holders = _holders(self.model)
+        kept = {canonical_name(name): reason for name, reason in self._kept.items()}
+        rows = []
+        for entry in named_tensors(self.model):
+            kind = type(holders[entry.name]).__name__
+            if entry.name in converted:
+                held, why = "shared ∘ s rᵀ", kind
+            elif entry.name in biases:
+                held, why = "own", f"bias of {kind}"
+            else:
+                held = "shared"
+                why = kept.get(entry.name.rpartition(".")[0], f"{entry.kind} of {kind}")
+            shape = "×".join(map(str, entry.tensor.shape)) or "scalar"
+            rows.append((entry.name, shape, held, why, str(entry.tensor.element_size() * 8)))
+        title = (
+            f"BatchEnsemble of {type(self.model).__name__}: {self.size} members, {len(self._layers)} layers "
+            f"converted, std {self.std:g}, seed {self.seed}"
+        )
+        own = sum(vectors[0].numel() for vectors in self._vectors().values())
+        footer = f"{own:,} values of a member's own (r, s and biases)"
+        return text_table(title, ("tensor", "shape", "in a member", "why", "bits"), rows, footer)
+
+
+def _kind(module: nn.Module) -> type[nn.Module] | None:
+    return next((kind for kind in _SPATIAL if isinstance(module, kind)), None)
+
+
+def _holders(model: nn.Module) -> dict[str, nn.Module]:
+    """Which module holds the parameter or buffer of that canonical name."""
+    return {
+        canonical_name(f"{prefix}.{attribute}" if prefix else attribute): module
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for attribute in (*module._parameters, *module._buffers)
+    }
+
+
+def _not_converted(model: nn.Module) -> dict[str, str]:
+    """Linear and Conv layers that stay as they are: module name → why."""
+    holders = _holders(model)
+    tied: dict[int, str] = {}
+    for entry in named_tensors(model):
+        names = (entry.name, *entry.also)
+        # One module under two names is not a tie: it is one layer, used twice.
+        if len({id(holders[name]) for name in names}) > 1:
+            tied |= {id(holders[name]): ", ".join(names) for name in names}
+    functional = {
+        id(module.out_proj) for module in model.modules() if isinstance(module, nn.MultiheadAttention)
+    }
+    reasons = {}
+    for name, layer in model.named_modules():
+        kind = _kind(layer)
+        if kind is None:
+            continue
+        parts = ("forward", "_conv_forward")
+        if id(layer) in functional:
+            reasons[name] = "used by MultiheadAttention without calling it"
+        elif layer._parameters.get("weight") is None:
+            reasons[name] = "its weight is computed"
+        elif id(layer) in tied:
+            reasons[name] = f"tied: {tied[id(layer)]}"
+        elif "forward" in vars(layer) or any(
+            getattr(type(layer), part, None) is not getattr(kind, part, None) for part in parts
+        ):
+            reasons[name] = f"{type(layer).__name__} has a forward of its own"
+    return reasons
+
+
+def _widths(layer: nn.Module) -> tuple[int, int]:
+    """Input and output channels of a layer."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    assert isinstance(layer.in_channels, int) and isinstance(layer.out_channels, int)
+    return layer.in_channels, layer.out_channels
+
+
+def _member_weight(layer: nn.Module, index: int) -> Tensor:
+    """W ∘ (s_m r_mᵀ), of the weight's shape: [out, in / groups, …]; ConvTranspose: [in, out / groups, …]."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    r, s, _ = _vectors_of(layer)
+    first, second = (r, s) if isinstance(layer, _TRANSPOSED) else (s, r)
+    groups = getattr(layer, "groups", 1)  # a Linear has none
+    # Row i of the weight is of group i // (rows / groups) and meets that group's part of the second vector.
+    rows = first[index].view(groups, -1, 1)
+    columns = second[index].view(groups, 1, -1)
+    factors = (rows * columns).flatten(0, 1)
+    return weight.detach() * factors.detach().view(*factors.shape, *[1] * (weight.dim() - 2))

@@ -1,0 +1,200 @@
+"""Gaussian noise on the weights: what rounding to a low precision is compared with.
+
+Member m of an ensemble of size M is the base network with every weight w that LPE-BSR would quantise
+replaced by
+
+    w_m = w + σ_w z,   z ~ N(0, 1) keyed by (seed, name, m),
+
+and all other tensors shared. Two choices of σ_w:
+
+    matched     σ_w² = Δ²·p(1 − p): weight by weight BSR's own variance under a number system, with its Δ and
+                its p (zero for a grid value). Is it the rounding that helps, or only noise of that size?
+    isotropic   one σ for all weights, in the weights' own unit.
+
+Sources: the matched variance is BSR's (Nam & Lee 2024, "Ex Uno Pluria"); noise of one size around a trained
+network is their training-free baseline. What matters: σ, that is, the bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpe.ensembles.base import Ensemble, text_table
+from lpe.ensembles.batch_norm import fresh_statistics, with_weights
+from lpe.ensembles.selection import PlannedTensor, select_tensors
+from lpe.errors import InputError
+from lpe.modules import named_tensors, tensor_bits, with_tensors
+from lpe.number_systems.grids import FullPrecision, Int, NumberSystem
+from lpe.number_systems.rounding import steps
+from lpe.number_systems.streams import check_seed, normal
+
+CHUNK = 1 << 15
+"""Elements at a time: bounds the temporaries at a few hundred kB for any tensor's size."""
+
+
+class GaussianEnsemble(Ensemble):
+    """M draws of Gaussian noise around one model's weights.
+
+    Args:
+        model: any module; it is not modified, and members share what carries no noise. The steps Δ are taken
+            when the ensemble is made: make it anew after training the model or moving it.
+        system: the number system whose tensors carry the noise, and whose variance it has where ``std`` is
+            None.
+        size: members. seed: of the draws, 0 … 2⁶⁴ − 1.
+        std: None: BSR's own, weight by weight. A number ≥ 0: that of every weight, in the weights' unit.
+        include, exclude: name patterns, see :func:`lpe.ensembles.selection.select_tensors`.
+        batches: training batches (inputs, targets), iterable again and again: each member's batch-norm
+            statistics are re-estimated over them. None: they are the model's, as those of LPE are.
+
+    Raises:
+        InputError: a size below 1; a seed out of range; a std that is negative, NaN or infinite; no std under
+            a system that rounds nothing; nothing to quantise; a pattern that matches nothing; a NaN or
+            infinite weight.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        system: NumberSystem,
+        size: int,
+        seed: int = 0,
+        std: float | None = None,
+        include: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
+        batches: Iterable[Any] | None = None,
+    ) -> None:
+        super().__init__(size)
+        if not isinstance(system, Int | FullPrecision):
+            raise InputError(f"system must be a number system such as lpe.Int(5), not {system!r}")
+        if std is None:
+            if not isinstance(system, Int):
+                raise InputError(
+                    f"{system.name} rounds nothing, so noise of its variance is none; give std= a number or "
+                    "an integer system such as lpe.Int(5)"
+                )
+        elif isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < math.inf:
+            raise InputError(f"std must be a finite number ≥ 0 or None (BSR's own), not {std!r}")
+        self.model = model
+        self.system = system
+        self.seed = check_seed(seed)
+        self.std = std
+        self.batches = batches
+        self.plan: list[PlannedTensor] = select_tensors(model, system, include, exclude)
+        self._noisy = {planned.name: planned for planned in self.plan if planned.quantised}
+        self._weights = {entry.name: entry.tensor for entry in named_tensors(model)}
+        self._steps: dict[str, Tensor] = {}
+        if std is None:
+            assert isinstance(system, Int)
+            with torch.no_grad():
+                self._steps = {
+                    name: steps(self._weights[name], system, planned.layout).flatten()
+                    for name, planned in self._noisy.items()
+                }
+
+    @torch.no_grad()
+    def std_of(self, name: str) -> Tensor:
+        """Standard deviation of the noise on one tensor: float32, of the weight's shape, in its unit.
+
+        Raises:
+            InputError: the tensor carries no noise.
+        """
+        if name not in self._noisy:
+            raise InputError(f"{name!r} carries no noise in this ensemble; describe() lists what does")
+        std = torch.empty(self._noisy[name].shape, dtype=torch.float32, device=self._weights[name].device)
+        for start, stop, part in self._std(name):
+            std.view(-1)[start:stop] = part
+        return std
+
+    def _std(self, name: str) -> Iterator[tuple[int, int, Tensor | float]]:
+        """start, stop and std of CHUNK elements at a time (row-major): float32 [elements], or a number."""
+        weight = self._weights[name].detach().reshape(-1)
+        layout = self._noisy[name].layout
+        for start in range(0, len(weight), CHUNK):
+            stop = min(start + CHUNK, len(weight))
+            if self.std is not None:
+                yield start, stop, self.std
+                continue
+            assert isinstance(self.system, Int)
+            group = layout.scale_group(self.system, start, stop, weight.device)
+            step = self._steps[name][group]
+            yield start, stop, _rounding_std(weight[start:stop].float(), step, self.system.largest_code)
+
+    @torch.no_grad()
+    def weights(self, index: int) -> dict[str, Tensor]:
+        """Draw ``index`` of the weights that carry noise, by canonical name."""
+        drawn = {}
+        for name, planned in self._noisy.items():
+            weight = self._weights[name].detach()
+            noise = normal("gaussian", self.seed, name, index, planned.shape).to(weight.device)
+            # Written over the noise where the types agree: no copy of the weight besides the member's own.
+            values = noise if noise.dtype == weight.dtype else torch.empty_like(noise, dtype=weight.dtype)
+            flat_weight, flat_noise, flat_values = weight.reshape(-1), noise.view(-1), values.view(-1)
+            for start, stop, std in self._std(name):
+                flat_values[start:stop] = flat_weight[start:stop] + std * flat_noise[start:stop]
+            drawn[name] = values
+        return drawn
+
+    def member(self, index: int) -> nn.Module:
+        """Member ``index``: one draw of the noisy tensors, all others shared."""
+        weights = self.weights(index)
+        if self.batches is None:
+            return with_tensors(self.model, weights)
+        return with_weights(self.model, weights, self.batches)
+
+    def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
+        """Bits of n members; see :meth:`lpe.ensembles.base.Ensemble.memory_bits`.
+
+        "members": n × the noisy weights at their own precision (with re-estimated batch-norm statistics,
+        where there are any), the other tensors once. "generator": the model once.
+        """
+        n = self._check_storage(n, storage)
+        owned = {*self._noisy, *(() if self.batches is None else fresh_statistics(self.model))}
+        copies = n if storage == "members" else 1
+        return sum(
+            tensor_bits(entry.tensor) * (copies if entry.name in owned else 1)
+            for entry in named_tensors(self.model)
+            if entry.saved
+        )
+
+    def describe(self) -> str:
+        """A row per tensor: name, shape, noise or none and why, median std, bits a value in a member."""
+        rows = []
+        for planned in self.plan:
+            median = f"{float(self.std_of(planned.name).median()):.3g}" if planned.quantised else ""
+            rows.append(
+                (
+                    planned.name,
+                    "×".join(map(str, planned.shape)) or "scalar",
+                    "yes" if planned.quantised else "no",
+                    planned.reason + ("" if planned.saved else ", not saved"),
+                    median,
+                    str(planned.bits),
+                )
+            )
+        noise = f"the variance of {self.system.name} BSR" if self.std is None else f"std {self.std:g}"
+        title = (
+            f"Gaussian noise on {type(self.model).__name__}: {self.size} members, {noise}, seed {self.seed}"
+        )
+        inside = sum(planned.numel for planned in self._noisy.values())
+        footer = f"{inside:,} values with noise"
+        return text_table(title, ("tensor", "shape", "noise", "why", "median std", "bits"), rows, footer)
+
+
+def _rounding_std(weight: Tensor, step: Tensor, largest_code: int) -> Tensor:
+    """BSR's std of float32 weights under their steps Δ, all of one shape.
+
+    The arithmetic is the rounding's own (``kernels.reference``), to the 16 bits of its probability: so a
+    weight that it never moves has no noise.
+    """
+    inverse = 1.0 / step
+    v = torch.where(torch.isfinite(inverse), weight * inverse, 0.0)
+    low = v.floor()
+    p = ((v - low) * 65536.0).round() / 65536.0
+    # Beyond the last code, where float32's error may put the largest weight, both neighbours are that code.
+    gap = (low + 1).clamp(-largest_code, largest_code) - low.clamp(-largest_code, largest_code)
+    return step * gap * (p * (1.0 - p)).sqrt()

@@ -1,0 +1,272 @@
+"""MC-dropout: Gal & Ghahramani 2016, "Dropout as a Bayesian approximation".
+
+Dropout is on at test time, and the predictions of M draws are averaged. Member m multiplies the features h of
+each layer by one fixed mask,
+
+    h ← h ∘ b_m / (1 − rate),   b_m ~ Bernoulli(1 − rate) per feature, keyed by (seed, layer, m),
+
+the same for every example, token and pixel: a member is a function of its input alone. (Drawing anew per
+example gives each example the same distribution of predictions.)
+
+Places: the model's ``nn.Dropout`` modules, whatever their own p, and ``nn.Dropout1d`` to ``3d``. A model
+without any gets masks on the inputs of its Linear and Conv layers, except the first, which sees raw inputs.
+Dropout of attention probabilities has no features to mask and is left out; ``describe()`` lists it, with
+every other place that is left as it is.
+
+What matters: the rate, tuned on validation data. Masks make networks that were not trained with dropout
+much worse at rates that are harmless to others.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from lpe.ensembles.base import Ensemble, text_table
+from lpe.ensembles.batch_norm import fresh_statistics, refresh
+from lpe.errors import InputError
+from lpe.modules import named_tensors, tensor_bits, with_tensors
+from lpe.number_systems.streams import canonical_name, check_seed, generator
+
+# Spatial dimensions of the layers that multiply by a weight.
+_SPATIAL: dict[type[nn.Module], int] = {
+    nn.Linear: 0,
+    nn.Conv1d: 1,
+    nn.Conv2d: 2,
+    nn.Conv3d: 3,
+    nn.ConvTranspose1d: 1,
+    nn.ConvTranspose2d: 2,
+    nn.ConvTranspose3d: 3,
+}
+_CHANNEL_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_PROBABILITIES = re.compile(r"^(attn|attention|attention_probs)_?(drop|dropout)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model could have dropout.
+
+    Args:
+        name: the module's name in the model. kind: its type.
+        at: "output" or "input" of the module; "" where it is left as it is.
+        reason: why it is a place, or is none.
+        spatial: how its features lie, see :func:`feature_dimension`.
+    """
+
+    name: str
+    kind: str
+    at: str
+    reason: str
+    spatial: int
+
+
+def _spatial(module: nn.Module) -> int | None:
+    return next((spatial for kind, spatial in _SPATIAL.items() if isinstance(module, kind)), None)
+
+
+def _holds_probabilities(parent: nn.Module, attribute: str) -> bool:
+    # Only names tell: timm's attn_drop, GPT-2's attn_dropout, BERT's SelfAttention.dropout.
+    return bool(_PROBABILITIES.match(attribute)) or (
+        attribute == "dropout" and bool(re.search(r"attention\d*$", type(parent).__name__, re.IGNORECASE))
+    )
+
+
+def dropout_places(model: nn.Module) -> list[Place]:
+    """Every place that dropout has or could have, in the model's order.
+
+    Raises:
+        InputError: the model has neither dropout nor a Linear or Conv layer.
+    """
+    modules = dict(model.named_modules())
+    dropouts: list[Place] = []
+    # Features come as the layer before has left them: [batch, channels, *spatial] after a Conv.
+    spatial = 2
+    for name, module in modules.items():
+        parent, _, attribute = name.rpartition(".")
+        kind = type(module).__name__
+        layer = 0 if isinstance(module, nn.Embedding) else _spatial(module)
+        if layer is not None:
+            spatial = layer
+        elif isinstance(module, nn.Dropout):
+            if name and _holds_probabilities(modules[parent], attribute):
+                dropouts.append(Place(name, kind, "", "attention probabilities, no features", 0))
+            else:
+                dropouts.append(Place(name, kind, "output", "dropout of the model", spatial))
+        elif isinstance(module, _CHANNEL_DROPOUTS):
+            dropouts.append(Place(name, kind, "output", "dropout of the model, by channel", -1))
+        elif isinstance(module, _DropoutNd) or re.search(r"drop(out|path|block)", kind, re.IGNORECASE):
+            dropouts.append(Place(name, kind, "", "another kind of dropout", 0))
+    if any(place.at for place in dropouts):
+        return dropouts
+    inserted = _inserted_places(modules)
+    if not any(place.at for place in inserted):
+        raise InputError(
+            f"{type(model).__name__} has neither dropout nor a Linear or Conv layer that it calls; "
+            "there is nowhere to mask"
+        )
+    return dropouts + inserted
+
+
+def _inserted_places(modules: dict[str, nn.Module]) -> list[Place]:
+    """The inputs of Linear and Conv layers, but the first's: by the order in which the model holds them."""
+    functional = {
+        id(module.out_proj) for module in modules.values() if isinstance(module, nn.MultiheadAttention)
+    }
+    places = []
+    raw = True
+    usable = sum(_spatial(module) is not None for module in modules.values()) - len(functional)
+    for name, module in modules.items():
+        if isinstance(module, nn.Embedding):
+            raw = False
+        spatial = _spatial(module)
+        if spatial is None:
+            continue
+        kind = type(module).__name__
+        if id(module) in functional:
+            places.append(Place(name, kind, "", "its weight is used without calling it", spatial))
+        elif raw and usable > 1:
+            places.append(Place(name, kind, "", "the first layer sees raw inputs", spatial))
+            raw = False
+        else:
+            places.append(Place(name, kind, "input", f"input of {kind}", spatial))
+            raw = False
+    return places
+
+
+def feature_dimension(place: Place, dimensions: int) -> int:
+    """Which dimension of a tensor of so many dimensions holds the features at a place."""
+    if place.spatial < 0:
+        return 1
+    if place.at == "input":
+        return dimensions - 1 - place.spatial
+    # Dropout after a Conv sees its feature maps only if they are still such: a ViT's are tokens by then.
+    return 1 if place.spatial and dimensions == place.spatial + 2 else dimensions - 1
+
+
+class _Mask:
+    """One layer's mask in one member, drawn when the number of features is known."""
+
+    def __init__(self, place: Place, rate: float, seed: int, member: int) -> None:
+        self.place = place
+        self.rate = rate
+        self.seed = seed
+        self.member = member
+        self._drawn: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+
+    def factors(self, features: int) -> Tensor:
+        """0 or 1/(1 − rate) per feature: float32 [features]."""
+        stream = generator("mc dropout", self.seed, canonical_name(self.place.name), self.member)
+        return (torch.rand(features, generator=stream) >= self.rate) / (1.0 - self.rate)
+
+    def masked(self, values: Tensor) -> Tensor:
+        """The values with their features masked."""
+        if not self.rate:
+            return values
+        dimension = feature_dimension(self.place, values.dim())
+        features = values.shape[dimension]
+        key = (features, values.dtype, values.device)
+        if key not in self._drawn:
+            # Kept for later calls, so not of the caller's inference mode: a gradient may be asked for then.
+            with torch.inference_mode(False):
+                self._drawn[key] = self.factors(features).to(values.device, values.dtype)
+        return values * self._drawn[key].view(features, *[1] * (values.dim() - 1 - dimension))
+
+    def on_output(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        """A forward hook."""
+        return self.masked(output)
+
+    def on_input(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A forward pre-hook."""
+        if args:
+            return (self.masked(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "input": self.masked(kwargs["input"])}
+
+
+class MCDropoutEnsemble(Ensemble):
+    """M fixed dropout masks on one model.
+
+    Args:
+        model: any module; it is not modified, and members share all its tensors.
+        rate: the probability that a feature is dropped, 0 ≤ rate < 1; the modules' own p are not used.
+        size: members. seed: of the masks, 0 … 2⁶⁴ − 1.
+        batches: training batches (inputs, targets), iterable again and again: each member's batch-norm
+            statistics are re-estimated over them, under its masks. None: they are the model's, which is the
+            usual practice.
+
+    Raises:
+        InputError: a rate outside [0, 1); a size below 1; a seed out of range; a model with neither dropout
+            nor a Linear or Conv layer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rate: float,
+        size: int,
+        seed: int = 0,
+        batches: Iterable[Any] | None = None,
+    ) -> None:
+        super().__init__(size)
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+            raise InputError(
+                f"rate must be a number from 0 up to but not 1 (the share dropped), not {rate!r}"
+            )
+        self.model = model
+        self.rate = float(rate)
+        self.seed = check_seed(seed)
+        self.batches = batches
+        self.places = dropout_places(model)
+
+    def member(self, index: int) -> nn.Module:
+        """Member ``index``: the model with a fixed mask at every place, all tensors shared.
+
+        The masks are hooks of the copy, so its modules and their names are the model's.
+        """
+        own = {} if self.batches is None else fresh_statistics(self.model)
+        net = with_tensors(self.model, own)
+        modules = dict(net.named_modules())
+        for place in self.places:
+            mask = _Mask(place, self.rate, self.seed, index)
+            if place.at == "output":
+                modules[place.name].register_forward_hook(mask.on_output)
+            elif place.at == "input":
+                modules[place.name].register_forward_pre_hook(mask.on_input, with_kwargs=True)
+        if self.batches is not None:
+            refresh(net, self.batches)
+        return net
+
+    def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
+        """One model whatever n: the masks follow from the seed.
+
+        Stored members with re-estimated batch-norm statistics have those each.
+        """
+        n = self._check_storage(n, storage)
+        owned = {} if self.batches is None else fresh_statistics(self.model)
+        copies = n if storage == "members" else 1
+        return sum(
+            tensor_bits(entry.tensor) * (copies if entry.name in owned else 1)
+            for entry in named_tensors(self.model)
+            if entry.saved
+        )
+
+    def describe(self) -> str:
+        """A row per place that has or could have dropout: module, kind, masked or not, why."""
+        rows = [
+            (place.name or "(the model)", place.kind, "yes" if place.at else "no", place.reason)
+            for place in self.places
+        ]
+        title = (
+            f"MC-dropout of {type(self.model).__name__}: {self.size} members, rate {self.rate:g}, "
+            f"seed {self.seed}"
+        )
+        values = sum(entry.tensor.numel() for entry in named_tensors(self.model) if entry.saved)
+        footer = f"{values:,} values, shared by all members"
+        return text_table(title, ("module", "kind", "masked", "why"), rows, footer)
