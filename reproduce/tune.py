@@ -71,8 +71,8 @@ IVON: Changes = (
     {"weight_decay": 2e-3},
 )
 SSE: Changes = (
+    {"learning_rate": 0.0125},
     {"learning_rate": 0.025},
-    {"learning_rate": 0.1},
 )
 CSGLD: Changes = (
     {"learning_rate": 0.25},
