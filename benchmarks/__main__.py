@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from importlib import import_module
 
 QUICK = ("memory", "construction")
-OTHERS = {"assets": "LPE-BSR on pre-trained weights and real data (LPE_ASSETS; 25 minutes)"}
+OTHERS = {
+    "regression": "whether a metric of any method moved (two minutes; CI runs it)",
+    "assets": "LPE-BSR on pre-trained weights and real data (LPE_ASSETS; 50 minutes)",
+}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import io
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from importlib import import_module
+from multiprocessing.connection import wait
 
 import torch
 
@@ -59,10 +62,23 @@ class Rendered:
     said: str
 
 
+def _end_with_parent() -> None:
+    """Let this process die when its parent does, however that was killed: nobody waits for its work."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextlib.contextmanager
 def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """A pool of processes, started afresh: a forked one would hang in torch's thread pools."""
-    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent)
     try:
         yield pool
     finally:

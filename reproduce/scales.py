@@ -89,7 +89,7 @@ class CyclicalSGLDTraining:
     samples_per_cycle: int = 3  # pytorch-ensembles: noise in the last 3 epochs, a sample after each
     batch: int = 25  # SGD's
     learning_rate: float = 0.5  # sweep; also pytorch-ensembles'
-    temperature: float = 1.0  # the posterior itself
+    temperature: float = 1.0  # sweep
     weight_decay: float = 5e-4  # SGD's: a prior variance of 1 / (weight decay · training images) = 1.9
 
 

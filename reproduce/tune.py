@@ -76,7 +76,8 @@ SSE: Changes = (
 )
 CSGLD: Changes = (
     {"learning_rate": 0.25},
-    {"learning_rate": 1.0},
+    {"temperature": 0.1},
+    {"temperature": 0.01},
 )
 BE: Changes = (
     {"learning_rate": 0.1},

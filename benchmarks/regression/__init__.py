@@ -1,0 +1,231 @@
+"""Metric regression: have NLL, ERR, ECE or AMB of any method moved?
+
+    python -m benchmarks regression
+    python -m benchmarks regression --update --reason "why the numbers are expected to move"
+
+Costs about two minutes of one core. Every method is trained and measured from nothing at a reduced digits
+size (``SCALE`` below) over three training seeds; the means over the seeds are compared with expected.csv,
+beside this file. It prints a table of what moved (metric, expected, got, tolerance) and exits with 1, or says
+that nothing moved and exits with 0.
+
+Tolerances. The same seeds are measured again, so a change of code that should change nothing leaves only the
+rounding of floats: on another CPU sums are taken in another order, and training amplifies that. A tolerance
+is TOLERANCE of the standard deviation over the training seeds, and at least FLOOR, for ERR the flip of
+two predictions in all. ``--update`` measures the amplification, too: it trains once more from weights that
+were moved by one part in 10⁶ and writes how much of the tolerances that uses up.
+
+Two rows are of no method: confidences that lie exactly on the edges of ECE's bins, which networks never
+show, and the temperature itself, in which NLL is too flat to tell that it is off.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+import lpe
+from benchmarks.command import parser
+from lpe.ensembles.base import text_table
+from lpe.errors import InputError
+from lpe.evaluation.metrics import ECE_BINS, CalibrationBins, fit_temperature
+from lpe.evaluation.predict import member_log_probs
+from lpe.records import write_table, write_text_atomic
+from lpe.store import Store
+from lpe.substrates import digits
+from lpe.tracking import Tracker
+from reproduce.command import Session
+from reproduce.families import FAMILIES
+from reproduce.measurements import Unit, measure, rows_of, units
+from reproduce.points import POINTS, point
+from reproduce.scales import DIGITS, VIT, Scale
+
+FOLDER = Path(__file__).parent
+SEEDS = (0, 1, 2)
+TOLERANCE = 0.05
+"""Of the standard deviation over training seeds."""
+FLOOR = 1e-6
+FLIPS = 2
+"""Predictions, over all seeds, that may change without ERR having moved."""
+METRICS = ("nll", "err", "ece", "ambiguity")
+KEY = ("point", "method", "number_system", "size", "metric")
+COLUMNS = (*KEY, "expected", "tolerance", "std_over_seeds")
+
+_SGD = replace(DIGITS.sgd, epochs=8)
+SCALE: Scale = replace(
+    DIGITS,
+    name="regression",
+    network=replace(VIT, width=24),
+    pre_training=replace(DIGITS.pre_training, epochs=4),
+    sgd=_SGD,
+    swag=replace(DIGITS.swag, sgd=_SGD, start_epoch=4, rank=4),
+    ivon=replace(DIGITS.ivon, epochs=8),
+    snapshot=replace(DIGITS.snapshot, cycles=2, epochs_per_cycle=5),
+    cyclical_sgld=replace(DIGITS.cyclical_sgld, cycles=2, epochs_per_cycle=5, samples_per_cycle=2),
+    batch_ensemble=replace(DIGITS.batch_ensemble, epochs=8),
+    size=5,
+    table_sizes=(1, 5),
+    claim_size=5,
+    draws=2,
+    bits=(5, 3),
+    best_bits=5,
+    members=2,
+    draws_per_posterior=3,
+    expansion=2,
+)
+
+
+@contextmanager
+def _session(scale: Scale) -> Iterator[Session]:
+    torch.set_num_threads(scale.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        store = Store(out / "store")
+        yield Session(scale, list(SEEDS), list(SEEDS), out, out / "records", store, Tracker(None), True)
+
+
+def measured(scale: Scale = SCALE) -> pd.DataFrame:
+    """All rows, from nothing: KEY, seed and value."""
+    wanted: list[Unit] = units((*POINTS, *FAMILIES), SEEDS)
+    with _session(scale) as session:
+        for unit in wanted:
+            measure(session, unit)
+            print(f"\r{unit.what}, seed {unit.seed}        ", end="", file=sys.stderr, flush=True)
+        print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
+        rows = rows_of(session, wanted)
+        temperatures = [_temperature(session, seed) for seed in SEEDS]
+    rows = rows[rows["metric"].isin(METRICS)]
+    largest = rows.groupby(["point", "method", "number_system"])["size"].transform("max")
+    kept = rows[rows["size"] == largest][[*KEY, "seed", "value"]]
+    probes = [
+        dict(
+            zip(
+                (*KEY, "seed", "value"),
+                ("SGD", "FP32 + temperature", "fp32", 1, "temperature", s, t),
+                strict=True,
+            )
+        )
+        for s, t in zip(SEEDS, temperatures, strict=True)
+    ]
+    edges = ("", "confidences on the edges", "", 1, "ece", 0, edge_ece())
+    probes.append(dict(zip((*KEY, "seed", "value"), edges, strict=True)))
+    return pd.concat([kept, pd.DataFrame(probes)], ignore_index=True)
+
+
+def _temperature(session: Session, seed: int) -> float:
+    """The temperature of the single model, fitted on validation images."""
+    net: nn.Module = point(session, "SGD", seed).net
+    log_probs, targets = member_log_probs(lpe.DeepEnsemble([net]), [digits.load(seed).validation])
+    return fit_temperature(log_probs[0], targets)
+
+
+def edge_ece() -> float:
+    """ECE of one example on each edge of the bins, right or wrong so that moving any of them shows."""
+    confidence = torch.arange(1, ECE_BINS + 1, dtype=torch.float64) / ECE_BINS
+    correct = torch.arange(ECE_BINS) % 2 == 0
+    bins = CalibrationBins()
+    bins.update(confidence, correct)
+    return bins.value()
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean, tolerance and standard deviation over training seeds of each row: COLUMNS."""
+    grouped = rows.groupby(list(KEY), sort=True)["value"]
+    table = grouped.agg(expected="mean", std_over_seeds="std").fillna(0.0).reset_index()
+    floor = pd.Series(FLOOR, index=table.index)
+    images = sum(len(digits.load(seed).test[1]) for seed in SEEDS)
+    floor[table["metric"] == "err"] = (FLIPS + 0.5) / images
+    table["tolerance"] = np.maximum(TOLERANCE * table["std_over_seeds"], floor)
+    return table[list(COLUMNS)]
+
+
+def moved(expected: pd.DataFrame, got: pd.DataFrame) -> list[tuple[str, ...]]:
+    """A row of text for each expectation that is not met: what, metric, expected, got, tolerance.
+
+    What is expected and was not measured has moved, too, and so has what nobody expected.
+    """
+    both = expected.merge(got, on=list(KEY), how="outer", suffixes=("", "_got"))
+    difference = (both["expected_got"] - both["expected"]).abs()
+    # Not "greater": NaN has moved.
+    bad = both[~(difference <= both["tolerance"])]
+    return [
+        (
+            " ".join(str(row[column]) for column in ("point", "method", "number_system") if row[column]),
+            str(row["size"]),
+            row["metric"],
+            *(f"{row[column]:.6f}" for column in ("expected", "expected_got", "tolerance")),
+        )
+        for _, row in both.loc[bad.index].iterrows()
+    ]
+
+
+def _nudged(scale: Scale) -> Scale:
+    """The same trainings from weights a part in 10⁶ apart: what float rounding may do elsewhere."""
+    shape = replace(scale.network, position_std=scale.network.position_std * (1 + 1e-6))
+    return replace(scale, network=shape)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compare, or write what is expected; 1 where a metric moved, 2 after one line about bad input."""
+    options = parser("regression", __doc__)
+    options.set_defaults(out=FOLDER)
+    options.add_argument("--update", action="store_true", help="write what was measured as expected")
+    options.add_argument("--reason", help="why it changes: kept in expected.json (with --update)")
+    asked = options.parse_args(arguments)
+    try:
+        if asked.update and not (asked.reason or "").strip():
+            raise InputError('--update needs a reason, such as --reason "ECE counts empty bins"')
+        if asked.reason and not asked.update:
+            raise InputError("--reason goes with --update")
+        path = asked.out / "expected.csv"
+        if not asked.update and not path.is_file():
+            raise InputError(f"there is no {path}; write it with --update")
+        got = summary(measured())
+        if asked.update:
+            _write(asked.out, got, asked.reason.strip())
+            return 0
+        expected = pd.read_csv(path, keep_default_na=False)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    rows = moved(expected, got)
+    if not rows:
+        print(f"{len(expected)} metrics of every method are as expected")
+        return 0
+    header = ("what", "size", "metric", "expected", "got", "tolerance")
+    print(text_table(f"{len(rows)} of {len(expected)} metrics moved", header, rows))
+    return 1
+
+
+def _write(folder: Path, got: pd.DataFrame, reason: str) -> None:
+    nudged = summary(measured(_nudged(SCALE)))
+    both = got.merge(nudged, on=list(KEY), suffixes=("", "_nudged"))
+    used = (both["expected_nudged"] - both["expected"]).abs() / both["tolerance"]
+    worst = both.loc[used.idxmax()]
+    history = []
+    about = folder / "expected.json"
+    if about.is_file():
+        history = json.loads(about.read_text(encoding="utf-8"))["reasons"]
+    told = {
+        "tolerance": f"{TOLERANCE} of the standard deviation over training seeds {list(SEEDS)}, "
+        f"at least {FLOOR}; for err at least {FLIPS}.5 predictions in all",
+        "weights_moved_by_a_millionth_use_of_the_tolerances": {
+            "median": float(used.median()),
+            "largest": float(used.max()),
+            "largest_at": " ".join(str(worst[column]) for column in KEY),
+        },
+        "reasons": [*history, {"utc": datetime.now(UTC).date().isoformat(), "reason": reason}],
+    }
+    write_table(got.to_dict("records"), folder / "expected.csv", COLUMNS)
+    write_text_atomic(about, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    print(f"wrote {len(got)} expectations to {folder / 'expected.csv'}")
