@@ -88,7 +88,7 @@ class CyclicalSGLDTraining:
     epochs_per_cycle: int = 40  # SGD's
     samples_per_cycle: int = 3  # pytorch-ensembles: noise in the last 3 epochs, a sample after each
     batch: int = 25  # SGD's
-    learning_rate: float = 0.5  # sweep; also pytorch-ensembles'
+    learning_rate: float = 0.25  # sweep; pytorch-ensembles has .5, at which this network is lost
     temperature: float = 1.0  # sweep
     weight_decay: float = 5e-4  # SGD's: a prior variance of 1 / (weight decay · training images) = 1.9
 

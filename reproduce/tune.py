@@ -75,16 +75,16 @@ SSE: Changes = (
     {"learning_rate": 0.025},
 )
 CSGLD: Changes = (
-    {"learning_rate": 0.25},
+    {"learning_rate": 0.125},
+    {"learning_rate": 0.5},
     {"temperature": 0.1},
-    {"temperature": 0.01},
 )
 BE: Changes = (
     {"learning_rate": 0.1},
     {"std": 0.03},
     {"std": 0.3},
 )
-STDS = (0.003, 0.005, 0.01, 0.02, 0.03)
+STDS = (0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 RATES = (0.005, 0.01, 0.02, 0.05, 0.1)
 
 Setting = tuple[str, str, Callable[[], tuple[Ensemble, Ensemble]]]

@@ -86,40 +86,42 @@ SCALE: Scale = replace(
 
 
 @contextmanager
-def _session(scale: Scale) -> Iterator[Session]:
+def session(scale: Scale, folder: Path) -> Iterator[Session]:
+    """A session whose store and working records are in a folder of their own."""
     torch.set_num_threads(scale.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
-        store = Store(out / "store")
-        yield Session(scale, list(SEEDS), list(SEEDS), out, out / "records", store, Tracker(None), True)
+    store = Store(folder / "store")
+    working = Path(tempfile.mkdtemp(dir=folder))
+    yield Session(scale, list(SEEDS), list(SEEDS), folder, working, store, Tracker(None), True)
 
 
-def measured(scale: Scale = SCALE) -> pd.DataFrame:
-    """All rows, from nothing: KEY, seed and value."""
-    wanted: list[Unit] = units((*POINTS, *FAMILIES), SEEDS)
-    with _session(scale) as session:
+def measured(
+    scale: Scale = SCALE, whats: Sequence[str] = (*POINTS, *FAMILIES), folder: Path | None = None
+) -> pd.DataFrame:
+    """The rows of these units, trained where the folder's store lacks them: KEY, seed and value.
+
+    Args:
+        whats: names of units. folder: of the trained weights; None: a temporary one.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            return measured(scale, whats, Path(temporary))
+    wanted: list[Unit] = units(whats, SEEDS)
+    with session(scale, folder) as opened:
         for unit in wanted:
-            measure(session, unit)
             print(f"\r{unit.what}, seed {unit.seed}        ", end="", file=sys.stderr, flush=True)
+            measure(opened, unit)
         print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
-        rows = rows_of(session, wanted)
-        temperatures = [_temperature(session, seed) for seed in SEEDS]
+        rows = rows_of(opened, wanted)
+        temperatures = [(seed, _temperature(opened, seed)) for seed in SEEDS if "SGD" in whats]
     rows = rows[rows["metric"].isin(METRICS)]
     largest = rows.groupby(["point", "method", "number_system"])["size"].transform("max")
     kept = rows[rows["size"] == largest][[*KEY, "seed", "value"]]
     probes = [
-        dict(
-            zip(
-                (*KEY, "seed", "value"),
-                ("SGD", "FP32 + temperature", "fp32", 1, "temperature", s, t),
-                strict=True,
-            )
-        )
-        for s, t in zip(SEEDS, temperatures, strict=True)
+        (("SGD", "FP32 + temperature", "fp32", 1, "temperature"), seed, value) for seed, value in temperatures
     ]
-    edges = ("", "confidences on the edges", "", 1, "ece", 0, edge_ece())
-    probes.append(dict(zip((*KEY, "seed", "value"), edges, strict=True)))
-    return pd.concat([kept, pd.DataFrame(probes)], ignore_index=True)
+    probes.append((("", "confidences on the edges", "", 1, "ece"), 0, edge_ece()))
+    more = [{**dict(zip(KEY, key, strict=True)), "seed": seed, "value": v} for key, seed, v in probes]
+    return pd.concat([kept, pd.DataFrame(more)], ignore_index=True)
 
 
 def _temperature(session: Session, seed: int) -> float:
