@@ -72,7 +72,7 @@ IVON: Changes = (
 )
 SSE: Changes = (
     {"learning_rate": 0.0125},
-    {"learning_rate": 0.025},
+    {"learning_rate": 0.05},
 )
 CSGLD: Changes = (
     {"learning_rate": 0.125},
