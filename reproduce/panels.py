@@ -19,6 +19,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from lpe.errors import InputError
 from lpe.records import replacing
@@ -212,3 +213,92 @@ def legend_below(figure: Figure, axes: Sequence[Axes], rename: Mapping[str, str]
             handles.setdefault((rename or {}).get(label, label), handle)
     columns = len(handles) if len(handles) <= 6 else -(-len(handles) // 2)
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
+
+
+# Curves against a budget, and panels whose values are limited.
+
+
+def budget_table(rows: pd.DataFrame, reference: pd.Series, budget: str) -> pd.DataFrame:
+    """A curve against a budget: a line a size, from rows of one method and metric.
+
+    Args:
+        rows: long-form rows. reference: a value per training seed (the single FP32 model's).
+        budget: the column on x, "memory_bits" or "backward_passes"; its mean over training seeds.
+
+    Returns:
+        [sizes, (size, budget, mean, low, high)] by size: the mean over the training seeds that the reference
+        has too, and the 95 % interval of the paired difference to the reference, around the reference's mean
+        (NaN with one seed). Where sizes cost the same training, all are there: see ``all_paid_for``.
+    """
+    values = rows.pivot(index="size", columns="seed", values="value")
+    shared = values.columns.intersection(reference.dropna().index)
+    lines = []
+    for size, differences in (values[shared] - reference[shared]).iterrows():
+        kept = differences.dropna()
+        if kept.empty:
+            raise InputError(f"size {size} shares no training seed with the single FP32 model; run both anew")
+        base = float(reference[kept.index].mean())
+        low, high = interval(kept.to_numpy())
+        lines.append((size, base + float(kept.mean()), base + low, base + high))
+    curve = pd.DataFrame(lines, columns=["size", "mean", "low", "high"])
+    curve.insert(1, "budget", rows.groupby("size")[budget].mean().to_numpy(float))
+    return curve
+
+
+def all_paid_for(curve: pd.DataFrame) -> pd.DataFrame:
+    """Of the sizes that cost the same training, the largest: every member of the bases trained so far."""
+    return curve.drop_duplicates("budget", keep="last").reset_index(drop=True)
+
+
+def draw_budget(
+    axes: Axes, curve: pd.DataFrame, colour: str, marker: str, label: str, factor: float = 1.0
+) -> None:
+    """Draw a curve of ``budget_table`` with its interval, x divided by ``factor``.
+
+    Up to 12 sizes each have a marker; of more, some that lie evenly in the logarithm.
+    """
+    xs = curve["budget"].to_numpy() / factor
+    last = len(curve) - 1
+    shown = {*range(last + 1)} if last < 12 else {round(last ** (k / 8)) for k in range(1, 9)} | {0}
+    axes.plot(xs, curve["mean"], color=colour, marker=marker, markevery=sorted(shown), label=label, zorder=3)
+    if np.isfinite(curve["low"]).all():
+        axes.fill_between(xs, curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0, zorder=1)
+
+
+def limit_values(axes: Axes, curves: Sequence[pd.DataFrame], lines: Sequence[float]) -> None:
+    """Limit y to where the curves end, and say above the panel what lies higher.
+
+    The limit is that of all means and intervals, unless it is more than 1.5 times as far above the curves'
+    ends and the reference lines as these lie apart, at least 10 % of them: a curve's first, worst point must
+    not press the others together.
+    """
+    ends = [float(curve["mean"].iloc[-1]) for curve in curves]
+    near = [*ends, *lines]
+    lowest, highest = min(near), max(near)
+    means = np.concatenate([curve["mean"].to_numpy() for curve in curves])
+    lows = np.concatenate([curve["low"].to_numpy() for curve in curves])
+    highs = np.concatenate([curve["high"].to_numpy() for curve in curves])
+    reach = 1.5 * max(highest - lowest, 0.1 * highest)
+    top = min(float(np.nanmax([*means, *highs, highest])), highest + reach)
+    bottom = max(float(np.nanmin([*means, *lows, lowest])), lowest - reach, 0.0)
+    pad = 0.04 * (top - bottom)
+    axes.set_ylim(bottom - pad, top + pad)
+    if means.max() > top + pad:
+        axes.text(
+            1.0,
+            1.005,
+            f"cut off; means up to {means.max():.2g}",
+            transform=axes.transAxes,
+            ha="right",
+            va="bottom",
+            fontsize=5,
+        )
+
+
+def memory_axis(axes: Axes, label: str = "memory (Mbit)") -> None:
+    """A logarithmic x axis in Mbit, with plain numbers at 1, 2 and 5 times the powers of ten."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(label)
