@@ -164,8 +164,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
             linestyle="none",
             label="size of a real file",
         )
-        panels.legend_below(figure, [rows[0][1], rows[0][0]])
-        figure.legends[0].set_ncols(4)
+        panels.legend_in_columns(figure, [rows[0][1], rows[0][0]], 4)
         paths = panels.save(figure, folder, "fig8")
     return paths, claim_lines(summary.record, chosen, ["C7"])
 

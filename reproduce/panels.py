@@ -302,3 +302,12 @@ def memory_axis(axes: Axes, label: str = "memory (Mbit)") -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(label)
+
+
+def legend_in_columns(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
+    """``legend_below`` in a given number of columns, for entries too wide for its choice."""
+    legend_below(figure, axes)
+    (chosen,) = figure.legends
+    handles, texts = chosen.legend_handles, [text.get_text() for text in chosen.get_texts()]
+    chosen.remove()
+    figure.legend(handles, texts, loc="outside lower center", ncols=columns)

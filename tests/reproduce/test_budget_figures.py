@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from lpe import tracking
 from lpe.errors import InputError
 from lpe.records import COLUMNS, Records
 from lpe.store import Store
-from reproduce import fig5, fig8, fig9, panels
+from reproduce import fig5, fig8, fig9, panels, scales
 from reproduce.command import Session
 from reproduce.scales import DIGITS
 from reproduce.summaries import FP32, SCALED, Summary, What
@@ -361,6 +362,20 @@ def test_no_text_of_a_figure_overlaps_another(module: object, drawn: Callable[[o
         if box.overlaps(another)
     ]
     assert overlapping == []
+
+
+@pytest.mark.parametrize("widths", [(5, 4, 3), (5, 4), (5,)])
+def test_the_legend_of_figure_8_is_not_cut_off_however_many_bit_widths_there_are(
+    widths: tuple[int, ...], whole: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(scales.SCALES, "digits", replace(DIGITS, bits=widths))
+    figure, _ = draw(fig8, whole, tmp_path)
+    with panels.style():
+        figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
 
 
 @pytest.mark.parametrize(("module", "whats"), [(fig5, {"SSE", "CSGLD"}), (fig9, {"SSE", "DE", "MultiIVON"})])
