@@ -308,6 +308,7 @@ def legend_in_columns(figure: Figure, axes: Sequence[Axes], columns: int) -> Non
     """``legend_below`` in a given number of columns, for entries too wide for its choice."""
     legend_below(figure, axes)
     (chosen,) = figure.legends
-    handles, texts = chosen.legend_handles, [text.get_text() for text in chosen.get_texts()]
+    handles = [handle for handle in chosen.legend_handles if handle is not None]
+    texts = [text.get_text() for text in chosen.get_texts()]
     chosen.remove()
     figure.legend(handles, texts, loc="outside lower center", ncols=columns)
