@@ -3,7 +3,7 @@
     python reproduce/table5.py
 
 Costs about 20 minutes on 2 cores at ``digits``, from nothing: twenty training seeds of the point estimate
-and five of BE, DE and SSE. It prints the paths written and the verdicts of claims C9, C10, C11 and C12.
+and five of the ensembles of several trainings. It prints the paths written and the verdicts of claims C9, C10, C11 and C12.
 
 MAP (☆) is the point that SGD finds. DEE, the deep-ensemble equivalent, says how many members of DE are as
 good by calibrated NLL: the methods' *mean* calibrated NLL on the curve of DE's means, both over the training
@@ -38,7 +38,10 @@ from reproduce.summaries import (
 )
 from reproduce.tables import Cell, write_all
 
-FAMILIES = ("BE", "DE", "SSE")
+FAMILIES = ("BE", "DE", "SSE", "CSGLD", "MultiIVON", "MultiSWAG")
+BY_SIZE = ("DE", "SSE")
+"""Shown at every size; the others whole: BatchEnsemble's members are trained together, and those of CSGLD and
+of one posterior are alike."""
 METHODS = (FP32, SCALED, *FAMILIES, "LPE-BSR", "Gaussian", "Gaussian, matched", "MC-dropout")
 HEADER = (
     "method",
@@ -79,9 +82,8 @@ def rows_shown(summary: Summary, chosen: Scale) -> list[tuple[What, str]]:
     shown = [(at_sgd(FP32), "☆ MAP"), (at_sgd(SCALED), "MAP + temperature")]
     for name in FAMILIES:
         whole = What(chosen.substrate, name, name)
-        # BatchEnsemble's members are trained together: a part of them is no cheaper ensemble.
         sizes = summary.sizes(whole) or [chosen.members]
-        shown += [(whole.at(size), name) for size in (sizes[-1:] if name == "BE" else sizes)]
+        shown += [(whole.at(size), name) for size in (sizes if name in BY_SIZE else sizes[-1:])]
     best, size = chosen.best_bits, chosen.claim_size
     shown += [(at_sgd("LPE-BSR", f"int{best}", each), f"LPE-BSR, INT-{best}") for each in chosen.table_sizes]
     others = [bits for bits in chosen.bits if bits != best]
