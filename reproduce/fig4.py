@@ -3,8 +3,8 @@
     python reproduce/fig4.py
 
 Costs about 12 minutes on one core at scale ``digits``, from nothing: two snapshot cycles at each of the 20
-training seeds of claim C3; half a minute where they are there. It prints how far each anchor lies from the plane
-and from the first snapshot, the paths written, and claim C3's verdicts.
+training seeds of claim C3; half a minute where they are there. It prints how far each anchor lies from the
+plane and from the first snapshot, the paths written, and claim C3's verdicts.
 
 The plane is spanned from the origin by the first and the second snapshot of one training seed. The third
 anchor, an LPE-BSR member of the first snapshot, is projected on it. Loss, and what changes from each anchor:

@@ -332,6 +332,15 @@ def test_figure_6_projects_every_member_of_the_clouds(session: Session, tiny: Sc
     assert counts.to_dict() == {fig6.POINT: 1, fig6.BMA: tiny.landscape.cloud, fig6.LOW: tiny.landscape.cloud}
 
 
+def test_figure_4s_landscape_agrees_with_the_record_that_the_claim_is_judged_on(
+    figure: Callable[..., int], tmp_path: Path
+) -> None:
+    assert figure(fig4, tmp_path, "--seeds", "1") == 0
+    record = pd.read_csv(tmp_path / "fig4.csv")
+    second = record[record["number_system"] == "fp32"]["value"].item()
+    assert own(fig4.SECOND, tmp_path, "fig4")[f"disagreement {fig4.FIRST}"] == pytest.approx(second, abs=1e-9)
+
+
 def test_figure_4_wants_the_disagreement_of_every_seed_of_the_claim(session: Session) -> None:
     session = replace(session, claim_seeds=[0, 1, 2])
     assert [(unit.what, unit.seed) for unit in fig4.wanted(session)] == [
