@@ -271,10 +271,10 @@ def draw_budget(
 
 
 def limit_values(axes: Axes, curves: Sequence[pd.DataFrame], lines: Sequence[float]) -> None:
-    """Limit y to where the curves end, and say above the panel what lies higher.
+    """Limit y to the means, and say above the panel what lies higher.
 
-    The limit is that of all means and intervals, unless it is more than 1.5 times as far above the curves'
-    ends and the reference lines as these lie apart, at least 10 % of them: a curve's first, worst point must
+    Intervals are shown up to 1.5 times as far from the curves' ends and the reference lines as these lie
+    apart, at least 10 % of them; means up to 3 times the highest of these: a curve's first, worst point must
     not press the others together.
     """
     ends = [float(curve["mean"].iloc[-1]) for curve in curves]
@@ -285,7 +285,9 @@ def limit_values(axes: Axes, curves: Sequence[pd.DataFrame], lines: Sequence[flo
     highs = np.concatenate([curve["high"].to_numpy() for curve in curves])
     reach = 1.5 * max(highest - lowest, 0.1 * highest)
     top = min(float(np.nanmax([*means, *highs, highest])), highest + reach)
+    top = max(top, min(float(means.max()), 3 * highest))
     bottom = max(float(np.nanmin([*means, *lows, lowest])), lowest - reach, 0.0)
+    bottom = min(bottom, float(means.min()))
     pad = 0.04 * (top - bottom)
     axes.set_ylim(bottom - pad, top + pad)
     if means.max() > top + pad:
