@@ -62,9 +62,13 @@ def wanted(session: Session) -> list[Unit]:
 
 
 def write_record(session: Session, figure: str, the_units: Sequence[Unit], systems: Sequence[str]) -> None:
-    """Measure, and write the rows of the FP32 models and of these number systems (none: of all)."""
+    """Measure, and write the rows of the FP32 models and of these number systems (none: of all).
+
+    LPE-BSR has the claims' size alone: what the tables show, and a third of the file.
+    """
     measure_all(session, the_units)
     rows = selected(session, the_units, every_size=(), methods=METHODS)
+    rows = rows[(rows["method"] != "LPE-BSR") | (rows["size"] == session.scale.claim_size)]
     if systems:
         rows = rows[rows["number_system"].isin(["fp32", *systems])]
     write_table(rows, session.out / record_name(figure), COLUMNS)
