@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import lpe
 from lpe.ensembles.base import Ensemble
@@ -274,7 +274,6 @@ def measure_axes(session: Session, unit: Unit) -> None:
     measurer.low_precision(solution.net, systems, scale.claim_size, solution.backward_passes)
 
 
-@torch.no_grad()
 def measure_disagreement(session: Session, unit: Unit) -> None:
     """Share of test images on which another network decides otherwise than the first SSE snapshot.
 
@@ -288,11 +287,11 @@ def measure_disagreement(session: Session, unit: Unit) -> None:
     two = snapshot_family(session, unit.seed, replace(scale.snapshot, cycles=2)).make(0)
     images = measurer.data.test[0]
     first = two[0]
-    decided = first(images).argmax(-1)
+    decided = _decisions(first, images)
     passes = two.backward_passes(1) or 0
 
     def row(nets: Iterable[nn.Module], memory_bits: int, backward_passes: int) -> dict[str, object]:
-        changed = [float((net(images).argmax(-1) != decided).double().mean()) for net in nets]
+        changed = [float((_decisions(net, images) != decided).double().mean()) for net in nets]
         return {
             "size": 1,
             "metric": DISAGREEMENT,
@@ -306,6 +305,13 @@ def measure_disagreement(session: Session, unit: Unit) -> None:
         ensemble = lpe.LowPrecisionEnsemble(first, system, scale.size, measurer.draws[0])
         measured = row(ensemble, ensemble.memory_bits(1), passes)
         measurer.add(DISAGREEMENT, system.name, "bernoulli", [measured])
+
+
+@torch.no_grad()
+def _decisions(net: nn.Module, images: Tensor) -> Tensor:
+    """The predicted class of each image."""
+    predicted: Tensor = net(images).argmax(-1)
+    return predicted
 
 
 def measure(session: Session, unit: Unit) -> None:

@@ -213,7 +213,7 @@ def _write(folder: Path, got: pd.DataFrame, reason: str) -> None:
     nudged = summary(measured(_nudged(SCALE)))
     both = got.merge(nudged, on=list(KEY), suffixes=("", "_nudged"))
     used = (both["expected_nudged"] - both["expected"]).abs() / both["tolerance"]
-    worst = both.loc[used.idxmax()]
+    worst = both.iloc[int(used.to_numpy().argmax())]
     history = []
     about = folder / "expected.json"
     if about.is_file():
@@ -228,6 +228,6 @@ def _write(folder: Path, got: pd.DataFrame, reason: str) -> None:
         },
         "reasons": [*history, {"utc": datetime.now(UTC).date().isoformat(), "reason": reason}],
     }
-    write_table(got.to_dict("records"), folder / "expected.csv", COLUMNS)
+    write_table(got, folder / "expected.csv", COLUMNS)
     write_text_atomic(about, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     print(f"wrote {len(got)} expectations to {folder / 'expected.csv'}")

@@ -1,0 +1,102 @@
+"""Figure 4: the radial landscape of two SSE snapshots and a low precision member of the first.
+
+    python reproduce/fig4.py
+
+Costs about 12 minutes on one core at scale ``digits``, from nothing: two snapshot cycles at each of the 20
+training seeds of claim C3; half a minute where they are there. It prints how far each anchor lies from the
+plane and from the first snapshot, the paths written, and claim C3's verdicts.
+
+The plane is spanned from the origin by the first and the second snapshot of one training seed. The third
+anchor, an LPE-BSR member of the first snapshot, is projected on it. Loss, and what changes from each anchor:
+the share of test images decided otherwise (disagreement) and the KL divergence. Claim C3 is judged on the
+disagreement of the networks themselves, over many training seeds.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+# A script runs its own checkout, whichever copy is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import pandas as pd
+
+import lpe
+from lpe.evaluation.landscape import Surface, radial_plane, weight_vector
+from lpe.records import COLUMNS, write_table
+from lpe.substrates import digits
+from reproduce import claims, panels
+from reproduce.command import Session, run_figure
+from reproduce.families import snapshot_family
+from reproduce.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table, radial_table, window_around
+from reproduce.measurements import DISAGREEMENT, Unit, draw_seed, measure_all, selected, units
+from reproduce.scales import scale
+
+FIRST, SECOND, MEMBER = "1st snapshot", "2nd snapshot", "LPE-BSR member"
+STYLES = {
+    FIRST: (panels.BLACK, "*"),
+    SECOND: (panels.VERMILION, "^"),
+    MEMBER: (panels.BLUE, "ring"),
+}
+
+
+def wanted(session: Session) -> list[Unit]:
+    """The units that the figure shows: claim C3's."""
+    return units([DISAGREEMENT], session.claim_seeds)
+
+
+def compute(session: Session) -> dict[str, object]:
+    """Train and measure; write fig4.csv, fig4_landscape.csv and fig4_members.csv."""
+    measure_all(session, wanted(session))
+    measure_landscape(session)
+    write_table(selected(session, wanted(session)), session.out / "fig4.csv", COLUMNS)
+    return {"landscape_bits": session.scale.best_bits}
+
+
+def measure_landscape(session: Session) -> None:
+    """Measure the plane at the landscapes' training seed; write fig4_landscape.csv and fig4_members.csv."""
+    chosen = session.scale
+    seed = chosen.landscape.seed
+    snapshots = snapshot_family(session, seed, replace(chosen.snapshot, cycles=2)).make(0)
+    first = snapshots[0]
+    # The first of the members that the record's disagreement is a mean over.
+    system = lpe.Int(chosen.best_bits)
+    member = lpe.LowPrecisionEnsemble(first, system, 1, draw_seed(seed, 0))[0]
+    nets = {FIRST: first, SECOND: snapshots[1], MEMBER: member}
+    anchors = {name: weight_vector(net) for name, net in nets.items()}
+    plane = radial_plane(anchors[FIRST], anchors[SECOND])
+    surface = Surface(first, [digits.load(seed).test], anchors)
+    members = pd.concat([cloud_table(plane, [net], first, surface, name) for name, net in nets.items()])
+    images = f"test images of seed {seed}"
+    grid = radial_table(session, surface, plane, anchors, images, "radial plane")
+    write_table(grid[list(GRID_COLUMNS)], session.out / "fig4_landscape.csv", GRID_COLUMNS)
+    write_table(members[list(CLOUD_COLUMNS)], session.out / "fig4_members.csv", CLOUD_COLUMNS)
+
+
+def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+    """Draw fig4.pdf and fig4.png from the record; returns their paths, distances, and claim C3's verdicts."""
+    chosen = scale(scale_name)
+    record = panels.read_record(folder / "fig4.csv", COLUMNS)
+    grid = panels.read_record(folder / "fig4_landscape.csv", GRID_COLUMNS)
+    members = panels.read_record(folder / "fig4_members.csv", CLOUD_COLUMNS)
+    legends = {MEMBER: f"LPE-BSR member of the 1st snapshot, INT-{chosen.best_bits}"}
+    shown = panels.anchors_of(members, STYLES, legends)
+    window = window_around([anchor.place for anchor in shown], chosen.landscape.margin)
+    images = len(digits.split_indices(chosen.landscape.seed)[2])
+    with panels.style():
+        figure = panels.radial_landscape(grid, shown, window, images)
+        paths = panels.save(figure, folder, "fig4")
+    lines = [
+        f"{row['method']}: {row['distance_from_point']:.3f} from the {FIRST}, "
+        f"{row['distance_from_plane']:.3f} off the plane, NLL {row['nll']:.5f}"
+        for _, row in members.iterrows()
+    ]
+    settings = claims.Settings.of(chosen)
+    third = [claim for claim in claims.all_claims(settings) if claim.name.startswith("C3 ")]
+    return paths, lines + [claims.judge(claim, record, settings.level).line() for claim in third]
+
+
+if __name__ == "__main__":
+    sys.exit(run_figure("fig4", __doc__, compute, draw))

@@ -1,0 +1,126 @@
+"""Figure 6: the radial landscape of IVON's point, a BMA member and an LPE-BSR member.
+
+    python reproduce/fig6.py
+
+Costs about 5 minutes on one core for the five training seeds of ``digits``, from nothing, and half a minute
+after figure 2. It prints how far the anchors and the clouds lie from the plane and from the point, the paths
+written, and claim C5's verdicts.
+
+The plane is figure 3's: spanned from the origin by the first BMA member and the first LPE-BSR member, so that
+neither method's member is shown by its shadow; IVON's point is projected on it. Loss, and what changes from
+each anchor: the share of test images decided otherwise (disagreement) and the KL divergence. Many members of
+each method are projected on the plane. Claim C5 compares the diversity of whole ensembles.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# A script runs its own checkout, whichever copy is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import pandas as pd
+
+import lpe
+from lpe.evaluation.landscape import Surface, radial_plane, weight_vector
+from lpe.records import COLUMNS, write_table
+from lpe.substrates import digits
+from reproduce import claims, panels
+from reproduce.command import Session, run_figure
+from reproduce.fig2 import BMA_STYLE
+from reproduce.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table, radial_table, window_around
+from reproduce.measurements import Unit, draw_seed, measure_all, posterior_stds, selected, units
+from reproduce.points import point
+from reproduce.scales import scale
+
+POINT, BMA, LOW = "IVON's point", "BMA member", "LPE-BSR member"
+STYLES = {
+    POINT: (panels.BLACK, "*"),
+    BMA: (BMA_STYLE[0], BMA_STYLE[1]),
+    LOW: (panels.BLUE, "ring"),
+}
+METHODS = ("FP32", "LPE-BSR", "BMA")
+
+
+def wanted(session: Session) -> list[Unit]:
+    """The units that the figure shows: claim C5's."""
+    return units(["IVON"], session.seeds)
+
+
+def compute(session: Session) -> dict[str, object]:
+    """Train and measure; write fig6.csv, fig6_landscape.csv and fig6_members.csv."""
+    measure_all(session, wanted(session))
+    measure_landscape(session)
+    write_table(selected(session, wanted(session), methods=METHODS), session.out / "fig6.csv", COLUMNS)
+    stds = posterior_stds(session, ["IVON"])
+    return {"landscape_bits": session.scale.best_bits, "median_posterior_std": stds}
+
+
+def measure_landscape(session: Session) -> None:
+    """Measure the plane at the landscapes' training seed; write fig6_landscape.csv and fig6_members.csv."""
+    chosen = session.scale
+    shape = chosen.landscape
+    solution = point(session, "IVON", shape.seed)
+    assert solution.posterior is not None
+    drawn = draw_seed(shape.seed, 0)
+    system = lpe.Int(chosen.best_bits)
+    methods = {
+        BMA: solution.posterior(shape.cloud, drawn),
+        LOW: lpe.LowPrecisionEnsemble(solution.net, system, shape.cloud, seed=drawn),
+    }
+    anchors = {POINT: weight_vector(solution.net)}
+    anchors |= {name: weight_vector(ensemble[0]) for name, ensemble in methods.items()}
+    plane = radial_plane(anchors[BMA], anchors[LOW])
+    surface = Surface(solution.net, [digits.load(shape.seed).test], anchors)
+    members = pd.concat(
+        cloud_table(plane, nets, solution.net, surface, name)
+        for name, nets in ((POINT, [solution.net]), *methods.items())
+    )
+    images = f"test images of seed {shape.seed}"
+    grid = radial_table(session, surface, plane, anchors, images, "radial plane")
+    write_table(grid[list(GRID_COLUMNS)], session.out / "fig6_landscape.csv", GRID_COLUMNS)
+    write_table(members[list(CLOUD_COLUMNS)], session.out / "fig6_members.csv", CLOUD_COLUMNS)
+
+
+def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+    """Draw fig6.pdf and fig6.png from the record; returns their paths, distances, and claim C5's verdicts."""
+    chosen = scale(scale_name)
+    record = panels.read_record(folder / "fig6.csv", COLUMNS)
+    grid = panels.read_record(folder / "fig6_landscape.csv", GRID_COLUMNS)
+    members = panels.read_record(folder / "fig6_members.csv", CLOUD_COLUMNS)
+    shown = panels.anchors_of(members, STYLES, {LOW: f"LPE-BSR member, INT-{chosen.best_bits}"})
+    window = window_around([anchor.place for anchor in shown], chosen.landscape.margin)
+    images = len(digits.split_indices(chosen.landscape.seed)[2])
+    # The first member of each method is the anchor.
+    clouds = {name: members[(members["method"] == name) & (members["member"] > 0)] for name in (BMA, LOW)}
+    with panels.style():
+        figure = panels.radial_landscape(
+            grid,
+            shown,
+            window,
+            images,
+            {_legend(name, cloud): (STYLES[name][0], cloud) for name, cloud in clouds.items()},
+        )
+        paths = panels.save(figure, folder, "fig6")
+    lines = []
+    for name, here in members.groupby("method", sort=False):
+        off, away = here["distance_from_plane"], here["distance_from_point"]
+        lines.append(
+            f"{name}, {len(here)}: {away.min():.3f} to {away.max():.3f} from the point, {off.min():.3f} to "
+            f"{off.max():.3f} off the plane, NLL {here['nll'].min():.5f} to {here['nll'].max():.5f}"
+        )
+    settings = claims.Settings.of(chosen)
+    fifth = [claim for claim in claims.all_claims(settings) if claim.name.startswith("C5 ")]
+    return paths, lines + [claims.judge(claim, record, settings.level).line() for claim in fifth]
+
+
+def _legend(name: str, cloud: pd.DataFrame) -> str:
+    low, high = (
+        f"{off:.1f}" for off in (cloud["distance_from_plane"].min(), cloud["distance_from_plane"].max())
+    )
+    return f"{name}s (inset): {low if low == high else f'{low}–{high}'} off plane"
+
+
+if __name__ == "__main__":
+    sys.exit(run_figure("fig6", __doc__, compute, draw))

@@ -1,0 +1,173 @@
+"""Figure 8: NLL against memory, for the points found by SGD, SWAG and IVON.
+
+    python reproduce/fig8.py
+
+Costs about 10 minutes on 2 busy cores for the five training seeds of ``digits``, from nothing, and seconds
+after figure 2. It prints the paths written and the verdicts of claim C7.
+
+    top      n stored members, for n = 1 … M: a curve. Open markers lie at the sizes of real files of such
+             ensembles (those of training seed 0)
+    bottom   the smallest thing from which the members can be drawn, which does not grow with n: from the
+             mean NLL of one member, small marker, down to that of all. Every bit width of LPE-BSR is drawn
+             from one copy in 8 bits; the widths stand side by side to be seen
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# A script runs its own checkout, whichever copy is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from lpe.records import COLUMNS, write_table
+from reproduce import panels
+from reproduce.command import Session, run_figure
+from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
+from reproduce.measurements import Unit, measure_all, selected, units
+from reproduce.points import POINTS
+from reproduce.scales import Scale, scale
+from reproduce.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
+
+BESIDE = 1.12
+"""Between two curves of one memory, as a factor."""
+
+
+def wanted(session: Session) -> list[Unit]:
+    """The units that the figure shows."""
+    return units(POINTS, session.seeds)
+
+
+def compute(session: Session) -> dict[str, object]:
+    """Train and measure; write fig8.csv."""
+    measure_all(session, wanted(session))
+    rows = selected(session, wanted(session), every_size=("nll", "generator_bits"), methods=METHODS)
+    write_table(rows, session.out / "fig8.csv", COLUMNS)
+    return {}
+
+
+def curves_of(chosen: Scale, point: str) -> list[tuple[What, str, str, str]]:
+    """What a point's panels show: (what, colour, marker, label)."""
+    shown = [(What(chosen.substrate, point, "BMA"), *BMA_STYLE, "BMA, FP32")] if point != "SGD" else []
+    for bits in chosen.bits:
+        what = What(chosen.substrate, point, "LPE-BSR", f"int{bits}")
+        shown.append((what, *BIT_STYLES[bits], f"LPE-BSR, INT-{bits}"))
+    return shown
+
+
+def generator_table(summary: Summary, what: What) -> pd.DataFrame:
+    """[sizes, (size, bits)]: the smallest thing from which the members can be drawn, mean over seeds."""
+    rows = summary.every_size(what, "generator_bits")
+    return rows.groupby("size")["value"].mean().rename("bits").reset_index()
+
+
+def _members_panel(axes: Axes, summary: Summary, chosen: Scale, point: str, reference: pd.Series) -> None:
+    curves = []
+    for what, colour, marker, label in curves_of(chosen, point):
+        curve = panels.budget_table(summary.every_size(what), reference, "memory_bits")
+        panels.draw_budget(axes, curve, colour, marker, label, MEGABIT)
+        curves.append(curve)
+        at = curve.set_index("size")["mean"]
+        for size in summary.sizes(what, "file_bytes"):
+            bits = 8 * float(summary.values(what.at(size), "file_bytes").mean())
+            axes.plot(
+                bits / MEGABIT,
+                at[size],
+                marker=marker,
+                color=colour,
+                markerfacecolor="white",
+                markersize=6,
+                markeredgewidth=0.8,
+                linestyle="none",
+                zorder=4,
+            )
+    _finish(axes, summary, chosen, point, curves)
+    panels.memory_axis(axes, "memory of n stored members (Mbit)")
+
+
+def _generator_panel(axes: Axes, summary: Summary, chosen: Scale, point: str, reference: pd.Series) -> None:
+    shown = curves_of(chosen, point)
+    low = [what.number_system for what, *_ in shown if what.method == "LPE-BSR"]
+    curves = []
+    for what, colour, marker, label in shown:
+        curve = panels.budget_table(summary.every_size(what), reference, "memory_bits")
+        bits = generator_table(summary, what)["bits"].to_numpy() / MEGABIT
+        if what.number_system in low:
+            bits = bits * BESIDE ** (low.index(what.number_system) - (len(low) - 1) / 2)
+        means = curve["mean"].to_numpy()
+        axes.plot(bits, means, color=colour, zorder=3)
+        axes.plot(bits[0], means[0], color=colour, marker=marker, markersize=2.5, zorder=3)
+        axes.plot(bits[-1], means[-1], color=colour, marker=marker, markersize=4.5, label=label, zorder=3)
+        if np.isfinite(curve["low"].iloc[-1]):
+            axes.vlines(
+                bits[-1], curve["low"].iloc[-1], curve["high"].iloc[-1], color=colour, alpha=0.3, linewidth=3
+            )
+        # What limits the panel: the mean at every size, and the interval that is drawn, at the last.
+        inner = np.arange(len(curve)) < len(curve) - 1
+        for limit in ("low", "high"):
+            curve[limit] = curve[limit].mask(inner, curve["mean"])
+        curves.append(curve)
+    _finish(axes, summary, chosen, point, curves)
+    panels.memory_axis(axes, "memory to draw members from (Mbit)")
+
+
+def _finish(axes: Axes, summary: Summary, chosen: Scale, point: str, curves: list[pd.DataFrame]) -> None:
+    """The single FP32 models as lines, the first with its cost; the limits of y."""
+    single = What(chosen.substrate, point, FP32)
+    level = float(summary.values(single).mean())
+    scaled = float(summary.values(What(chosen.substrate, point, SCALED)).mean())
+    axes.axhline(level, color=panels.BLACK, linestyle="--", linewidth=0.9, zorder=2)
+    axes.axhline(scaled, color=panels.BLACK, linestyle=":", linewidth=0.9, label="single FP32 + temperature")
+    axes.plot(
+        summary.memory_bits(single) / MEGABIT,
+        level,
+        color=panels.BLACK,
+        marker="*",
+        markersize=6,
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+        linestyle="--",
+        linewidth=0.9,
+        label="single FP32, at its memory",
+        zorder=5,
+    )
+    panels.limit_values(axes, curves, [level, scaled])
+
+
+def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+    """Draw fig8.pdf and fig8.png from fig8.csv; returns their paths and claim C7's verdicts."""
+    chosen = scale(scale_name)
+    summary = read(folder, "fig8")
+    with panels.style():
+        figure, rows = panels.plt.subplots(2, 3, figsize=(panels.TEXT_WIDTH, 3.9))
+        for place, point in enumerate(POINTS):
+            reference = summary.values(What(chosen.substrate, point, FP32))
+            _members_panel(rows[0][place], summary, chosen, point, reference)
+            panels.label_panel(rows[0][place], "abc"[place], f"{point}: stored members")
+            _generator_panel(rows[1][place], summary, chosen, point, reference)
+            panels.label_panel(rows[1][place], "def"[place], f"{point}: smallest to draw from")
+            limits = [limit for ax in rows[:, place] for limit in ax.get_xlim()]
+            for ax in rows[:, place]:
+                ax.set_xlim(min(limits), max(limits))
+        for first in rows[:, 0]:
+            first.set_ylabel("test NLL (nats per image)")
+        rows[0][1].plot(
+            [],
+            [],
+            marker="o",
+            color="grey",
+            markerfacecolor="white",
+            linestyle="none",
+            label="size of a real file",
+        )
+        panels.legend_in_columns(figure, [rows[0][1], rows[0][0]], 4)
+        paths = panels.save(figure, folder, "fig8")
+    return paths, claim_lines(summary.record, chosen, ["C7"])
+
+
+if __name__ == "__main__":
+    sys.exit(run_figure("fig8", __doc__, compute, draw))

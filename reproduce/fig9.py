@@ -1,0 +1,40 @@
+"""Figure 9: SSE, DE and MultiIVON, with and without LPE-BSR, against training and memory budget.
+
+    python reproduce/fig9.py
+
+Costs about 20 minutes on 2 cores for the five training seeds of ``digits``, from nothing. It prints the
+paths written, the verdicts of claim C8, and what a backward pass is. What the panels show: see figure 5.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# A script runs its own checkout, whichever copy is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from reproduce.command import Session, run_figure
+from reproduce.fig5 import compute_budgets, draw_budgets, units_of
+from reproduce.measurements import Unit
+
+FAMILIES = ("SSE", "DE", "MultiIVON")
+
+
+def wanted(session: Session) -> list[Unit]:
+    """The units that the figure shows."""
+    return units_of(session, FAMILIES)
+
+
+def compute(session: Session) -> dict[str, object]:
+    """Train and measure; write fig9.csv."""
+    return compute_budgets(session, "fig9", FAMILIES)
+
+
+def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+    """Draw fig9.pdf and fig9.png from fig9.csv; returns their paths and claim C8's verdicts."""
+    return draw_budgets(folder, scale_name, "fig9", FAMILIES, "C8")
+
+
+if __name__ == "__main__":
+    sys.exit(run_figure("fig9", __doc__, compute, draw))

@@ -1,0 +1,206 @@
+"""What figures and tables say of a record: values per training seed, as cells, and the verdicts of claims."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lpe.errors import InputError
+from lpe.number_systems.grids import PerChannel
+from lpe.records import COLUMNS
+from reproduce.claims import Settings, all_claims, judge
+from reproduce.command import record_name
+from reproduce.panels import read_record
+from reproduce.scales import Scale
+from reproduce.tables import mean_and_interval, plain_number
+
+FP32 = "FP32"
+SCALED = "FP32 + temperature"
+MEGABIT = 1e6
+
+
+@dataclass(frozen=True)
+class What:
+    """What a row of a table or a point of a curve is of."""
+
+    substrate: str
+    point: str
+    method: str
+    number_system: str = "fp32"
+    size: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.method}, {self.number_system}, size {self.size}, at {self.point} of {self.substrate}"
+
+    def at(self, size: int) -> What:
+        """The same at another size."""
+        return replace(self, size=size)
+
+
+_KEY = ["substrate", "point", "method", "number_system", "size", "metric"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The record of one figure or table, looked up by what was measured.
+
+    Args:
+        figure: its name, such as "table1". record: long-form rows, one of each key and training seed.
+
+    Raises:
+        InputError: two rows of one measurement at one training seed.
+    """
+
+    figure: str
+    record: pd.DataFrame
+    _places: dict[tuple[object, ...], np.ndarray] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        twice = self.record[self.record.duplicated([*_KEY, "seed"])]
+        if len(twice):
+            row = twice.iloc[0]
+            named = ", ".join(f"{column} {row[column]}" for column in [*_KEY, "seed"])
+            raise InputError(
+                f"{record_name(self.figure)} has two rows of {named}; delete the file and run the script anew"
+            )
+        object.__setattr__(self, "_places", self.record.groupby(_KEY).indices)
+
+    @staticmethod
+    def _key(what: What, metric: str) -> tuple[object, ...]:
+        return (what.substrate, what.point, what.method, what.number_system, what.size, metric)
+
+    def rows(self, what: What, metric: str = "nll") -> pd.DataFrame:
+        """The rows of a metric, indexed by training seed.
+
+        Raises:
+            InputError: there are none.
+        """
+        if not self.has(what, metric):
+            raise InputError(
+                f"{record_name(self.figure)} has no rows: {metric} of {what}; run "
+                f"python reproduce/{self.figure}.py without --plot-only"
+            )
+        return self.record.iloc[self._places[self._key(what, metric)]].set_index("seed")
+
+    def has(self, what: What, metric: str = "nll") -> bool:
+        """Whether there are rows of a metric."""
+        return self._key(what, metric) in self._places
+
+    def values(self, what: What, metric: str = "nll") -> pd.Series:
+        """The values of a metric, indexed by training seed."""
+        return self.rows(what, metric)["value"]
+
+    def sizes(self, what: What, metric: str = "nll") -> list[int]:
+        """The sizes at which there are rows, whatever the size of ``what``."""
+        rest = (what.substrate, what.point, what.method, what.number_system)
+        return sorted(int(str(key[4])) for key in self._places if key[:4] == rest and key[5] == metric)
+
+    def every_size(self, what: What, metric: str = "nll") -> pd.DataFrame:
+        """The rows of a metric at every size, whatever the size of ``what``; InputError if there are none."""
+        sizes = self.sizes(what, metric)
+        if not sizes:
+            self.rows(what, metric)
+        places = [self._places[self._key(what.at(size), metric)] for size in sizes]
+        return self.record.iloc[np.concatenate(places)]
+
+    def mean(self, what: What, metric: str, digits: int = 4) -> str | None:
+        """The mean over training seeds as text; None where the metric is not defined for the method."""
+        if not self.has(what, metric):
+            return None
+        return plain_number(float(self.values(what, metric).mean()), digits)
+
+    def with_interval(self, what: What, metric: str = "nll", digits: int = 4) -> str:
+        """Mean and 95 % interval over training seeds."""
+        return mean_and_interval(self.values(what, metric).to_numpy(), digits)
+
+    def difference(self, what: What, other: What, metric: str = "nll", digits: int = 4) -> str:
+        """Mean and 95 % interval of the paired difference to ``other``, over the seeds that both have."""
+        difference = (self.values(what, metric) - self.values(other, metric)).dropna()
+        if difference.empty:
+            raise InputError(f"{what} and {other} share no training seed; run with the same --seeds")
+        return mean_and_interval(difference.to_numpy(), digits)
+
+    def seeds(self, what: What) -> int:
+        """Number of training seeds."""
+        return len(self.rows(what))
+
+    def memory_bits(self, what: What) -> float:
+        """Bits of n stored members, mean over training seeds."""
+        return float(self.rows(what)["memory_bits"].mean())
+
+    def backward_passes(self, what: What) -> float:
+        """Gradient evaluations of one minibatch, mean over training seeds."""
+        return float(self.rows(what)["backward_passes"].mean())
+
+
+def read(folder: Path, figure: str) -> Summary:
+    """The summary of a figure's or table's record in a folder; InputError if there is none."""
+    return Summary(figure, read_record(folder / record_name(figure), COLUMNS))
+
+
+def claim_lines(record: pd.DataFrame, chosen: Scale, numbers: Sequence[str]) -> list[str]:
+    """The verdicts of claims such as "C1" (a, b and c) and "C10" on a record, a line each."""
+    settings = Settings.of(chosen)
+    wanted = re.compile(rf"({'|'.join(numbers)})[a-z]?( |$)")
+    return [judge(claim, record).line() for claim in all_claims(settings) if wanted.match(claim.name)]
+
+
+def substrates_by_size(summary: Summary) -> list[str]:
+    """The record's substrates, that with the fewest parameters first."""
+    names = sorted(summary.record["substrate"].unique())
+    return sorted(names, key=lambda name: summary.memory_bits(What(name, "SGD", FP32)))
+
+
+def system_title(name: str) -> str:
+    """A number system as tables name it: "INT-5, per channel" of "int5"; other systems by their own name."""
+    matched = re.fullmatch(r"int(\d)(?: (.*))?", name)
+    return f"INT-{matched[1]}, {matched[2] or PerChannel()}" if matched else name.upper()
+
+
+def system_bits(name: str) -> int:
+    """Bits a weight of a number system's name, scales aside: 5 of "int5 per tensor", 4 of "nf4"."""
+    matched = re.match(r"[a-z]+(\d+)", name)
+    if matched is None:
+        raise InputError(f"number system {name!r} does not say its bits; a name such as 'int5' is expected")
+    return int(matched[1])
+
+
+def megabits(bits: float) -> str:
+    """Bits as Mbit, to three significant digits."""
+    value = bits / MEGABIT
+    digits = max(0, 2 - int(np.floor(np.log10(value)))) if value > 0 else 0
+    return plain_number(value, digits)
+
+
+def listed(texts: Sequence[str]) -> str:
+    """Such as "a, b and c"."""
+    return " and ".join([text for text in (", ".join(texts[:-1]), *texts[-1:]) if text])
+
+
+def counted_seeds(numbers: Sequence[int]) -> str:
+    """Such as "n = 5" or "n = 5–20" training seeds."""
+    low, high = min(numbers), max(numbers)
+    return f"n = {low}" if low == high else f"n = {low}–{high}"
+
+
+def conditions(chosen: Scale) -> list[str]:
+    """What holds of every table of a scale, a line each."""
+    return [
+        "Means over training seeds; in brackets the two-sided 95 % interval of Student's t. NLL in nats "
+        "(natural logarithm) a test image, ERR and ECE as shares of 1; ECE in 15 bins.",
+        f"Within a training seed, {chosen.draws} ensembles of other rounding or posterior seeds are averaged "
+        "where members are drawn. Temperature scaling: fitted on the validation images.",
+    ]
+
+
+def pass_size(chosen: Scale) -> str:
+    """What a backward pass is: the minibatches' sizes."""
+    fine, pre = chosen.sgd.batch, chosen.pre_training.batch
+    return f"one backward pass: the gradient of {fine} images" + (
+        "" if fine == pre else f" (of {pre} in the pre-training)"
+    )

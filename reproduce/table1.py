@@ -1,0 +1,158 @@
+"""Table 1: four sizes of one network, INT-6 and INT-4: nearest rounding (RTN) against LPE-BSR.
+
+    python reproduce/table1.py
+
+Costs about 25 minutes on 2 cores for the twenty training seeds of ``digits``, from nothing. It prints the
+paths written and the verdicts of claims C1a, C1b and C1c.
+
+A block a network, the smallest first: the FP32 model (☆), it with temperature scaling, then RTN and LPE-BSR
+at each bit width. AMB is the ambiguity, 0 for a single model.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# A script runs its own checkout, whichever copy is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lpe.records import COLUMNS, write_table
+from reproduce.command import Session, record_name, run_figure
+from reproduce.measurements import Unit, measure_all, network_units, selected, units
+from reproduce.scales import Scale, scale
+from reproduce.summaries import (
+    FP32,
+    SCALED,
+    Summary,
+    What,
+    claim_lines,
+    conditions,
+    counted_seeds,
+    listed,
+    megabits,
+    read,
+    substrates_by_size,
+    system_bits,
+    system_title,
+)
+from reproduce.tables import Cell, mark_best, write_all
+
+BITS = (6, 4)
+METHODS = (FP32, SCALED, "RTN", "LPE-BSR")
+HEADER = (
+    "network",
+    "parameters",
+    "number system",
+    "method",
+    "members",
+    "NLL (nats)",
+    "NLL − FP32's",
+    "ERR",
+    "AMB (nats)",
+    "memory (Mbit)",
+)
+NLL = HEADER.index("NLL (nats)")
+
+
+def wanted(session: Session) -> list[Unit]:
+    """The units that the table shows."""
+    return units(network_units(session.scale), session.claim_seeds)
+
+
+def write_record(session: Session, figure: str, the_units: Sequence[Unit], systems: Sequence[str]) -> None:
+    """Measure, and write the rows of the FP32 models and of these number systems (none: of all)."""
+    measure_all(session, the_units)
+    rows = selected(session, the_units, every_size=(), methods=METHODS)
+    if systems:
+        rows = rows[rows["number_system"].isin(["fp32", *systems])]
+    write_table(rows, session.out / record_name(figure), COLUMNS)
+
+
+def block(summary: Summary, substrate: str, systems: Sequence[str], size: int) -> list[list[Cell]]:
+    """A network's rows: the FP32 model, it with temperature scaling, RTN and LPE-BSR of each number system.
+
+    The lower NLL of RTN and LPE-BSR is bold.
+    """
+    single = What(substrate, "SGD", FP32)
+    parameters = round(summary.memory_bits(single) / 32)
+
+    def row(what: What, title: str) -> list[Cell]:
+        system = "FP32" if what.number_system == "fp32" else system_title(what.number_system)
+        return [
+            substrate,
+            parameters,
+            system,
+            title,
+            what.size,
+            summary.with_interval(what),
+            None if what == single else summary.difference(what, single),
+            summary.mean(what, "err"),
+            summary.mean(what, "ambiguity", 5),
+            megabits(summary.memory_bits(what)),
+        ]
+
+    rows = [row(single, "☆ single"), row(What(substrate, "SGD", SCALED), "single + temperature")]
+    for system in systems:
+        pair = [What(substrate, "SGD", "RTN", system), What(substrate, "SGD", "LPE-BSR", system, size)]
+        means = [float(summary.values(what).mean()) for what in pair]
+        rows += mark_best([row(what, what.method) for what in pair], NLL, means)
+    return rows
+
+
+def seeds_shown(summary: Summary) -> str:
+    """The training seeds of the FP32 models."""
+    return counted_seeds(
+        [summary.seeds(What(name, "SGD", FP32)) for name in summary.record["substrate"].unique()]
+    )
+
+
+def rounding_notes(chosen: Scale) -> list[str]:
+    """What holds of the tables of RTN against LPE-BSR."""
+    return [
+        *conditions(chosen),
+        "NLL − FP32's: paired by training seed, against ☆ of the same network. Bold: the lower mean NLL of "
+        "RTN and LPE-BSR, however little they differ.",
+        "Memory: n stored members, scales and what stays in full precision counted once.",
+    ]
+
+
+def write_networks(
+    folder: Path, scale_name: str, figure: str, bits: Sequence[int]
+) -> tuple[list[Path], Summary]:
+    """Write the table of all networks at some bit widths, from its record."""
+    chosen = scale(scale_name)
+    summary = read(folder, figure)
+    systems = sorted(
+        (f"int{width}" for width in bits if f"int{width}" in set(summary.record["number_system"])),
+        key=system_bits,
+        reverse=True,
+    )
+    rows = [
+        row
+        for substrate in substrates_by_size(summary)
+        for row in block(summary, substrate, systems, chosen.claim_size)
+    ]
+    caption = (
+        f"RTN against LPE-BSR of {chosen.claim_size} members, "
+        f"{listed([f'INT-{system_bits(system)}' for system in systems])}, scale {chosen.name}, "
+        f"{seeds_shown(summary)} training seeds."
+    )
+    return write_all(folder, figure, HEADER, rows, caption, rounding_notes(chosen)), summary
+
+
+def compute(session: Session) -> dict[str, object]:
+    """Train and measure; write table1_record.csv."""
+    write_record(session, "table1", wanted(session), [f"int{width}" for width in BITS])
+    return {}
+
+
+def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+    """Write table1.csv, .md and .tex from the record; returns their paths and claim C1's verdicts."""
+    paths, summary = write_networks(folder, scale_name, "table1", BITS)
+    return paths, claim_lines(summary.record, scale(scale_name), ["C1"])
+
+
+if __name__ == "__main__":
+    sys.exit(run_figure("table1", __doc__, compute, draw))

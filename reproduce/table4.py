@@ -1,0 +1,47 @@
+"""Table 4: table 1 at the other bit widths (8, 7, 5 and 3).
+
+    python reproduce/table4.py
+
+Costs seconds after table 1, and as much as it from nothing. It prints the paths written; no claim is judged
+on it.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# A script runs its own checkout, whichever copy is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from reproduce import table1
+from reproduce.command import Session, run_figure
+from reproduce.measurements import Unit
+from reproduce.scales import Scale, scale
+
+
+def bits(chosen: Scale) -> list[int]:
+    """The widths that table 1 does not show."""
+    return [width for width in chosen.table_bits if width not in table1.BITS]
+
+
+def wanted(session: Session) -> list[Unit]:
+    """The units that the table shows."""
+    return table1.wanted(session)
+
+
+def compute(session: Session) -> dict[str, object]:
+    """Train and measure; write table4_record.csv."""
+    systems = [f"int{width}" for width in bits(session.scale)]
+    table1.write_record(session, "table4", wanted(session), systems)
+    return {}
+
+
+def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+    """Write table4.csv, .md and .tex from the record; returns their paths."""
+    paths, _ = table1.write_networks(folder, scale_name, "table4", bits(scale(scale_name)))
+    return paths, []
+
+
+if __name__ == "__main__":
+    sys.exit(run_figure("table4", __doc__, compute, draw))

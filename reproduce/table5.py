@@ -1,0 +1,171 @@
+"""Table 5: the fine-tuned model: ensembles of several trainings against ensembles drawn from one.
+
+    python reproduce/table5.py
+
+Costs about 20 minutes on 2 cores at ``digits``, from nothing: twenty training seeds of the point estimate
+and five of the ensembles of several trainings. It prints the paths written and the verdicts of claims C9, C10, C11 and C12.
+
+MAP (☆) is the point that SGD finds. DEE, the deep-ensemble equivalent, says how many members of DE are as
+good by calibrated NLL: the methods' *mean* calibrated NLL on the curve of DE's means, both over the training
+seeds that they share, for the curve of one seed is too flat and too rough to be read from.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# A script runs its own checkout, whichever copy is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lpe.errors import InputError
+from lpe.evaluation.equivalent import deep_ensemble_equivalent
+from lpe.records import COLUMNS, write_table
+from reproduce.command import Session, record_name, run_figure
+from reproduce.measurements import Unit, measure_all, selected, units
+from reproduce.scales import Scale, scale
+from reproduce.summaries import (
+    FP32,
+    SCALED,
+    Summary,
+    What,
+    claim_lines,
+    conditions,
+    counted_seeds,
+    megabits,
+    pass_size,
+    read,
+)
+from reproduce.tables import Cell, write_all
+
+FAMILIES = ("BE", "DE", "SSE", "CSGLD", "MultiIVON", "MultiSWAG")
+BY_SIZE = ("DE", "SSE")
+"""Shown at every size; the others whole: BatchEnsemble's members are trained together, and those of CSGLD and
+of one posterior are alike."""
+METHODS = (FP32, SCALED, *FAMILIES, "LPE-BSR", "Gaussian", "Gaussian, matched", "MC-dropout")
+HEADER = (
+    "method",
+    "members",
+    "n",
+    "NLL (nats)",
+    "NLL − MAP's",
+    "ERR",
+    "ECE",
+    "Brier",
+    "calibrated NLL",
+    "DEE",
+    "stored (Mbit)",
+    "to draw from (Mbit)",
+    "backward passes",
+)
+
+
+def wanted(session: Session) -> list[Unit]:
+    """The units that the table shows: those of one training at more seeds."""
+    return [*units(["SGD"], session.claim_seeds), *units(FAMILIES, session.seeds)]
+
+
+def compute(session: Session) -> dict[str, object]:
+    """Train and measure; write table5_record.csv."""
+    measure_all(session, wanted(session))
+    rows = selected(session, wanted(session), every_size=(), methods=METHODS)
+    write_table(rows, session.out / record_name("table5"), COLUMNS)
+    return {"backward_pass": pass_size(session.scale)}
+
+
+def rows_shown(summary: Summary, chosen: Scale) -> list[tuple[What, str]]:
+    """What the table shows, with its title."""
+
+    def at_sgd(method: str, system: str = "fp32", size: int = 1) -> What:
+        return What(chosen.substrate, "SGD", method, system, size)
+
+    shown = [(at_sgd(FP32), "☆ MAP"), (at_sgd(SCALED), "MAP + temperature")]
+    for name in FAMILIES:
+        whole = What(chosen.substrate, name, name)
+        sizes = summary.sizes(whole) or [chosen.members]
+        shown += [(whole.at(size), name) for size in (sizes if name in BY_SIZE else sizes[-1:])]
+    best, size = chosen.best_bits, chosen.claim_size
+    shown += [(at_sgd("LPE-BSR", f"int{best}", each), f"LPE-BSR, INT-{best}") for each in chosen.table_sizes]
+    others = [bits for bits in chosen.bits if bits != best]
+    shown += [(at_sgd("LPE-BSR", f"int{bits}", size), f"LPE-BSR, INT-{bits}") for bits in others]
+    shown += [
+        (at_sgd("Gaussian", "fp32", size), "Gaussian, tuned"),
+        *(
+            (at_sgd("Gaussian, matched", f"int{bits}", size), f"Gaussian, matched to INT-{bits}")
+            for bits in chosen.bits
+        ),
+        (at_sgd("MC-dropout", "fp32", size), "MC-dropout, tuned"),
+    ]
+    return shown
+
+
+def equivalent(summary: Summary, what: What, deep: What) -> str | None:
+    """The deep-ensemble equivalent over the training seeds that ``what`` and DE share; None where undefined.
+
+    Args:
+        deep: DE, of any size.
+    """
+    metric = "calibrated_nll"
+    if not summary.has(what, metric):
+        return None
+    curve = [summary.values(deep.at(size), metric) for size in range(1, max(summary.sizes(deep, metric)) + 1)]
+    values = summary.values(what, metric)
+    shared = values.index
+    for series in curve:
+        shared = shared.intersection(series.index)
+    if shared.empty:
+        raise InputError(f"{what} and DE share no training seed; run with the same --seeds")
+    means = [float(series.loc[shared].mean()) for series in curve]
+    return deep_ensemble_equivalent(float(values.loc[shared].mean()), means).text()
+
+
+def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+    """Write table5.csv, .md and .tex from the record; returns their paths and the claims' verdicts."""
+    chosen = scale(scale_name)
+    summary = read(folder, "table5")
+    single = What(chosen.substrate, "SGD", FP32)
+    deep = What(chosen.substrate, "DE", "DE")
+    rows: list[list[Cell]] = []
+    seeds = []
+    for what, title in rows_shown(summary, chosen):
+        generator = (
+            megabits(float(summary.values(what, "generator_bits").mean()))
+            if summary.has(what, "generator_bits")
+            else None
+        )
+        rows.append(
+            [
+                title,
+                what.size,
+                summary.seeds(what),
+                summary.with_interval(what),
+                None if what == single else summary.difference(what, single),
+                *(summary.mean(what, metric) for metric in ("err", "ece", "brier", "calibrated_nll")),
+                equivalent(summary, what, deep),
+                megabits(summary.memory_bits(what)),
+                generator,
+                round(summary.backward_passes(what)),
+            ]
+        )
+        seeds.append(summary.seeds(what))
+    caption = (
+        f"Ensembles of the fine-tuned model, {chosen.substrate}, scale {chosen.name}, {counted_seeds(seeds)} "
+        "training seeds (column n)."
+    )
+    notes = [
+        *conditions(chosen),
+        "NLL − MAP's: paired by training seed, over the seeds that both have. Rows of different n differ "
+        "in their test images too: compare them by this column.",
+        "Calibrated NLL: each half of the test images at the temperature fitted on the other half. DEE "
+        "(deep-ensemble equivalent): the mean calibrated NLL on the curve of DE's means, over the shared "
+        "training seeds.",
+        "Memory: n stored members, and the smallest thing from which they can be drawn. Training: "
+        f"{pass_size(chosen)}.",
+    ]
+    return write_all(folder, "table5", HEADER, rows, caption, notes), claim_lines(
+        summary.record, chosen, ["C9", "C10", "C11", "C12"]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_figure("table5", __doc__, compute, draw))

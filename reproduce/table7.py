@@ -1,0 +1,66 @@
+"""Table 7: RTN against LPE-BSR under other scale axes and number systems, at equal bits a weight.
+
+    python reproduce/table7.py
+
+Costs about 5 minutes on 2 cores for the twenty training seeds of ``digits``, from nothing. It prints the
+paths written; no claim is judged on it.
+
+Systems of equal bits stand together, that with the fewest scales first: the memory column says what the
+scales cost. What was measured is shown: another number system in the record is another pair of rows.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# A script runs its own checkout, whichever copy is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from reproduce.command import Session, run_figure
+from reproduce.measurements import AXES, Unit, units
+from reproduce.scales import scale
+from reproduce.summaries import Summary, What, read, substrates_by_size, system_bits
+from reproduce.table1 import HEADER, block, rounding_notes, seeds_shown, write_record
+from reproduce.tables import write_all
+
+
+def wanted(session: Session) -> list[Unit]:
+    """The units that the table shows."""
+    return units([AXES], session.claim_seeds)
+
+
+def systems_of(summary: Summary, substrate: str) -> list[str]:
+    """The substrate's number systems: most bits first, then by the memory of one member."""
+    here = summary.record[summary.record["substrate"] == substrate]
+    names = sorted(set(here["number_system"]) - {"fp32"})
+    return sorted(
+        names,
+        key=lambda name: (-system_bits(name), summary.memory_bits(What(substrate, "SGD", "RTN", name))),
+    )
+
+
+def compute(session: Session) -> dict[str, object]:
+    """Train and measure; write table7_record.csv."""
+    write_record(session, "table7", wanted(session), ())
+    return {}
+
+
+def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+    """Write table7.csv, .md and .tex from the record; returns their paths."""
+    chosen = scale(scale_name)
+    summary = read(folder, "table7")
+    rows = [
+        row
+        for substrate in substrates_by_size(summary)
+        for row in block(summary, substrate, systems_of(summary, substrate), chosen.claim_size)
+    ]
+    caption = (
+        f"RTN against LPE-BSR of {chosen.claim_size} members under other scale axes and number systems, "
+        f"scale {chosen.name}, {seeds_shown(summary)} training seeds."
+    )
+    return write_all(folder, "table7", HEADER, rows, caption, rounding_notes(chosen)), []
+
+
+if __name__ == "__main__":
+    sys.exit(run_figure("table7", __doc__, compute, draw))

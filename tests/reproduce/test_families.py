@@ -1,0 +1,170 @@
+"""Ensembles of several trainings: what their members start from, what they cost, and what is stored once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import lpe
+from lpe.errors import InputError
+from lpe.substrates import digits
+from reproduce import families, points
+from reproduce.command import Session, open_session
+from reproduce.families import FAMILIES, family, snapshot_family, with_low_precision
+from reproduce.measurements import DISAGREEMENT, Unit, measure, reported_sizes, rows_of, units
+from reproduce.scales import DIGITS, Scale
+
+
+@pytest.fixture
+def session(tiny: Scale, tmp_path: Path) -> Iterator[Session]:
+    with open_session("test", tiny, 1, tmp_path, "disabled", quiet=True) as opened:
+        yield opened
+
+
+def steps(scale: Scale, epochs: int, batch: int = 100) -> int:
+    """Backward passes of so many epochs at training seed 0."""
+    return epochs * (len(digits.load(0).train[1]) // batch)
+
+
+def pre_training(scale: Scale) -> int:
+    return steps(scale, scale.pre_training.epochs, scale.pre_training.batch)
+
+
+def same(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_members_of_a_deep_ensemble_share_the_trunk_they_start_from_and_nothing_else(
+    session: Session,
+) -> None:
+    starts = [points.start(session, 0, replica)[0] for replica in (0, 1)]
+    for name, value in starts[0].state_dict().items():
+        head = name.startswith("head.weight")
+        assert torch.equal(value, starts[1].state_dict()[name]) != head
+    members = list(family(session, "DE", 0).make(0))
+    assert len(members) == session.scale.members and not same(*members)
+
+
+def test_the_first_member_of_a_deep_ensemble_is_the_point_of_sgd(session: Session) -> None:
+    assert same(family(session, "DE", 0).make(0)[0], points.sgd_point(session, 0).net)
+
+
+def test_the_trunk_is_paid_for_once(tiny: Scale, session: Session) -> None:
+    ensemble = family(session, "DE", 0).make(0)
+    fine, trunk = steps(tiny, tiny.sgd.epochs), pre_training(tiny)
+    assert [ensemble.backward_passes(n) for n in (1, 2)] == [trunk + fine, trunk + 2 * fine]
+
+
+def test_members_of_one_posterior_cost_one_training_and_those_of_the_next_another(
+    tiny: Scale, session: Session
+) -> None:
+    ensemble = family(session, "MultiIVON", 0).make(0)
+    fine, trunk = steps(tiny, tiny.ivon.epochs), pre_training(tiny)
+    assert len(ensemble) == tiny.members * tiny.draws_per_posterior == 4
+    costs = [trunk + fine, trunk + fine, trunk + 2 * fine, trunk + 2 * fine]
+    assert [ensemble.backward_passes(n) for n in (1, 2, 3, 4)] == costs
+
+
+def test_a_snapshot_run_with_fewer_cycles_is_the_beginning_of_one_with_more(
+    tiny: Scale, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = snapshot_family(session, 0).make(0)
+    monkeypatch.setattr(families, "train", None)  # nothing is left to train
+    one = snapshot_family(session, 0, replace(tiny.snapshot, cycles=1)).make(0)
+    assert len(whole) == 2 and len(one) == 1
+    assert same(whole[0], one[0]) and not same(whole[0], whole[1])
+    assert one.backward_passes() == whole.backward_passes(1)
+
+
+def test_a_cycle_goes_on_from_the_weights_of_the_one_before(
+    tiny: Scale, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before: list[dict[str, torch.Tensor]] = []
+    train = families.train
+
+    def watched(model: nn.Module, *arguments: object, **named: object) -> object:
+        before.append({name: value.clone() for name, value in model.state_dict().items()})
+        return train(model, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(families, "train", watched)
+    ensemble = snapshot_family(session, 0).make(0)
+    assert len(before) == 2
+    assert all(torch.equal(before[1][name], value) for name, value in ensemble[0].state_dict().items())
+
+
+def test_a_stored_run_gives_the_same_members_as_the_one_that_trained(session: Session) -> None:
+    for name in FAMILIES:
+        first, second = (family(session, name, 0).make(3) for _ in range(2))
+        assert all(same(a, b) for a, b in zip(first, second, strict=True)), name
+
+
+def test_samples_of_csgld_are_charged_up_to_their_own_epoch(tiny: Scale, session: Session) -> None:
+    recipe = replace(tiny.cyclical_sgld, epochs_per_cycle=3, samples_per_cycle=2, cycles=2)
+    ensemble = families.cyclical_sgld_family(session, 0, recipe).make(0)
+    trunk, epoch = pre_training(tiny), steps(tiny, 1)
+    costs = [trunk + epochs * epoch for epochs in (2, 3, 5, 6)]
+    assert [ensemble.backward_passes(n) for n in (1, 2, 3, 4)] == costs
+
+
+def test_more_samples_than_epochs_in_a_cycle_are_refused_before_any_training(
+    tiny: Scale, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(points, "train", None)
+    recipe = replace(tiny.cyclical_sgld, epochs_per_cycle=2, samples_per_cycle=3)
+    with pytest.raises(InputError, match="samples_per_cycle must be at most epochs_per_cycle, 2"):
+        families.cyclical_sgld_family(session, 0, recipe)
+
+
+def test_a_step_of_batch_ensemble_is_charged_for_every_member(tiny: Scale, session: Session) -> None:
+    ensemble = family(session, "BE", 0).make(0)
+    fine = steps(tiny, tiny.batch_ensemble.epochs)
+    assert ensemble.backward_passes(1) == pre_training(tiny) + tiny.members * fine
+
+
+def test_low_precision_members_of_different_bases_share_no_random_bits(session: Session) -> None:
+    net = points.sgd_point(session, 0).net
+    ensemble = with_low_precision(lpe.DeepEnsemble([net, net]), lpe.Int(3), 2, seed=5)
+    plain = lpe.LowPrecisionEnsemble(net, lpe.Int(3), 4, seed=5)
+    assert all(same(a, b) for a, b in zip(ensemble, plain, strict=True))
+
+
+def test_a_family_is_measured_at_every_size_with_and_without_low_precision(
+    tiny: Scale, session: Session
+) -> None:
+    unit = Unit("SSE", 0)
+    measure(session, unit)
+    rows = rows_of(session, [unit])
+    nll = rows[rows["metric"] == "nll"]
+    sizes = {method: here["size"].tolist() for method, here in nll.groupby("method")}
+    assert sizes == {"SSE": [1, 2], "SSE + LPE-BSR": [1, 2, 3, 4]}
+    low = nll[nll["method"] == "SSE + LPE-BSR"]["backward_passes"].tolist()
+    base = nll[nll["method"] == "SSE"]["backward_passes"].tolist()
+    assert low == [base[0], base[0], base[1], base[1]]
+    calibrated = rows[(rows["metric"] == "calibrated_nll") & (rows["method"] == "SSE + LPE-BSR")]
+    assert calibrated["size"].tolist() == [2, 4]
+
+
+def test_a_snapshot_does_not_disagree_with_itself_and_shares_are_of_all_images(session: Session) -> None:
+    unit = Unit(DISAGREEMENT, 0)
+    measure(session, unit)
+    rows = rows_of(session, [unit])
+    assert set(rows["number_system"]) == {"fp32", *(f"int{bits}" for bits in session.scale.bits)}
+    images = len(digits.load(0).test[1])
+    assert rows["value"].between(0, 1).all()
+    second = float(rows[rows["number_system"] == "fp32"]["value"].iloc[0])
+    assert second * images == pytest.approx(round(second * images))
+
+
+def test_units_that_stand_together_share_no_training_seed() -> None:
+    assert units(["SGD", "DE"], [0, 1]) == [Unit("SGD", 0), Unit("SGD", 1), Unit("DE", 0), Unit("DE", 1)]
+
+
+def test_every_metric_is_kept_at_the_sizes_that_claims_and_tables_look_at() -> None:
+    assert reported_sizes(DIGITS, 20) == [1, 4, 5, 10, 20]
+    assert reported_sizes(DIGITS, 1) == [1]

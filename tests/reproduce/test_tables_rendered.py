@@ -1,0 +1,444 @@
+"""Tables 1, 2, 4, 5 and 7 from synthetic records whose numbers are known."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lpe import tracking
+from lpe.errors import InputError
+from lpe.records import COLUMNS, KEY, Records
+from lpe.store import Store
+from reproduce import scales, table1, table2, table4, table5, table7
+from reproduce.claims import interval
+from reproduce.command import Session, record_name
+from reproduce.scales import DIGITS
+from reproduce.summaries import FP32, SCALED, Summary, What, listed, megabits, system_bits, system_title
+from reproduce.tables import plain_number
+
+SEEDS = 4
+WEIGHTS = {"T": 12_000, "S": 30_000, "B": 69_000, "L": 206_000}
+FULL = ("nll", "err", "ece", "average_loss", "ambiguity", "ensemble_loss", "brier", "calibrated_nll")
+FIRST, FURTHER = 2770, 1720
+ALL = (table1, table2, table4, table5, table7)
+EVERY_TABLE = pytest.mark.parametrize("module", ALL, ids=lambda module: module.__name__.rpartition(".")[2])
+
+
+class Rows:
+    """Rows of a record; the values of a method differ from metric to metric and from seed to seed."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[object, ...]] = []
+        self.noise = np.random.default_rng(0)
+
+    def add(
+        self,
+        point: str,
+        method: str,
+        level: float,
+        weights: int,
+        system: str = "fp32",
+        size: int = 1,
+        substrate: str = DIGITS.substrate,
+        seeds: int = SEEDS,
+        cost: int = FIRST,
+        metrics: tuple[str, ...] = FULL,
+    ) -> None:
+        """A method's rows: its NLL is ``level``, and .01 more a training seed, but for noise of 1e-5."""
+        rounding = {"RTN": "nearest", "LPE-BSR": "bernoulli"}.get(method, "")
+        bits = 32 if system == "fp32" else system_bits(system)
+        stored = bits * weights * size + (method == SCALED) * 32
+        for seed in range(seeds):
+            key = ("digits", substrate, point, method, system, rounding, size, seed)
+            for metric in metrics:
+                share = 1.0 if metric.endswith("nll") else 0.3
+                value = share * (level + 0.01 * seed) + 1e-5 * self.noise.normal()
+                self.rows.append((*key, metric, value, stored, cost))
+            if method != SCALED:
+                drawn_from = weights * (8 if bits < 32 else 32)
+                self.rows.append((*key, "generator_bits", float(drawn_from), stored, cost))
+
+    def single(self, point: str, weights: int, substrate: str = DIGITS.substrate) -> None:
+        """The FP32 model, and it with temperature scaling."""
+        self.add(point, FP32, 0.06, weights, substrate=substrate)
+        few = ("nll", "err", "ece", "brier")
+        self.add(point, SCALED, 0.062, weights, substrate=substrate, metrics=few)
+
+    def table(self) -> pd.DataFrame:
+        """As read from a record."""
+        return pd.DataFrame(self.rows, columns=list(COLUMNS))
+
+
+def rounded_pairs(rows: Rows, weights: int, substrate: str, systems: list[str]) -> None:
+    """RTN and LPE-BSR, the better one LPE-BSR."""
+    for system in systems:
+        loss = 0.1 / 2 ** system_bits(system)
+        rows.add("SGD", "RTN", 0.06 + loss, weights, system, 1, substrate)
+        rows.add("SGD", "LPE-BSR", 0.059 + loss / 4, weights, system, DIGITS.claim_size, substrate)
+
+
+@functools.cache
+def record(name: str) -> pd.DataFrame:
+    """A table's record."""
+    rows = Rows()
+    if name in ("table1", "table4"):
+        for letter, weights in WEIGHTS.items():
+            rows.single("SGD", weights, f"digits ViT-{letter}")
+            shown = table1.BITS if name == "table1" else table4.bits(DIGITS)
+            rounded_pairs(rows, weights, f"digits ViT-{letter}", [f"int{bits}" for bits in shown])
+    elif name == "table7":
+        rows.single("SGD", 69_000, "digits ViT, scale axes")
+        systems = ["int5 per tensor", "int5", "int4 per tensor", "int4", "int3"]
+        rounded_pairs(rows, 69_000, "digits ViT, scale axes", systems)
+    else:
+        for point in ("SGD", "SWAG", "IVON"):
+            rows.single(point, 69_000)
+            for size in DIGITS.table_sizes:
+                for bits in DIGITS.bits:
+                    rows.add(point, "LPE-BSR", 0.058 + 0.01 / bits / size, 69_000, f"int{bits}", size)
+                if point != "SGD":
+                    rows.add(point, "BMA", 0.059 + 0.01 / size, 69_000, "fp32", size)
+    if name == "table5":
+        for method in ("Gaussian", "MC-dropout"):
+            rows.add("SGD", method, 0.0595, 69_000, "fp32", DIGITS.claim_size)
+        for bits in DIGITS.bits:
+            rows.add("SGD", "Gaussian, matched", 0.0585, 69_000, f"int{bits}", DIGITS.claim_size)
+        for family in table5.FAMILIES:
+            for size in range(1, DIGITS.members + 1):
+                cost = FIRST + FURTHER * (size - 1)
+                # DE starts as the FP32 model, at every training seed, and has two training seeds fewer.
+                level = 0.06 - 0.004 * (size - 1)
+                rows.add(family, family, level, 69_000, "fp32", size, seeds=SEEDS - 2, cost=cost)
+        table = rows.table()
+        keys = ["seed", "metric"]
+        single = table[(table["method"] == FP32) & (table["point"] == "SGD")].set_index(keys)["value"]
+        first = (table["method"] == "DE") & (table["size"] == 1)
+        places = pd.MultiIndex.from_frame(table.loc[first, keys])
+        table.loc[first, "value"] = single.loc[places].to_numpy()
+        return table
+    return rows.table()
+
+
+Table = tuple[list[dict[str, str]], list[str], Path]
+
+
+def rendered(module: object, table: pd.DataFrame, folder: Path) -> Table:
+    """The rows of a table's CSV by column name, the lines that are printed, and the folder."""
+    name = module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+    table.to_csv(folder / record_name(name), index=False)
+    paths, lines = module.draw(folder, "digits")  # type: ignore[attr-defined]
+    assert [path.name for path in paths] == [f"{name}.{kind}" for kind in ("csv", "md", "tex")]
+    with (folder / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file)), lines, folder
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> Callable[[object], Table]:
+    """module → its table of the whole record, rendered once."""
+
+    def once(module: object) -> Table:
+        name = module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+        return rendered(module, record(name), tmp_path_factory.mktemp(name))
+
+    return functools.cache(once)
+
+
+def values(name: str, metric: str = "nll", **equal: object) -> pd.Series:
+    """A record's values with these keys, by training seed."""
+    here = record(name)
+    for column, value in {**equal, "metric": metric}.items():
+        here = here[here[column] == value]
+    return here.set_index("seed")["value"]
+
+
+def with_interval(numbers: pd.Series) -> str:
+    """Mean and interval to four decimals."""
+    low, high = interval(numbers.to_numpy())
+    return f"{plain_number(float(numbers.mean()), 4)} [{plain_number(low, 4)}, {plain_number(high, 4)}]"
+
+
+def only(rows: list[dict[str, str]], **equal: str) -> dict[str, str]:
+    """The one row with these cells; names with underscores for spaces."""
+    wanted = {column.replace("_", " "): cell for column, cell in equal.items()}
+    (found,) = [row for row in rows if all(row[column] == cell for column, cell in wanted.items())]
+    return found
+
+
+@pytest.mark.parametrize("letter", WEIGHTS)
+def test_table_1_marks_the_fp32_model_with_a_star_and_its_own_nll(
+    letter: str, table: Callable[[object], Table]
+) -> None:
+    row = only(table(table1)[0], network=f"digits ViT-{letter}", method="☆ single")
+    expected = values("table1", substrate=f"digits ViT-{letter}", method=FP32)
+    assert row["NLL (nats)"] == with_interval(expected)
+
+
+def test_table_1_has_the_networks_by_size_with_their_parameters(table: Callable[[object], Table]) -> None:
+    networks = dict.fromkeys((row["network"], row["parameters"]) for row in table(table1)[0])
+    assert list(networks) == [(f"digits ViT-{letter}", str(WEIGHTS[letter])) for letter in WEIGHTS]
+
+
+def test_table_1_says_the_paired_difference_to_its_own_network(table: Callable[[object], Table]) -> None:
+    row = only(table(table1)[0], network="digits ViT-S", method="LPE-BSR", number_system="INT-4, per channel")
+    here = {"substrate": "digits ViT-S"}
+    difference = values("table1", method="LPE-BSR", number_system="int4", **here) - values(
+        "table1", method=FP32, **here
+    )
+    assert row["NLL − FP32's"] == with_interval(difference)
+
+
+def test_table_1_sets_the_lower_nll_of_each_pair_bold(table: Callable[[object], Table]) -> None:
+    _, _, folder = table(table1)
+    marked = [line for line in (folder / "table1.md").read_text().splitlines() if "**" in line]
+    assert len(marked) == len(WEIGHTS) * len(table1.BITS)
+    assert all("LPE-BSR" in line for line in marked)
+
+
+def test_tables_1_and_4_share_out_the_bit_widths(table: Callable[[object], Table]) -> None:
+    shown = [
+        {row["number system"].partition(",")[0] for row in table(module)[0]} - {"FP32"}
+        for module in (table1, table4)
+    ]
+    assert shown == [{"INT-6", "INT-4"}, {"INT-8", "INT-7", "INT-5", "INT-3"}]
+
+
+def test_table_1_judges_every_c1_and_no_c10(table: Callable[[object], Table]) -> None:
+    names = [line.partition(":")[0] for line in table(table1)[1]]
+    networks = [f"digits ViT-{letter}" for letter in WEIGHTS]
+    assert names == [*(f"C1{half} ({network})" for half in "ab" for network in networks), "C1c"]
+    assert not [line for line in table(table1)[1] if "not run" in line]
+
+
+def test_table_2_has_every_size_of_every_method_and_bma_only_of_posteriors(
+    table: Callable[[object], Table],
+) -> None:
+    found = [(row["point"], row["method"], int(row["members"])) for row in table(table2)[0]]
+    expected = []
+    for point in ("SGD", "SWAG", "IVON"):
+        several = [*(["BMA, FP32"] if point != "SGD" else []), *(f"LPE-BSR, INT-{b}" for b in DIGITS.bits)]
+        expected += [(point, "☆ single FP32", 1), (point, SCALED, 1)]
+        expected += [(point, method, size) for method in several for size in DIGITS.table_sizes]
+    assert found == expected
+
+
+@pytest.mark.parametrize(("column", "metric"), table2.MEASURED.items())
+def test_table_2_shows_each_metric_under_its_name(
+    column: str, metric: str, table: Callable[[object], Table]
+) -> None:
+    row = only(table(table2)[0], point="IVON", method="BMA, FP32", members="10")
+    expected = values("table2", metric, point="IVON", method="BMA", size=10)
+    assert row[column] == plain_number(float(expected.mean()), 5 if column == "AMB" else 4)
+
+
+def test_table_2_leaves_the_decomposition_of_the_scaled_model_empty(
+    table: Callable[[object], Table],
+) -> None:
+    row = only(table(table2)[0], point="SWAG", method=SCALED)
+    assert [row[column] for column in ("average loss", "AMB", "ensemble loss")] == ["", "", ""]
+
+
+def test_table_2_judges_claims_2_and_5(table: Callable[[object], Table]) -> None:
+    names = [line.partition(":")[0] for line in table(table2)[1]]
+    assert names == ["C2 (SWAG)", "C2 (IVON)", *(f"C5 (INT-{bits})" for bits in DIGITS.bits)]
+
+
+@pytest.mark.parametrize("size", range(1, DIGITS.members + 1))
+def test_the_equivalent_of_a_deep_ensemble_is_its_own_size(
+    size: int, table: Callable[[object], Table]
+) -> None:
+    assert only(table(table5)[0], method="DE", members=str(size))["DEE"] == f"{size}.0"
+
+
+def test_the_equivalent_of_map_is_one_although_it_has_more_training_seeds_than_de(
+    table: Callable[[object], Table],
+) -> None:
+    # Over its own four seeds MAP's calibrated NLL is .01 higher than over DE's two, which would be "<1".
+    row = only(table(table5)[0], method="☆ MAP")
+    assert (row["n"], row["DEE"]) == (str(SEEDS), "1.0")
+
+
+def test_table_5_says_the_training_seeds_of_each_row(table: Callable[[object], Table]) -> None:
+    rows = table(table5)[0]
+    families = {row["n"] for row in rows if row["method"] in table5.FAMILIES}
+    others = {row["n"] for row in rows if row["method"] not in table5.FAMILIES}
+    assert (families, others) == ({str(SEEDS - 2)}, {str(SEEDS)})
+
+
+def test_table_5_shows_lpe_at_every_table_size_with_both_memories(table: Callable[[object], Table]) -> None:
+    rows = [row for row in table(table5)[0] if row["method"] == f"LPE-BSR, INT-{DIGITS.best_bits}"]
+    found = [(row["members"], row["stored (Mbit)"], row["to draw from (Mbit)"]) for row in rows]
+    expected = [
+        (str(size), megabits(DIGITS.best_bits * 69_000 * size), megabits(8 * 69_000))
+        for size in DIGITS.table_sizes
+    ]
+    assert found == expected
+
+
+def test_table_5_says_what_each_size_of_de_costs_to_train(table: Callable[[object], Table]) -> None:
+    costs = [row["backward passes"] for row in table(table5)[0] if row["method"] == "DE"]
+    assert costs == [str(FIRST + FURTHER * n) for n in range(DIGITS.members)]
+
+
+def test_table_5_shows_batch_ensemble_whole(table: Callable[[object], Table]) -> None:
+    assert [row["members"] for row in table(table5)[0] if row["method"] == "BE"] == [str(DIGITS.members)]
+
+
+def test_table_5_judges_claims_9_to_12(table: Callable[[object], Table]) -> None:
+    lines = table(table5)[1]
+    assert list(dict.fromkeys(line.split(" ")[0].rstrip(":") for line in lines)) == [
+        "C9",
+        "C10",
+        "C11",
+        "C12",
+    ]
+    assert not [line for line in lines if "not run" in line]
+
+
+def test_table_7_stands_systems_of_equal_bits_together(table: Callable[[object], Table]) -> None:
+    shown = [row["number system"] for row in table(table7)[0] if row["method"] == "RTN"]
+    expected = ["int5", "int5 per tensor", "int4", "int4 per tensor", "int3"]
+    assert shown == [system_title(name) for name in expected]
+
+
+def test_table_7_shows_another_number_system_that_is_in_the_record(tmp_path: Path) -> None:
+    rows = Rows()
+    rounded_pairs(rows, 69_000, "digits ViT, scale axes", ["fp4_e2m1"])
+    shown, _, _ = rendered(table7, pd.concat([record("table7"), rows.table()]), tmp_path)
+    assert [row["method"] for row in shown if row["number system"] == "FP4_E2M1"] == ["RTN", "LPE-BSR"]
+
+
+@EVERY_TABLE
+def test_the_caption_says_the_number_of_training_seeds(
+    module: object, table: Callable[[object], Table]
+) -> None:
+    _, _, folder = table(module)
+    name = module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+    said = "n = 2–4 training seeds" if module is table5 else "n = 4 training seeds"
+    assert said in (folder / f"{name}.md").read_text().splitlines()[0]
+
+
+@EVERY_TABLE
+def test_the_latex_has_balanced_braces_and_as_many_cells_in_every_row(
+    module: object, table: Callable[[object], Table]
+) -> None:
+    _, _, folder = table(module)
+    name = module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+    text = (folder / f"{name}.tex").read_text(encoding="utf-8")
+    bare = re.sub(r"\\[{}]", "", text)
+    assert bare.count("{") == bare.count("}")
+    header = module.HEADER if hasattr(module, "HEADER") else table1.HEADER
+    cells = {len(re.split(r"(?<!\\)&", line)) for line in text.splitlines() if " & " in line}
+    assert cells == {len(header)}
+
+
+@EVERY_TABLE
+def test_the_latex_has_no_character_that_its_fonts_lack(
+    module: object, table: Callable[[object], Table]
+) -> None:
+    _, _, folder = table(module)
+    name = module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+    text = (folder / f"{name}.tex").read_text(encoding="utf-8")
+    assert sorted({character for character in text if ord(character) > 126}) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "method"),
+    [(table1, "RTN"), (table2, "BMA"), (table4, "LPE-BSR"), (table5, "MC-dropout"), (table7, SCALED)],
+)
+def test_missing_rows_are_one_line_that_says_what_to_run(module: object, method: str, tmp_path: Path) -> None:
+    name = module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+    whole = record(name)
+    with pytest.raises(InputError) as raised:
+        rendered(module, whole[whole["method"] != method], tmp_path)
+    said = str(raised.value)
+    assert "\n" not in said
+    assert f"{name}_record.csv has no rows: nll of {method}" in said
+    assert f"run python reproduce/{name}.py" in said
+
+
+def test_one_training_seed_is_shown_without_intervals(tmp_path: Path) -> None:
+    whole = record("table1")
+    rows, _, _ = rendered(table1, whole[whole["seed"] == 0], tmp_path)
+    assert not [row for row in rows if "[" in row["NLL (nats)"] + row["NLL − FP32's"]]
+
+
+def test_methods_without_a_common_training_seed_are_not_compared(tmp_path: Path) -> None:
+    whole = record("table1")
+    late = whole.assign(seed=whole["seed"].where(whole["method"] != "RTN", whole["seed"] + 100))
+    with pytest.raises(InputError, match="share no training seed; run with the same --seeds"):
+        rendered(table1, late, tmp_path)
+
+
+def test_the_tables_follow_the_scale_whose_name_they_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(scales.SCALES, "digits", replace(DIGITS, table_sizes=(5,)))
+    rows, _, _ = rendered(table2, record("table2"), tmp_path)
+    assert {row["members"] for row in rows} == {"1", "5"}
+
+
+@pytest.mark.parametrize(("bits", "text"), [(426_752, ".427"), (2_210_112, "2.21"), (48_600_000, "48.6")])
+def test_memory_is_said_to_three_digits(bits: float, text: str) -> None:
+    assert megabits(bits) == text
+
+
+def test_a_summary_looks_up_exactly_what_is_asked_for() -> None:
+    summary = Summary("table2", record("table2"))
+    what = What(DIGITS.substrate, "SWAG", "LPE-BSR", "int4", 5)
+    expected = values("table2", "ece", point="SWAG", method="LPE-BSR", number_system="int4", size=5)
+    pd.testing.assert_series_equal(summary.values(what, "ece"), expected)
+
+
+def test_a_list_is_read_as_a_sentence_reads_it() -> None:
+    assert [listed(texts) for texts in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+
+
+@pytest.fixture
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+    """A session of two training seeds and three for training-free claims, in which nothing is measured."""
+    monkeypatch.setattr(table1, "measure_all", lambda *_: None)
+    places = (tmp_path / "out", tmp_path / "working", Store(tmp_path / "store"))
+    with tracking.start("disabled", "test", "test", {}) as tracker:
+        yield Session(DIGITS, [0, 1], [0, 1, 2], *places, tracker, quiet=True)
+
+
+@pytest.mark.parametrize("module", [table1, table4])
+def test_the_record_of_the_networks_keeps_the_bit_widths_that_its_table_shows(
+    module: object, session: Session
+) -> None:
+    whole = pd.concat([record("table1"), record("table4")]).drop_duplicates(list(KEY))
+    for unit in table1.wanted(session):
+        here = whole[whole["substrate"] == f"digits {unit.what}"]
+        Records(session.working / unit.file).add(here[here["seed"] == unit.seed].to_dict("records"))
+    module.compute(session)  # type: ignore[attr-defined]
+    name = module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
+    kept = Records(session.out / record_name(name)).select()
+    bits = table1.BITS if module is table1 else table4.bits(DIGITS)
+    assert set(kept["number_system"]) == {"fp32", *(f"int{width}" for width in bits)}
+    assert set(kept["seed"]) == set(session.claim_seeds)
+
+
+@pytest.mark.parametrize(
+    ("module", "seeds"),
+    [(table1, {0, 1, 2}), (table2, {0, 1}), (table4, {0, 1, 2}), (table7, {0, 1, 2})],
+)
+def test_only_what_needs_no_training_is_measured_at_the_seeds_of_its_claims(
+    module: object, seeds: set[int], session: Session
+) -> None:
+    assert {unit.seed for unit in module.wanted(session)} == seeds  # type: ignore[attr-defined]
+
+
+def test_table_5_measures_the_point_at_the_seeds_of_claims_and_the_families_at_the_others(
+    session: Session,
+) -> None:
+    found = {(unit.what, unit.seed) for unit in table5.wanted(session)}
+    families = {(family, seed) for family in table5.FAMILIES for seed in (0, 1)}
+    assert found == families | {("SGD", seed) for seed in (0, 1, 2)}
