@@ -2,8 +2,9 @@
 
     python reproduce/table5.py
 
-Costs about 20 minutes on 2 cores at ``digits``, from nothing: twenty training seeds of the point estimate
-and five of the ensembles of several trainings. It prints the paths written and the verdicts of claims C9, C10, C11 and C12.
+Costs about 30 minutes on 2 cores at ``digits``, from nothing: twenty training seeds of the point estimate
+and five of the ensembles of several trainings. It prints the paths written and the verdicts of claims C9,
+C10, C11 and C12.
 
 MAP (☆) is the point that SGD finds. DEE, the deep-ensemble equivalent, says how many members of DE are as
 good by calibrated NLL: the methods' *mean* calibrated NLL on the curve of DE's means, both over the training
