@@ -189,6 +189,7 @@ def sgd_point(session: Session, seed: int, recipe: SGDTraining | None = None, re
 def swag_point(session: Session, seed: int, recipe: SWAGTraining | None = None, replica: int = 0) -> Point:
     """SWAG's mean and posterior."""
     recipe = recipe or session.scale.swag
+    SWAGCollector(recipe.rank).check(recipe.sgd.epochs - recipe.start_epoch)
     net, before, trunk = start(session, seed, replica)
     order = fine_tuning_seed(seed, replica)
     config = config_of(session, "SWAG", seed, recipe, trunk, replica)

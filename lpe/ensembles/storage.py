@@ -11,6 +11,15 @@ Two kinds:
 Members drawn from the 8-bit copy are not those drawn from the original weights: the copy is within half an
 INT-8 step of them.
 
+Two methods' members are stored as what makes them, and read back as the method's own ensemble:
+
+    MC-dropout      the model once; the masks follow from rate and seed, which stand in the header with the
+                    places that they lie at. Members' re-estimated batch-norm statistics are stored each
+    BatchEnsemble   the shared tensors once, and every member's r, s and biases
+
+A mask is a hook and no tensor, so no other ensemble of masked networks can be written: it is refused. Other
+hooks are taken to be the architecture's, which the model given to :func:`load` has too.
+
 An ensemble composed of others (``lpe.Mixture``) is stored part by part, each as it would be alone: the codes
 of low precision parts are packed, with scales and leftovers a part. It is read back as the parts' union.
 """
@@ -20,7 +29,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +39,9 @@ import torch
 from torch import Tensor, nn
 
 from lpe.ensembles.base import Ensemble, text_table
+from lpe.ensembles.batch import BatchEnsemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
+from lpe.ensembles.mc_dropout import MCDropoutEnsemble, _Mask
 from lpe.ensembles.mixture import CompositeEnsemble, Mixture
 from lpe.ensembles.selection import PlannedTensor
 from lpe.errors import InputError
@@ -38,6 +49,7 @@ from lpe.modules import named_tensors, tensor_bits, with_tensors
 from lpe.number_systems.grids import Int, PerBlock, PerChannel, PerTensor
 from lpe.number_systems.packing import pack, unpack
 from lpe.number_systems.rounding import decode, encode
+from lpe.number_systems.streams import canonical_name
 from lpe.records import replacing
 
 FORMAT = "lpe ensemble"
@@ -59,7 +71,8 @@ def save(ensemble: Ensemble, path: str | os.PathLike[str], kind: str = "members"
         The file's size in bytes.
 
     Raises:
-        InputError: an unknown kind, or one that the ensemble cannot have; a mixture of two architectures.
+        InputError: an unknown kind, or one that the ensemble cannot have; a mixture of two architectures;
+            members with dropout masks in an ensemble that is not MC-dropout itself.
     """
     if kind not in KINDS:
         raise InputError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
@@ -82,8 +95,14 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> Ensemble:
             what the file does not hold (buffers that are not saved).
 
     Raises:
-        InputError: no such file, a damaged one, one of a newer version or of another model.
+        InputError: no such file, a damaged one, one of a newer version or of another model; a model that is a
+            member of an ``MCDropoutEnsemble``, masks and all.
     """
+    if _masked(model):
+        raise InputError(
+            f"this {type(model).__name__} has dropout masks of an MCDropoutEnsemble's member, which would be "
+            "every member's; give the network without them"
+        )
     header, tensors = _read(Path(path))
     own = {entry.name: entry for entry in named_tensors(model)}
     for name, shape in header["shapes"].items():
@@ -95,13 +114,12 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> Ensemble:
             )
     if absent := [name for name, entry in own.items() if entry.saved and name not in header["shapes"]]:
         raise InputError(f"{path} is of another model: it has no {absent[0]!r}")
-    read = _seeded if header["kind"] == "seeded" else StoredEnsemble
     try:
         if "parts" not in header:
-            return read(model, header, tensors)
+            return _made(model, header, tensors)
         return Mixture.of(
             [
-                read(model, {**header, **part}, _under(f"part {index}/", tensors))
+                _made(model, {**header, **part}, _under(f"part {index}/", tensors))
                 for index, part in enumerate(header["parts"])
             ]
         )
@@ -161,6 +179,34 @@ class StoredEnsemble(Ensemble):
         return text_table(f"{self.size} stored members", ("tensor", "shape", "in a member", "bits"), rows)
 
 
+class StoredDropoutEnsemble(MCDropoutEnsemble):
+    """MC-dropout whose members' batch-norm statistics lie in a file's tensors; made by :func:`load`."""
+
+    def __init__(
+        self, model: nn.Module, rate: float, size: int, seed: int, statistics: Sequence[Mapping[str, Tensor]]
+    ) -> None:
+        super().__init__(model, rate, size, seed)
+        self._statistics = statistics
+
+    def member(self, index: int) -> nn.Module:
+        """Member ``index``: the model with its masks and its statistics."""
+        return with_tensors(super().member(index), self._statistics[index])
+
+    def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
+        """The model once and n members' statistics; there are no batches to draw them from anew."""
+        n = self._check_storage(n, storage)
+        return super().memory_bits() + (n - 1) * sum(map(tensor_bits, self._statistics[0].values()))
+
+
+def _made(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ensemble:
+    """The ensemble, or a mixture's part, of a header and its tensors."""
+    if header["kind"] == "seeded":
+        return _seeded(model, header, tensors)
+    if "method" not in header:
+        return StoredEnsemble(model, header, tensors)
+    return {"mc dropout": _dropout_of, "batch": _batch_of}[header["method"]](model, header, tensors)
+
+
 def _composite(ensemble: CompositeEnsemble, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     parts: list[dict[str, Any]] = []
@@ -194,10 +240,38 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _single(ensemble: Ensemble, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if isinstance(ensemble, LowPrecisionEnsemble) and isinstance(ensemble.system, Int):
+        _check_unmasked(ensemble, [ensemble.model])
         return _low_precision(ensemble, kind)
     if kind == "seeded":
         raise InputError(f"a seeded file holds a low precision ensemble of integers, not {ensemble!r}")
-    return _full_precision(ensemble)
+    if isinstance(ensemble, MCDropoutEnsemble):
+        _check_unmasked(ensemble, [ensemble.model])
+        return _dropout(ensemble)
+    if isinstance(ensemble, BatchEnsemble):
+        _check_unmasked(ensemble, [ensemble.model])
+        return _batch(ensemble)
+    # All at once: which tensors they share is told by where these lie in memory.
+    members = list(ensemble)
+    _check_unmasked(ensemble, members)
+    return _full_precision(members)
+
+
+def _masked(model: nn.Module) -> bool:
+    """Whether any of its hooks is a dropout mask."""
+    return any(
+        isinstance(getattr(hook, "__self__", None), _Mask)
+        for module in model.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    )
+
+
+def _check_unmasked(ensemble: Ensemble, models: Sequence[nn.Module]) -> None:
+    if any(map(_masked, models)):
+        raise InputError(
+            f"this {type(ensemble).__name__} is made of networks with dropout masks, which are no tensors: "
+            "a file would lose them; save the MCDropoutEnsemble itself and make this one of it when it is "
+            "loaded"
+        )
 
 
 def _low_precision(ensemble: LowPrecisionEnsemble, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -237,14 +311,12 @@ def _low_precision(ensemble: LowPrecisionEnsemble, kind: str) -> tuple[dict[str,
     return tensors, about
 
 
-def _full_precision(ensemble: Ensemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _full_precision(networks: Sequence[nn.Module]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
-    shapes: dict[str, list[int]] = {}
-    first: dict[str, Tensor] = {}
     own: set[str] = set()
     members = [
-        {entry.name: entry.tensor.detach() for entry in named_tensors(ensemble.member(index)) if entry.saved}
-        for index in range(len(ensemble))
+        {entry.name: entry.tensor.detach() for entry in named_tensors(network) if entry.saved}
+        for network in networks
     ]
     first = members[0]
     shapes = {name: list(tensor.shape) for name, tensor in first.items()}
@@ -256,6 +328,91 @@ def _full_precision(ensemble: Ensemble) -> tuple[dict[str, Tensor], dict[str, An
     tensors |= {f"shared/{name}": _owned(tensor) for name, tensor in first.items() if name not in own}
     ordered = [name for name in shapes if name in own]
     return tensors, {"system": None, "shapes": shapes, "layouts": {}, "own": ordered}
+
+
+# The headers of these two lack "system": a reader that knows no methods refuses the file, instead of taking
+# it for plain members.
+
+
+def _dropout(ensemble: MCDropoutEnsemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, about = _full_precision(list(ensemble))
+    return tensors, {
+        "method": "mc dropout",
+        "shapes": about["shapes"],
+        "own": about["own"],
+        "rate": ensemble.rate,
+        "seed": ensemble.seed,
+        "places": _masked_places(ensemble),
+    }
+
+
+def _dropout_of(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ensemble:
+    own = header["own"]
+    statistics = [
+        {name: tensors[f"member {index}/{name}"] for name in own} for index in range(header["size"])
+    ]
+    shared = {name: tensors[f"shared/{name}"] for name in header["shapes"] if name not in own}
+    net = with_tensors(model, {**shared, **statistics[0]})
+    about = (header["rate"], header["size"], header["seed"])
+    ensemble = StoredDropoutEnsemble(net, *about, statistics) if own else MCDropoutEnsemble(net, *about)
+    # No tensor tells where a model has dropout.
+    _check_same("dropout masks", header["places"], _masked_places(ensemble))
+    return ensemble
+
+
+def _masked_places(ensemble: MCDropoutEnsemble) -> list[list[Any]]:
+    return [[canonical_name(place.name), place.at, place.spatial] for place in ensemble.places if place.at]
+
+
+def _batch(ensemble: BatchEnsemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    network = [entry for entry in named_tensors(ensemble.module.network) if entry.saved]
+    return {f"network/{entry.name}": _owned(entry.tensor) for entry in network}, {
+        "method": "batch",
+        "shapes": {
+            entry.name: list(entry.tensor.shape) for entry in named_tensors(ensemble.model) if entry.saved
+        },
+        "layers": list(ensemble._layers),
+        "seed": ensemble.seed,
+        "std": ensemble.std,
+    }
+
+
+def _batch_of(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ensemble:
+    vectors: dict[str, Tensor] = {}
+    replaced: dict[str, Tensor] = {}
+    for layer in header["layers"]:
+        prefix = f"{layer}." if layer else ""
+        biased = f"{prefix}bias" in header["shapes"]
+        for vector in ("batch_r", "batch_s", *(("batch_bias",) if biased else ())):
+            vectors[f"{prefix}{vector}"] = tensors[f"network/{prefix}{vector}"]
+        if biased:
+            replaced[f"{prefix}bias"] = vectors[f"{prefix}batch_bias"][0]
+    for name in header["shapes"]:
+        if name not in replaced:
+            replaced[name] = tensors[f"network/{name}"]
+    net = with_tensors(model, replaced)
+    for own, given in zip(net.parameters(), model.parameters(), strict=True):
+        own.requires_grad_(given.requires_grad)
+    ensemble = BatchEnsemble(net, header["size"], header["seed"], header["std"])
+    _check_same("converted layers", header["layers"], list(ensemble._layers))
+    for entry in named_tensors(ensemble.module.network):
+        if entry.name in vectors:
+            stored = vectors[entry.name]
+            # A grouped layer may have the weight's shape of another with more inputs.
+            _check_same("fast weights", [[entry.name, *stored.shape]], [[entry.name, *entry.tensor.shape]])
+            entry.tensor.data = stored
+    return ensemble
+
+
+def _check_same(what: str, stored: Sequence[Any], here: Sequence[Any]) -> None:
+    """InputError where a model is not the file's in what no tensor's name and shape tell."""
+    if stored != here:
+        there = next((item for item in stored if item not in here), None)
+        other = next((item for item in here if item not in stored), None)
+        raise InputError(
+            f"the file is of another model: its {what} differ ({there or 'none'} there, "
+            f"{other or 'none'} here)"
+        )
 
 
 def _seeded(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ensemble:

@@ -80,6 +80,18 @@ class SWAGCollector:
         self._squares: dict[str, Tensor] = {}
         self._deviations: deque[dict[str, Tensor]] = deque(maxlen=rank)
 
+    def check(self, iterates: int) -> None:
+        """Whether a run that collects so many iterates is enough; call it before training.
+
+        Raises:
+            InputError: fewer iterates than the rank.
+        """
+        if iterates < self.rank:
+            raise InputError(
+                f"SWAG of rank {self.rank} needs as many iterates; the run would collect {iterates}: train "
+                "longer, start earlier or lower the rank"
+            )
+
     @torch.no_grad()
     def collect(self, model: nn.Module) -> None:
         """Add the model's parameters as an iterate."""

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import lpe
 from lpe.ensembles import storage
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.swag import SWAGCollector, SWAGEnsemble
+from lpe.number_systems.packing import pack
 
 
 def model(seed: int = 0, width: int = 32) -> nn.Module:
@@ -58,7 +61,29 @@ def ensembles() -> dict[str, Ensemble]:
             lpe.DeepEnsemble([model(0), model(1)]),
             lambda net, first: lpe.LowPrecisionEnsemble(net, lpe.FullPrecision(), 2, first_member=first),
         ),
+        "gaussian": lpe.GaussianEnsemble(model(), lpe.Int(5), 3, seed=4),
+        **by_method(),
+        "union of methods": lpe.Mixture.of([mixture(), *by_method().values()]),
     }
+
+
+def by_method() -> dict[str, Ensemble]:
+    """Ensembles that are stored as what makes their members."""
+    return {
+        "mc dropout": lpe.MCDropoutEnsemble(model(), 0.3, 3, seed=2**64 - 1),
+        "mc dropout with statistics": lpe.MCDropoutEnsemble(model(), 0.3, 3, seed=5, batches=BATCHES),
+        "mc dropout, one with statistics": lpe.MCDropoutEnsemble(model(), 0.3, 1, seed=5, batches=BATCHES),
+        "batch": batch_ensemble(),
+    }
+
+
+def batch_ensemble(net: nn.Module | None = None) -> lpe.BatchEnsemble:
+    """As after training: weights are not the model's any more, and no two members' biases are alike."""
+    ensemble = lpe.BatchEnsemble(net or model(), 3, seed=7)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in ensemble.module.parameters():
+        parameter.data.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return ensemble
 
 
 def mixture() -> Ensemble:
@@ -218,3 +243,310 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "e", metadata={"lpe": json.dumps({})})
     with pytest.raises(lpe.InputError, match="holds no ensemble"):
         lpe.load(tmp_path / "e", model())
+
+
+# MC-dropout and BatchEnsemble: a file holds what makes the members.
+
+
+class ConvNet(nn.Module):
+    """A grouped and a transposed convolution, one of them without a bias; dropout; a head."""
+
+    def __init__(self, dropout: nn.Module | None = None, groups: int = 2) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(2 * groups, 4, 3, groups=groups)
+        self.up = nn.ConvTranspose2d(4, 6, 2, bias=False)
+        self.dropout = dropout or nn.Dropout(0.9)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.dropout(self.up(self.wide(images).relu())).mean(dim=(2, 3)))
+
+
+def conv_net(seed: int = 0, dropout: nn.Module | None = None, groups: int = 2) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ConvNet(dropout, groups).eval()
+
+
+def normed(seed: int = 0) -> nn.Module:
+    """The batch norm sees masked features, so members differ in its statistics."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)).eval()
+
+
+IMAGES = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(2))
+
+METHODS: dict[str, tuple[Callable[[], Ensemble], Callable[[int], nn.Module], Tensor]] = {
+    **{name: (lambda name=name: by_method()[name], model, INPUTS) for name in by_method()},
+    "mc dropout with its statistics": (
+        lambda: lpe.MCDropoutEnsemble(normed(), 0.3, 3, 5, batches=BATCHES),
+        normed,
+        INPUTS,
+    ),
+    "mc dropout of a conv net": (lambda: lpe.MCDropoutEnsemble(conv_net(), 0.3, 3, 5), conv_net, IMAGES),
+    "batch of a conv net": (lambda: batch_ensemble(conv_net()), conv_net, IMAGES),
+}
+
+
+def check_members_compute_the_same(read: Ensemble, ensemble: Ensemble, inputs: Tensor) -> None:
+    """To the bit, member by member: tensors do not tell what hooks do."""
+    for member, other in zip(read, ensemble, strict=True):
+        assert torch.equal(member(inputs), other(inputs))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_members_read_back_compute_the_same_one_by_one(name: str, tmp_path: Path) -> None:
+    make, template, inputs = METHODS[name]
+    lpe.save(make(), tmp_path / "e")
+    check_members_compute_the_same(lpe.load(tmp_path / "e", template(9)), make(), inputs)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_ensemble_read_back_is_of_its_method_and_counts_the_same_bits(name: str, tmp_path: Path) -> None:
+    make, template, _ = METHODS[name]
+    ensemble = make()
+    lpe.save(ensemble, tmp_path / "e")
+    read = lpe.load(tmp_path / "e", template(9))
+    assert isinstance(read, type(ensemble))
+    assert [read.memory_bits(n) for n in range(1, len(read) + 1)] == [
+        ensemble.memory_bits(n) for n in range(1, len(ensemble) + 1)
+    ]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_ensemble_read_back_is_written_as_the_same_file(name: str, tmp_path: Path) -> None:
+    make, template, _ = METHODS[name]
+    lpe.save(make(), tmp_path / "e")
+    lpe.save(lpe.load(tmp_path / "e", template(9)), tmp_path / "again")
+    first, second = (safetensors.torch.load_file(tmp_path / file) for file in ("e", "again"))
+    assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
+    """Put something else into a file's header and tensors."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["lpe"])
+    tensors = safetensors.torch.load_file(path)
+    change(header, tensors)
+    safetensors.torch.save_file(tensors, path, metadata={"lpe": json.dumps(header)})
+
+
+def lose_masks(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Copies of the plain model, which is what files held once."""
+    del header["method"]
+    header |= {"system": None, "layouts": {}}
+
+
+def lose_seed(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    header["seed"] = 0
+
+
+def give_all_the_statistics_of_member_0(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    for key in tensors:
+        if key.startswith("member "):
+            tensors[key] = tensors["member 0/" + key.partition("/")[2]].clone()
+
+
+def give_all_the_vectors_of_member_0(vector: str) -> Callable[[dict[str, Any], dict[str, Tensor]], None]:
+    def change(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        for key, tensor in tensors.items():
+            if key.endswith(f"batch_{vector}"):
+                tensors[key] = tensor[:1].expand_as(tensor).contiguous()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "name, fault",
+    [
+        ("mc dropout", lose_masks),
+        ("mc dropout of a conv net", lose_masks),
+        ("mc dropout with its statistics", lose_masks),
+        ("mc dropout", lose_seed),
+        ("mc dropout with its statistics", give_all_the_statistics_of_member_0),
+        ("batch", give_all_the_vectors_of_member_0("r")),
+        ("batch", give_all_the_vectors_of_member_0("s")),
+        ("batch", give_all_the_vectors_of_member_0("bias")),
+    ],
+)
+def test_a_file_that_loses_what_makes_a_member_is_caught(
+    name: str, fault: Callable[[dict[str, Any], dict[str, Tensor]], None], tmp_path: Path
+) -> None:
+    make, template, inputs = METHODS[name]
+    lpe.save(make(), tmp_path / "e")
+    rewrite(tmp_path / "e", fault)
+    read = lpe.load(tmp_path / "e", template(9))
+    with pytest.raises(AssertionError):
+        check_members_compute_the_same(read, make(), inputs)
+
+
+@pytest.mark.parametrize(
+    "name, key",
+    [("mc dropout", "shared/0.weight"), ("batch", "network/0.weight"), ("batch", "network/3.batch_s")],
+)
+def test_a_methods_file_that_lacks_a_tensor_is_refused(name: str, key: str, tmp_path: Path) -> None:
+    lpe.save(by_method()[name], tmp_path / "e")
+    rewrite(tmp_path / "e", lambda header, tensors: tensors.__delitem__(key))
+    with pytest.raises(lpe.InputError, match=f"is damaged: it lacks '{key}'"):
+        lpe.load(tmp_path / "e", model(9))
+
+
+def test_masks_are_not_put_where_another_model_has_dropout(tmp_path: Path) -> None:
+    lpe.save(lpe.MCDropoutEnsemble(conv_net(), 0.3, 2), tmp_path / "e")
+    with pytest.raises(
+        lpe.InputError,
+        match=r"of another model: its dropout masks differ \(\['dropout', 'output', 2\] there, \['up'",
+    ):
+        lpe.load(tmp_path / "e", conv_net(dropout=nn.Identity()))
+
+
+def test_fast_weights_are_not_given_to_a_layer_of_other_inputs(tmp_path: Path) -> None:
+    lpe.save(lpe.BatchEnsemble(conv_net(groups=2), 3), tmp_path / "e")
+    with pytest.raises(lpe.InputError, match="of another model: its fast weights differ"):
+        lpe.load(tmp_path / "e", conv_net(groups=1))
+
+
+def test_a_model_that_converts_other_layers_is_not_the_files(tmp_path: Path) -> None:
+    class OwnLinear(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(inputs).relu()
+
+    lpe.save(lpe.BatchEnsemble(model(), 3), tmp_path / "e")
+    other = model(9)
+    other[3] = OwnLinear(32, 32)
+    with pytest.raises(lpe.InputError, match=r"its converted layers differ \(3 there, none here\)"):
+        lpe.load(tmp_path / "e", other)
+
+
+def test_a_batch_ensemble_read_back_trains_what_its_model_trains(tmp_path: Path) -> None:
+    lpe.save(lpe.BatchEnsemble(model(), 3), tmp_path / "e")
+    template = model(9)
+    template[0].weight.requires_grad_(False)
+    read = lpe.load(tmp_path / "e", template)
+    assert isinstance(read, lpe.BatchEnsemble)
+    frozen = [name for name, p in read.module.network.named_parameters() if not p.requires_grad]
+    assert frozen == ["0.weight"]
+
+
+def low_precision(net: nn.Module, first: int = 0) -> Ensemble:
+    return lpe.LowPrecisionEnsemble(net, lpe.Int(5), 2, first_member=first)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        low_precision,
+        lambda net: lpe.LowPrecisionEnsemble(net, lpe.FullPrecision(), 2),
+        lambda net: lpe.DeepEnsemble([net]),
+        lambda net: lpe.BatchEnsemble(net, 2),
+        lambda net: lpe.MCDropoutEnsemble(net, 0.1, 2),
+        lambda net: lpe.Mixture.of([lpe.DeepEnsemble([model()]), low_precision(net)]),
+    ],
+    ids=["int5", "full precision", "deep", "batch", "mc dropout", "union"],
+)
+@pytest.mark.parametrize("base", [model, conv_net])
+def test_networks_with_masks_are_refused_in_other_ensembles(
+    base: Callable[[], nn.Module], make: Callable[[nn.Module], Ensemble], tmp_path: Path
+) -> None:
+    with pytest.raises(lpe.InputError, match="networks with dropout masks, which are no tensors"):
+        lpe.save(make(lpe.MCDropoutEnsemble(base(), 0.3, 2)[1]), tmp_path / "e")
+    assert not (tmp_path / "e").exists()
+
+
+def test_one_network_with_masks_among_plain_ones_is_refused(tmp_path: Path) -> None:
+    masked = lpe.MCDropoutEnsemble(model(), 0.3, 2)[1]
+    with pytest.raises(lpe.InputError, match="this DeepEnsemble is made of networks with dropout masks"):
+        lpe.save(lpe.DeepEnsemble([model(), masked]), tmp_path / "e")
+
+
+@pytest.mark.parametrize("kind", storage.KINDS)
+def test_expansions_of_mc_dropout_are_refused(kind: str, tmp_path: Path) -> None:
+    expanded = lpe.Mixture(lpe.MCDropoutEnsemble(model(), 0.3, 2), low_precision)
+    with pytest.raises(
+        lpe.InputError, match="this LowPrecisionEnsemble is made of networks with dropout masks"
+    ):
+        lpe.save(expanded, tmp_path / "e", kind=kind)
+
+
+def test_mc_dropout_has_no_seeded_kind(tmp_path: Path) -> None:
+    with pytest.raises(lpe.InputError, match="a seeded file holds a low precision ensemble"):
+        lpe.save(lpe.MCDropoutEnsemble(model(), 0.3, 2), tmp_path / "e", kind="seeded")
+
+
+def test_a_model_with_masks_is_no_architecture_to_read_on(tmp_path: Path) -> None:
+    ensemble = lpe.MCDropoutEnsemble(model(), 0.3, 2)
+    lpe.save(ensemble, tmp_path / "e")
+    with pytest.raises(lpe.InputError, match="has dropout masks of an MCDropoutEnsemble's member"):
+        lpe.load(tmp_path / "e", ensemble[0])
+
+
+@pytest.mark.parametrize("name", ["mc dropout", "batch", "int5"])
+def test_hooks_of_the_architecture_are_the_readers_own(name: str, tmp_path: Path) -> None:
+    def hooked(seed: int) -> nn.Module:
+        net = model(seed)
+        net[3].register_forward_hook(lambda layer, inputs, output: output.tanh())
+        return net
+
+    make: dict[str, Callable[[nn.Module], Ensemble]] = {
+        "mc dropout": lambda net: lpe.MCDropoutEnsemble(net, 0.3, 2),
+        "batch": lambda net: lpe.BatchEnsemble(net, 2),
+        "int5": low_precision,
+    }
+    ensemble = make[name](hooked(0))
+    lpe.save(ensemble, tmp_path / "e")
+    check_members_compute_the_same(lpe.load(tmp_path / "e", hooked(9)), ensemble, INPUTS)
+
+
+# Files of version 1 from before methods had a form of their own, written out as they were.
+
+WEIGHTS = torch.tensor([[[0.5, -1.5]], [[2.0, 0.25]]])
+SHAPES = {"weight": [1, 2], "bias": [1]}
+OLD_MEMBERS = {
+    "member 0/weight": WEIGHTS[0],
+    "member 1/weight": WEIGHTS[1],
+    "shared/bias": torch.tensor([0.75]),
+}
+OLD_PART = {"system": None, "layouts": {}, "own": ["weight"], "size": 2}
+
+
+def written(path: Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> Path:
+    header = {"format": "lpe ensemble", "version": 1, "kind": "members", "shapes": SHAPES, **about}
+    safetensors.torch.save_file(tensors, path, metadata={"lpe": json.dumps(header)})
+    return path
+
+
+def weights_of(ensemble: Ensemble) -> Tensor:
+    assert all(torch.equal(member.bias, torch.tensor([0.75])) for member in ensemble)
+    return torch.stack([member.weight for member in ensemble])
+
+
+def test_an_old_file_of_whole_members_is_read(tmp_path: Path) -> None:
+    read = lpe.load(written(tmp_path / "e", OLD_MEMBERS, OLD_PART), nn.Linear(2, 1))
+    assert torch.equal(weights_of(read), WEIGHTS)
+
+
+def test_an_old_file_of_a_mixture_is_read(tmp_path: Path) -> None:
+    tensors = {f"part {part}/{key}": tensor.clone() for part in (0, 1) for key, tensor in OLD_MEMBERS.items()}
+    path = written(tmp_path / "e", tensors, {"size": 4, "parts": [OLD_PART, OLD_PART]})
+    assert torch.equal(weights_of(lpe.load(path, nn.Linear(2, 1))), torch.cat([WEIGHTS, WEIGHTS]))
+
+
+def test_an_old_file_of_packed_members_is_read(tmp_path: Path) -> None:
+    tensors = {
+        "member 0/weight": pack(torch.tensor([[3, -7]], dtype=torch.int8), lpe.Int(4)),
+        "member 1/weight": pack(torch.tensor([[4, -7]], dtype=torch.int8), lpe.Int(4)),
+        "scales/weight": torch.tensor([[0.5]]),
+        "shared/bias": torch.tensor([0.75]),
+    }
+    about = {
+        "size": 2,
+        "system": {"bits": 4, "scale": "PerChannel", "channels": 1},
+        "layouts": {"weight": {"output_axis": 0, "channel_groups": 1, "dtype": "float32"}},
+        "own": ["weight"],
+        "rounding": "bernoulli",
+        "seed": 0,
+        "first_member": 0,
+    }
+    read = lpe.load(written(tmp_path / "e", tensors, about), nn.Linear(2, 1))
+    assert torch.equal(weights_of(read), torch.tensor([[[1.5, -3.5]], [[2.0, -3.5]]]))

@@ -460,3 +460,15 @@ def test_describe_gives_the_posterior_std_of_the_formula() -> None:
     assert [float(row[2]) for row in rows] == pytest.approx(
         [float(std[:4].median()), float(std[4:].median())], rel=0.01
     )
+
+
+@pytest.mark.parametrize(("rank", "iterates"), [(3, 2), (20, 0)])
+def test_a_run_with_fewer_iterates_than_the_rank_is_refused_before_it(rank: int, iterates: int) -> None:
+    with pytest.raises(
+        lpe.InputError, match=f"SWAG of rank {rank} needs as many iterates; .* collect {iterates}:"
+    ):
+        SWAGCollector(rank).check(iterates)
+
+
+def test_a_run_with_as_many_iterates_as_the_rank_is_enough() -> None:
+    SWAGCollector(3).check(3)

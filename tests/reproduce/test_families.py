@@ -168,3 +168,26 @@ def test_units_that_stand_together_share_no_training_seed() -> None:
 def test_every_metric_is_kept_at_the_sizes_that_claims_and_tables_look_at() -> None:
     assert reported_sizes(DIGITS, 20) == [1, 4, 5, 10, 20]
     assert reported_sizes(DIGITS, 1) == [1]
+
+
+def test_swag_with_fewer_iterates_than_its_rank_is_refused_before_any_training(
+    tiny: Scale, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(points, "train", None)
+    with pytest.raises(InputError, match="SWAG of rank 20 needs as many iterates; the run would collect 2"):
+        points.swag_point(session, 0, replace(tiny.swag, rank=20))
+
+
+def test_a_finished_unit_is_not_looked_into_again(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure(session, Unit("SGD", 0))
+    monkeypatch.setattr("reproduce.measurements.point", None)
+    measure(session, Unit("SGD", 0))
+
+
+def test_a_finished_unit_whose_record_is_gone_is_measured_again(session: Session) -> None:
+    unit = Unit("SGD", 0)
+    measure(session, unit)
+    record = (session.working / unit.file).read_bytes()
+    (session.working / unit.file).unlink()
+    measure(session, unit)
+    assert (session.working / unit.file).read_bytes() == record
