@@ -11,8 +11,8 @@ that nothing moved and exits with 0.
 Tolerances. The same seeds are measured again, so a change of code that should change nothing leaves only the
 rounding of floats: on another CPU sums are taken in another order, and training amplifies that. A tolerance
 is TOLERANCE of the standard deviation over the training seeds, and at least FLOOR, for ERR the flip of
-two predictions in all and for ECE half of one. ``--update`` measures the amplification, too: it trains once more from weights that
-were moved by one part in 10⁶ and writes how much of the tolerances that uses up.
+two predictions in all and for ECE half of one. ``--update`` measures the amplification, too: it trains once
+more from weights that were moved by one part in 10⁶ and writes how much of the tolerances that uses up.
 
 Two rows are of no method: confidences that lie exactly on the edges of ECE's bins, which networks never
 show, and the temperature itself, in which NLL is too flat to tell that it is off.
