@@ -159,8 +159,16 @@ def _measured(session: Session, method: str, setting: str, seed: int) -> dict[st
     return dict(zip(COLUMNS, values, strict=True))
 
 
-def sweep(session: Session, path: Path, jobs: int) -> pd.DataFrame:
-    """The whole sweep: a row a setting and training seed; the file grows with every row."""
+def sweep(session: Session, path: Path, jobs: int, only: list[str] | None = None) -> pd.DataFrame:
+    """The whole sweep, or some methods': a row a setting and training seed; the file grows with every row.
+
+    Raises:
+        InputError: ``only`` names a method that the sweep does not have.
+    """
+    known = list(dict.fromkeys(method for method, _, _ in settings(session, session.seeds[0])))
+    for method in only or []:
+        if method not in known:
+            raise InputError(f"the sweep has no method {method!r}; there are {', '.join(known)}")
     rows: list[dict[str, object]] = []
     if path.is_file():
         rows = [{str(k): v for k, v in row.items()} for row in pd.read_csv(path).to_dict("records")]
@@ -168,7 +176,7 @@ def sweep(session: Session, path: Path, jobs: int) -> pd.DataFrame:
     asked = [
         (method, setting, seed) for seed in session.seeds for method, setting, _ in settings(session, seed)
     ]
-    lacking = [key for key in dict.fromkeys(asked) if key not in there]
+    lacking = [key for key in dict.fromkeys(asked) if key not in there and (only is None or key[0] in only)]
     places = {key: place for place, key in enumerate(dict.fromkeys(asked))}
 
     def keep(row: dict[str, object]) -> None:
@@ -197,15 +205,17 @@ def main(arguments: list[str]) -> int:
     options.add_argument("--seeds", type=int, default=3, help="training seeds 0 … N-1 (default: 3)")
     options.add_argument("--out", type=Path, help="folder of sweep.csv (default: figures/SCALE)")
     options.add_argument("--jobs", type=int, default=1, help="processes, one thread each (default: 1)")
+    options.add_argument("--only", help="methods, by commas (default: all)")
     asked = options.parse_args(arguments)
     try:
         chosen = scale(asked.scale)
+        only = None if asked.only is None else asked.only.split(",")
         if asked.jobs < 1:
             raise InputError(f"--jobs must be 1 or more, not {asked.jobs}")
         out = asked.out or REPOSITORY / "figures" / chosen.name
         check_writable(out)
         with open_session("tune", chosen, asked.seeds, out, "disabled") as session:
-            table = sweep(session, out / "sweep.csv", asked.jobs)
+            table = sweep(session, out / "sweep.csv", asked.jobs, only)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -88,3 +88,9 @@ def test_a_script_run_by_its_path_prints_one_line_and_exits_with_2(tmp_path: Pat
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: unknown scale 'huge'; there are digits\n"
+
+
+def test_the_sweep_names_an_unknown_method(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert tune.main(["--only", "SGD,Adam", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: the sweep has no method 'Adam'; there are SGD, ")
+    assert not list(tmp_path.iterdir())
