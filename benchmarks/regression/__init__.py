@@ -134,11 +134,15 @@ def _temperature(session: Session, seed: int) -> float:
 
 
 def edge_ece() -> float:
-    """ECE of one example on each edge of the bins, right or wrong so that moving any of them shows."""
-    confidence = torch.arange(1, ECE_BINS + 1, dtype=torch.float64) / ECE_BINS
-    correct = torch.arange(ECE_BINS) % 2 == 0
+    """ECE of an example on each edge of the bins and one inside each bin.
+
+    An edge that moves to the next bin meets another example there, of another correctness.
+    """
+    edges = torch.arange(1, ECE_BINS + 1, dtype=torch.float64) / ECE_BINS
+    inside = edges - 0.5 / ECE_BINS
+    count = torch.arange(ECE_BINS)
     bins = CalibrationBins()
-    bins.update(confidence, correct)
+    bins.update(torch.cat([edges, inside]), torch.cat([count % 2 == 0, count % 3 == 0]))
     return bins.value()
 
 
