@@ -62,7 +62,7 @@ def test_rounding_down_instead_of_at_random_is_caught(
     true_codes = reference.round_codes
     monkeypatch.setattr(reference, "round_codes", always_down)
     found = what_moved(moved("SGD"))
-    assert {("LPE-BSR int3", "nll"), ("LPE-BSR int3", "ambiguity"), ("LPE-BSR int5", "ambiguity")} <= found
+    assert {("LPE-BSR int3", "err"), ("LPE-BSR int3", "ambiguity"), ("LPE-BSR int5", "ambiguity")} <= found
     assert not any(method.startswith("RTN") for method, _ in found)
 
 
