@@ -14,6 +14,17 @@ from torch import Tensor, nn
 from lpe.errors import InputError
 from lpe.number_systems.streams import canonical_name
 
+SPATIAL_DIMENSIONS: dict[type[nn.Module], int] = {
+    nn.Linear: 0,
+    nn.Conv1d: 1,
+    nn.Conv2d: 2,
+    nn.Conv3d: 3,
+    nn.ConvTranspose1d: 1,
+    nn.ConvTranspose2d: 2,
+    nn.ConvTranspose3d: 3,
+}
+"""Of the features that a layer sees: [batch, channels, *spatial] for a convolution, the last for a Linear."""
+
 
 @dataclass(frozen=True)
 class NamedTensor:

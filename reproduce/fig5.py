@@ -78,22 +78,8 @@ def budget_panel(
         curves.append(curve)
     level = float(reference.mean())
     scaled = float(summary.values(What(base.substrate, "SGD", SCALED), metric).mean())
-    axes.axhline(level, color=panels.BLACK, linestyle="--", linewidth=0.9, zorder=2)
-    axes.axhline(scaled, color=panels.BLACK, linestyle=":", linewidth=0.9, label="single FP32 + temperature")
     cost = summary.backward_passes(single) if budget == "training" else summary.memory_bits(single)
-    axes.plot(
-        cost / factor,
-        level,
-        color=panels.BLACK,
-        marker="*",
-        markersize=6,
-        markeredgecolor="white",
-        markeredgewidth=0.5,
-        linestyle="--",
-        linewidth=0.9,
-        label="single FP32, at its cost",
-        zorder=5,
-    )
+    panels.single_models(axes, cost / factor, level, scaled, "cost")
     panels.limit_values(axes, curves, [level, scaled])
     if budget == "memory":
         panels.memory_axis(axes)

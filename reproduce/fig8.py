@@ -120,21 +120,7 @@ def _finish(axes: Axes, summary: Summary, chosen: Scale, point: str, curves: lis
     single = What(chosen.substrate, point, FP32)
     level = float(summary.values(single).mean())
     scaled = float(summary.values(What(chosen.substrate, point, SCALED)).mean())
-    axes.axhline(level, color=panels.BLACK, linestyle="--", linewidth=0.9, zorder=2)
-    axes.axhline(scaled, color=panels.BLACK, linestyle=":", linewidth=0.9, label="single FP32 + temperature")
-    axes.plot(
-        summary.memory_bits(single) / MEGABIT,
-        level,
-        color=panels.BLACK,
-        marker="*",
-        markersize=6,
-        markeredgecolor="white",
-        markeredgewidth=0.5,
-        linestyle="--",
-        linewidth=0.9,
-        label="single FP32, at its memory",
-        zorder=5,
-    )
+    panels.single_models(axes, summary.memory_bits(single) / MEGABIT, level, scaled, "memory")
     panels.limit_values(axes, curves, [level, scaled])
 
 

@@ -270,6 +270,29 @@ def draw_budget(
         axes.fill_between(xs, curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0, zorder=1)
 
 
+def single_models(axes: Axes, cost: float, level: float, scaled: float, where: str) -> None:
+    """The single FP32 model as a line with a star at its cost, and it with temperature scaling as a line.
+
+    Args:
+        cost: on the x axis. level, scaled: their values. where: the star's place in words, for the legend.
+    """
+    axes.axhline(level, color=BLACK, linestyle="--", linewidth=0.9, zorder=2)
+    axes.axhline(scaled, color=BLACK, linestyle=":", linewidth=0.9, label="single FP32 + temperature")
+    axes.plot(
+        cost,
+        level,
+        color=BLACK,
+        marker="*",
+        markersize=6,
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+        linestyle="--",
+        linewidth=0.9,
+        label=f"single FP32, at its {where}",
+        zorder=5,
+    )
+
+
 def limit_values(axes: Axes, curves: Sequence[pd.DataFrame], lines: Sequence[float]) -> None:
     """Limit y to the means, and say above the panel what lies higher.
 

@@ -25,19 +25,9 @@ from torch import Tensor, nn
 
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.errors import InputError
-from lpe.modules import apply, named_tensors, tensor_bits, with_tensors
+from lpe.modules import SPATIAL_DIMENSIONS, apply, named_tensors, tensor_bits, with_tensors
 from lpe.number_systems.streams import canonical_name, check_seed, normal
 
-# Layers that convert, and their spatial dimensions.
-_SPATIAL: dict[type[nn.Module], int] = {
-    nn.Linear: 0,
-    nn.Conv1d: 1,
-    nn.Conv2d: 2,
-    nn.Conv3d: 3,
-    nn.ConvTranspose1d: 1,
-    nn.ConvTranspose2d: 2,
-    nn.ConvTranspose3d: 3,
-}
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -218,7 +208,7 @@ class BatchEnsemble(Ensemble):
         biases = nn.Parameter(bias.detach().repeat(self.size, 1)) if isinstance(bias, Tensor) else None
         layer.register_parameter("bias", None)
         layer.register_parameter("batch_bias", biases)
-        fast = _FastWeights(name, _SPATIAL[kind], batch)
+        fast = _FastWeights(name, SPATIAL_DIMENSIONS[kind], batch)
         layer.register_forward_pre_hook(fast.scale_inputs, with_kwargs=True)
         # First among its hooks: a hook of the model's own sees the layer's whole output.
         layer.register_forward_hook(fast.scale_outputs, prepend=True)
@@ -335,7 +325,7 @@ class BatchEnsemble(Ensemble):
 
 
 def _kind(module: nn.Module) -> type[nn.Module] | None:
-    return next((kind for kind in _SPATIAL if isinstance(module, kind)), None)
+    return next((kind for kind in SPATIAL_DIMENSIONS if isinstance(module, kind)), None)
 
 
 def _holders(model: nn.Module) -> dict[str, nn.Module]:

@@ -31,19 +31,9 @@ from torch.nn.modules.dropout import _DropoutNd
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import fresh_statistics, refresh
 from lpe.errors import InputError
-from lpe.modules import named_tensors, tensor_bits, with_tensors
+from lpe.modules import SPATIAL_DIMENSIONS, named_tensors, tensor_bits, with_tensors
 from lpe.number_systems.streams import canonical_name, check_seed, generator
 
-# Spatial dimensions of the layers that multiply by a weight.
-_SPATIAL: dict[type[nn.Module], int] = {
-    nn.Linear: 0,
-    nn.Conv1d: 1,
-    nn.Conv2d: 2,
-    nn.Conv3d: 3,
-    nn.ConvTranspose1d: 1,
-    nn.ConvTranspose2d: 2,
-    nn.ConvTranspose3d: 3,
-}
 _CHANNEL_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _PROBABILITIES = re.compile(r"^(attn|attention|attention_probs)_?(drop|dropout)$", re.IGNORECASE)
 
@@ -67,7 +57,7 @@ class Place:
 
 
 def _spatial(module: nn.Module) -> int | None:
-    return next((spatial for kind, spatial in _SPATIAL.items() if isinstance(module, kind)), None)
+    return next((spatial for kind, spatial in SPATIAL_DIMENSIONS.items() if isinstance(module, kind)), None)
 
 
 def _holds_probabilities(parent: nn.Module, attribute: str) -> bool:
