@@ -143,7 +143,7 @@ def run_figure(
                     sys.argv if arguments is None else [f"reproduce/{figure}.py", *arguments],
                     {"scale": chosen, **extra},
                     "cpu",
-                    session.seeds,
+                    _seeds_of(record) or [chosen.landscape.seed],
                     chosen.threads,
                     started,
                 )
@@ -165,6 +165,14 @@ def run_figure(
         print(line)
     print(f"{figure} at scale {chosen.name}: {time.time() - started:.0f} s")
     return 0
+
+
+def _seeds_of(record: Path) -> list[int]:
+    """The training seeds of a record's rows; none where it has no such column."""
+    import pandas as pd
+
+    table = pd.read_csv(record, keep_default_na=False)
+    return sorted(map(int, table["seed"].unique())) if "seed" in table else []
 
 
 def _shown(path: Path) -> str:
