@@ -635,21 +635,3 @@ def all_claims(settings: Settings) -> tuple[Claim, ...]:
         *(_c11(settings, width) for width in bits),
         *(_c12(settings, width) for width in bits),
     )
-
-
-def c2(record: pd.DataFrame, number_system: str, size: int) -> list[Verdict]:
-    """C2's verdicts on the record of one figure: SWAG, then IVON.
-
-    Args:
-        record: long-form rows of one substrate. number_system: LPE-BSR's, such as "int5". size: members of
-            both.
-
-    Raises:
-        InputError: rows of several substrates.
-    """
-    substrates = sorted(record["substrate"].unique())
-    if len(substrates) != 1:
-        raise InputError(f"the record has {len(substrates)} substrates; C2 is judged on one at a time")
-    bits = int(number_system.removeprefix("int"))
-    settings = Settings(substrates[0], (), (bits,), bits, size)
-    return [judge(_c2(settings, substrates[0], bits, size, point), record) for point in ("SWAG", "IVON")]

@@ -23,6 +23,7 @@ from reproduce.command import Session, run_figure
 from reproduce.measurements import Unit, measure_all, posterior_stds, selected, units
 from reproduce.points import POINTS
 from reproduce.scales import scale
+from reproduce.summaries import claim_lines
 
 BIT_STYLES = {
     8: (panels.BLACK, "."),
@@ -65,7 +66,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
         axes[0].set_ylabel("test NLL (nats per image)")
         panels.legend_below(figure, axes[::-1])
         paths = panels.save(figure, folder, "fig2")
-    return paths, [v.line() for v in claims.c2(record, f"int{chosen.best_bits}", chosen.claim_size)]
+    return paths, claim_lines(record, chosen, ["C2"])
 
 
 if __name__ == "__main__":

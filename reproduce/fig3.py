@@ -33,6 +33,7 @@ from reproduce.landscapes import cloud_table, grid_table
 from reproduce.measurements import Unit, draw_seed, measure_all, posterior_stds, selected, units
 from reproduce.points import point
 from reproduce.scales import Scale, scale
+from reproduce.summaries import claim_lines
 
 POINTS = ("SWAG", "IVON")
 GRID_COLUMNS = ("point", "plane", "x", "y", "metric", "value")
@@ -196,7 +197,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
             panels.label_panel(axes[3], next(letters), f"{name}: single")
         panels.legend_below(figure, [rows[0][0], rows[0][1]], rename={"LPE-BSR": f"LPE-BSR member, {best}"})
         paths = panels.save(figure, folder, "fig3")
-    return paths, [v.line() for v in claims.c2(record, f"int{chosen.best_bits}", chosen.claim_size)]
+    return paths, claim_lines(record, chosen, ["C2"])
 
 
 if __name__ == "__main__":

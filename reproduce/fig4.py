@@ -27,12 +27,13 @@ import lpe
 from lpe.evaluation.landscape import Surface, radial_plane, weight_vector
 from lpe.records import COLUMNS, write_table
 from lpe.substrates import digits
-from reproduce import claims, panels
+from reproduce import panels
 from reproduce.command import Session, run_figure
 from reproduce.families import snapshot_family
 from reproduce.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table, radial_table, window_around
 from reproduce.measurements import DISAGREEMENT, Unit, draw_seed, measure_all, selected, units
 from reproduce.scales import scale
+from reproduce.summaries import claim_lines
 
 FIRST, SECOND, MEMBER = "1st snapshot", "2nd snapshot", "LPE-BSR member"
 STYLES = {
@@ -93,9 +94,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
         f"{row['distance_from_plane']:.3f} off the plane, NLL {row['nll']:.5f}"
         for _, row in members.iterrows()
     ]
-    settings = claims.Settings.of(chosen)
-    third = [claim for claim in claims.all_claims(settings) if claim.name.startswith("C3 ")]
-    return paths, lines + [claims.judge(claim, record, settings.level).line() for claim in third]
+    return paths, lines + claim_lines(record, chosen, ["C3"])
 
 
 if __name__ == "__main__":

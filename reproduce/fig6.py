@@ -26,13 +26,14 @@ import lpe
 from lpe.evaluation.landscape import Surface, radial_plane, weight_vector
 from lpe.records import COLUMNS, write_table
 from lpe.substrates import digits
-from reproduce import claims, panels
+from reproduce import panels
 from reproduce.command import Session, run_figure
 from reproduce.fig2 import BMA_STYLE
 from reproduce.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table, radial_table, window_around
 from reproduce.measurements import Unit, draw_seed, measure_all, posterior_stds, selected, units
 from reproduce.points import point
 from reproduce.scales import scale
+from reproduce.summaries import claim_lines
 
 POINT, BMA, LOW = "IVON's point", "BMA member", "LPE-BSR member"
 STYLES = {
@@ -110,9 +111,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
             f"{name}, {len(here)}: {away.min():.3f} to {away.max():.3f} from the point, {off.min():.3f} to "
             f"{off.max():.3f} off the plane, NLL {here['nll'].min():.5f} to {here['nll'].max():.5f}"
         )
-    settings = claims.Settings.of(chosen)
-    fifth = [claim for claim in claims.all_claims(settings) if claim.name.startswith("C5 ")]
-    return paths, lines + [claims.judge(claim, record, settings.level).line() for claim in fifth]
+    return paths, lines + claim_lines(record, chosen, ["C5"])
 
 
 def _legend(name: str, cloud: pd.DataFrame) -> str:

@@ -145,7 +145,9 @@ def radial_table(
     """
     places = [plane.coordinates(weights)[:2] for weights in anchors.values()]
     xs, ys = radial_lines(places, session.scale.landscape)
-    return grid_table(session, surface, plane, xs, ys, data, what)
+    # What is measured from an anchor off the plane depends on more than the plane's numbers.
+    digest = hashlib.sha256(b"".join(weights.numpy().tobytes() for weights in anchors.values())).hexdigest()
+    return grid_table(session, surface, plane, xs, ys, f"{data}, anchors {digest}", what)
 
 
 # Planes of two weights, in which the number system's grid can be seen.

@@ -121,11 +121,13 @@ class Measurer:
         """
         if not self.lacks(method, system, rounding):
             return
-        frames, ensemble = [], make(self.draws[0])
-        sizes = reported_sizes(self.scale, len(ensemble)) if sizes is None else sizes
+        frames = []
         for seed in self.draws if drawn else self.draws[:1]:
             ensemble = make(seed)
+            if sizes is None:
+                sizes = reported_sizes(self.scale, len(ensemble))
             frames.append(lpe.evaluate(ensemble, self.test, calibrated=sizes))
+        assert sizes is not None
         values = np.mean([frame[MEASURED].to_numpy() for frame in frames], axis=0)
         rows: list[dict[str, object]] = []
         for n in range(1, len(ensemble) + 1):

@@ -213,6 +213,11 @@ class BatchEnsemble(Ensemble):
         # First among its hooks: a hook of the model's own sees the layer's whole output.
         layer.register_forward_hook(fast.scale_outputs, prepend=True)
 
+    @property
+    def converted(self) -> list[str]:
+        """Canonical names of the layers that are converted, in the model's order."""
+        return list(self._layers)
+
     def forward_all(self, inputs: Any) -> Tensor:
         """Logits of all members in one pass, in eval mode and without gradients.
 

@@ -180,6 +180,15 @@ class _Mask:
         return args, {**kwargs, "input": self.masked(kwargs["input"])}
 
 
+def has_masks(model: nn.Module) -> bool:
+    """Whether a network carries masks: it is a member of an ``MCDropoutEnsemble``, or was made of one."""
+    return any(
+        isinstance(getattr(hook, "__self__", None), _Mask)
+        for module in model.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    )
+
+
 class MCDropoutEnsemble(Ensemble):
     """M fixed dropout masks on one model.
 

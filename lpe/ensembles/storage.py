@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch import BatchEnsemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
-from lpe.ensembles.mc_dropout import MCDropoutEnsemble, _Mask
+from lpe.ensembles.mc_dropout import MCDropoutEnsemble, has_masks
 from lpe.ensembles.mixture import CompositeEnsemble, Mixture
 from lpe.ensembles.selection import PlannedTensor
 from lpe.errors import InputError
@@ -98,7 +98,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> Ensemble:
         InputError: no such file, a damaged one, one of a newer version or of another model; a model that is a
             member of an ``MCDropoutEnsemble``, masks and all.
     """
-    if _masked(model):
+    if has_masks(model):
         raise InputError(
             f"this {type(model).__name__} has dropout masks of an MCDropoutEnsemble's member, which would be "
             "every member's; give the network without them"
@@ -256,17 +256,8 @@ def _single(ensemble: Ensemble, kind: str) -> tuple[dict[str, Tensor], dict[str,
     return _full_precision(members)
 
 
-def _masked(model: nn.Module) -> bool:
-    """Whether any of its hooks is a dropout mask."""
-    return any(
-        isinstance(getattr(hook, "__self__", None), _Mask)
-        for module in model.modules()
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    )
-
-
 def _check_unmasked(ensemble: Ensemble, models: Sequence[nn.Module]) -> None:
-    if any(map(_masked, models)):
+    if any(map(has_masks, models)):
         raise InputError(
             f"this {type(ensemble).__name__} is made of networks with dropout masks, which are no tensors: "
             "a file would lose them; save the MCDropoutEnsemble itself and make this one of it when it is "
@@ -371,7 +362,7 @@ def _batch(ensemble: BatchEnsemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "shapes": {
             entry.name: list(entry.tensor.shape) for entry in named_tensors(ensemble.model) if entry.saved
         },
-        "layers": list(ensemble._layers),
+        "layers": ensemble.converted,
         "seed": ensemble.seed,
         "std": ensemble.std,
     }
@@ -394,7 +385,7 @@ def _batch_of(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str,
     for own, given in zip(net.parameters(), model.parameters(), strict=True):
         own.requires_grad_(given.requires_grad)
     ensemble = BatchEnsemble(net, header["size"], header["seed"], header["std"])
-    _check_same("converted layers", header["layers"], list(ensemble._layers))
+    _check_same("converted layers", header["layers"], ensemble.converted)
     for entry in named_tensors(ensemble.module.network):
         if entry.name in vectors:
             stored = vectors[entry.name]

@@ -557,21 +557,7 @@ def test_the_largest_model_is_the_one_with_the_most_parameters() -> None:
     assert judge(claim, WORLDS["holds"]).effect == near(-0.02 * 4 * 2)
 
 
-# What figures call.
-
-
-def figures_record(record: pd.DataFrame) -> pd.DataFrame:
-    return record[record["substrate"] == "net"]
-
-
-def test_c2_of_a_figure_judges_swag_and_ivon() -> None:
-    found = claims.c2(figures_record(WORLDS["holds"]), "int4", 10)
-    assert [(each.claim, each.verdict) for each in found] == [("C2 (SWAG)", "holds"), ("C2 (IVON)", "holds")]
-
-
-def test_c2_of_a_record_of_several_networks_is_an_error() -> None:
-    with pytest.raises(InputError, match="5 substrates"):
-        claims.c2(WORLDS["holds"], "int4", 10)
+# How a verdict is said.
 
 
 def test_the_line_states_effect_interval_side_and_seeds() -> None:
