@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from lpe.records import COLUMNS
-from reproduce import command, fig2, fig3, landscapes, points
+from reproduce import command, fig2, fig3, landscapes, points, table7
 from reproduce.scales import Scale
 
 RECORDS = {
@@ -164,3 +164,11 @@ def test_the_provenance_names_threads_seeds_hyper_parameters_and_no_absolute_pat
     assert provenance["seeds"] == [0, 1]
     assert provenance["config"]["scale"]["sgd"]["epochs"] == tiny.sgd.epochs
     assert str(tmp_path) not in text
+
+
+def test_the_provenance_of_a_training_free_table_names_all_its_training_seeds(
+    tiny: Scale, figure: Callable[..., int], tmp_path: Path
+) -> None:
+    assert figure(table7, tmp_path / "out") == 0
+    provenance = json.loads((tmp_path / "out" / "table7.json").read_text())
+    assert provenance["seeds"] == list(range(tiny.claim_seeds)) != list(range(tiny.seeds))
