@@ -71,8 +71,8 @@ class Settings:
         level: of the intervals.
         memory_models: equal memory is the memory of this many members of the FP32 method.
         few_bits, more_bits: C1's bit widths.
-        large_networks: the substrates of figure 7, by what they have in common ("CLIP"; "": one group of all);
-            C6 is judged on each group, and not run without any. large_bits, large_size: C6's.
+        large_networks: the substrates of figure 7, by what they have in common, such as "CLIP" ("": one group
+            of all); C6 is judged on each group, and not run without any. large_bits, large_size: C6's.
         margin: C2's and C12's, as a share of the single FP32 model's NLL.
         least_disagreement: C3's. ambiguity: C5's limits.
     """

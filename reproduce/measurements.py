@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,7 @@ from lpe.records import COLUMNS, Records
 from lpe.substrates import digits
 from reproduce.command import Session
 from reproduce.families import FAMILIES, Family, family, snapshot_family, with_low_precision
+from reproduce.paper import PaperScale
 from reproduce.points import POINTS, Point, point
 from reproduce.scales import Scale
 
@@ -61,9 +63,18 @@ def units(whats: Iterable[str], seeds: Iterable[int]) -> list[Unit]:
     return [Unit(what, seed) for what in whats for seed in seeds]
 
 
-def network_units(scale: Scale) -> list[str]:
+def network_units(scale: Scale | PaperScale) -> list[str]:
     """Names of the units of table 1's networks."""
     return [f"ViT-{size}" for size in scale.networks]
+
+
+def large_units(session: Session[Any]) -> list[Unit]:
+    """The units of figure 7's models."""
+    scale = session.scale
+    return [
+        *units([f"CLIP-{size}" for size in scale.clips], session.seeds),
+        *units([f"Llama-{size}" for size in scale.llamas], session.seeds),
+    ]
 
 
 def draw_seed(training_seed: int, draw: int) -> int:
@@ -316,13 +327,17 @@ def _decisions(net: nn.Module, images: Tensor) -> Tensor:
     return predicted
 
 
-def measure(session: Session, unit: Unit) -> None:
+def measure(session: Session[Any], unit: Unit) -> None:
     """Train and measure one unit, as far as its working record lacks it."""
     # An empty file beside the record: to look for every row would take the unit's weights from the store.
     finished = session.working / f"{unit.file}.finished"
     if finished.exists() and (session.working / unit.file).exists():
         return
-    if unit.what in POINTS:
+    if isinstance(session.scale, PaperScale):
+        from reproduce.pretrained import measure_pretrained
+
+        measure_pretrained(session, unit)
+    elif unit.what in POINTS:
         measure_point(session, unit)
     elif unit.what in FAMILIES:
         measure_family(session, unit)
@@ -335,7 +350,7 @@ def measure(session: Session, unit: Unit) -> None:
     finished.touch()
 
 
-def measure_all(session: Session, wanted: Iterable[Unit]) -> None:
+def measure_all(session: Session[Any], wanted: Iterable[Unit]) -> None:
     """Measure units one after the other, with a progress bar."""
     wanted = list(wanted)
     with session.progress(len(wanted), "units measured") as bar:
@@ -357,14 +372,14 @@ def posterior_stds(session: Session, names: Iterable[str]) -> dict[str, float]:
     return stds
 
 
-def rows_of(session: Session, wanted: Iterable[Unit]) -> pd.DataFrame:
+def rows_of(session: Session[Any], wanted: Iterable[Unit]) -> pd.DataFrame:
     """The rows of these units, in the record's order."""
     tables = [Records(session.working / unit.file).select() for unit in wanted]
     table = pd.concat([t for t in tables if len(t)], ignore_index=True)
     return table.sort_values(list(COLUMNS[:9]), ignore_index=True)
 
 
-def log_sizes(session: Session, rows: pd.DataFrame) -> None:
+def log_sizes(session: Session[Any], rows: pd.DataFrame) -> None:
     """Mirror a record in W&B: the table itself, and each metric against ensemble size, mean over seeds."""
     session.tracker.log_table("record", rows)
     names = ["substrate", "point", "method", "number_system", "metric"]
@@ -375,7 +390,7 @@ def log_sizes(session: Session, rows: pd.DataFrame) -> None:
 
 
 def selected(
-    session: Session,
+    session: Session[Any],
     wanted: Iterable[Unit],
     every_size: Collection[str] = ("nll",),
     methods: Collection[str] | None = None,
