@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -88,16 +88,64 @@ def reported_sizes(scale: Scale, most: int) -> list[int]:
     return sorted(size for size in chosen if size <= most)
 
 
-class Measurer:
-    """Writes the rows of one unit: what all of them have in common, and what is there already."""
+class TestData(Protocol):
+    """What an ensemble is scored on."""
 
-    def __init__(self, session: Session, unit: Unit, point_name: str, substrate: str | None = None) -> None:
+    def evaluate(self, ensemble: Ensemble, calibrated: Collection[int]) -> pd.DataFrame:
+        """A row per size 1 … M with the columns MEASURED, the calibrated NLL at some sizes."""
+        ...
+
+    def evaluate_scaled(self, ensemble: Ensemble) -> dict[str, float]:
+        """Metrics of the whole ensemble at a temperature that was fitted on other examples."""
+        ...
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Batches (inputs, class indices), read anew for each ensemble.
+
+    Args:
+        test: scored. validation: for the temperature.
+    """
+
+    test: Iterable[Any]
+    validation: Iterable[Any]
+
+    def evaluate(self, ensemble: Ensemble, calibrated: Collection[int]) -> pd.DataFrame:
+        """A row per size; see :func:`lpe.evaluate`."""
+        return lpe.evaluate(ensemble, self.test, calibrated=calibrated)
+
+    def evaluate_scaled(self, ensemble: Ensemble) -> dict[str, float]:
+        """Metrics of the whole ensemble at the temperature of the validation batches."""
+        return evaluate_temperature_scaled(ensemble, self.test, self.validation)
+
+
+def digits_data(seed: int) -> Classification:
+    """The test and validation images of a training seed, one batch each."""
+    data = digits.load(seed)
+    return Classification([data.test], [data.validation])
+
+
+class Measurer:
+    """Writes the rows of one unit: what all of them have in common, and what is there already.
+
+    Args:
+        data: what is scored; None: the digits images of the unit's seed.
+    """
+
+    def __init__(
+        self,
+        session: Session[Any],
+        unit: Unit,
+        point_name: str,
+        substrate: str | None = None,
+        data: TestData | None = None,
+    ) -> None:
         self.scale = session.scale
         self.records = Records(session.working / unit.file)
         self.draws = [draw_seed(unit.seed, draw) for draw in range(self.scale.draws)]
         self.seed = unit.seed
-        self.data = digits.load(unit.seed)
-        self.test: list[tuple[object, object]] = [self.data.test]
+        self.data = data or digits_data(unit.seed)
         self.common: dict[str, object] = {
             "scale": self.scale.name,
             "substrate": substrate or self.scale.substrate,
@@ -137,7 +185,7 @@ class Measurer:
             ensemble = make(seed)
             if sizes is None:
                 sizes = reported_sizes(self.scale, len(ensemble))
-            frames.append(lpe.evaluate(ensemble, self.test, calibrated=sizes))
+            frames.append(self.data.evaluate(ensemble, sizes))
         assert sizes is not None
         values = np.mean([frame[MEASURED].to_numpy() for frame in frames], axis=0)
         rows: list[dict[str, object]] = []
@@ -176,11 +224,11 @@ class Measurer:
         self.add(method, system, rounding, rows)
 
     def single(self, net: nn.Module, backward_passes: int) -> None:
-        """The single FP32 model, as it is and with temperature scaling (fitted on validation images)."""
+        """The single FP32 model, as it is and with temperature scaling (fitted on validation examples)."""
         ensemble = lpe.DeepEnsemble([net], backward_passes=[backward_passes])
         self.measure("FP32", "fp32", "", lambda _: ensemble, drawn=False)
         if self.lacks("FP32 + temperature"):
-            scaled = evaluate_temperature_scaled(ensemble, self.test, [self.data.validation])
+            scaled = self.data.evaluate_scaled(ensemble)
             # One number more than the model: the temperature.
             costs = {"memory_bits": ensemble.memory_bits() + 32, "backward_passes": backward_passes}
             rows = [{"size": 1, "metric": m, "value": value, **costs} for m, value in scaled.items()]
@@ -298,7 +346,7 @@ def measure_disagreement(session: Session, unit: Unit) -> None:
     if not any(measurer.lacks(DISAGREEMENT, s.name, "bernoulli") for s in systems):
         return
     two = snapshot_family(session, unit.seed, replace(scale.snapshot, cycles=2)).make(0)
-    images = measurer.data.test[0]
+    images = digits.load(unit.seed).test[0]
     first = two[0]
     decided = _decisions(first, images)
     passes = two.backward_passes(1) or 0
