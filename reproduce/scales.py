@@ -151,6 +151,7 @@ class Scale:
     table_bits: tuple[int, ...]
     scale_axes: tuple[ScaleAxis, ...]
     axis_bits: tuple[int, ...]
+    number_systems: tuple[str, ...]
 
 
 VIT = DigitsNetwork(patch=4, width=64, depth=2, heads=4, mlp_ratio=2.0, position_std=1.0)
@@ -195,6 +196,18 @@ DIGITS = Scale(
     table_bits=(8, 7, 6, 5, 4, 3),
     scale_axes=(PerTensor(), PerChannel(16), PerChannel(), PerBlock(16)),
     axis_bits=(5, 4, 3),
+    # All there are with a neighbour of equal bits: those of 8, of 6 and of 4.
+    number_systems=(
+        "int8",
+        "fp8_e4m3",
+        "fp8_e5m2",
+        "int6",
+        "fp6_e3m2",
+        "fp6_e2m3",
+        "int4",
+        "fp4_e2m1",
+        "nf4",
+    ),
 )
 
 SCALES = {"digits": DIGITS}
