@@ -183,7 +183,8 @@ def test_table_7_measures_every_scale_axis_at_its_bits_and_every_number_system_o
     rows = rows[(rows["metric"] == "nll") & (rows["method"].isin(["RTN", "LPE-BSR"])) & (rows["seed"] == 0)]
     measured = list(zip(rows["method"], rows["number_system"], strict=True))
     on_axes = {lpe.Int(bits, axis).name for bits in tiny.axis_bits for axis in tiny.scale_axes}
-    expected = {(method, name) for method in ("RTN", "LPE-BSR") for name in on_axes | set(tiny.number_systems)}
+    systems = on_axes | set(tiny.number_systems)
+    expected = {(method, name) for method in ("RTN", "LPE-BSR") for name in systems}
     assert set(measured) == expected and len(measured) == len(expected)
 
 

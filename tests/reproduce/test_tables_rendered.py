@@ -303,7 +303,9 @@ def test_table_5_judges_claims_9_to_12(table: Callable[[object], Table]) -> None
     assert not [line for line in lines if "not run" in line]
 
 
-def test_table_7_stands_systems_of_equal_bits_together_the_integers_first(table: Callable[[object], Table]) -> None:
+def test_table_7_stands_systems_of_equal_bits_together_the_integers_first(
+    table: Callable[[object], Table],
+) -> None:
     shown = [row["number system"] for row in table(table7)[0] if row["method"] == "RTN"]
     expected = ["int8", "fp8_e4m3", "int5", "int5 per tensor", "int4", "int4 per tensor", "nf4", "int3"]
     assert shown == [system_title(name) for name in expected]
