@@ -24,6 +24,7 @@ import lpe
 from lpe.ensembles.base import Ensemble
 from lpe.evaluation.metrics import METRICS
 from lpe.evaluation.predict import evaluate_temperature_scaled
+from lpe.number_systems.grids import NumberSystem
 from lpe.records import COLUMNS, Records
 from lpe.substrates import digits
 from reproduce.command import Session
@@ -235,14 +236,14 @@ class Measurer:
             self.add("FP32 + temperature", "fp32", "", rows)
 
     def low_precision(
-        self, net: nn.Module, systems: Iterable[lpe.Int], size: int, backward_passes: int
+        self, net: nn.Module, systems: Iterable[NumberSystem], size: int, backward_passes: int
     ) -> None:
         """RTN and LPE-BSR of a network under several number systems."""
         for system in systems:
             for method, rounding, members in (("RTN", "nearest", 1), ("LPE-BSR", "bernoulli", size)):
 
                 def make(
-                    seed: int, system: lpe.Int = system, rounding: str = rounding, members: int = members
+                    seed: int, system: NumberSystem = system, rounding: str = rounding, members: int = members
                 ) -> Ensemble:
                     made = lpe.LowPrecisionEnsemble(net, system, members, seed, rounding)
                     made.training_budget = backward_passes
@@ -326,12 +327,16 @@ def measure_network(session: Session, unit: Unit) -> None:
 
 
 def measure_axes(session: Session, unit: Unit) -> None:
-    """RTN against LPE-BSR under other scale axes, on the default network."""
+    """RTN against LPE-BSR under other scale axes and number systems, on the default network."""
     scale = session.scale
     solution = point(session, "SGD", unit.seed)
     measurer = Measurer(session, unit, "SGD", f"{scale.substrate}, {AXES}")
     measurer.single(solution.net, solution.backward_passes)
-    systems = [lpe.Int(bits, axis) for bits in scale.axis_bits for axis in scale.scale_axes]
+    systems: list[NumberSystem] = [
+        lpe.Int(bits, axis) for bits in scale.axis_bits for axis in scale.scale_axes
+    ]
+    # What is among the scale axes is measured once.
+    systems += [lpe.number_system(name) for name in scale.number_systems]
     measurer.low_precision(solution.net, systems, scale.claim_size, solution.backward_passes)
 
 

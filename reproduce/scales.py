@@ -182,6 +182,7 @@ class Scale:
     table_bits: tuple[int, ...]
     scale_axes: tuple[ScaleAxis, ...]
     axis_bits: tuple[int, ...]
+    number_systems: tuple[str, ...]
     large_bits: int
 
     @property
@@ -233,6 +234,18 @@ DIGITS = Scale(
     scale_axes=(PerTensor(), PerChannel(16), PerChannel(), PerBlock(16)),
     axis_bits=(5, 4, 3),
     large_bits=5,  # the paper's figure 7
+    # All there are with a neighbour of equal bits: those of 8, of 6 and of 4.
+    number_systems=(
+        "int8",
+        "fp8_e4m3",
+        "fp8_e5m2",
+        "int6",
+        "fp6_e3m2",
+        "fp6_e2m3",
+        "int4",
+        "fp4_e2m1",
+        "nf4",
+    ),
 )
 
 SCALES = {"digits": DIGITS}

@@ -41,6 +41,7 @@ TINY = replace(
     networks={"T": TINY_VIT, "L": replace(TINY_VIT, width=16)},
     table_bits=(6, 4, 3),
     axis_bits=(4,),
+    number_systems=("int4", "fp4_e2m1", "nf4"),
 )
 
 
