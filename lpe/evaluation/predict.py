@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
 from lpe.evaluation.metrics import EnsembleMetrics, fit_temperature, mean_log_probs, nll, temperature_scaled
+from lpe.evaluation.timing import MemberTimer
 from lpe.modules import apply, device_of, to_device
 
 if TYPE_CHECKING:
@@ -119,6 +121,7 @@ def evaluate(
     batches: Iterable[Any],
     calibrated: bool | Collection[int] = False,
     chunk_bytes: int | None = None,
+    timer: MemberTimer | None = None,
 ) -> pd.DataFrame:
     """The metrics of every prefix of an ensemble.
 
@@ -131,6 +134,7 @@ def evaluate(
             classes] each, in memory.
         chunk_bytes: bytes of inputs and running sums held at a time; None: one batch for members that are
             there, CHUNK_BYTES for members that must be made. It never changes a result beyond float rounding.
+        timer: takes the time of each member, made and run; one of as many members.
 
     Returns:
         A row per size 1 … M: size, nll, err (fraction), ece, average_loss, ambiguity, ensemble_loss, brier,
@@ -138,10 +142,15 @@ def evaluate(
 
     Raises:
         InputError: an empty stream, a batch that is no pair, shapes that do not fit, a label out of range,
-            NaN logits.
+            NaN logits, a timer of another number of members.
     """
     import pandas as pd
 
+    if timer is not None and len(timer.seconds) != len(ensemble):
+        raise InputError(
+            f"the timer is of {len(timer.seconds)} members, the ensemble has {len(ensemble)}; make it of as "
+            "many"
+        )
     if chunk_bytes is None:
         chunk_bytes = 0 if ensemble.members_are_stored else CHUNK_BYTES
     if isinstance(calibrated, bool):
@@ -155,7 +164,8 @@ def evaluate(
         all_targets.append(targets)
         log_sum = sum_logits = sum_nll = torch.empty(0)
         for index in range(len(ensemble)):
-            logits = _member_logits(ensemble.member(index), chunk)
+            with timer.member(index) if timer else nullcontext():
+                logits = _member_logits(ensemble.member(index), chunk)
             targets = targets.to(logits.device)
             log_probs = logits.log_softmax(dim=-1)
             member_nll = -log_probs.gather(1, targets[:, None])[:, 0]

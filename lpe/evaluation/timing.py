@@ -1,0 +1,61 @@
+"""What a prediction costs: wall time member by member."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+
+import torch
+
+from lpe.errors import InputError
+
+
+class MemberTimer:
+    """Seconds that each member of an ensemble has taken, made and run.
+
+    ``lpe.evaluate(ensemble, batches, timer=timer)`` fills it. Its times are no part of a record: the same
+    computation gives the same record.
+
+    Args:
+        members: how many. device: a GPU is synchronised before each reading of the clock; None: the current
+            GPU, once one is in use.
+
+    Raises:
+        InputError: fewer than one member.
+    """
+
+    def __init__(self, members: int, device: torch.device | None = None) -> None:
+        if members < 1:
+            raise InputError(f"a MemberTimer needs one member or more, not {members}")
+        self.seconds = [0.0] * members
+        self.device = device
+
+    @contextmanager
+    def member(self, index: int) -> Iterator[None]:
+        """Adds what the block takes to ``seconds[index]``; a block that fails adds nothing."""
+        start = self._now()
+        yield
+        self.seconds[index] += self._now() - start
+
+    def milliseconds_per_example(self, examples: int) -> list[float]:
+        """What a prediction of every prefix costs: entry n − 1 is of the first n members, one after another.
+
+        Making the members is included, as often as they were made: once for all examples where the data fits
+        the evaluation's chunk, else once a chunk.
+
+        Args:
+            examples: that each member has predicted.
+
+        Raises:
+            InputError: fewer than one example.
+        """
+        if examples < 1:
+            raise InputError(f"milliseconds per example need one example or more, not {examples}")
+        return [1000 * seconds / examples for seconds in accumulate(self.seconds)]
+
+    def _now(self) -> float:
+        if torch.cuda.is_initialized() and (self.device is None or self.device.type == "cuda"):
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
