@@ -15,8 +15,9 @@ from torch import Tensor
 
 import lpe
 from lpe.number_systems import rounding, streams
-from lpe.number_systems.grids import ScaleAxis
+from lpe.number_systems.grids import ScaleAxis, grid_of
 from lpe.number_systems.kernels import reference
+from lpe.number_systems.layouts import Layout
 
 AXES = [lpe.PerTensor(), lpe.PerChannel(1), lpe.PerChannel(3), lpe.PerBlock(5)]
 ROUNDINGS = ["nearest", "bernoulli", "coupled"]
@@ -301,12 +302,17 @@ def grid_rows(bits: int) -> Tensor:
     return torch.arange(-q, q + 1).float() * steps[:, None]
 
 
+def codes_of(weight: Tensor, step: Tensor, bits: int, mode: str, lanes: Tensor) -> Tensor:
+    """The kernel's codes of weights with steps and random numbers of their own."""
+    grid = grid_of(lpe.Int(bits))
+    table = reference.level_table(grid, weight.device)
+    return reference.round_codes(weight, 1.0 / step, grid, table, mode, lanes)
+
+
 def codes_under_lane(weight: Tensor, bits: int, lane: int) -> Tensor:
     """The codes that a weight [rows, columns], a step a row, gets if every random number is ``lane``."""
-    system = lpe.Int(bits)
-    steps = rounding.steps(weight, system, rounding.Layout(tuple(weight.shape))).expand_as(weight)
-    lanes = torch.full(weight.shape, lane)
-    return reference.round_codes(weight, steps, 1.0 / steps, system.largest_code, "bernoulli", lanes)
+    steps = rounding.absmax_scales(weight, lpe.Int(bits), Layout(tuple(weight.shape))).expand_as(weight)
+    return codes_of(weight, steps, bits, "bernoulli", torch.full(weight.shape, lane))
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -348,9 +354,9 @@ def test_nearest_leaves_grid_values_where_they_are(bits: int) -> None:
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_codes_never_leave_minus_q_to_q(bits: int, mode: str, lane: int) -> None:
     # In w·(1/Δ) float32 may put the maximum a little outside; here it is far outside.
-    q, one = 2 ** (bits - 1) - 1, torch.ones(2)
+    q = 2 ** (bits - 1) - 1
     weight = torch.tensor([-q - 0.75, q + 0.75])
-    codes = reference.round_codes(weight, one, one, q, mode, torch.full((2,), lane))
+    codes = codes_of(weight, torch.ones(2), bits, mode, torch.full((2,), lane))
     assert codes.tolist() == [-q, q]
 
 
@@ -373,7 +379,7 @@ def test_the_threshold_rounds_ties_to_even() -> None:
     # T = 0.5, 1.5, 2.5 → 0, 2, 2: at r = T − 1 a weight goes up, at r = T it does not.
     v = torch.tensor([0.5, 1.5, 1.5, 2.5, 2.5]) / 65536
     lanes = torch.tensor([0, 1, 2, 1, 2])
-    codes = reference.round_codes(v, torch.ones(5), torch.ones(5), 7, "bernoulli", lanes)
+    codes = codes_of(v, torch.ones(5), 4, "bernoulli", lanes)
     assert codes.tolist() == [0, 1, 0, 1, 0]
 
 
@@ -768,8 +774,7 @@ Round = Callable[[Tensor, Tensor], Tensor]
 
 
 def round_to_int8(v: Tensor, lanes: Tensor) -> Tensor:
-    one = torch.ones_like(v)
-    return reference.round_codes(v, one, one, 127, "bernoulli", lanes)
+    return codes_of(v, torch.ones_like(v), 8, "bernoulli", lanes)
 
 
 def check_exact_bias(round_values: Round) -> None:
@@ -804,9 +809,7 @@ def test_the_bias_at_int8_with_any_step_is_at_most_2_to_the_minus_17_and_float32
     step = torch.rand(60, generator=torch.Generator().manual_seed(1)) + 0.5
     weight = step * torch.empty(60).uniform_(-126, 126, generator=torch.Generator().manual_seed(2))
     wide_weight, wide_step = (t[:, None].expand(-1, 65536) for t in (weight, step))
-    codes = reference.round_codes(
-        wide_weight, wide_step, 1.0 / wide_step, 127, "bernoulli", torch.arange(65536)
-    )
+    codes = codes_of(wide_weight, wide_step, 8, "bernoulli", torch.arange(65536))
     bias = codes.double().mean(dim=1) - weight.double() / step.double()
     assert bias.abs().max() <= 2**-17 + 2**-16
 
