@@ -16,15 +16,15 @@ Every statistic is paired: each training seed gives one value, from rows of that
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from lpe.errors import InputError
-from reproduce.scales import Scale
+from reproduce.scales import Reported
 
 LEVEL = 0.95
 NO_NETWORKS = "no rows of figure 7: this scale names none of its models"
@@ -71,7 +71,8 @@ class Settings:
         level: of the intervals.
         memory_models: equal memory is the memory of this many members of the FP32 method.
         few_bits, more_bits: C1's bit widths.
-        large_networks: the substrates of figure 7; none: C6 is not run. large_bits, large_size: C6's.
+        large_networks: the substrates of figure 7, by what they have in common ("CLIP"; "": one group of all);
+            C6 is judged on each group, and not run without any. large_bits, large_size: C6's.
         margin: C2's and C12's, as a share of the single FP32 model's NLL.
         least_disagreement: C3's. ambiguity: C5's limits.
     """
@@ -85,7 +86,7 @@ class Settings:
     memory_models: int = 2
     few_bits: int = 4
     more_bits: int = 6
-    large_networks: tuple[str, ...] = ()
+    large_networks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     large_bits: int = 5
     large_size: int = 20
     margin: float = 0.01
@@ -93,7 +94,7 @@ class Settings:
     ambiguity: tuple[float, float] = (0.5, 2.0)
 
     @classmethod
-    def of(cls, scale: Scale) -> Settings:
+    def of(cls, scale: Reported) -> Settings:
         """The settings of a scale."""
         return cls(
             substrate=scale.substrate,
@@ -102,6 +103,9 @@ class Settings:
             best_bits=scale.best_bits,
             claim_size=scale.claim_size,
             memory_models=scale.memory_models,
+            large_networks=scale.large_networks,
+            large_bits=scale.large_bits,
+            large_size=scale.size,
         )
 
 
@@ -519,26 +523,32 @@ def _c5(settings: Settings, bits: int) -> Claim:
 def _c6(settings: Settings) -> list[Claim]:
     bits, size = settings.large_bits, settings.large_size
     gain = f"NLL(LPE-BSR {size}, INT-{bits}) − NLL(FP32)"
-    networks = []
-    for network in settings.large_networks:
-        single = _fp32(settings, "FP32", "SGD", 1, substrate=network)
-        networks.append((_bsr(settings, bits, "SGD", size, substrate=network), single, single))
-    return [
-        Claim(
-            "C6a",
-            f"{gain} for the largest model",
-            Side(high=0),
-            "nats",
-            partial(_largest_difference, networks),
-        ),
-        Claim(
-            "C6b",
-            f"least-squares slope of {gain} in log(parameters)",
-            Side(high=0),
-            "nats per e-fold",
-            partial(_slope, networks),
-        ),
-    ]
+    largest, slopes = [], []
+    for group, substrates in (settings.large_networks or {"": ()}).items():
+        named = f" ({group})" if group else ""
+        networks = []
+        for network in substrates:
+            single = _fp32(settings, "FP32", "SGD", 1, substrate=network)
+            networks.append((_bsr(settings, bits, "SGD", size, substrate=network), single, single))
+        largest.append(
+            Claim(
+                f"C6a{named}",
+                f"{gain} for the largest model",
+                Side(high=0),
+                "nats",
+                partial(_largest_difference, networks),
+            )
+        )
+        slopes.append(
+            Claim(
+                f"C6b{named}",
+                f"least-squares slope of {gain} in log(parameters)",
+                Side(high=0),
+                "nats per e-fold",
+                partial(_slope, networks),
+            )
+        )
+    return [*largest, *slopes]
 
 
 def _c7(settings: Settings, point: str, bits: int) -> Claim:

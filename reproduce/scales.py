@@ -14,7 +14,9 @@ seed is a test image of another.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from lpe.errors import InputError
 from lpe.number_systems.grids import PerBlock, PerChannel, PerTensor, ScaleAxis
@@ -116,6 +118,35 @@ class Landscape:
     cloud: int = 30
 
 
+class Reported(Protocol):
+    """What claims, tables and figures read of a scale, whether its networks are trained here or not."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def substrate(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def table_sizes(self) -> tuple[int, ...]: ...
+    @property
+    def draws(self) -> int: ...
+    @property
+    def bits(self) -> tuple[int, ...]: ...
+    @property
+    def best_bits(self) -> int: ...
+    @property
+    def claim_size(self) -> int: ...
+    @property
+    def memory_models(self) -> int: ...
+    @property
+    def networks(self) -> Mapping[str, object]: ...
+    @property
+    def large_networks(self) -> Mapping[str, tuple[str, ...]]: ...
+    @property
+    def large_bits(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Scale:
     """All that determines the numbers of a scale."""
@@ -151,6 +182,12 @@ class Scale:
     table_bits: tuple[int, ...]
     scale_axes: tuple[ScaleAxis, ...]
     axis_bits: tuple[int, ...]
+    large_bits: int
+
+    @property
+    def large_networks(self) -> dict[str, tuple[str, ...]]:
+        """The substrates of figure 7, the smallest first, by what they have in common."""
+        return {}
 
 
 VIT = DigitsNetwork(patch=4, width=64, depth=2, heads=4, mlp_ratio=2.0, position_std=1.0)
@@ -195,6 +232,7 @@ DIGITS = Scale(
     table_bits=(8, 7, 6, 5, 4, 3),
     scale_axes=(PerTensor(), PerChannel(16), PerChannel(), PerBlock(16)),
     axis_bits=(5, 4, 3),
+    large_bits=5,  # the paper's figure 7
 )
 
 SCALES = {"digits": DIGITS}

@@ -16,7 +16,7 @@ from lpe.records import COLUMNS
 from reproduce.claims import Settings, all_claims, judge
 from reproduce.command import record_name
 from reproduce.panels import read_record
-from reproduce.scales import Scale
+from reproduce.scales import Reported, Scale
 from reproduce.tables import mean_and_interval, plain_number
 
 FP32 = "FP32"
@@ -143,7 +143,7 @@ def read(folder: Path, figure: str) -> Summary:
     return Summary(figure, read_record(folder / record_name(figure), COLUMNS))
 
 
-def claim_lines(record: pd.DataFrame, chosen: Scale, numbers: Sequence[str]) -> list[str]:
+def claim_lines(record: pd.DataFrame, chosen: Reported, numbers: Sequence[str]) -> list[str]:
     """The verdicts of claims such as "C1" (a, b and c) and "C10" on a record, a line each."""
     settings = Settings.of(chosen)
     wanted = re.compile(rf"({'|'.join(numbers)})[a-z]?( |$)")
@@ -188,7 +188,7 @@ def counted_seeds(numbers: Sequence[int]) -> str:
     return f"n = {low}" if low == high else f"n = {low}–{high}"
 
 
-def conditions(chosen: Scale) -> list[str]:
+def conditions(chosen: Reported) -> list[str]:
     """What holds of every table of a scale, a line each."""
     return [
         "Means over training seeds; in brackets the two-sided 95 % interval of Student's t. NLL in nats "

@@ -21,7 +21,7 @@ from reproduce.claims import Claim, NotRun, PerSeed, Rows, Settings, Side, all_c
 from reproduce.scales import DIGITS
 
 NETWORKS = tuple(f"net-{letter}" for letter in "TSBL")
-SETTINGS = Settings("net", NETWORKS, (5, 4), 5, large_networks=NETWORKS)
+SETTINGS = Settings("net", NETWORKS, (5, 4), 5, large_networks={"": NETWORKS})
 CLAIMS = {claim.name: claim for claim in all_claims(SETTINGS)}
 EVERY_CLAIM = pytest.mark.parametrize("name", CLAIMS)
 
@@ -306,13 +306,13 @@ def test_no_two_claims_have_one_name() -> None:
 
 def test_the_settings_of_a_scale_are_its_own() -> None:
     found = Settings.of(DIGITS)
-    for name in ("substrate", "bits", "best_bits", "claim_size", "memory_models"):
+    for name in ("substrate", "bits", "best_bits", "claim_size", "memory_models", "large_networks"):
         assert getattr(found, name) == getattr(DIGITS, name)
     assert found.networks == ("digits ViT-T", "digits ViT-S", "digits ViT-B", "digits ViT-L")
 
 
 def test_a_scale_without_pre_trained_models_does_not_run_c6() -> None:
-    few = {claim.name: claim for claim in all_claims(replace(SETTINGS, large_networks=()))}
+    few = {claim.name: claim for claim in all_claims(replace(SETTINGS, large_networks={}))}
     for name in ("C6a", "C6b"):
         verdict = judge(few[name], WORLDS["holds"])
         assert (verdict.verdict, verdict.note) == ("not run", claims.NO_NETWORKS)
@@ -552,7 +552,7 @@ def test_a_slope_over_networks_of_one_size_is_an_error() -> None:
 
 def test_the_largest_model_is_the_one_with_the_most_parameters() -> None:
     # The same networks in another order.
-    turned = replace(SETTINGS, large_networks=NETWORKS[::-1])
+    turned = replace(SETTINGS, large_networks={"": NETWORKS[::-1]})
     claim = next(each for each in all_claims(turned) if each.name == "C6a")
     assert judge(claim, WORLDS["holds"]).effect == near(-0.02 * 4 * 2)
 
