@@ -642,6 +642,8 @@ def evaluate(
         documents = [
             [requests[index] for index in sorted(requests)] for _, requests in sorted(of_task[name].items())
         ]
+        if timer:
+            timer.examples += len(documents)
         values = _lm_eval_metrics(task, documents, len(ensemble))
         if task.OUTPUT_TYPE == "multiple_choice":
             own = _choice_metrics(name, task, documents, len(ensemble))
