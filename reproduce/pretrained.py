@@ -48,8 +48,11 @@ def load(scale: PaperScale, model: PaperModel) -> Loaded:
 
     def part(tuning: bool) -> imagenet.LabelledImages:
         chosen = [i for i in range(len(images.paths)) if (i % scale.tuning_stride == 0) == tuning]
-        paths, labels = (tuple(of[i] for i in chosen) for of in (images.paths, images.labels))
-        return replace(images, paths=paths, labels=labels)
+        return replace(
+            images,
+            paths=tuple(images.paths[i] for i in chosen),
+            labels=tuple(images.labels[i] for i in chosen),
+        )
 
     test, tuning = part(False), part(True)
     return net.eval().to(pretrained_device()), Classification(test, tuning), Classification(tuning, tuning)

@@ -107,6 +107,7 @@ def _vision_transformer(tag: str) -> tuple[nn.Module, tuple[int, ...], int, str]
 
 def _clip(tag: str) -> tuple[nn.Module, tuple[int, ...], int, str]:
     import open_clip
+    from PIL import Image
 
     from lpe.substrates import clip
 
@@ -120,8 +121,7 @@ def _clip(tag: str) -> tuple[nn.Module, tuple[int, ...], int, str]:
     text_tower = sum(parameter.numel() for parameter in loaded.model.parameters())
     net = clip.ZeroShotClassifier(loaded.model, head)
     text_tower -= sum(parameter.numel() for parameter in net.parameters())
-    side = loaded.record["image_size"]
-    shape = (3, side, side) if isinstance(side, int) else (3, *side)
+    shape = tuple(loaded.preprocess(Image.new("RGB", (8, 8))).shape)
     note = (
         f"{BATCHES * BATCH} images of {list(shape)}; text tower of {_millions(text_tower)} at full "
         f"precision, {1000 * seconds / texts:.0f} ms a text ({texts} texts of 80,000)"
