@@ -213,6 +213,8 @@ def test_names_tell_codebooks_of_as_many_levels_apart() -> None:
         (5, "must be numbers, not 5"),
         (None, "must be numbers, not None"),
         ([[0, 1], [2, 3]], "must be numbers"),
+        (np.eye(2), "must be numbers"),
+        (torch.eye(2), "must be numbers"),
         ([0.0, 2.0**61], "between 2**-60 and 2**60"),
         ([0.0, 2.0**-61], "between 2**-60 and 2**60"),
     ],
