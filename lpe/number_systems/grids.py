@@ -276,8 +276,9 @@ def _codebook_levels(levels: Iterable[float]) -> tuple[float, ...]:
     """The levels as float32 has them, ascending; InputError where they make no codebook."""
     try:
         given = [float(level + 0) for level in levels]  # a character plus 0 is a TypeError
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(f"a codebook's levels must be numbers, not {levels!r}") from None
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a row of a tensor
+        given_text = " ".join(repr(levels).split())
+        raise InputError(f"a codebook's levels must be numbers, not {given_text}") from None
     if not 2 <= len(given) <= 256:
         raise InputError(f"a codebook has 2 to 256 levels, not {len(given)}")
     with np.errstate(over="ignore"):

@@ -14,8 +14,8 @@ The random number has 16 bits and the probability is rounded to 16 bits, so BSR'
 the step, to which float32's own error in w·(1/Δ) adds below 2⁻¹⁶ at INT-8 and less at fewer bits. A grid
 value (Δ a normal number) stays put under every member at INT-2 to INT-6; by that error it leaves with a
 probability of at most 2⁻¹⁶ at INT-7 and 2⁻¹⁵ at INT-8. Of floats and NF4 every grid value stays put, for no
-level is more than 16 times the distance to a neighbour (s a normal number); so it is of codebooks where
-none is more than 32 times it.
+level is more than 16 times the distance to a neighbour (s a normal number); so it is of codebooks of which
+this holds.
 
 A codebook whose ends are not −a and a has a bias besides: weights beyond its smaller end become that end.
 
