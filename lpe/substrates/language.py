@@ -776,6 +776,7 @@ def _token_metrics(documents: list[list[Scored]], size: int, perplexity: bool) -
     zeros = torch.zeros(size, dtype=torch.float64)
     nll = -sum((scored.prefixes for scored in requests), zeros) / tokens
     loss = -sum((scored.members for scored in requests), zeros) / tokens
+    nll[0] = loss[0]  # the same, summed in float64 and not in the type of the log-probabilities
     average = loss.cumsum(0) / torch.arange(1, size + 1)
     rows = [{"nll": float(nll[n]), "average_loss": float(average[n])} for n in range(size)]
     return [{**row, "perplexity": float(np.exp(row["nll"]))} for row in rows] if perplexity else rows
