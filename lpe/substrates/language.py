@@ -21,6 +21,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ from lpe.substrates.loading import load_weights, parameter_bytes, require_memory
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 29
 """Bytes of running sums over the vocabulary that a chunk may hold: small against a model whose vocabulary is
@@ -370,18 +373,13 @@ class EnsembleLM(HFLM):
                 "needed"
             )
         check_tokenizer(tokenizer, template)
-        logger = logging.getLogger("lm_eval.models.huggingface")
-        level = logger.level
-        logger.setLevel(logging.ERROR)  # it warns that a module, not a name, was passed
-        try:
+        with _quiet_lm_eval():  # it warns that a module, not a name, is passed
             super().__init__(
                 # Copies, because lm-eval sets modes, ties and tokens of what it is given.
                 pretrained=with_tensors(template, {}),
                 tokenizer=copy.deepcopy(tokenizer),
                 batch_size=batch_size,
             )
-        finally:
-            logger.setLevel(level)
         self.ensemble = ensemble
         self.chunk_bytes = 0 if ensemble.members_are_stored else chunk_bytes
         self.timer = timer
@@ -466,6 +464,16 @@ class EnsembleLM(HFLM):
             tokens = request[1] + request[2]
             return -len(tokens), tuple(tokens)
 
+        cut = sum(
+            len(context) + len(continuation) > self.max_length + 1 for _, context, continuation in requests
+        )
+        if cut:
+            logger.warning(
+                "%d of %d requests are longer than the model's context of %d tokens and lose their beginning",
+                cut,
+                len(requests),
+                self.max_length,
+            )
         of_row: dict[tuple[int, ...], list[_TokenRequest]] = defaultdict(list)
         for request in requests:
             if not 0 < len(request[2]) <= self.max_length:
@@ -622,7 +630,7 @@ def evaluate(
         raise InputError(f"limit must be positive, not {limit}")
     if num_fewshot is not None and num_fewshot < 0:
         raise InputError(f"num_fewshot must not be negative, not {num_fewshot}")
-    with _seeded_as_lm_eval():
+    with _seeded_as_lm_eval(), _quiet_lm_eval():
         loaded = _load_tasks([tasks] if isinstance(tasks, str) else list(tasks), include_path)
         for name, task in loaded["tasks"].items():
             _check_task(name, task, metrics)
@@ -684,6 +692,22 @@ def _seeded_as_lm_eval() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+@contextmanager
+def _quiet_lm_eval() -> Iterator[None]:
+    """Without lm-eval's remarks on tasks and arguments, and its bars for work of a moment."""
+    import lm_eval.api.task
+
+    theirs = logging.getLogger("lm_eval")
+    level, bar = theirs.level, lm_eval.api.task.tqdm
+    theirs.setLevel(logging.ERROR)
+    lm_eval.api.task.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        theirs.setLevel(level)
+        lm_eval.api.task.tqdm = bar
 
 
 def _load_tasks(
@@ -778,6 +802,7 @@ def _token_metrics(documents: list[list[Scored]], size: int, perplexity: bool) -
     zeros = torch.zeros(size, dtype=torch.float64)
     nll = -sum((scored.prefixes for scored in requests), zeros) / tokens
     loss = -sum((scored.members for scored in requests), zeros) / tokens
+    nll[0] = loss[0]  # the same, summed in float64 and not in the type of the log-probabilities
     average = loss.cumsum(0) / torch.arange(1, size + 1)
     rows = [{"nll": float(nll[n]), "average_loss": float(average[n])} for n in range(size)]
     return [{**row, "perplexity": float(np.exp(row["nll"]))} for row in rows] if perplexity else rows

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lpe.substrates.arithmetic import LlamaShape
 from lpe.substrates.digits import DigitsNetwork, Jitter
 from reproduce import scales
 from reproduce.scales import DIGITS, Landscape, Scale
@@ -42,6 +43,8 @@ TINY = replace(
     table_bits=(6, 4, 3),
     axis_bits=(4,),
     number_systems=("int4", "fp4_e2m1", "nf4"),
+    llama=replace(DIGITS.llama, epochs=1, batch=2000),
+    llamas={size: LlamaShape(width, depth=1, heads=2, hidden=8) for size, width in (("S", 4), ("L", 8))},
 )
 
 
