@@ -28,7 +28,7 @@ from reproduce.scales import Scale, scale
 
 FIGURES = (
     *(f"fig{number}" for number in (1, 2, 3, 4, 5, 6, 8, 9)),
-    *(f"table{number}" for number in (1, 2, 4, 5, 7)),
+    *(f"table{number}" for number in (1, 2, 4, 5, 6, 7)),
 )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lpe.substrates.captioned_digits import DigitsCLIP
 from lpe.substrates.digits import DigitsNetwork, Jitter
 from reproduce import scales
 from reproduce.scales import DIGITS, Landscape, Scale
@@ -41,6 +42,11 @@ TINY = replace(
     networks={"T": TINY_VIT, "L": replace(TINY_VIT, width=16)},
     table_bits=(6, 4, 3),
     axis_bits=(4,),
+    clip=replace(DIGITS.clip, epochs=1, batch=100),
+    clips={
+        "S": DigitsCLIP(patch=4, width=8, depth=1, text_depth=1, heads=2, mlp_ratio=1.0),
+        "L": DigitsCLIP(patch=4, width=16, depth=1, text_depth=1, heads=2, mlp_ratio=1.0),
+    },
 )
 
 
