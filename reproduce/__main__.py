@@ -29,7 +29,7 @@ from reproduce.scales import Scale
 
 FIGURES = (
     *(f"fig{number}" for number in range(1, 10)),
-    *(f"table{number}" for number in (1, 2, 3, 4, 5, 7)),
+    *(f"table{number}" for number in range(1, 8)),
 )
 
 

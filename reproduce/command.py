@@ -74,7 +74,10 @@ def source_hash(*paths: str) -> str:
     return digest.hexdigest()[:16]
 
 
-MEASURING = ("lpe", *(f"reproduce/{name}.py" for name in ("scales", "points", "families", "measurements")))
+MEASURING = (
+    "lpe",
+    *(f"reproduce/{name}.py" for name in ("scales", "points", "clips", "families", "measurements")),
+)
 
 
 def working_folder(chosen: Scale | PaperScale, store: Store) -> Path:

@@ -26,7 +26,8 @@ from lpe.evaluation.metrics import METRICS
 from lpe.evaluation.predict import evaluate_temperature_scaled
 from lpe.number_systems.grids import NumberSystem
 from lpe.records import COLUMNS, Records
-from lpe.substrates import digits
+from lpe.substrates import captioned_digits, digits
+from reproduce.clips import clip_point
 from reproduce.command import Session
 from reproduce.families import FAMILIES, Family, family, snapshot_family, with_low_precision
 from reproduce.paper import PaperScale
@@ -45,7 +46,7 @@ class Unit:
 
     Args:
         what: a point ("SGD", "SWAG", "IVON"), a family ("DE", …), a network of table 1 ("ViT-T", …), "scale
-            axes" (table 7) or "disagreement" (claim C3).
+            axes" (table 7), "disagreement" (claim C3) or a CLIP of table 6 ("CLIP-L", …).
         seed: training seed.
     """
 
@@ -76,6 +77,11 @@ def large_units(session: Session[Any]) -> list[Unit]:
         *units([f"CLIP-{size}" for size in scale.clips], session.seeds),
         *units([f"Llama-{size}" for size in scale.llamas], session.seeds),
     ]
+
+
+def clip_units(scale: Scale) -> list[str]:
+    """Names of the units of the digits CLIPs, the smallest first."""
+    return [f"CLIP-{size}" for size in scale.clips]
 
 
 def draw_seed(training_seed: int, draw: int) -> int:
@@ -268,13 +274,19 @@ def measure_point(session: Session, unit: Unit) -> None:
         sized = partial(_low_precision_of, solution.net, system)
         measurer.file_bytes("LPE-BSR", system.name, "bernoulli", _budgeted(solution, sized))
     if solution.name == "SGD":
-        noisy = partial(lpe.GaussianEnsemble, solution.net, lpe.Int(scale.best_bits), scale.size)
-        measurer.measure("Gaussian", "fp32", "", _budgeted(solution, partial(noisy, std=scale.gaussian_std)))
+        _tuned_rivals(measurer, solution, scale.gaussian_std, scale.dropout_rate)
         for system in systems:
             matched = partial(lpe.GaussianEnsemble, solution.net, system, scale.size)
             measurer.measure("Gaussian, matched", system.name, "", _budgeted(solution, matched))
-        dropout = partial(lpe.MCDropoutEnsemble, solution.net, scale.dropout_rate, scale.size)
-        measurer.measure("MC-dropout", "fp32", "", _budgeted(solution, dropout))
+
+
+def _tuned_rivals(measurer: Measurer, solution: Point, std: float, rate: float) -> None:
+    """The training-free ensembles that are tuned: noise of one std, and dropout."""
+    scale = measurer.scale
+    noisy = partial(lpe.GaussianEnsemble, solution.net, lpe.Int(scale.best_bits), scale.size)
+    measurer.measure("Gaussian", "fp32", "", _budgeted(solution, partial(noisy, std=std)))
+    dropout = partial(lpe.MCDropoutEnsemble, solution.net, rate, scale.size)
+    measurer.measure("MC-dropout", "fp32", "", _budgeted(solution, dropout))
 
 
 def _budgeted(solution: Point, make: Callable[[int], Ensemble]) -> Callable[[int], Ensemble]:
@@ -324,6 +336,20 @@ def measure_network(session: Session, unit: Unit) -> None:
     measurer.single(solution.net, solution.backward_passes)
     systems = [lpe.Int(bits) for bits in scale.table_bits]
     measurer.low_precision(solution.net, systems, scale.claim_size, solution.backward_passes)
+
+
+def measure_clip(session: Session, unit: Unit) -> None:
+    """RTN and LPE-BSR on a zero-shot digits CLIP; on the largest, table 6's, its tuned rivals too."""
+    scale = session.scale
+    solution = clip_point(session, unit.seed, unit.what.removeprefix("CLIP-"))
+    splits = captioned_digits.load(unit.seed)
+    data = Classification([splits.test], [splits.validation])
+    measurer = Measurer(session, unit, solution.name, f"{scale.name} {unit.what}", data)
+    measurer.single(solution.net, solution.backward_passes)
+    systems = [lpe.Int(bits) for bits in scale.bits]
+    measurer.low_precision(solution.net, systems, scale.size, solution.backward_passes)
+    if unit.what == clip_units(scale)[-1]:
+        _tuned_rivals(measurer, solution, scale.clip_gaussian_std, scale.clip_dropout_rate)
 
 
 def measure_axes(session: Session, unit: Unit) -> None:
@@ -398,6 +424,8 @@ def measure(session: Session[Any], unit: Unit) -> None:
         measure_axes(session, unit)
     elif unit.what == DISAGREEMENT:
         measure_disagreement(session, unit)
+    elif unit.what in clip_units(session.scale):
+        measure_clip(session, unit)
     else:
         measure_network(session, unit)
     finished.touch()

@@ -21,6 +21,7 @@ from typing import Protocol
 from lpe.errors import InputError
 from lpe.number_systems.grids import PerBlock, PerChannel, PerTensor, ScaleAxis
 from lpe.substrates.arithmetic import LlamaShape
+from lpe.substrates.captioned_digits import DigitsCLIP
 from lpe.substrates.digits import DigitsNetwork, Jitter
 
 
@@ -122,6 +123,16 @@ class LlamaTraining:
 
 
 @dataclass(frozen=True)
+class CLIPTraining:
+    """Contrastive training of a digits CLIP from scratch, by AdamW with warm-up and cosine."""
+
+    epochs: int = 60  # budget
+    batch: int = 50  # sweep
+    learning_rate: float = 3e-3  # sweep
+    weight_decay: float = 0.05  # sweep
+
+
+@dataclass(frozen=True)
 class Landscape:
     """How landscapes and member clouds of one training seed are measured."""
 
@@ -154,6 +165,8 @@ class Reported(Protocol):
     def memory_models(self) -> int: ...
     @property
     def networks(self) -> Mapping[str, object]: ...
+    @property
+    def largest_clip(self) -> str: ...
     @property
     def large_networks(self) -> Mapping[str, tuple[str, ...]]: ...
     @property
@@ -199,11 +212,21 @@ class Scale:
     large_bits: int
     llama: LlamaTraining
     llamas: dict[str, LlamaShape]
+    clip: CLIPTraining
+    clips: dict[str, DigitsCLIP]
+    clip_gaussian_std: float
+    clip_dropout_rate: float
+
+    @property
+    def largest_clip(self) -> str:
+        """The substrate of table 6."""
+        return f"{self.name} CLIP-{list(self.clips)[-1]}"
 
     @property
     def large_networks(self) -> dict[str, tuple[str, ...]]:
         """The substrates of figure 7, the smallest first, by what they have in common."""
-        return {}
+        kinds = {"CLIP": self.clips, "Llama": self.llamas}
+        return {kind: tuple(f"{self.name} {kind}-{size}" for size in of) for kind, of in kinds.items()}
 
 
 VIT = DigitsNetwork(patch=4, width=64, depth=2, heads=4, mlp_ratio=2.0, position_std=1.0)
@@ -269,6 +292,15 @@ DIGITS = Scale(
         "M": LlamaShape(width=32, depth=2, heads=4, hidden=64),
         "L": LlamaShape(width=64, depth=2, heads=4, hidden=128),
     },
+    clip=CLIPTraining(),
+    # The smallest first. One recipe for all three, tuned for L, which is table 6's.
+    clips={
+        "S": DigitsCLIP(patch=4, width=24, depth=2, text_depth=1, heads=4, mlp_ratio=2.0),
+        "M": DigitsCLIP(patch=4, width=48, depth=2, text_depth=1, heads=4, mlp_ratio=2.0),
+        "L": DigitsCLIP(patch=4, width=96, depth=3, text_depth=1, heads=4, mlp_ratio=2.0),
+    },
+    clip_gaussian_std=0.01,  # sweep
+    clip_dropout_rate=0.01,  # sweep
 )
 
 SCALES = {"digits": DIGITS}

@@ -143,10 +143,10 @@ def read(folder: Path, figure: str) -> Summary:
     return Summary(figure, read_record(folder / record_name(figure), COLUMNS))
 
 
-def claim_lines(record: pd.DataFrame, chosen: Reported, numbers: Sequence[str]) -> list[str]:
-    """The verdicts of claims such as "C1" (a, b and c) and "C10" on a record, a line each."""
+def claim_lines(record: pd.DataFrame, chosen: Reported, beginnings: Sequence[str]) -> list[str]:
+    """The verdicts of claims such as "C1" (a, b and c) and "C10 (Gaussian" on a record, a line each."""
     settings = Settings.of(chosen)
-    wanted = re.compile(rf"({'|'.join(numbers)})[a-z]?( |$)")
+    wanted = re.compile(rf"({'|'.join(map(re.escape, beginnings))})(?!\d)")
     return [judge(claim, record).line() for claim in all_claims(settings) if wanted.match(claim.name)]
 
 

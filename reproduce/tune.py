@@ -30,13 +30,14 @@ from lpe.command_line import Parser
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
 from lpe.records import REPOSITORY, check_writable, write_table
-from lpe.substrates import digits
+from lpe.substrates import captioned_digits, digits
 from lpe.tracking import Tracker
+from reproduce.clips import clip_point
 from reproduce.command import Session, open_session
 from reproduce.families import batch_ensemble_family, cyclical_sgld_family, snapshot_family
 from reproduce.parallel import workers
 from reproduce.points import POINTS, ivon_point, point, sgd_point, swag_point
-from reproduce.scales import scale
+from reproduce.scales import CLIPTraining, scale
 
 MEMBERS = 10
 KEY = ("method", "setting", "seed")
@@ -83,6 +84,14 @@ BE: Changes = (
     {"learning_rate": 0.1},
     {"std": 0.03},
     {"std": 0.3},
+)
+CLIP: Changes = (
+    {"learning_rate": 1.5e-3},
+    {"learning_rate": 6e-3},
+    {"weight_decay": 0.01},
+    {"weight_decay": 0.2},
+    {"batch": 25, "epochs": 30},
+    {"batch": 100, "epochs": 120},
 )
 STDS = (0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 RATES = (0.005, 0.01, 0.02, 0.05, 0.1)
@@ -145,6 +154,29 @@ def settings(session: Session, seed: int) -> Iterator[Setting]:
     for rate in RATES:
         masked = partial(lpe.MCDropoutEnsemble, rate=rate, size=MEMBERS, seed=seed)
         yield "MC-dropout", f"rate {rate}", partial(around, "SGD", masked)
+    yield from _clip_settings(session, seed)
+
+
+def _clip_settings(session: Session, seed: int) -> Iterator[Setting]:
+    """The settings of the largest digits CLIP, table 6's: its training, noise and dropout."""
+    size, recipe = list(session.scale.clips)[-1], session.scale.clip
+
+    def made(changed: CLIPTraining, ensemble: Callable[..., Ensemble] | None) -> tuple[Ensemble, Ensemble]:
+        net = clip_point(session, seed, size, changed).net
+        single = lpe.DeepEnsemble([net])
+        return single, single if ensemble is None else ensemble(net, size=MEMBERS, seed=seed)
+
+    keys = dict.fromkeys(key for change in CLIP for key in change)
+    for change in ({}, *CLIP):
+        changed = replace(recipe, **change)
+        words = _words({key: getattr(changed, key) for key in keys})
+        yield f"CLIP-{size}", words, partial(made, changed, None)
+    for std in STDS:
+        noisy = partial(lpe.GaussianEnsemble, system=lpe.Int(5), std=std)
+        yield f"CLIP-{size} Gaussian", f"std {std}", partial(made, recipe, noisy)
+    for rate in RATES:
+        masked = partial(lpe.MCDropoutEnsemble, rate=rate)
+        yield f"CLIP-{size} MC-dropout", f"rate {rate}", partial(made, recipe, masked)
 
 
 def _measured(session: Session, method: str, setting: str, seed: int) -> dict[str, object]:
@@ -152,7 +184,8 @@ def _measured(session: Session, method: str, setting: str, seed: int) -> dict[st
     torch.set_num_threads(session.scale.threads)
     make = next(m for name, words, m in settings(session, seed) if (name, words) == (method, setting))
     single, ensemble = make()
-    validation = [digits.load(seed).validation]
+    data = captioned_digits if method.startswith("CLIP") else digits
+    validation = [data.load(seed).validation]
     one = lpe.evaluate(single, validation).iloc[-1]
     many = one if ensemble is single else lpe.evaluate(ensemble, validation).iloc[-1]
     values = (method, setting, seed, one["nll"], one["err"], many["nll"], many["err"])

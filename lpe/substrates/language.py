@@ -586,6 +586,94 @@ _Score = tuple[int, Tensor, Tensor, Any]
 """(tokens, members, prefixes, greedy) of :class:`Scored`."""
 
 
+_Answered = tuple[str, Any, list[list[Scored]]]
+"""A task's name, the task, and of each of its documents the requests."""
+
+
+def _answered(
+    ensemble: Ensemble,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: str | Sequence[str | Mapping[str, Any]],
+    include_path: str | os.PathLike[str] | None,
+    batch_size: int,
+    limit: int | float | None,
+    num_fewshot: int | None,
+    metrics: Collection[str] | None,
+    timer: MemberTimer | None,
+) -> list[_Answered]:
+    """Tasks, loaded, checked for ``metrics`` and run; the arguments are :func:`evaluate`'s."""
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
+    from lm_eval.evaluator import evaluate as run_tasks
+
+    if limit is not None and limit <= 0:
+        raise InputError(f"limit must be positive, not {limit}")
+    if num_fewshot is not None and num_fewshot < 0:
+        raise InputError(f"num_fewshot must not be negative, not {num_fewshot}")
+    with _seeded_as_lm_eval(), _quiet_lm_eval():
+        loaded = _load_tasks([tasks] if isinstance(tasks, str) else list(tasks), include_path)
+        for name, task in loaded["tasks"].items():
+            _check_task(name, task, metrics)
+            fixed = task.get_config("num_fewshot")
+            if fixed is None or (num_fewshot is not None and fixed != 0):
+                task.set_config("num_fewshot", num_fewshot or 0)
+            task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
+        lm = EnsembleLM(ensemble, tokenizer, batch_size, timer=timer)
+        # Not simple_evaluate: after each run it spends seconds on a description of the machine.
+        run_tasks(lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=False)
+    of_task: dict[str, dict[int, dict[int, Scored]]] = defaultdict(lambda: defaultdict(dict))
+    for scored in lm.scored:
+        # A request that is repeated got the same answer each time.
+        of_task[str(scored.request.task_name)][int(scored.request.doc_id or 0)][scored.request.idx] = scored
+    return [
+        (
+            name,
+            task,
+            [
+                [requests[index] for index in sorted(requests)]
+                for _, requests in sorted(of_task[name].items())
+            ],
+        )
+        for name, task in loaded["tasks"].items()
+    ]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the members gave the choices of a task's questions, of those with as many choices.
+
+    Args:
+        task: its name. questions: their places in the task, int64 [questions].
+        logits: each member's summed log-likelihood of each choice, float64 [members, questions, choices].
+        targets: the right choices, int64 [questions].
+    """
+
+    task: str
+    questions: Tensor
+    logits: Tensor
+    targets: Tensor
+
+
+def choices(
+    ensemble: Ensemble,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: str | Sequence[str | Mapping[str, Any]],
+    include_path: str | os.PathLike[str] | None = None,
+    batch_size: int = 8,
+    limit: int | float | None = None,
+    num_fewshot: int | None = None,
+    timer: MemberTimer | None = None,
+) -> list[Choices]:
+    """The members' own answers to multiple-choice tasks; the arguments are :func:`evaluate`'s.
+
+    Raises:
+        InputError: as :func:`evaluate`, and for a task that is not multiple choice.
+    """
+    answered = _answered(
+        ensemble, tokenizer, tasks, include_path, batch_size, limit, num_fewshot, ("ece",), timer
+    )
+    return [each for name, task, documents in answered for each in _choices(name, task, documents)]
+
+
 def evaluate(
     ensemble: Ensemble,
     tokenizer: PreTrainedTokenizerBase,
@@ -623,33 +711,12 @@ def evaluate(
             of range; then as :class:`EnsembleLM`.
     """
     import pandas as pd
-    from lm_eval.defaults import DEFAULT_OTHER_SEED
-    from lm_eval.evaluator import evaluate as run_tasks
 
-    if limit is not None and limit <= 0:
-        raise InputError(f"limit must be positive, not {limit}")
-    if num_fewshot is not None and num_fewshot < 0:
-        raise InputError(f"num_fewshot must not be negative, not {num_fewshot}")
-    with _seeded_as_lm_eval(), _quiet_lm_eval():
-        loaded = _load_tasks([tasks] if isinstance(tasks, str) else list(tasks), include_path)
-        for name, task in loaded["tasks"].items():
-            _check_task(name, task, metrics)
-            fixed = task.get_config("num_fewshot")
-            if fixed is None or (num_fewshot is not None and fixed != 0):
-                task.set_config("num_fewshot", num_fewshot or 0)
-            task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-        lm = EnsembleLM(ensemble, tokenizer, batch_size, timer=timer)
-        # Not simple_evaluate: after each run it spends seconds on a description of the machine.
-        run_tasks(lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=False)
-    of_task: dict[str, dict[int, dict[int, Scored]]] = defaultdict(lambda: defaultdict(dict))
-    for scored in lm.scored:
-        # A request that is repeated got the same answer each time.
-        of_task[str(scored.request.task_name)][int(scored.request.doc_id or 0)][scored.request.idx] = scored
+    answered = _answered(
+        ensemble, tokenizer, tasks, include_path, batch_size, limit, num_fewshot, metrics, timer
+    )
     rows = []
-    for name, task in loaded["tasks"].items():
-        documents = [
-            [requests[index] for index in sorted(requests)] for _, requests in sorted(of_task[name].items())
-        ]
+    for name, task, documents in answered:
         if timer:
             timer.examples += len(documents)
         values = _lm_eval_metrics(task, documents, len(ensemble))
@@ -808,19 +875,30 @@ def _token_metrics(documents: list[list[Scored]], size: int, perplexity: bool) -
     return [{**row, "perplexity": float(np.exp(row["nll"]))} for row in rows] if perplexity else rows
 
 
+def _choices(name: str, task: Any, documents: list[list[Scored]]) -> list[Choices]:
+    by_choices: dict[int, list[tuple[int, Tensor, int]]] = defaultdict(list)
+    for place, requests in enumerate(documents):
+        doc = requests[0].request.doc
+        options = task.doc_to_choice(doc)
+        # Further requests are of the choices without their question, for a metric of lm-eval's own.
+        logits = torch.stack([scored.members for scored in requests[: len(options)]], dim=-1)
+        by_choices[len(options)].append((place, logits, _right_choice(name, task, doc, options)))
+    return [
+        Choices(
+            name,
+            torch.tensor([place for place, _, _ in questions]),
+            torch.stack([logits for _, logits, _ in questions], dim=1),
+            torch.tensor([right for _, _, right in questions]),
+        )
+        for questions in by_choices.values()
+    ]
+
+
 def _choice_metrics(name: str, task: Any, documents: list[list[Scored]], size: int) -> list[dict[str, float]]:
     """The classification metrics with p_m = softmax over the choices of member m's log-likelihoods."""
-    by_choices: dict[int, list[tuple[Tensor, int]]] = defaultdict(list)
-    for requests in documents:
-        doc = requests[0].request.doc
-        choices = task.doc_to_choice(doc)
-        # Further requests are of the choices without their question, for a metric of lm-eval's own.
-        logits = torch.stack([scored.members for scored in requests[: len(choices)]], dim=-1)
-        by_choices[len(choices)].append((logits, _right_choice(name, task, doc, choices)))
     metrics = [EnsembleMetrics() for _ in range(size)]
-    for questions in by_choices.values():
-        logits = torch.stack([each for each, _ in questions], dim=1)  # [members, questions, choices]
-        targets = torch.tensor([right for _, right in questions])
+    for asked in _choices(name, task, documents):
+        logits, targets = asked.logits, asked.targets
         log_probs = logits.log_softmax(dim=-1)
         total = torch.logcumsumexp(log_probs, dim=0)
         sum_logits = logits.cumsum(dim=0)

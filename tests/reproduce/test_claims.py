@@ -21,13 +21,13 @@ from reproduce.claims import Claim, NotRun, PerSeed, Rows, Settings, Side, all_c
 from reproduce.scales import DIGITS
 
 NETWORKS = tuple(f"net-{letter}" for letter in "TSBL")
-SETTINGS = Settings("net", NETWORKS, (5, 4), 5, large_networks={"": NETWORKS})
+SETTINGS = Settings("net", NETWORKS, (5, 4), 5, largest_clip="clip", large_networks={"": NETWORKS})
 CLAIMS = {claim.name: claim for claim in all_claims(SETTINGS)}
 EVERY_CLAIM = pytest.mark.parametrize("name", CLAIMS)
 
 SINGLE = 0.1
 MODELS, EXPANSION = 4, 4
-PARAMETERS = {"net": 1000, **{name: 1000 * 4**place for place, name in enumerate(NETWORKS)}}
+PARAMETERS = {"net": 1000, "clip": 500, **{name: 1000 * 4**place for place, name in enumerate(NETWORKS)}}
 SHARED = 500
 """Bits that all members of an LPE-BSR ensemble share."""
 
@@ -83,6 +83,7 @@ def world(advantages: Sequence[float]) -> pd.DataFrame:
             add("IVON", "LPE-BSR", system, 10, seed, 0.05 * ratio, "ambiguity")
             add("SGD", "LPE-BSR", system, 10, seed, 0.3 - advantage, "calibrated_nll")
             add("SSE", "disagreement", system, 1, seed, 0.02 + 0.2 * advantage, "disagreement")
+            add("SGD", "LPE-BSR", system, 10, seed, 3 * SINGLE - advantage, substrate="clip")
             # The same but for an offset of 0 where LPE-BSR is better by .02, and .04 where it is worse.
             add("SGD", "Gaussian, matched", system, 10, seed, SINGLE - advantage + (0.02 - advantage))
         add("IVON", "BMA", "fp32", 10, seed, 0.05, "ambiguity")
@@ -90,6 +91,7 @@ def world(advantages: Sequence[float]) -> pd.DataFrame:
         add("SSE", "disagreement", "fp32", 1, seed, 0.2, "disagreement")
         for rival in ("Gaussian", "MC-dropout"):
             add("SGD", rival, "fp32", 10, seed, SINGLE)
+            add("SGD", rival, "fp32", 10, seed, 3 * SINGLE, substrate="clip")
         for family in ("SSE", "CSGLD", "DE", "MultiIVON"):
             for size in range(1, MODELS + 1):
                 add(family, family, "fp32", size, seed, SINGLE - 0.001, cost=100 * size)
@@ -300,13 +302,34 @@ def test_the_ledger_has_every_claim_of_the_list() -> None:
     }
 
 
+def test_c10_is_judged_on_the_clip_from_rows_of_the_clip_alone() -> None:
+    worse = edited(WORLDS["holds"], lambda rows: rows["value"] + 1.0, substrate="clip", method="LPE-BSR")
+    for name in ("Gaussian, INT-5", "MC-dropout, INT-4"):
+        assert judge(CLAIMS[f"C10 (clip, {name})"], worse).verdict == "fails"
+        assert judge(CLAIMS[f"C10 ({name})"], worse).verdict == "holds"
+
+
+def test_a_scale_without_a_clip_has_no_c10_of_one() -> None:
+    few = [claim.name for claim in all_claims(replace(SETTINGS, largest_clip=""))]
+    assert [name for name in CLAIMS if name not in few] == [name for name in CLAIMS if "clip" in name]
+
+
 def test_no_two_claims_have_one_name() -> None:
     assert len(CLAIMS) == len(all_claims(SETTINGS))
 
 
 def test_the_settings_of_a_scale_are_its_own() -> None:
     found = Settings.of(DIGITS)
-    for name in ("substrate", "bits", "best_bits", "claim_size", "memory_models", "large_networks"):
+    names = (
+        "substrate",
+        "bits",
+        "best_bits",
+        "claim_size",
+        "memory_models",
+        "largest_clip",
+        "large_networks",
+    )
+    for name in names:
         assert getattr(found, name) == getattr(DIGITS, name)
     assert found.networks == ("digits ViT-T", "digits ViT-S", "digits ViT-B", "digits ViT-L")
 

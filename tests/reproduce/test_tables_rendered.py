@@ -1,4 +1,4 @@
-"""Tables 1, 2, 4, 5 and 7 from synthetic records whose numbers are known."""
+"""Tables 1, 2, 4, 5, 6 and 7 from synthetic records whose numbers are known."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lpe import tracking
 from lpe.errors import InputError
 from lpe.records import COLUMNS, KEY, Records
 from lpe.store import Store
-from reproduce import scales, table1, table2, table4, table5, table7
+from reproduce import scales, table1, table2, table4, table5, table6, table7
 from reproduce.claims import interval
 from reproduce.command import Session, record_name
 from reproduce.scales import DIGITS
@@ -28,8 +28,9 @@ from reproduce.tables import plain_number
 SEEDS = 4
 WEIGHTS = {"T": 12_000, "S": 30_000, "B": 69_000, "L": 206_000}
 FULL = ("nll", "err", "ece", "average_loss", "ambiguity", "ensemble_loss", "brier", "calibrated_nll")
+CLIP, CLIP_WEIGHTS = "digits CLIP-L", 240_000
 FIRST, FURTHER = 2770, 1720
-ALL = (table1, table2, table4, table5, table7)
+ALL = (table1, table2, table4, table5, table6, table7)
 EVERY_TABLE = pytest.mark.parametrize("module", ALL, ids=lambda module: module.__name__.rpartition(".")[2])
 
 
@@ -99,6 +100,14 @@ def record(name: str) -> pd.DataFrame:
         rows.single("SGD", 69_000, "digits ViT, scale axes")
         systems = ["nf4", "fp8_e4m3", "int8", "int5 per tensor", "int5", "int4 per tensor", "int4", "int3"]
         rounded_pairs(rows, 69_000, "digits ViT, scale axes", systems)
+    elif name == "table6":
+        rows.single("SGD", CLIP_WEIGHTS, CLIP)
+        for size in (DIGITS.claim_size, DIGITS.size):
+            for place, method in enumerate(("Gaussian", "MC-dropout")):
+                rows.add("SGD", method, 0.055 + 0.001 * place, CLIP_WEIGHTS, "fp32", size, CLIP)
+            for bits in DIGITS.bits:
+                level = 0.05 + 0.01 / bits + 0.01 / size
+                rows.add("SGD", "LPE-BSR", level, CLIP_WEIGHTS, f"int{bits}", size, CLIP)
     else:
         for point in ("SGD", "SWAG", "IVON"):
             rows.single(point, 69_000)
@@ -303,6 +312,60 @@ def test_table_5_judges_claims_9_to_12(table: Callable[[object], Table]) -> None
     assert not [line for line in lines if "not run" in line]
 
 
+def test_table_5_judges_no_claim_on_the_clip(table: Callable[[object], Table]) -> None:
+    assert not [line for line in table(table5)[1] if CLIP in line]
+
+
+def test_table_6_shows_the_single_models_and_then_each_method_at_both_sizes(
+    table: Callable[[object], Table],
+) -> None:
+    found = [(row["method"], row["members"]) for row in table(table6)[0]]
+    several = ["Gaussian, tuned", "MC-dropout, tuned", *(f"LPE-BSR, INT-{bits}" for bits in DIGITS.bits)]
+    sizes = (DIGITS.claim_size, DIGITS.size)
+    expected = [(method, str(size)) for size in sizes for method in several]
+    assert found == [("☆ single", "1"), ("single + temperature", "1"), *expected]
+
+
+@pytest.mark.parametrize(
+    ("title", "method", "system"),
+    [
+        ("Gaussian, tuned", "Gaussian", "fp32"),
+        ("MC-dropout, tuned", "MC-dropout", "fp32"),
+        ("LPE-BSR, INT-4", "LPE-BSR", "int4"),
+    ],
+)
+def test_table_6_shows_each_method_s_own_numbers(
+    title: str, method: str, system: str, table: Callable[[object], Table]
+) -> None:
+    row = only(table(table6)[0], method=title, members="10")
+    here = {"method": method, "number_system": system, "size": 10}
+    single = values("table6", method=FP32)
+    assert row["NLL (nats)"] == with_interval(values("table6", **here))
+    assert row["NLL − FP32's"] == with_interval(values("table6", **here) - single)
+    for column, metric in (("ERR", "err"), ("ECE", "ece")):
+        assert row[column] == plain_number(float(values("table6", metric, **here).mean()), 4)
+
+
+def test_table_6_has_both_memories(table: Callable[[object], Table]) -> None:
+    row = only(table(table6)[0], method="LPE-BSR, INT-5", members="20")
+    found = (row["stored (Mbit)"], row["to draw from (Mbit)"])
+    assert found == (megabits(5 * CLIP_WEIGHTS * 20), megabits(8 * CLIP_WEIGHTS))
+
+
+def test_table_6_sets_the_lowest_nll_of_each_size_bold(table: Callable[[object], Table]) -> None:
+    _, _, folder = table(table6)
+    marked = [line for line in (folder / "table6.md").read_text().splitlines() if "**" in line]
+    # 10 members: .05 + .01/5 + .01/10 = .053, and .055 of Gaussian; with 20 it is .0525.
+    assert [line.split("|")[1].strip() for line in marked] == ["LPE-BSR, INT-5"] * 2
+
+
+def test_table_6_judges_c10_on_the_clip(table: Callable[[object], Table]) -> None:
+    names = [line.partition(":")[0] for line in table(table6)[1]]
+    rivals = ("Gaussian", "MC-dropout")
+    assert names == [f"C10 ({CLIP}, {rival}, INT-{bits})" for rival in rivals for bits in DIGITS.bits]
+    assert not [line for line in table(table6)[1] if "not run" in line]
+
+
 def test_table_7_stands_systems_of_equal_bits_together_the_integers_first(
     table: Callable[[object], Table],
 ) -> None:
@@ -384,7 +447,14 @@ def test_the_latex_has_no_character_that_its_fonts_lack(
 
 @pytest.mark.parametrize(
     ("module", "method"),
-    [(table1, "RTN"), (table2, "BMA"), (table4, "LPE-BSR"), (table5, "MC-dropout"), (table7, SCALED)],
+    [
+        (table1, "RTN"),
+        (table2, "BMA"),
+        (table4, "LPE-BSR"),
+        (table5, "MC-dropout"),
+        (table6, "Gaussian"),
+        (table7, SCALED),
+    ],
 )
 def test_missing_rows_are_one_line_that_says_what_to_run(module: object, method: str, tmp_path: Path) -> None:
     name = module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
