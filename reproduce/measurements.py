@@ -27,9 +27,11 @@ from lpe.evaluation.predict import evaluate_temperature_scaled
 from lpe.number_systems.grids import NumberSystem
 from lpe.records import COLUMNS, Records
 from lpe.substrates import captioned_digits, digits
+from reproduce.answers import arithmetic_questions
 from reproduce.clips import clip_point
 from reproduce.command import Session
 from reproduce.families import FAMILIES, Family, family, snapshot_family, with_low_precision
+from reproduce.llamas import llama_point
 from reproduce.paper import PaperScale
 from reproduce.points import POINTS, Point, point
 from reproduce.scales import Scale
@@ -348,8 +350,20 @@ def measure_clip(session: Session, unit: Unit) -> None:
     measurer.single(solution.net, solution.backward_passes)
     systems = [lpe.Int(bits) for bits in scale.bits]
     measurer.low_precision(solution.net, systems, scale.size, solution.backward_passes)
-    if unit.what == clip_units(scale)[-1]:
+    if measurer.common["substrate"] == scale.compared_clip:
         _tuned_rivals(measurer, solution, scale.clip_gaussian_std, scale.clip_dropout_rate)
+
+
+def measure_llama(session: Session, unit: Unit) -> None:
+    """RTN and LPE-BSR on a small Llama, whose questions go through lm-eval."""
+    scale = session.scale
+    solution = llama_point(session, unit.seed, unit.what.removeprefix("Llama-"))
+    data = arithmetic_questions(unit.seed)
+    # By the name of SGD's point, the record's for a point estimate, whichever optimiser found it.
+    measurer = Measurer(session, unit, "SGD", f"{scale.name} {unit.what}", data)
+    measurer.single(solution.net, solution.backward_passes)
+    systems = [lpe.Int(scale.large_bits)]
+    measurer.low_precision(solution.net, systems, scale.size, solution.backward_passes)
 
 
 def measure_axes(session: Session, unit: Unit) -> None:
@@ -426,6 +440,8 @@ def measure(session: Session[Any], unit: Unit) -> None:
         measure_disagreement(session, unit)
     elif unit.what in clip_units(session.scale):
         measure_clip(session, unit)
+    elif unit.what.startswith("Llama-"):
+        measure_llama(session, unit)
     else:
         measure_network(session, unit)
     finished.touch()

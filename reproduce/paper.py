@@ -128,6 +128,11 @@ class PaperScale:
         return {"": tuple(f"{self.name} {name}" for name in names)}
 
     @property
+    def compared_clip(self) -> str:
+        """The substrate of table 6."""
+        return self.large_networks[""][0]
+
+    @property
     def models(self) -> dict[str, PaperModel]:
         """Every model by the unit that measures it, such as "ViT-B", "CLIP-L" or "Llama-8B"."""
         kinds = {"ViT": self.networks, "CLIP": self.clips, "Llama": self.llamas}

@@ -12,12 +12,13 @@ from torch import nn
 
 import lpe
 from lpe.ensembles.base import Ensemble
+from reproduce.answers import task_questions
 from reproduce.command import Session
 from reproduce.measurements import Classification, Measurer, TestData, Unit
 from reproduce.paper import DATA, PaperModel, PaperScale, data_folder, pretrained_device
 
 Loaded = tuple[nn.Module, TestData, TestData]
-"""A model in eval mode where it runs, the test data, and the examples for tuning, which no row is scored on."""
+"""A model in eval mode where it runs, the test data, and examples for tuning, which no row is scored on."""
 
 
 def load(scale: PaperScale, model: PaperModel) -> Loaded:
@@ -28,7 +29,12 @@ def load(scale: PaperScale, model: PaperModel) -> Loaded:
     """
     kind, _, tag = model.source.partition("/")
     if kind == "hf":
-        return _language(scale, tag, DATA[model.data].tasks)
+        from lpe.substrates import language
+
+        llama, tokenizer = language.load_model(tag)
+        asked = partial(task_questions, tokenizer, DATA[model.data].tasks, scale.tuning_stride)
+        nn.Module.to(llama, pretrained_device())
+        return llama, asked(), asked(on_tuning=True)
     from lpe.substrates import imagenet
 
     if kind == "timm":
@@ -79,8 +85,8 @@ def measure_pretrained(session: Session[PaperScale], unit: Unit) -> None:
         ):
             if measurer.lacks(method):
                 value = tuned(make, grid, scale.claim_size, tuning)
-                measurer.measure(method, "fp32", "", partial(make, value, scale.claim_size))
-                setting = {"size": scale.claim_size, "metric": "setting", "value": value}
+                measurer.measure(method, "fp32", "", partial(make, value, scale.size))
+                setting = {"size": scale.size, "metric": "setting", "value": value}
                 measurer.add(method, "fp32", "", [setting])
 
 

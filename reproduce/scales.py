@@ -14,7 +14,7 @@ seed is a test image of another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -166,7 +166,7 @@ class Reported(Protocol):
     @property
     def networks(self) -> Mapping[str, object]: ...
     @property
-    def largest_clip(self) -> str: ...
+    def compared_clip(self) -> str: ...
     @property
     def large_networks(self) -> Mapping[str, tuple[str, ...]]: ...
     @property
@@ -218,14 +218,14 @@ class Scale:
     clip_dropout_rate: float
 
     @property
-    def largest_clip(self) -> str:
+    def compared_clip(self) -> str:
         """The substrate of table 6."""
         return f"{self.name} CLIP-{list(self.clips)[-1]}"
 
     @property
     def large_networks(self) -> dict[str, tuple[str, ...]]:
         """The substrates of figure 7, the smallest first, by what they have in common."""
-        kinds = {"CLIP": self.clips, "Llama": self.llamas}
+        kinds: dict[str, Iterable[str]] = {"CLIP": self.clips, "Llama": self.llamas}
         return {kind: tuple(f"{self.name} {kind}-{size}" for size in of) for kind, of in kinds.items()}
 
 
