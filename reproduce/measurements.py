@@ -348,9 +348,11 @@ def measure_clip(session: Session, unit: Unit) -> None:
     data = Classification([splits.test], [splits.validation])
     measurer = Measurer(session, unit, solution.name, f"{scale.name} {unit.what}", data)
     measurer.single(solution.net, solution.backward_passes)
-    systems = [lpe.Int(bits) for bits in scale.bits]
+    compared = measurer.common["substrate"] == scale.compared_clip
+    widths = dict.fromkeys([scale.large_bits, *(scale.bits if compared else ())])
+    systems = [lpe.Int(bits) for bits in widths]
     measurer.low_precision(solution.net, systems, scale.size, solution.backward_passes)
-    if measurer.common["substrate"] == scale.compared_clip:
+    if compared:
         _tuned_rivals(measurer, solution, scale.clip_gaussian_std, scale.clip_dropout_rate)
 
 

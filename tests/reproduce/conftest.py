@@ -43,6 +43,7 @@ TINY = replace(
     networks={"T": TINY_VIT, "L": replace(TINY_VIT, width=16)},
     table_bits=(6, 4, 3),
     axis_bits=(4,),
+    large_bits=4,
     number_systems=("int4", "fp4_e2m1", "nf4"),
     llama=replace(DIGITS.llama, epochs=1, batch=2000),
     llamas={size: LlamaShape(width, depth=1, heads=2, hidden=8) for size, width in (("S", 4), ("L", 8))},
