@@ -63,7 +63,10 @@ def title_of(summary: Summary, substrate: str) -> str:
 
 
 def _parameters(number: float) -> str:
-    return f"{number / 1e6:.2g} M" if number < 1e9 else f"{number / 1e9:.2g} B"
+    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g} {letter}"
+    return f"{number:g}"
 
 
 def _bsr(chosen: Reported, substrate: str, size: int = 1) -> What:
@@ -104,9 +107,11 @@ def _gain_panel(axes: Axes, summary: Summary, chosen: Reported, substrates: Sequ
     axes.plot(parameters, means, color=colour, marker=marker, linewidth=0.9)
     if np.isfinite(lows).all():
         axes.vlines(parameters, lows, highs, color=colour, alpha=0.4, linewidth=3)
-    panels.memory_axis(axes, "parameters")
+    axes.set_xscale("log")
+    axes.set_xlabel("parameters")
+    axes.set_xticks(parameters, [_parameters(number) for number in parameters])
+    axes.minorticks_off()
     axes.set_xlim(0.6 * min(parameters), 1.7 * max(parameters))
-    axes.xaxis.set_major_formatter(lambda value, _: _parameters(value))
     axes.set_ylabel(f"NLL({chosen.size} members)\n− NLL(FP32)")
 
 
