@@ -60,7 +60,6 @@ DROPOUT_RATE = 0.1
 OF_KIND = {
     "data": ("timm", "open_clip"),
     "workers": ("timm", "open_clip"),
-    "calibrated": ("timm", "open_clip"),
     "random_weights": ("timm", "open_clip"),
     "class_names": ("open_clip",),
     "templates": ("open_clip",),
@@ -70,6 +69,19 @@ OF_KIND = {
     "num_fewshot": ("hf",),
 }
 """Options that not every kind of model has."""
+
+UNSCALED = (
+    "method",
+    "number_system",
+    "rounding",
+    "task",
+    "size",
+    "err",
+    "acc",
+    "memory_bits",
+    "generator_bits",
+)
+"""What a temperature leaves as it is."""
 
 COLUMNS = {
     "nll": "NLL",
@@ -510,6 +522,7 @@ def _language(name: str, asked: argparse.Namespace, device: torch.device) -> Sub
             asked.limit,
             asked.num_fewshot,
             timer=timer,
+            calibrated=True,
         )
 
     record = {
@@ -560,15 +573,7 @@ def _rows(subject: Subject, ensemble: Ensemble, asked: argparse.Namespace) -> li
 
     with _progress(subject, asked, len(ensemble)):
         add(as_it_is, single, as_it_is.lower(), "")
-        if subject.batches is not None:
-            scaled = evaluate_temperature_scaled(single, subject.batches)
-            identity = {
-                "method": f"{as_it_is} + temperature",
-                "number_system": as_it_is.lower(),
-                "rounding": "",
-            }
-            bits = {"memory_bits": single.memory_bits(), "generator_bits": single.memory_bits()}
-            measured.append({**identity, "size": 1, **scaled, **bits})
+        measured += _with_temperature(subject, single, measured, f"{as_it_is} + temperature")
         if not isinstance(system, FullPrecision) and asked.method != "mc-dropout":
             nearest = LowPrecisionEnsemble(subject.model, system, 1, asked.seed, "nearest", **patterns)
             add("RTN", nearest, system.name, "nearest")
@@ -579,8 +584,25 @@ def _rows(subject: Subject, ensemble: Ensemble, asked: argparse.Namespace) -> li
         elif isinstance(ensemble, LowPrecisionEnsemble) and not isinstance(system, FullPrecision):
             if ensemble.rounding != "nearest":
                 add(_title(ensemble), ensemble, system.name, ensemble.rounding)
-    columns = dict.fromkeys(column for row in measured for column in row)
+    dropped = {"calibrated_ece", "calibrated_brier", *(() if asked.calibrated else ("calibrated_nll",))}
+    columns = [each for each in dict.fromkeys(c for row in measured for c in row) if each not in dropped]
     return [{column: _plain(row.get(column)) for column in columns} for row in measured]
+
+
+def _with_temperature(
+    subject: Subject, single: Ensemble, measured: Sequence[Mapping[str, object]], method: str
+) -> list[dict[str, object]]:
+    """Rows of the single model with a temperature, fitted for each half of the examples on the other."""
+    if subject.batches is not None:
+        same = {column: measured[0][column] for column in UNSCALED if column in measured[0]}
+        return [same | {"method": method} | evaluate_temperature_scaled(single, subject.batches)]
+    rows = []
+    for row in measured:  # the calibrated metrics of tasks come with the others
+        scaled = {metric: row.get(f"calibrated_{metric}") for metric in ("nll", "ece", "brier")}
+        if _plain(scaled["nll"]) is not None:  # of multiple choice
+            same = {column: row[column] for column in UNSCALED if column in row}
+            rows.append(same | {"method": method} | scaled)
+    return rows
 
 
 def _title(ensemble: LowPrecisionEnsemble) -> str:

@@ -453,6 +453,6 @@ def test_a_language_model_is_evaluated_on_a_task_of_ones_own(
     )
     assert printed.splitlines()[0].endswith("llama, sums")
     table = pd.read_csv(tmp_path / "r.csv", keep_default_na=False)
-    assert list(table["method"]) == ["FP32", "RTN", "LPE-BSR", "LPE-BSR"]
+    assert list(table["method"]) == ["FP32", "FP32 + temperature", "RTN", "LPE-BSR", "LPE-BSR"]
     assert list(table["task"].unique()) == ["sums"] and (table["nll"] > 0).all()
-    assert (table["ms_per_example"] > 0).all()
+    assert (table["ms_per_example"].drop(1).astype(float) > 0).all()
