@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from lpe.command_line import Parser
-from lpe.ensembles.base import Ensemble, text_table
+from lpe.ensembles.base import Ensemble, check_size, text_table
 from lpe.ensembles.gaussian import GaussianEnsemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
@@ -54,12 +54,12 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 UNROUNDED = {torch.float32: "FP32", torch.bfloat16: "BF16", torch.float16: "FP16"}
 """Names of the model as it is."""
 
+SIZE = 10
 DROPOUT_RATE = 0.1
 
 OF_KIND = {
     "data": ("timm", "open_clip"),
     "workers": ("timm", "open_clip"),
-    "calibrated": ("timm", "open_clip"),
     "random_weights": ("timm", "open_clip"),
     "class_names": ("open_clip",),
     "templates": ("open_clip",),
@@ -69,6 +69,19 @@ OF_KIND = {
     "num_fewshot": ("hf",),
 }
 """Options that not every kind of model has."""
+
+UNSCALED = (
+    "method",
+    "number_system",
+    "rounding",
+    "task",
+    "size",
+    "err",
+    "acc",
+    "memory_bits",
+    "generator_bits",
+)
+"""What a temperature leaves as it is."""
 
 COLUMNS = {
     "nll": "NLL",
@@ -153,7 +166,7 @@ def _parser() -> Parser:
         ensemble = command.add_argument_group("ensemble")
         ensemble.add_argument("--method", choices=tuple(METHODS), default="lpe", help="(lpe)")
         ensemble.add_argument("--system", default="int5", help="number system, see lpe systems (int5)")
-        ensemble.add_argument("--size", type=int, help="members (10; 1 of nearest rounding or no rounding)")
+        ensemble.add_argument("--size", type=int, help=f"members ({SIZE}; 1 where all are alike)")
         ensemble.add_argument("--rounding", choices=ROUNDINGS, help="lpe (bernoulli)")
         ensemble.add_argument(
             "--scale-axis", default="channel", metavar="AXIS", help="channel, tensor, channels:K, block:K"
@@ -247,6 +260,7 @@ def systems() -> str:
 def describe(asked: argparse.Namespace) -> str:
     """The table of an ensemble's tensors, and its memory."""
     kind, name = _kind(asked)
+    _check_ensemble(asked)
     model = _placed(_model(kind, name, asked), torch.device("cpu"), asked, kind)
     ensemble = _ensemble(model, asked)
     single = LowPrecisionEnsemble(model, FullPrecision(), 1, include=asked.include, exclude=asked.exclude)
@@ -272,7 +286,7 @@ def _evaluate(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
         raise InputError(f"--limit must be 1 or more, not {asked.limit}")
     if asked.batch_size is not None and asked.batch_size < 1:
         raise InputError(f"--batch-size must be 1 or more, not {asked.batch_size}")
-    _system(asked)
+    _check_ensemble(asked)
     device = _device(asked.device)
     subject = _language(name, asked, device) if kind == "hf" else _images(kind, name, asked, device)
     ensemble = _ensemble(subject.model, asked)
@@ -336,28 +350,38 @@ def _system(asked: argparse.Namespace) -> NumberSystem:
     return number_system(asked.system, scale_axis(asked.scale_axis))
 
 
-def _ensemble(model: nn.Module, asked: argparse.Namespace) -> Ensemble:
-    """The ensemble that the options ask for."""
+def _check_ensemble(asked: argparse.Namespace) -> None:
+    """What can be wrong with an ensemble's options, before a model is loaded."""
     system = _system(asked)
     for option, method in (("rounding", "lpe"), ("std", "gaussian"), ("rate", "mc-dropout")):
         if getattr(asked, option) is not None and asked.method != method:
             raise InputError(f"--{option} is for --method {method}, not {asked.method}")
-    patterns = {"include": asked.include, "exclude": asked.exclude}
-    if asked.method == "mc-dropout":
-        if asked.include or asked.exclude:
-            raise InputError("--include and --exclude name tensors, and mc-dropout changes none")
-        rate = DROPOUT_RATE if asked.rate is None else asked.rate
-        return MCDropoutEnsemble(model, rate, 10 if asked.size is None else asked.size, asked.seed)
-    if asked.method == "gaussian":
-        size = 10 if asked.size is None else asked.size
-        return GaussianEnsemble(model, system, size, asked.seed, asked.std, **patterns)
-    rounding = asked.rounding or "bernoulli"
-    alike = isinstance(system, FullPrecision) or rounding == "nearest"
-    if alike and asked.size not in (None, 1):
+    if asked.method == "mc-dropout" and (asked.include or asked.exclude):
+        raise InputError("--include and --exclude name tensors, and mc-dropout changes none")
+    if asked.size is not None:
+        check_size(asked.size)
+    if _alike(asked) and asked.size not in (None, 1):
         what = "fp32" if isinstance(system, FullPrecision) else "nearest rounding"
         raise InputError(f"members of {what} are all alike; leave --size {asked.size} out")
-    size = (1 if alike else 10) if asked.size is None else asked.size
-    return LowPrecisionEnsemble(model, system, size, asked.seed, rounding, **patterns)
+
+
+def _alike(asked: argparse.Namespace) -> bool:
+    """Whether every member would be the same."""
+    return asked.method == "lpe" and (
+        asked.rounding == "nearest" or isinstance(_system(asked), FullPrecision)
+    )
+
+
+def _ensemble(model: nn.Module, asked: argparse.Namespace) -> Ensemble:
+    """The ensemble that the options ask for."""
+    size = asked.size or (1 if _alike(asked) else SIZE)
+    if asked.method == "mc-dropout":
+        return MCDropoutEnsemble(model, DROPOUT_RATE if asked.rate is None else asked.rate, size, asked.seed)
+    patterns = {"include": asked.include, "exclude": asked.exclude}
+    if asked.method == "gaussian":
+        return GaussianEnsemble(model, _system(asked), size, asked.seed, asked.std, **patterns)
+    rounding = asked.rounding or "bernoulli"
+    return LowPrecisionEnsemble(model, _system(asked), size, asked.seed, rounding, **patterns)
 
 
 def _settings(ensemble: Ensemble, asked: argparse.Namespace) -> dict[str, object]:
@@ -416,7 +440,7 @@ def _placed(model: nn.Module, device: torch.device, asked: argparse.Namespace, k
     from lpe.substrates.loading import parameter_bytes, require_memory
 
     if asked.dtype is not None:
-        (model.visual if kind == "open_clip" else model).to(DTYPES[asked.dtype])  # type: ignore[operator]
+        (model.get_submodule("visual") if kind == "open_clip" else model).to(DTYPES[asked.dtype])
     if device.type != "cpu":
         require_memory(parameter_bytes(model), asked.model, device)
     return model.to(device)
@@ -427,6 +451,8 @@ def _images(kind: str, name: str, asked: argparse.Namespace, device: torch.devic
 
     if asked.data is None:
         raise InputError(f"give the folder of images by --data DIR; {kind} models are measured on images")
+    if not Path(asked.data).is_dir():
+        raise InputError(f"there is no folder {asked.data}; give the folder of the validation images")
     if kind == "timm":
         model = _model(kind, name, asked)
         classes = imagenet.classes_of(model)
@@ -457,7 +483,7 @@ def _images(kind: str, name: str, asked: argparse.Namespace, device: torch.devic
         head = clip.zero_shot_head(loaded.model.to(device), loaded.tokenizer, class_names, templates)
         model = clip.ZeroShotClassifier(loaded.model, head)
     model = _placed(model, device, asked, kind)
-    sizes = shown_sizes(10 if asked.size is None else asked.size) if asked.calibrated else False
+    sizes = shown_sizes(asked.size or SIZE) if asked.calibrated else False
 
     def measure(ensemble: Ensemble, timer: MemberTimer) -> pd.DataFrame:
         return evaluate(ensemble, data, calibrated=sizes, timer=timer)
@@ -482,8 +508,8 @@ def _language(name: str, asked: argparse.Namespace, device: torch.device) -> Sub
     if asked.tasks is None:
         raise InputError("name tasks by --tasks A,B; hf models are measured on lm-eval's tasks")
     tasks = [task for task in asked.tasks.split(",") if task]
-    model, tokenizer = language.load_model(name, asked.checkpoint, DTYPES.get(asked.dtype))
-    model = _placed(model, device, asked, "hf")
+    loaded, tokenizer = language.load_model(name, asked.checkpoint, DTYPES.get(asked.dtype))
+    model = _placed(loaded, device, asked, "hf")
     batch_size = 8 if asked.batch_size is None else asked.batch_size
 
     def measure(ensemble: Ensemble, timer: MemberTimer) -> pd.DataFrame:
@@ -496,6 +522,7 @@ def _language(name: str, asked: argparse.Namespace, device: torch.device) -> Sub
             asked.limit,
             asked.num_fewshot,
             timer=timer,
+            calibrated=True,
         )
 
     record = {
@@ -546,15 +573,7 @@ def _rows(subject: Subject, ensemble: Ensemble, asked: argparse.Namespace) -> li
 
     with _progress(subject, asked, len(ensemble)):
         add(as_it_is, single, as_it_is.lower(), "")
-        if subject.batches is not None:
-            scaled = evaluate_temperature_scaled(single, subject.batches)
-            identity = {
-                "method": f"{as_it_is} + temperature",
-                "number_system": as_it_is.lower(),
-                "rounding": "",
-            }
-            bits = {"memory_bits": single.memory_bits(), "generator_bits": single.memory_bits()}
-            measured.append({**identity, "size": 1, **scaled, **bits})
+        measured += _with_temperature(subject, single, measured, f"{as_it_is} + temperature")
         if not isinstance(system, FullPrecision) and asked.method != "mc-dropout":
             nearest = LowPrecisionEnsemble(subject.model, system, 1, asked.seed, "nearest", **patterns)
             add("RTN", nearest, system.name, "nearest")
@@ -565,8 +584,25 @@ def _rows(subject: Subject, ensemble: Ensemble, asked: argparse.Namespace) -> li
         elif isinstance(ensemble, LowPrecisionEnsemble) and not isinstance(system, FullPrecision):
             if ensemble.rounding != "nearest":
                 add(_title(ensemble), ensemble, system.name, ensemble.rounding)
-    columns = dict.fromkeys(column for row in measured for column in row)
+    dropped = {"calibrated_ece", "calibrated_brier", *(() if asked.calibrated else ("calibrated_nll",))}
+    columns = [each for each in dict.fromkeys(c for row in measured for c in row) if each not in dropped]
     return [{column: _plain(row.get(column)) for column in columns} for row in measured]
+
+
+def _with_temperature(
+    subject: Subject, single: Ensemble, measured: Sequence[Mapping[str, object]], method: str
+) -> list[dict[str, object]]:
+    """Rows of the single model with a temperature, fitted for each half of the examples on the other."""
+    if subject.batches is not None:
+        same = {column: measured[0][column] for column in UNSCALED if column in measured[0]}
+        return [same | {"method": method} | evaluate_temperature_scaled(single, subject.batches)]
+    rows = []
+    for row in measured:  # the calibrated metrics of tasks come with the others
+        scaled = {metric: row.get(f"calibrated_{metric}") for metric in ("nll", "ece", "brier")}
+        if _plain(scaled["nll"]) is not None:  # of multiple choice
+            same = {column: row[column] for column in UNSCALED if column in row}
+            rows.append(same | {"method": method} | scaled)
+    return rows
 
 
 def _title(ensemble: LowPrecisionEnsemble) -> str:

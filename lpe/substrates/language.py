@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
-from lpe.evaluation.metrics import METRICS, EnsembleMetrics
+from lpe.evaluation.metrics import METRICS, EnsembleMetrics, temperature_scaled
 from lpe.evaluation.timing import MemberTimer
 from lpe.modules import apply, device_of, with_tensors
 from lpe.substrates.loading import load_weights, parameter_bytes, require_memory
@@ -684,6 +684,7 @@ def evaluate(
     num_fewshot: int | None = None,
     metrics: Collection[str] | None = None,
     timer: MemberTimer | None = None,
+    calibrated: bool = False,
 ) -> pd.DataFrame:
     """The metrics of every prefix of an ensemble on lm-eval's tasks, each request run once.
 
@@ -696,6 +697,8 @@ def evaluate(
         limit, num_fewshot: lm-eval's: the first examples of each task only (a number, or a fraction below 1);
             examples before each question.
         metrics: names of columns; None: all that the tasks have.
+        calibrated: also columns ``calibrated_nll``, ``calibrated_ece`` and ``calibrated_brier`` of multiple
+            choice, under a temperature fitted on the other half of the questions (NaN for a single question).
 
     Returns:
         A row per task and size 1 … M: task, size, the metrics, memory_bits; NaN where a task lacks a metric.
@@ -721,7 +724,7 @@ def evaluate(
             timer.examples += len(documents)
         values = _lm_eval_metrics(task, documents, len(ensemble))
         if task.OUTPUT_TYPE == "multiple_choice":
-            own = _choice_metrics(name, task, documents, len(ensemble))
+            own = _choice_metrics(name, task, documents, len(ensemble), calibrated)
         else:
             own = _token_metrics(documents, len(ensemble), task.OUTPUT_TYPE == "loglikelihood_rolling")
         for n in range(1, len(ensemble) + 1):
@@ -736,6 +739,8 @@ def evaluate(
             )
     table = pd.DataFrame(rows)
     asked = metrics if metrics is not None else _in_order(table.columns)
+    if calibrated and metrics is not None:
+        asked = [*asked, *(column for column in table.columns if str(column).startswith("calibrated_"))]
     return table[["task", "size", *dict.fromkeys(asked), "memory_bits"]]
 
 
@@ -894,10 +899,16 @@ def _choices(name: str, task: Any, documents: list[list[Scored]]) -> list[Choice
     ]
 
 
-def _choice_metrics(name: str, task: Any, documents: list[list[Scored]], size: int) -> list[dict[str, float]]:
+def _choice_metrics(
+    name: str, task: Any, documents: list[list[Scored]], size: int, calibrated: bool
+) -> list[dict[str, float]]:
     """The classification metrics with p_m = softmax over the choices of member m's log-likelihoods."""
     metrics = [EnsembleMetrics() for _ in range(size)]
-    for asked in _choices(name, task, documents):
+    means: list[list[Tensor]] = [[] for _ in range(size)]
+    every_target: list[Tensor] = []
+    answered = _choices(name, task, documents)
+    most = max((asked.logits.shape[2] for asked in answered), default=0)
+    for asked in answered:
         logits, targets = asked.logits, asked.targets
         log_probs = logits.log_softmax(dim=-1)
         total = torch.logcumsumexp(log_probs, dim=0)
@@ -907,7 +918,24 @@ def _choice_metrics(name: str, task: Any, documents: list[list[Scored]], size: i
             n = index + 1
             mean = total[index] - float(np.log(n))
             metrics[index].update(mean, sum_logits[index] / n, sum_nll[index] / n, targets)
-    return [each.values() for each in metrics]
+            # A question with fewer choices than others has choices of probability 0.
+            lacking = most - mean.shape[1]
+            means[index].append(nn.functional.pad(mean, (0, lacking), value=-torch.inf))
+        every_target.append(targets)
+    rows = [each.values() for each in metrics]
+    if calibrated:
+        for row, mean in zip(rows, means, strict=True):
+            row |= _calibrated_metrics(torch.cat(mean), torch.cat(every_target))
+    return rows
+
+
+def _calibrated_metrics(log_probs: Tensor, targets: Tensor) -> dict[str, float]:
+    scaled = EnsembleMetrics()
+    if len(targets) > 1:
+        scores = temperature_scaled(log_probs, targets)
+        scaled.update(scores, scores, -scores.gather(1, targets[:, None])[:, 0], targets)
+    values = scaled.values()
+    return {f"calibrated_{metric}": values[metric] for metric in ("nll", "ece", "brier")}
 
 
 def _right_choice(name: str, task: Any, doc: Any, choices: Sequence[str]) -> int:
