@@ -69,6 +69,7 @@ def tiny_architectures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
         monkeypatch.setitem(open_clip.pretrained._PRETRAINED, name, tags)
     monkeypatch.setattr(clip, "_hub_answers", lambda: False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     # open_clip's first log line gives the root logger a handler, which would outlive the test.
     handlers = list(logging.getLogger().handlers)
     yield
@@ -347,6 +348,21 @@ def test_the_paper_s_models_have_their_true_shapes(tag: str, image: float) -> No
     model = clip._created(clip._named(tag), False, "meta")
     count = sum(value.numel() for name, value in model.named_parameters() if name.startswith("visual."))
     assert round(count / 1e6, 2) == image
+
+
+def test_a_text_tower_of_the_hub_is_built_without_asking_for_its_own_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+
+    def tower(name: str, *, pretrained: bool, **_: object) -> nn.Module:
+        asked.append(pretrained)
+        raise OSError("seen enough")
+
+    monkeypatch.setattr(open_clip.model, "HFTextEncoder", tower)
+    with pytest.raises(InputError, match="seen enough"):
+        random_model("roberta-ViT-B-32")
+    assert asked == [False]
 
 
 def test_a_text_tower_of_the_hub_that_is_not_here_is_one_line() -> None:
