@@ -128,7 +128,7 @@ class CLIPTraining:
 
     epochs: int = 60  # budget
     batch: int = 50  # sweep
-    learning_rate: float = 3e-3  # sweep
+    learning_rate: float = 1.5e-3  # sweep
     weight_decay: float = 0.05  # sweep
 
 

@@ -86,12 +86,11 @@ BE: Changes = (
     {"std": 0.3},
 )
 CLIP: Changes = (
-    {"learning_rate": 1.5e-3},
-    {"learning_rate": 6e-3},
+    {"learning_rate": 7.5e-4},
+    {"learning_rate": 3e-3},
     {"weight_decay": 0.01},
     {"weight_decay": 0.2},
     {"batch": 25, "epochs": 30},
-    {"batch": 100, "epochs": 120},
 )
 STDS = (0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 RATES = (0.005, 0.01, 0.02, 0.05, 0.1)

@@ -149,7 +149,7 @@ class Contrastive(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
-        by_image, by_caption = self.model.get_logits(images, tokens)
+        by_image, by_caption = self.model.get_logits(images, tokens)  # type: ignore[operator]
         return torch.cat([by_image, by_caption])
 
 

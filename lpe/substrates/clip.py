@@ -431,7 +431,7 @@ class ZeroShotClassifier(nn.Module):
         bias = getattr(model, "logit_bias", None)
         self.visual: nn.Module = model.visual  # type: ignore[assignment]
         self.register_buffer("head", head.detach().float())
-        self.register_buffer("logit_scale", model.logit_scale.detach().clone())  # type: ignore[union-attr, operator]
+        self.register_buffer("logit_scale", model.logit_scale.detach().clone())  # type: ignore[operator]
         self.register_buffer("logit_bias", None if bias is None else bias.detach().clone())
 
     def forward(self, images: Tensor) -> Tensor:

@@ -338,12 +338,14 @@ def test_table_6_shows_each_method_s_own_numbers(
     title: str, method: str, system: str, table: Callable[[object], Table]
 ) -> None:
     row = only(table(table6)[0], method=title, members="10")
-    here = {"method": method, "number_system": system, "size": 10}
-    single = values("table6", method=FP32)
-    assert row["NLL (nats)"] == with_interval(values("table6", **here))
-    assert row["NLL − FP32's"] == with_interval(values("table6", **here) - single)
+
+    def own(metric: str = "nll") -> pd.Series:
+        return values("table6", metric, method=method, number_system=system, size=10)
+
+    assert row["NLL (nats)"] == with_interval(own())
+    assert row["NLL − FP32's"] == with_interval(own() - values("table6", method=FP32))
     for column, metric in (("ERR", "err"), ("ECE", "ece")):
-        assert row[column] == plain_number(float(values("table6", metric, **here).mean()), 4)
+        assert row[column] == plain_number(float(own(metric).mean()), 4)
 
 
 def test_table_6_has_both_memories(table: Callable[[object], Table]) -> None:

@@ -69,6 +69,7 @@ def tiny_architectures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
         monkeypatch.setitem(open_clip.pretrained._PRETRAINED, name, tags)
     monkeypatch.setattr(clip, "_hub_answers", lambda: False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     # open_clip's first log line gives the root logger a handler, which would outlive the test.
     handlers = list(logging.getLogger().handlers)
     yield
@@ -107,9 +108,9 @@ def said(tag: str, *arguments: Any, **further: Any) -> str:
     return str(raised.value)
 
 
-def has_quick_gelu(model: nn.Module) -> bool:
-    towers = (model.visual.transformer, getattr(model, "text", model).transformer)  # type: ignore[union-attr]
-    found = {isinstance(block.mlp.gelu, QuickGELU) for tower in towers for block in tower.resblocks}  # type: ignore[union-attr, arg-type]
+def has_quick_gelu(model: Any) -> bool:
+    towers = (model.visual.transformer, getattr(model, "text", model).transformer)
+    found = {isinstance(block.mlp.gelu, QuickGELU) for tower in towers for block in tower.resblocks}
     assert len(found) == 1
     return found.pop()
 
@@ -218,9 +219,12 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatc
     from huggingface_hub import constants
 
     asked: list[bool] = []
-    monkeypatch.setattr(
-        open_clip, "download_pretrained", lambda weights: asked.append(constants.HF_HUB_OFFLINE) or 1 / 0
-    )
+
+    def download(weights: object) -> str:
+        asked.append(constants.HF_HUB_OFFLINE)
+        raise FileNotFoundError("not in the cache")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", download)
     before = constants.HF_HUB_OFFLINE
     said("tiny:openai")
     assert (asked, constants.HF_HUB_OFFLINE) == ([True], before)
@@ -342,8 +346,23 @@ def test_a_random_model_is_always_the_same() -> None:
 def test_the_paper_s_models_have_their_true_shapes(tag: str, image: float) -> None:
     # Millions of parameters of the image tower, as open_clip's list of models has them.
     model = clip._created(clip._named(tag), False, "meta")
-    count = sum(parameter.numel() for parameter in model.visual.parameters())  # type: ignore[union-attr]
+    count = sum(value.numel() for name, value in model.named_parameters() if name.startswith("visual."))
     assert round(count / 1e6, 2) == image
+
+
+def test_a_text_tower_of_the_hub_is_built_without_asking_for_its_own_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+
+    def tower(name: str, *, pretrained: bool, **_: object) -> nn.Module:
+        asked.append(pretrained)
+        raise OSError("seen enough")
+
+    monkeypatch.setattr(open_clip.model, "HFTextEncoder", tower)
+    with pytest.raises(InputError, match="seen enough"):
+        random_model("roberta-ViT-B-32")
+    assert asked == [False]
 
 
 def test_a_text_tower_of_the_hub_that_is_not_here_is_one_line() -> None:
@@ -490,7 +509,7 @@ def classifier_on(tower: str) -> ZeroShotClassifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         made = TOWERS[tower]().eval()
-        width = made.text_projection.shape[1] if isinstance(made, CLIP) else 192  # type: ignore[union-attr]
+        width = made.text_projection.shape[1] if isinstance(made, CLIP) else 192
         return ZeroShotClassifier(made, nn.functional.normalize(torch.randn(width, 4), dim=0)).eval()
 
 
