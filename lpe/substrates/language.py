@@ -101,7 +101,7 @@ def load_model(
         load_weights(model, checkpoint)
         return model.eval(), tokenizer
     with _one_line(f"cannot read the weights in {folder}"):
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=wanted,
@@ -111,6 +111,7 @@ def load_model(
             use_safetensors=any((folder / name).is_file() for name in WEIGHTS[:2]),
             output_loading_info=True,
         )
+    model, loading = loaded
     _check_loading(loading, folder, type(model).__name__)
     return model.eval(), tokenizer
 
@@ -488,8 +489,13 @@ class EnsembleLM(HFLM):
         ]
 
     def _batch(self, of_rows: list[tuple[_TokenRequest, list[_TokenRequest]]]) -> _Batch:
-        inputs, rows, positions, scored, targets = [], [], [], [], []
-        lengths, answered = [], []
+        inputs: list[Tensor] = []
+        rows: list[int] = []
+        positions: list[int] = []
+        scored: list[int] = []
+        targets: list[int] = []
+        lengths: list[int] = []
+        answered: list[int] = []
         for row, ((_, context, continuation), requests) in enumerate(of_rows):
             tokens = (context + continuation)[-(self.max_length + 1) :][:-1]
             inputs.append(torch.tensor(tokens))
@@ -503,8 +509,15 @@ class EnsembleLM(HFLM):
                 lengths.append(len(wanted))
                 answered.append(index)
         longest = max(len(tokens) for tokens in inputs)
-        picks = (torch.tensor(values) for values in (rows, positions, scored, targets))
-        return _Batch(pad_and_concat(longest, inputs, padding_side="right"), *picks, lengths, answered)
+        return _Batch(
+            pad_and_concat(longest, inputs, padding_side="right"),
+            torch.tensor(rows),
+            torch.tensor(positions),
+            torch.tensor(scored),
+            torch.tensor(targets),
+            lengths,
+            answered,
+        )
 
     def _chunks(self, batches: list[_Batch], held: Sequence[int]) -> Iterator[list[_Batch]]:
         chunk: list[_Batch] = []
@@ -532,8 +545,6 @@ class EnsembleLM(HFLM):
         keep_all = greedy and size > 1
         vocabulary = self.config.get_text_config().vocab_size
         held = [4 * vocabulary * len(batch.rows) if keep_all else 8 * len(batch.targets) for batch in batches]
-        # Where nothing is held for a later member, each batch could be a chunk; a member would then be made
-        # for each.
         with tqdm(total=len(batches) * size, desc="members × batches", disable=None) as bar:
             for chunk in self._chunks(batches, held):
                 running = [_Running(keep_all) for _ in chunk]

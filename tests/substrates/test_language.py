@@ -442,6 +442,15 @@ metric_list:
   - {metric: acc, aggregation: mean, higher_is_better: true}
   - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
 """
+WITHIN = """
+task: within
+output_type: multiple_choice
+doc_to_text: right
+doc_to_choice: "{{choices}}"
+doc_to_target: question
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+"""
 GENERATE = """
 task: generate
 output_type: generate_until
@@ -464,7 +473,13 @@ dataset_path: json
 dataset_kwargs: {{data_files: {{test: "{data}"}}, cache_dir: "{folder / "cache"}"}}
 test_split: test
 """
-    for name, task in (("choice", CHOICE), ("text", TEXT), ("last", LAST), ("generate", GENERATE)):
+    for name, task in (
+        ("choice", CHOICE),
+        ("within", WITHIN),
+        ("text", TEXT),
+        ("last", LAST),
+        ("generate", GENERATE),
+    ):
         (folder / f"{name}.yaml").write_text(task + source, encoding="utf-8")
     return folder
 
@@ -549,6 +564,33 @@ class Table(nn.Module):
     def forward(self, index: Tensor) -> Tensor:
         """[examples] → [examples, classes]."""
         return self.logits[index]
+
+
+def test_choices_that_stand_in_the_question_are_told_apart_by_what_follows(
+    llama: LlamaForCausalLM, tokenizer: Any, tasks: Path
+) -> None:
+    # lm-eval's way for Winogrande: as many contexts as choices, one continuation.
+    one = lpe.DeepEnsemble([llama])
+    found = language.evaluate(one, tokenizer, "within", tasks)
+    right = 0
+    for each in QUESTIONS:
+        scores = [
+            brute_force(one, tokenizer, Instance("loglikelihood", {}, (choice, f" {each['question']}"), 0))[0]
+            for choice in each["choices"]  # type: ignore[attr-defined]
+        ]
+        right += int(np.argmax(scores) == each["right"])
+    assert found["err"][0] == pytest.approx(1 - right / len(QUESTIONS))
+
+
+def test_requests_that_are_cut_are_counted_in_a_warning(
+    ensemble: lpe.LowPrecisionEnsemble, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    requests = [
+        Instance("loglikelihood", {}, pair, index) for index, pair in enumerate([("a" * 40, "b"), ("a", "b")])
+    ]
+    EnsembleLM(ensemble, tokenizer).loglikelihood(requests)
+    (record,) = [each for each in caplog.records if each.name == language.__name__]
+    assert record.getMessage().startswith("1 of 2 requests are longer than the model's context of 24 tokens")
 
 
 def test_token_nll_is_a_token_and_of_the_mean_of_probabilities(
