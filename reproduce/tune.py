@@ -93,6 +93,7 @@ CLIP: Changes = (
     {"batch": 25, "epochs": 30},
 )
 STDS = (0.003, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
+CLIP_STDS = (0.001, 0.002, *STDS)
 RATES = (0.005, 0.01, 0.02, 0.05, 0.1)
 
 Setting = tuple[str, str, Callable[[], tuple[Ensemble, Ensemble]]]
@@ -170,7 +171,7 @@ def _clip_settings(session: Session, seed: int) -> Iterator[Setting]:
         changed = replace(recipe, **change)
         words = _words({key: getattr(changed, key) for key in keys})
         yield f"CLIP-{size}", words, partial(made, changed, None)
-    for std in STDS:
+    for std in CLIP_STDS:
         noisy = partial(lpe.GaussianEnsemble, system=lpe.Int(5), std=std)
         yield f"CLIP-{size} Gaussian", f"std {std}", partial(made, recipe, noisy)
     for rate in RATES:

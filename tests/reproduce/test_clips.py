@@ -116,7 +116,7 @@ def test_the_sweep_tunes_the_clip_on_its_own_validation_scans(
     arguments = ["--scale", "tiny", "--seeds", "1", "--out", str(tmp_path)]
     assert tune.main([*arguments, "--only", "CLIP-L Gaussian"]) == 0
     table = pd.read_csv(tmp_path / "sweep.csv")
-    assert list(table["setting"]) == [f"std {std}" for std in tune.STDS]
+    assert list(table["setting"]) == [f"std {std}" for std in tune.CLIP_STDS]
     with open_session("test", tiny, 1, tmp_path, "disabled", quiet=True) as session:
         images, labels = captioned_digits.load(0).validation
         with torch.no_grad():
