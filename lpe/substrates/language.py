@@ -935,8 +935,8 @@ def _choice_metrics(
         every_target.append(targets)
     rows = [each.values() for each in metrics]
     if calibrated:
-        for row, mean in zip(rows, means, strict=True):
-            row |= _calibrated_metrics(torch.cat(mean), torch.cat(every_target))
+        for row, parts in zip(rows, means, strict=True):
+            row |= _calibrated_metrics(torch.cat(parts), torch.cat(every_target))
     return rows
 
 
