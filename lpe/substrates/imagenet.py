@@ -30,9 +30,9 @@ import torch
 from torch import Tensor, nn
 
 from lpe.errors import InputError
+from lpe.substrates.hub import hub_file
 from lpe.substrates.loading import (
     SHOWN,
-    hub_file,
     load_state,
     parameter_bytes,
     read_weights,

@@ -40,6 +40,7 @@ from lpe.errors import InputError
 from lpe.evaluation.metrics import METRICS, EnsembleMetrics, temperature_scaled
 from lpe.evaluation.timing import MemberTimer
 from lpe.modules import apply, device_of, with_tensors
+from lpe.substrates import hub
 from lpe.substrates.loading import load_weights, parameter_bytes, require_memory
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _hub_folder(name: str, weights: bool) -> Path:
         return cached
     except Exception as error:  # not there, or not whole: the next place is the hub itself
         missing = str(error) if isinstance(error, InputError) else ""
-    if not hub_is_reachable():
+    if not hub.hub_answers():
         raise InputError(
             missing or f"{name} is no folder, and neither the cache nor the hub can be had; {where}"
         )
@@ -177,20 +178,6 @@ def _hub_folder(name: str, weights: bool) -> Path:
         fetched = Path(snapshot_download(name, **patterns))
     _check_files(fetched, weights, "the repository lacks it; take another")
     return fetched
-
-
-def hub_is_reachable(timeout: float = 3.0) -> bool:
-    """Whether the hub answers at all, asked once: its client would try again for half a minute."""
-    import httpx
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        httpx.head(constants.ENDPOINT, timeout=timeout)
-    except (httpx.HTTPError, OSError):
-        return False
-    return True
 
 
 def _check_files(folder: Path, weights: bool, remedy: str) -> None:
@@ -819,25 +806,8 @@ def _load_tasks(
             where = "" if included is None else f", nor in {included}"
             raise InputError(f"unknown task {name!r}{hint}; it is none of lm-eval's{where}")
     shown = ", ".join(name if isinstance(name, str) else str(name.get("task")) for name in names)
-    with _one_line(f"cannot load {shown}"), nullcontext() if local else _offline_where_unreachable():
+    with _one_line(f"cannot load {shown}"), nullcontext() if local else hub.hub_or_cache():
         return dict(manager.load([name if isinstance(name, str) else dict(name) for name in names]))
-
-
-@contextmanager
-def _offline_where_unreachable() -> Iterator[None]:
-    """Data sets from the cache alone where the hub does not answer: its clients would try for minutes."""
-    import datasets.config
-    import huggingface_hub.constants
-
-    if hub_is_reachable():
-        yield
-        return
-    before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 def _check_task(name: str, task: Any, metrics: Collection[str] | None) -> None:

@@ -11,7 +11,7 @@ import pickle
 import sys
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,40 +150,6 @@ def _unwrapped(held: Any, path: Path) -> Mapping[str, Tensor]:
                 f"name are needed, at the top or under one of {', '.join(NESTINGS)}"
             )
     return held
-
-
-def hub_file(repository: str, names: Sequence[str]) -> Path:
-    """A file of a Hugging Face hub repository: from the local cache, else fetched into it.
-
-    Whether the hub can be reached is asked once, for at most ``HUB_SECONDS``; no minutes of retries.
-
-    Args:
-        repository: such as "timm/resnet50.a1_in1k". names: of the file; the first that is there is taken.
-
-    Raises:
-        InputError: it is not in the cache, and the hub does not give it.
-    """
-    from huggingface_hub import constants, get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache
-
-    for name in names:
-        cached = try_to_load_from_cache(repository, name)
-        if isinstance(cached, str):
-            return Path(cached)
-    why = f"{constants.ENDPOINT} cannot be reached"
-    for name in names:
-        try:
-            # Without a token, a private or gated repository answers 401 or 403.
-            found = get_session().head(hf_hub_url(repository, name), timeout=HUB_SECONDS)
-            if found.status_code < 400:
-                return Path(hf_hub_download(repository, name))
-            why = f"{constants.ENDPOINT} answers {found.status_code}"
-        except Exception:  # of the hub's client, of what it builds on, of the network
-            continue
-    raise InputError(
-        f"{names[0]} of the hub repository {repository} is not in the cache {constants.HF_HUB_CACHE}, and "
-        f"{why}; run `hf download {repository} {names[0]}` where it can be and bring the cache here, or give "
-        "the file as the checkpoint"
-    )
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:

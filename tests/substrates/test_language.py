@@ -29,7 +29,7 @@ from lpe.errors import InputError
 from lpe.evaluation.metrics import METRICS
 from lpe.evaluation.timing import MemberTimer
 from lpe.modules import named_tensors, with_tensors
-from lpe.substrates import language, loading
+from lpe.substrates import hub, language, loading
 from lpe.substrates.language import EnsembleLM, load_model
 
 LETTERS = "abcdefghij .?"
@@ -906,7 +906,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A hub that does not answer, and an empty cache."""
     import huggingface_hub.constants
 
-    monkeypatch.setattr(language, "hub_is_reachable", lambda: False)
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     yield
 
@@ -915,15 +915,3 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 def test_without_a_network_a_hub_name_says_which_files_are_wanted_and_where() -> None:
     line = refused_to_load("somebody/a-model")
     assert all(name in line for name in ("config.json", "model.safetensors", "tokenizer.json", "cache"))
-
-
-def test_a_hub_that_is_turned_off_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    import httpx
-    import huggingface_hub.constants
-
-    def asked(*_: Any, **__: Any) -> None:
-        raise AssertionError("the hub was asked")
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(httpx, "head", asked)
-    assert not language.hub_is_reachable()
