@@ -66,6 +66,7 @@ OF_KIND = {
     "quick_gelu": ("open_clip",),
     "tasks": ("hf",),
     "include_path": ("hf",),
+    "metrics": ("hf",),
     "num_fewshot": ("hf",),
 }
 """Options that not every kind of model has."""
@@ -181,6 +182,7 @@ def _parser() -> Parser:
     data.add_argument("--templates", metavar="FILE", help="open_clip: a caption with {} a line (OpenAI's 80)")
     data.add_argument("--tasks", metavar="A,B", help="hf: tasks of lm-eval, or of --include-path")
     data.add_argument("--include-path", metavar="DIR", help="hf: a folder of task files of your own")
+    data.add_argument("--metrics", metavar="A,B", help="hf: such as nll,ece; every task must have them (all)")
     data.add_argument("--num-fewshot", type=int, metavar="N", help="hf: examples before each question")
     data.add_argument("--batch-size", type=int, metavar="N", help="(64; hf: 8)")
     data.add_argument(
@@ -508,6 +510,7 @@ def _language(name: str, asked: argparse.Namespace, device: torch.device) -> Sub
     if asked.tasks is None:
         raise InputError("name tasks by --tasks A,B; hf models are measured on lm-eval's tasks")
     tasks = [task for task in asked.tasks.split(",") if task]
+    metrics = None if asked.metrics is None else [each for each in asked.metrics.split(",") if each]
     loaded, tokenizer = language.load_model(name, asked.checkpoint, DTYPES.get(asked.dtype))
     model = _placed(loaded, device, asked, "hf")
     batch_size = 8 if asked.batch_size is None else asked.batch_size
@@ -521,7 +524,8 @@ def _language(name: str, asked: argparse.Namespace, device: torch.device) -> Sub
             batch_size,
             asked.limit,
             asked.num_fewshot,
-            timer=timer,
+            metrics,
+            timer,
             calibrated=True,
         )
 

@@ -456,3 +456,46 @@ def test_a_language_model_is_evaluated_on_a_task_of_ones_own(
     assert list(table["method"]) == ["FP32", "FP32 + temperature", "RTN", "LPE-BSR", "LPE-BSR"]
     assert list(table["task"].unique()) == ["sums"] and (table["nll"] > 0).all()
     assert (table["ms_per_example"].drop(1).astype(float) > 0).all()
+
+
+TEXTS = """\
+task: texts
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+num_fewshot: 0
+metric_list:
+  - metric: word_perplexity
+    aggregation: weighted_perplexity
+    higher_is_better: false
+"""
+
+
+@pytest.fixture
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Arguments: a language model on a task that is not multiple choice."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "a bad cafe"}))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "texts.yaml").write_text(TEXTS.format(data=tmp_path / "texts.jsonl"))
+    model = f"hf/{llama(tmp_path / 'llama')}"
+    return ["evaluate", model, "--tasks", "texts", "--include-path", tmp_path / "tasks", "--size", 1]
+
+
+def test_a_text_has_its_perplexity_and_no_calibration_error(run: Run, texts: list[object]) -> None:
+    header = run(*texts).splitlines()[1].split()
+    assert "perplexity" in header and "ECE" not in header
+
+
+def test_ece_of_a_task_that_is_not_multiple_choice_is_refused(
+    texts: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*map(str, texts), "--metrics", "nll,ece"]) == 2
+    # Above it stand the progress bars of transformers and datasets.
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: texts is of type loglikelihood_rolling, not multiple choice, and has no ece")
