@@ -91,9 +91,10 @@ def draw_seed(training_seed: int, draw: int) -> int:
     return 1000 * training_seed + draw
 
 
-def reported_sizes(scale: Scale, most: int) -> list[int]:
+def reported_sizes(scale: Scale | PaperScale, most: int) -> list[int]:
     """Sizes at which every metric is kept: the tables', the claims' and the largest."""
-    chosen = {*scale.table_sizes, scale.claim_size, scale.members, scale.expansion, most}
+    of_families = (scale.members, scale.expansion) if isinstance(scale, Scale) else ()
+    chosen = {*scale.table_sizes, scale.claim_size, *of_families, most}
     return sorted(size for size in chosen if size <= most)
 
 

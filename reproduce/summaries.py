@@ -16,6 +16,7 @@ from lpe.records import COLUMNS
 from reproduce.claims import Settings, all_claims, judge
 from reproduce.command import record_name
 from reproduce.panels import read_record
+from reproduce.paper import PaperScale
 from reproduce.scales import Reported, Scale
 from reproduce.tables import mean_and_interval, plain_number
 
@@ -199,6 +200,14 @@ def counted_seeds(numbers: Sequence[int]) -> str:
 
 def conditions(chosen: Reported) -> list[str]:
     """What holds of every table of a scale, a line each."""
+    if isinstance(chosen, PaperScale):
+        return [
+            "One checkpoint of each model, so there are no intervals. NLL in nats (natural logarithm), ERR "
+            f"and ECE as shares of 1; ECE in 15 bins. {chosen.draws} ensembles of other rounding seeds are "
+            "averaged.",
+            f"Every {chosen.tuning_stride}th example is scored by no row: on these the temperature is fitted "
+            "and noise and dropout are tuned.",
+        ]
     return [
         "Means over training seeds; in brackets the two-sided 95 % interval of Student's t. NLL in nats "
         "(natural logarithm) a test image, ERR and ECE as shares of 1; ECE in 15 bins.",

@@ -495,7 +495,9 @@ def test_a_text_has_its_perplexity_and_no_calibration_error(run: Run, texts: lis
 def test_ece_of_a_task_that_is_not_multiple_choice_is_refused(
     texts: list[object], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*map(str, texts), "--metrics", "nll,ece"]) == 2
+    assert cli.main([*map(str, texts), "--metrics", "nll,ece"]) == 2
     # Above it stand the progress bars of transformers and datasets.
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("error: texts is of type loglikelihood_rolling, not multiple choice, and has no ece")
+    assert said.startswith(
+        "error: texts is of type loglikelihood_rolling, not multiple choice, and has no ece"
+    )
