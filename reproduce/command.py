@@ -163,7 +163,11 @@ def run_figure(
             if isinstance(chosen, PaperScale) and not all_there(figure, chosen):
                 return 2
             with open_session(figure, chosen, asked.seeds, out, asked.wandb, quiet) as session:
-                extra = compute(session)
+                extra = dict(compute(session))
+                if isinstance(chosen, PaperScale):
+                    from reproduce.pretrained import descriptions
+
+                    extra["models"] = descriptions(session, figure)
                 record = out / record_name(figure)
                 write_provenance(
                     out / f"{figure}.json",

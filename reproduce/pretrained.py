@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from torch import nn
 
 import lpe
 from lpe.ensembles.base import Ensemble
+from lpe.records import plain_data, write_text_atomic
 from reproduce.answers import task_questions
 from reproduce.command import Session
 from reproduce.measurements import Classification, Measurer, TestData, Unit
 from reproduce.paper import DATA, PaperModel, PaperScale, data_folder, pretrained_device
 
-Loaded = tuple[nn.Module, TestData, TestData]
-"""A model in eval mode where it runs, the test data, and examples for tuning, which no row is scored on."""
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint and its data.
+
+    Args:
+        net: in eval mode, where it runs. test: the data that rows are scored on. tuning: examples that no row
+            is scored on. record: how the model sees its data (image size, crop, interpolation, mean, std;
+            activations; tasks), for the provenance.
+    """
+
+    net: nn.Module
+    test: TestData
+    tuning: TestData
+    record: Mapping[str, object]
 
 
 def load(scale: PaperScale, model: PaperModel) -> Loaded:
@@ -32,14 +48,17 @@ def load(scale: PaperScale, model: PaperModel) -> Loaded:
         from lpe.substrates import language
 
         llama, tokenizer = language.load_model(tag)
-        asked = partial(task_questions, tokenizer, DATA[model.data].tasks, scale.tuning_stride)
+        tasks = DATA[model.data].tasks
+        asked = partial(task_questions, tokenizer, tasks, scale.tuning_stride)
         nn.Module.to(llama, pretrained_device())
-        return llama, asked(), asked(on_tuning=True)
+        dtype = str(next(llama.parameters()).dtype)
+        return Loaded(llama, asked(), asked(on_tuning=True), {"tasks": tasks, "dtype": dtype})
     from lpe.substrates import imagenet
 
     if kind == "timm":
         net = imagenet.load_model(tag)
-        transform = imagenet.evaluation_transform(imagenet.data_config(net))
+        seen: Mapping[str, object] = imagenet.data_config(net)
+        transform = imagenet.evaluation_transform(dict(seen))
     else:
         import open_clip
 
@@ -48,7 +67,7 @@ def load(scale: PaperScale, model: PaperModel) -> Loaded:
         loaded = clip.load_model(tag)
         names, templates = open_clip.IMAGENET_CLASSNAMES, open_clip.OPENAI_IMAGENET_TEMPLATES
         head = clip.zero_shot_head(loaded.model.to(pretrained_device()), loaded.tokenizer, names, templates)
-        net, transform = clip.ZeroShotClassifier(loaded.model, head), loaded.preprocess
+        net, transform, seen = clip.ZeroShotClassifier(loaded.model, head), loaded.preprocess, loaded.record
     folder = data_folder() / DATA[model.data].place
     images = imagenet.validation(folder, transform, scale.batch, workers=os.cpu_count() or 1)
 
@@ -61,14 +80,19 @@ def load(scale: PaperScale, model: PaperModel) -> Loaded:
         )
 
     test, tuning = part(False), part(True)
-    return net.eval().to(pretrained_device()), Classification(test, tuning), Classification(tuning, tuning)
+    net = net.eval().to(pretrained_device())
+    return Loaded(net, Classification(test, tuning), Classification(tuning, tuning), {"data_config": seen})
 
 
 def measure_pretrained(session: Session[PaperScale], unit: Unit) -> None:
     """The training-free methods on one checkpoint, as the figures and tables of the scale need them."""
     scale = session.scale
-    net, data, tuning = load(scale, scale.models[unit.what])
-    measurer = Measurer(session, unit, "SGD", f"{scale.name} {unit.what}", data)
+    model = scale.models[unit.what]
+    loaded = load(scale, model)
+    net = loaded.net
+    described = plain_data({"source": model.source, **loaded.record}, unit.what)
+    write_text_atomic(_description(session, unit.what), json.dumps(described))
+    measurer = Measurer(session, unit, "SGD", f"{scale.name} {unit.what}", loaded.test)
     measurer.single(net, 0)
     compared = unit.what in scale.figures["table6"]
     if unit.what in scale.figures["table1"]:
@@ -84,10 +108,22 @@ def measure_pretrained(session: Session[PaperScale], unit: Unit) -> None:
             ("MC-dropout", dropped, scale.dropout_rates),
         ):
             if measurer.lacks(method):
-                value = tuned(make, grid, scale.claim_size, tuning)
+                value = tuned(make, grid, scale.claim_size, loaded.tuning)
                 measurer.measure(method, "fp32", "", partial(make, value, scale.size))
                 setting = {"size": scale.size, "metric": "setting", "value": value}
                 measurer.add(method, "fp32", "", [setting])
+
+
+def _description(session: Session[PaperScale], name: str) -> Path:
+    return session.working / f"{name}.model.json"
+
+
+def descriptions(session: Session[PaperScale], figure: str) -> dict[str, object]:
+    """How each model of a figure sees its data, as it was when it was measured."""
+    return {
+        name: json.loads(_description(session, name).read_text(encoding="utf-8"))
+        for name in session.scale.figures[figure]
+    }
 
 
 def _gaussian(net: nn.Module, system: lpe.Int, std: float, size: int, seed: int) -> Ensemble:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +71,11 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PaperScale:
     monkeypatch.setattr(open_clip, "IMAGENET_CLASSNAMES", (list(captioned_digits.CLASS_NAMES) * 2)[:IMAGES])
     monkeypatch.setattr(open_clip, "OPENAI_IMAGENET_TEMPLATES", list(captioned_digits.TEMPLATES))
     monkeypatch.setattr(language, "load_model", lambda name: (llama, arithmetic.tokenizer()))
-    monkeypatch.setitem(paper.DATA, "mmlu", replace(paper.DATA["mmlu"], tasks=(arithmetic.task(0),)))
+    # The task by its name, as MMLU's; lm-eval looks for it in the folder of the suite's own.
+    monkeypatch.setitem(paper.DATA, "mmlu", replace(paper.DATA["mmlu"], tasks=(arithmetic.TASK,)))
+    asked = language.choices
+    own = functools.partial(asked, include_path=arithmetic.TASKS)
+    monkeypatch.setattr(language, "choices", own)
     monkeypatch.setattr(paper, "PAPER", SMALL)
     monkeypatch.setattr(paper, "_missing_weights", lambda *_: "")
     monkeypatch.setattr(paper, "_missing_data", lambda *_: "")
@@ -91,11 +97,12 @@ def rendered(small: PaperScale, tmp_path: Path) -> Iterator[Callable[[object], p
 
 
 def test_an_example_that_tunes_is_not_scored(small: PaperScale) -> None:
-    _, test, tuning = load(small, small.networks["T"])
-    scored, held = ([int(label) for _, labels in data.test for label in labels] for data in (test, tuning))  # type: ignore[attr-defined]
+    loaded = load(small, small.networks["T"])
+    parts = (loaded.test, loaded.tuning)
+    scored, held = ([int(label) for _, labels in data.test for label in labels] for data in parts)  # type: ignore[attr-defined]
     assert held == list(range(0, IMAGES, STRIDE))
     assert sorted([*scored, *held]) == list(range(IMAGES))
-    assert list(test.validation.labels) == held  # type: ignore[attr-defined]
+    assert list(loaded.test.validation.labels) == held  # type: ignore[attr-defined]
 
 
 def test_table_1_has_rtn_and_lpe_bsr_of_each_network(
@@ -105,6 +112,10 @@ def test_table_1_has_rtn_and_lpe_bsr_of_each_network(
     assert set(rows["substrate"]) == {"paper ViT-T"} and set(rows["seed"]) == {0}
     assert set(rows["method"]) == {"FP32", "FP32 + temperature", "RTN", "LPE-BSR"}
     assert set(rows["number_system"]) == {"fp32", "int6", "int4"}
+    provenance = json.loads((tmp_path / "out" / "table1.json").read_text())
+    seen = provenance["config"]["models"]["ViT-T"]
+    assert seen["source"] == "timm/test_vit.r160_in1k"
+    assert {"crop_pct", "interpolation", "mean", "std"} <= set(seen["data_config"])
     assert "One checkpoint of each model" in (tmp_path / "out" / "table1.md").read_text()
 
 
