@@ -144,6 +144,24 @@ def test_one_unrounded_member_scores_texts_exactly_as_lm_evals_hf(tokenizer: Any
     assert ours.loglikelihood_rolling(text_requests()) == theirs
 
 
+@pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling"])
+def test_the_batches_are_lm_evals(tokenizer: Any, kind: str) -> None:
+    model = a_llama()
+    seen: list[list[Any]] = [[], []]
+    requests = pair_requests() if kind == "loglikelihood" else text_requests()
+    for inputs, lm in zip(
+        seen,
+        (EnsembleLM(lpe.DeepEnsemble([model]), tokenizer, batch_size=3), hf(model, tokenizer)),
+        strict=True,
+    ):
+        hook = model.register_forward_pre_hook(
+            lambda _, tokens, inputs=inputs: inputs.append(tokens[0].tolist())
+        )
+        getattr(lm, kind)(requests)
+        hook.remove()
+    assert seen[0] == seen[1] and len(seen[0]) > 3
+
+
 def test_one_nearest_member_scores_exactly_as_lm_evals_hf_on_the_rounded_weights(
     tokenizer: Any, llama: LlamaForCausalLM
 ) -> None:
