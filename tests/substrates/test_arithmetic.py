@@ -74,6 +74,12 @@ def test_five_hundred_questions_each_are_held_out() -> None:
     assert (len(split.test), len(set(split.test))) == (500, 500)
 
 
+def test_either_order_of_two_numbers_is_held_out_as_often() -> None:
+    sums = [each for each in arithmetic.questions(0).test if each.sign == "+" and each.first != each.second]
+    larger_first = sum(each.first > each.second for each in sums)
+    assert abs(larger_first - len(sums) / 2) < 5 * np.sqrt(len(sums) / 4)
+
+
 def test_another_seed_tests_other_questions() -> None:
     # Two draws of 500 families of 8,055 share 31 on average.
     first, second = (set(arithmetic.questions(seed).test) for seed in (0, 1))

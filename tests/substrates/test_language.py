@@ -36,8 +36,6 @@ LETTERS = "abcdefghij .?"
 CONTEXT = 24
 REPOSITORY = Path(__file__).parents[2]
 
-Make = Callable[..., Path]
-
 
 def a_tokenizer(letters: str = LETTERS, bos: str | None = "<s>", eos: str | None = "</s>") -> Any:
     """Characters as tokens; begins a text with ``bos`` where there is one."""
@@ -142,6 +140,24 @@ def test_one_unrounded_member_scores_texts_exactly_as_lm_evals_hf(tokenizer: Any
     ours = EnsembleLM(lpe.DeepEnsemble([model]), tokenizer, batch_size=3)
     theirs = hf(model, tokenizer).loglikelihood_rolling(text_requests())
     assert ours.loglikelihood_rolling(text_requests()) == theirs
+
+
+@pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling"])
+def test_the_batches_are_lm_evals(tokenizer: Any, kind: str) -> None:
+    model = a_llama()
+    seen: list[list[Any]] = [[], []]
+    requests = pair_requests() if kind == "loglikelihood" else text_requests()
+    for inputs, lm in zip(
+        seen,
+        (EnsembleLM(lpe.DeepEnsemble([model]), tokenizer, batch_size=3), hf(model, tokenizer)),
+        strict=True,
+    ):
+        hook = model.register_forward_pre_hook(
+            lambda _, tokens, inputs=inputs: inputs.append(tokens[0].tolist())
+        )
+        getattr(lm, kind)(requests)
+        hook.remove()
+    assert seen[0] == seen[1] and len(seen[0]) > 3
 
 
 def test_one_nearest_member_scores_exactly_as_lm_evals_hf_on_the_rounded_weights(
@@ -357,7 +373,7 @@ def test_the_model_and_its_tokenizer_are_left_as_they_were() -> None:
 
 
 @pytest.mark.parametrize("order", ["ours, theirs", "theirs, ours"])
-def test_lm_evals_models_are_known_whatever_is_imported_first(order: str, tmp_path: Path) -> None:
+def test_lm_evals_models_are_known_whatever_is_imported_first(order: str) -> None:
     lines = {
         "ours": "from lpe.substrates import language",
         "theirs": "import lm_eval; from lm_eval.api.registry import get_model, model_registry",
@@ -370,13 +386,12 @@ def test_lm_evals_models_are_known_whatever_is_imported_first(order: str, tmp_pa
         get_model("hf"), get_model("dummy")
         from lm_eval.models import MODEL_MAPPING
         print(set(model_registry) == set(MODEL_MAPPING))
-        """,
-        tmp_path,
+        """
     )
     assert told == "True"
 
 
-def test_a_model_registered_before_lm_evals_own_would_hide_them(tmp_path: Path) -> None:
+def test_a_model_registered_before_lm_evals_own_would_hide_them() -> None:
     told = in_a_process(
         """
         from lm_eval.api.model import LM
@@ -386,13 +401,12 @@ def test_a_model_registered_before_lm_evals_own_would_hide_them(tmp_path: Path) 
             get_model("hf")
         except ValueError:
             print("hidden")
-        """,
-        tmp_path,
+        """
     )
     assert told == "hidden"
 
 
-def in_a_process(code: str, folder: Path) -> str:
+def in_a_process(code: str) -> str:
     """What a new interpreter prints; the repository is where it imports from."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
