@@ -14,6 +14,7 @@ QUICK = ("memory", "construction")
 OTHERS = {
     "regression": "whether a metric of any method moved (two minutes; CI runs it)",
     "assets": "LPE-BSR on pre-trained weights and real data (LPE_ASSETS; 50 minutes)",
+    "language": "LPE-BSR on a pre-trained language model through lm-eval (LPE_ASSETS; 8 minutes)",
 }
 
 

@@ -3,12 +3,12 @@
     LPE_ASSETS=<folder> python -m benchmarks.assets
     LPE_ASSETS=<folder> python -m benchmarks.assets --only stories
 
-Costs about 4 minutes (stories) and 45 minutes (resnets) of one core. A measured row is not measured again,
+Costs about 4 minutes (stories) and 100 minutes (resnets) of one core. A measured row is not measured again,
 so a run that was stopped goes on. It prints, from benchmarks/results/assets_*.csv, NLL a token of the FP32
 model, RTN and 16 LPE-BSR members at INT-8 to INT-3 on 80 TinyStories (FP32 1.394; INT-5 RTN 1.424, LPE-BSR
-1.404), and NLL, error, ECE and ambiguity of the FP32 network, RTN and 10 LPE-BSR members at INT-6 to INT-3
+1.404), and NLL, error, ECE and ambiguity of the FP32 network, RTN and 16 LPE-BSR members at INT-8 to INT-3
 on CIFAR-10's 10,000 test images, stored as JPEG of quality 75 (ResNet-20: NLL FP32 .879, INT-4 RTN 1.069,
-LPE-BSR .608).
+10 LPE-BSR members .608); and the milliseconds per example, of every size in assets_*_times.csv.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ from lpe.ensembles.base import Ensemble, text_table
 from lpe.errors import InputError
 from lpe.evaluation.metrics import METRICS
 from lpe.evaluation.predict import evaluate_temperature_scaled
-from lpe.records import Records, check_writable, write_provenance
+from lpe.evaluation.timing import MemberTimer
+from lpe.records import Records, check_writable, write_provenance, write_table
 
 SCALE = "assets"
 SCALED = "FP32 + temperature"
+TIMES = ("substrate", "method", "number_system", "size", "ms_per_example")
 THREADS = 1
 SEED = 0
 
@@ -77,7 +79,7 @@ def _resnet(depth: int) -> Substrate:
         return cifar_resnet.load_resnet(assets, depth), cifar_resnet.test_batches(assets)
 
     columns = (("nll", "NLL"), ("err", "error"), ("ece", "ECE"), ("ambiguity", "ambiguity"))
-    return Substrate(f"ResNet-{depth}, {cifar_resnet.DATASET}", load, (6, 5, 4, 3), 10, columns)
+    return Substrate(f"ResNet-{depth}, {cifar_resnet.DATASET}", load, (8, 7, 6, 5, 4, 3), 16, columns)
 
 
 SUBSTRATES: dict[str, tuple[Substrate, ...]] = {
@@ -113,15 +115,15 @@ def measurements(substrate: Substrate) -> list[Measurement]:
 
 
 def measured_rows(
-    substrate: Substrate, measurement: Measurement, net: nn.Module, batches: Sequence[Any]
+    substrate: Substrate, measurement: Measurement, net: nn.Module, batches: Sequence[Any], timer: MemberTimer
 ) -> Iterator[dict[str, object]]:
-    """Rows of the record: every metric of every prefix size."""
+    """Rows of the record: every metric of every prefix size; the timer takes the members' time."""
     ensemble = measurement.make(net)
     if measurement.method == SCALED:
         values = evaluate_temperature_scaled(ensemble, batches)
         table = pd.DataFrame([{"size": 1, "memory_bits": ensemble.memory_bits(), **values}])
     else:
-        table = lpe.evaluate(ensemble, batches)
+        table = lpe.evaluate(ensemble, batches, timer=timer)
     for row in table.to_dict("records"):
         for metric in METRICS:
             if metric in row:
@@ -137,6 +139,23 @@ def measured_rows(
                     "value": row[metric],
                     "memory_bits": row["memory_bits"],
                 }
+
+
+def times_file(table: str, out: Path) -> Path:
+    """Milliseconds per example lie beside the record, in which there is no timing."""
+    return out / f"assets_{table}_times.csv"
+
+
+def _add_times(path: Path, substrate: Substrate, measurement: Measurement, timer: MemberTimer) -> None:
+    rows: list[dict[Any, Any]] = pd.read_csv(path).to_dict("records") if path.exists() else []
+    identity = (substrate.name, measurement.method, measurement.number_system)
+    kept = [row for row in rows if tuple(row[column] for column in TIMES[:3]) != identity]
+    milliseconds = timer.milliseconds_per_example()
+    added = [
+        dict(zip(TIMES, (*identity, n, float(f"{value:.4g}")), strict=True))
+        for n, value in enumerate(milliseconds, start=1)
+    ]
+    write_table([*kept, *added], path, TIMES)
 
 
 def run(table: str, assets: Path, out: Path) -> None:
@@ -166,7 +185,11 @@ def run(table: str, assets: Path, out: Path) -> None:
             hook = net.register_forward_hook(_advancing(bar, 1 / len(batches)))
             for row in rows:
                 bar.set_postfix_str(f"{substrate.name.partition(',')[0]} {row.method} {row.number_system}")
-                records.add(measured_rows(substrate, row, net, batches))
+                timer = MemberTimer(row.size)
+                measured = list(measured_rows(substrate, row, net, batches, timer))
+                if timer.examples:
+                    _add_times(times_file(table, out), substrate, row, timer)
+                records.add(measured)
             hook.remove()
     write_provenance(
         out / f"assets_{table}.json",
@@ -191,17 +214,22 @@ def _advancing(bar: tqdm, share: float) -> Callable[..., None]:
     return hook
 
 
-def table_text(substrate: Substrate, records: Records) -> str:
-    """The substrate's table, from the record alone."""
+def table_text(substrate: Substrate, records: Records, times: Path) -> str:
+    """The substrate's table, from the record and the times beside it."""
     rows = []
+    taken: dict[tuple[Any, ...], float] = {}
+    if times.exists():
+        taken = {row[:-1]: row[-1] for row in pd.read_csv(times).itertuples(index=False, name=None)}
     for row in measurements(substrate):
         found = records.select(
             substrate=substrate.name, method=row.method, number_system=row.number_system, size=row.size
         ).set_index("metric")["value"]
         cells = [f"{found[metric]:.4f}" if metric in found else "" for metric, _ in substrate.columns]
+        milliseconds = taken.get((substrate.name, row.method, row.number_system, row.size))
+        cells.append("" if milliseconds is None else f"{milliseconds:.3g}")
         size = f" ({row.size})" if row.method == "LPE-BSR" else ""
         rows.append((row.method + size, row.number_system.upper().replace("INT", "INT-"), *cells))
-    header = ("method", "numbers", *(heading for _, heading in substrate.columns))
+    header = ("method", "numbers", *(heading for _, heading in substrate.columns), "ms per example")
     return text_table(substrate.name, header, rows)
 
 
@@ -218,7 +246,7 @@ def main(arguments: Sequence[str]) -> int:
             run(table, assets, asked.out)
             records = Records(asked.out / f"assets_{table}.csv")
             for substrate in SUBSTRATES[table]:
-                print(table_text(substrate, records), end="\n\n")
+                print(table_text(substrate, records, times_file(table, asked.out)), end="\n\n")
             print(conditions(asked.out / f"assets_{table}.json"), end="\n\n")
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

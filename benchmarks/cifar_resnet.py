@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lpe.substrates.loading import load_weights
+
 DATASET = "CIFAR-10 (JPEG q75)"
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -82,15 +84,8 @@ def load_resnet(assets: Path, depth: int) -> CifarResNet:
     Args:
         assets: the folder of real data and weights. depth: 20 or 32.
     """
-    # The checkpoints hold CUDA tensors.
-    checkpoint = torch.load(
-        assets / "cifar10_resnets" / CHECKPOINTS[depth], weights_only=True, map_location="cpu"
-    )
-    weights = {name.removeprefix("module."): value for name, value in checkpoint["state_dict"].items()}
-    # They are older than batch norm's count of batches, which only a momentum of None would use.
     net = CifarResNet(depth)
-    counts = {name: value for name, value in net.state_dict().items() if name.endswith("num_batches_tracked")}
-    net.load_state_dict(weights | counts)
+    load_weights(net, assets / "cifar10_resnets" / CHECKPOINTS[depth])
     return net.eval()
 
 

@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from benchmarks.command import assets_folder
+
+if TYPE_CHECKING:
+    import datasets
+
 STORIES = 80
 TOKENS = 256
 """Each story is cut to this many tokens, the first of which is the mark of its beginning."""
+
+TASKS = Path(__file__).parent / "tasks"
+"""The folder of tasks on the assets, for lm-eval's ``include_path``."""
 
 Batch = tuple[dict[str, Tensor], Tensor]
 
@@ -63,6 +72,18 @@ def story_tokens(assets: Path, stories: int = STORIES, tokens: int = TOKENS) -> 
     with open(assets / "tinystories" / "stories.jsonl", encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in lines]
     return [torch.tensor(tokenizer(text)["input_ids"][:tokens]) for text in texts[:stories]]
+
+
+def asset_dataset(file: str, **_: Any) -> dict[str, datasets.Dataset]:
+    """A local file of JSON lines as lm-eval's tasks of ``TASKS`` read it (it passes more than the file).
+
+    Args:
+        file: relative to the folder that LPE_ASSETS names.
+    """
+    import datasets
+
+    with open(assets_folder() / file, encoding="utf-8") as lines:
+        return {"test": datasets.Dataset.from_list([json.loads(line) for line in lines])}
 
 
 def token_batches(stories: list[Tensor], size: int = 8) -> list[Batch]:

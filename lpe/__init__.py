@@ -15,13 +15,25 @@ from lpe.ensembles.storage import load, save
 from lpe.ensembles.swag import SWAGEnsemble
 from lpe.errors import InputError
 from lpe.evaluation.predict import evaluate, member_log_probs
-from lpe.number_systems.grids import FullPrecision, Int, PerBlock, PerChannel, PerTensor, number_system
+from lpe.number_systems.grids import (
+    NF4,
+    Codebook,
+    Float,
+    FullPrecision,
+    Int,
+    PerBlock,
+    PerChannel,
+    PerTensor,
+    number_system,
+)
 from lpe.number_systems.rounding import decode, encode, round_weights
 
 __all__ = [
     "BatchEnsemble",
+    "Codebook",
     "CyclicalSGLDEnsemble",
     "DeepEnsemble",
+    "Float",
     "FullPrecision",
     "GaussianEnsemble",
     "IVONEnsemble",
@@ -30,6 +42,7 @@ __all__ = [
     "LowPrecisionEnsemble",
     "MCDropoutEnsemble",
     "Mixture",
+    "NF4",
     "PerBlock",
     "PerChannel",
     "PerTensor",

@@ -23,12 +23,13 @@ from lpe.records import REPOSITORY, check_writable
 from reproduce import ledger, parallel
 from reproduce.command import open_session, parser, run_figure, seeds_asked
 from reproduce.measurements import Unit, measure_all
+from reproduce.paper import any_scale, check_at_paper, rehearse
 from reproduce.parallel import Rendered
-from reproduce.scales import Scale, scale
+from reproduce.scales import Scale
 
 FIGURES = (
-    *(f"fig{number}" for number in (1, 2, 3, 4, 5, 6, 8, 9)),
-    *(f"table{number}" for number in (1, 2, 4, 5, 6, 7)),
+    *(f"fig{number}" for number in range(1, 10)),
+    *(f"table{number}" for number in range(1, 8)),
 )
 
 
@@ -42,14 +43,19 @@ def main(arguments: list[str]) -> int:
     options.add_argument("--jobs", type=int, default=1, help="processes, one thread each (default: 1)")
     try:
         asked = options.parse_args(arguments)
-        chosen = scale(asked.scale)
+        chosen = any_scale(asked.scale)
         seeds_asked(chosen, asked.seeds)
         if asked.jobs < 1:
             raise InputError(f"--jobs must be 1 or more, not {asked.jobs}")
-        figures = list(FIGURES) if asked.only is None else asked.only.split(",")
+        every = FIGURES if isinstance(chosen, Scale) else tuple(chosen.figures)
+        figures = list(every) if asked.only is None else asked.only.split(",")
         for name in figures:
             if name not in FIGURES:
-                raise InputError(f"unknown figure or table {name!r}; there are {', '.join(FIGURES)}")
+                raise InputError(f"unknown figure or table {name!r}; there are {', '.join(every)}")
+        check_at_paper(figures, chosen.name)
+        if asked.random_weights:
+            rehearse(figures, chosen)
+            return 0
         out = asked.out or REPOSITORY / "figures" / chosen.name
         check_writable(out)
         passed_on = ["--scale", chosen.name, "--out", str(out)]
@@ -61,7 +67,7 @@ def main(arguments: list[str]) -> int:
         with pool as processes:
             if asked.plot_only:
                 passed_on.append("--plot-only")
-            else:
+            elif isinstance(chosen, Scale):
                 _measure(figures, chosen, asked.seeds, out, asked.wandb, processes)
             measured = time.time() - started
             rendered = _render(figures, passed_on, processes)

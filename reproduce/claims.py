@@ -66,14 +66,14 @@ class Settings:
 
     Args:
         substrate: of the default network. networks: the substrates of table 1, smallest first.
-        largest_clip: table 6's substrate, on which C10 is judged too; "": there is none.
+        compared_clip: table 6's substrate, on which C10 is judged too; "": there is none.
         bits: widths by which claims are reported. best_bits: the width of those that are not.
         claim_size: members, where an ensemble's size is not given by a budget.
         level: of the intervals.
         memory_models: equal memory is the memory of this many members of the FP32 method.
         few_bits, more_bits: C1's bit widths.
-        large_networks: the substrates of figure 7, by what they have in common ("CLIP"; "": one group of all);
-            C6 is judged on each group, and not run without any. large_bits, large_size: C6's.
+        large_networks: the substrates of figure 7, by what they have in common, such as "CLIP" ("": one group
+            of all); C6 is judged on each group, and not run without any. large_bits, large_size: C6's.
         margin: C2's and C12's, as a share of the single FP32 model's NLL.
         least_disagreement: C3's. ambiguity: C5's limits.
     """
@@ -87,7 +87,7 @@ class Settings:
     memory_models: int = 2
     few_bits: int = 4
     more_bits: int = 6
-    largest_clip: str = ""
+    compared_clip: str = ""
     large_networks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     large_bits: int = 5
     large_size: int = 20
@@ -105,7 +105,7 @@ class Settings:
             best_bits=scale.best_bits,
             claim_size=scale.claim_size,
             memory_models=scale.memory_models,
-            largest_clip=scale.largest_clip,
+            compared_clip=scale.compared_clip,
             large_networks=scale.large_networks,
             large_bits=scale.large_bits,
             large_size=scale.size,
@@ -648,7 +648,7 @@ def all_claims(settings: Settings) -> tuple[Claim, ...]:
         _c9(settings),
         *(
             _c10(settings, rival, width, substrate)
-            for substrate in (settings.substrate, *filter(None, [settings.largest_clip]))
+            for substrate in (settings.substrate, *filter(None, [settings.compared_clip]))
             for rival in ("Gaussian", "MC-dropout")
             for width in bits
         ),

@@ -11,20 +11,33 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Generic
 
 import torch
 from tqdm import tqdm
+from typing_extensions import TypeVar
 
 from lpe import tracking
 from lpe.command_line import Parser
 from lpe.errors import InputError
 from lpe.records import REPOSITORY, check_writable, write_provenance
 from lpe.store import Store
-from reproduce.scales import Scale, scale
+from reproduce.paper import (
+    PAPER,
+    PaperScale,
+    all_there,
+    any_scale,
+    check_at_paper,
+    pretrained_device,
+    rehearse,
+)
+from reproduce.scales import Scale
+
+AnyScale = TypeVar("AnyScale", bound=Scale | PaperScale, default=Scale)
 
 
 @dataclass
-class Session:
+class Session(Generic[AnyScale]):
     """One run of a script: what it was asked, and where results go.
 
     Args:
@@ -33,7 +46,7 @@ class Session:
         quiet: no progress bars.
     """
 
-    scale: Scale
+    scale: AnyScale
     seeds: list[int]
     claim_seeds: list[int]
     out: Path
@@ -67,13 +80,13 @@ MEASURING = (
 )
 
 
-def working_folder(chosen: Scale, store: Store) -> Path:
+def working_folder(chosen: Scale | PaperScale, store: Store) -> Path:
     """Where the working records of a scale lie: named by the scale's numbers and the code that measures."""
     key = Store.key({"scale": asdict(chosen), "code": source_hash(*MEASURING), "torch": torch.__version__})
     return store.root.parent / "records" / f"{chosen.name}-{key[:12]}"
 
 
-def seeds_asked(chosen: Scale, count: int | None) -> tuple[list[int], list[int]]:
+def seeds_asked(chosen: Scale | PaperScale, count: int | None) -> tuple[list[int], list[int]]:
     """Training seeds, and those of training-free claims: the scale's, or 0 … count − 1 for both."""
     if count is not None and count < 1:
         raise InputError(f"--seeds must be 1 or more, not {count}")
@@ -86,7 +99,7 @@ def record_name(figure: str) -> str:
 
 
 def parser(figure: str, description: str | None) -> Parser:
-    """The options that every figure script has."""
+    """The options that every figure script has, and that of the scale ``paper`` where it has the figure."""
     made = Parser(
         prog=f"reproduce/{figure}.py",
         description=description,
@@ -107,13 +120,19 @@ def parser(figure: str, description: str | None) -> Parser:
         choices=tracking.MODES,
         help="Weights & Biases (default: WANDB_MODE; else online with WANDB_API_KEY; else offline)",
     )
+    if figure in (*PAPER.figures, "__main__"):
+        made.add_argument(
+            "--random-weights",
+            action="store_true",
+            help="with --scale paper: rehearse at the true shapes, with random weights and synthetic inputs",
+        )
     return made
 
 
 def run_figure(
     figure: str,
     description: str | None,
-    compute: Callable[[Session], Mapping[str, object]],
+    compute: Callable[[Session[Any]], Mapping[str, object]],
     draw: Callable[[Path, str], tuple[list[Path], list[str]]],
     arguments: Sequence[str] | None = None,
     quiet: bool = False,
@@ -126,18 +145,23 @@ def run_figure(
             provenance should hold beside the scale.
         draw: (folder, scale's name) → paths written and lines to print, from the record alone.
         arguments: the command line; None: this process's. quiet: no progress bars.
-
     Returns:
         The exit code: 0, or 2 after one line about bad input.
     """
     try:
         asked = parser(figure, description).parse_args(arguments)
-        chosen = scale(asked.scale)
+        check_at_paper([figure], asked.scale)
+        chosen = any_scale(asked.scale)
         seeds_asked(chosen, asked.seeds)
         out = asked.out or REPOSITORY / "figures" / chosen.name
-        check_writable(out)
         started = time.time()
+        if figure in PAPER.figures and asked.random_weights:
+            rehearse([figure], chosen)
+            return 0
+        check_writable(out)
         if not asked.plot_only:
+            if isinstance(chosen, PaperScale) and not all_there(figure, chosen):
+                return 2
             with open_session(figure, chosen, asked.seeds, out, asked.wandb, quiet) as session:
                 extra = compute(session)
                 record = out / record_name(figure)
@@ -145,9 +169,9 @@ def run_figure(
                     out / f"{figure}.json",
                     sys.argv if arguments is None else [f"reproduce/{figure}.py", *arguments],
                     {"scale": chosen, **extra},
-                    "cpu",
-                    _seeds_of(record) or [chosen.landscape.seed],
-                    chosen.threads,
+                    "cpu" if isinstance(chosen, Scale) else str(pretrained_device()),
+                    _seeds_of(record) or ([chosen.landscape.seed] if isinstance(chosen, Scale) else []),
+                    torch.get_num_threads(),
                     started,
                 )
                 paths, lines = draw(out, chosen.name)
@@ -187,11 +211,17 @@ def _shown(path: Path) -> str:
 
 @contextmanager
 def open_session(
-    figure: str, chosen: Scale, count: int | None, out: Path, wandb_mode: str | None, quiet: bool = False
-) -> Iterator[Session]:
+    figure: str,
+    chosen: Scale | PaperScale,
+    count: int | None,
+    out: Path,
+    wandb_mode: str | None,
+    quiet: bool = False,
+) -> Iterator[Session[Any]]:
     """A session over ``count`` training seeds (None: the scale's), its W&B run open while it lasts."""
-    # One fixed number of threads: sums are taken in one order, and two runs give the same bytes.
-    torch.set_num_threads(chosen.threads)
+    if isinstance(chosen, Scale):
+        # One fixed number of threads: sums are taken in one order, and two runs give the same bytes.
+        torch.set_num_threads(chosen.threads)
     seeds, claim_seeds = seeds_asked(chosen, count)
     store = Store()
     working = working_folder(chosen, store)

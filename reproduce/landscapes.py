@@ -18,7 +18,7 @@ from lpe.errors import InputError
 from lpe.evaluation.landscape import Plane, Surface, grid_lines, measure_grid, weight_vector
 from lpe.modules import apply, named_tensors, with_tensors
 from lpe.number_systems.grids import Int
-from lpe.number_systems.rounding import steps
+from lpe.number_systems.rounding import absmax_scales
 from lpe.records import write_table
 from reproduce.command import Session, source_hash
 from reproduce.scales import Landscape
@@ -246,7 +246,7 @@ def rounding_pairs(model: nn.Module, system: Int, curvature: Tensor, count: int)
         if layout.columns < 2:
             continue
         weight = tensors[planned.name].detach()
-        delta = steps(weight, system, layout)
+        delta = absmax_scales(weight, system, layout)
         matrix = layout.matrix(weight.float())
         places = layout.matrix(starts[planned.name] + torch.arange(layout.numel).view(planned.shape))
         # The largest weight's code may pass q by its own float error.

@@ -24,7 +24,7 @@ from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from lpe.records import COLUMNS, KEY, MEASURED, REPOSITORY, Records, check_writable
 from reproduce.claims import Settings, Verdict, all_claims, judge
-from reproduce.scales import scale
+from reproduce.paper import any_scale
 from reproduce.tables import Cell, write_all
 
 PATTERNS = ("fig*.csv", "table*.csv")
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     asked = options.parse_args(arguments)
     try:
-        chosen = scale(asked.scale)
+        chosen = any_scale(asked.scale)
         out = asked.out or REPOSITORY / "figures" / chosen.name
         record, files = read_records(out, chosen.name)
         check_writable(out)

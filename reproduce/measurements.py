@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -23,11 +24,15 @@ import lpe
 from lpe.ensembles.base import Ensemble
 from lpe.evaluation.metrics import METRICS
 from lpe.evaluation.predict import evaluate_temperature_scaled
+from lpe.number_systems.grids import NumberSystem
 from lpe.records import COLUMNS, Records
 from lpe.substrates import captioned_digits, digits
+from reproduce.answers import arithmetic_questions
 from reproduce.clips import clip_point
 from reproduce.command import Session
 from reproduce.families import FAMILIES, Family, family, snapshot_family, with_low_precision
+from reproduce.llamas import llama_point
+from reproduce.paper import PaperScale
 from reproduce.points import POINTS, Point, point
 from reproduce.scales import Scale
 
@@ -62,9 +67,18 @@ def units(whats: Iterable[str], seeds: Iterable[int]) -> list[Unit]:
     return [Unit(what, seed) for what in whats for seed in seeds]
 
 
-def network_units(scale: Scale) -> list[str]:
+def network_units(scale: Scale | PaperScale) -> list[str]:
     """Names of the units of table 1's networks."""
     return [f"ViT-{size}" for size in scale.networks]
+
+
+def large_units(session: Session[Any]) -> list[Unit]:
+    """The units of figure 7's models."""
+    scale = session.scale
+    return [
+        *units([f"CLIP-{size}" for size in scale.clips], session.seeds),
+        *units([f"Llama-{size}" for size in scale.llamas], session.seeds),
+    ]
 
 
 def clip_units(scale: Scale) -> list[str]:
@@ -83,23 +97,64 @@ def reported_sizes(scale: Scale, most: int) -> list[int]:
     return sorted(size for size in chosen if size <= most)
 
 
+class TestData(Protocol):
+    """What an ensemble is scored on."""
+
+    def evaluate(self, ensemble: Ensemble, calibrated: Collection[int]) -> pd.DataFrame:
+        """A row per size 1 … M with the columns MEASURED, the calibrated NLL at some sizes."""
+        ...
+
+    def evaluate_scaled(self, ensemble: Ensemble) -> dict[str, float]:
+        """Metrics of the whole ensemble at a temperature that was fitted on other examples."""
+        ...
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Batches (inputs, class indices), read anew for each ensemble.
+
+    Args:
+        test: scored. validation: for the temperature.
+    """
+
+    test: Iterable[Any]
+    validation: Iterable[Any]
+
+    def evaluate(self, ensemble: Ensemble, calibrated: Collection[int]) -> pd.DataFrame:
+        """A row per size; see :func:`lpe.evaluate`."""
+        return lpe.evaluate(ensemble, self.test, calibrated=calibrated)
+
+    def evaluate_scaled(self, ensemble: Ensemble) -> dict[str, float]:
+        """Metrics of the whole ensemble at the temperature of the validation batches."""
+        return evaluate_temperature_scaled(ensemble, self.test, self.validation)
+
+
+def digits_data(seed: int) -> Classification:
+    """The test and validation images of a training seed, one batch each."""
+    data = digits.load(seed)
+    return Classification([data.test], [data.validation])
+
+
 class Measurer:
-    """Writes the rows of one unit: what all of them have in common, and what is there already."""
+    """Writes the rows of one unit: what all of them have in common, and what is there already.
+
+    Args:
+        data: what is scored; None: the digits images of the unit's seed.
+    """
 
     def __init__(
         self,
-        session: Session,
+        session: Session[Any],
         unit: Unit,
         point_name: str,
         substrate: str | None = None,
-        data: digits.DigitsData | None = None,
+        data: TestData | None = None,
     ) -> None:
         self.scale = session.scale
         self.records = Records(session.working / unit.file)
         self.draws = [draw_seed(unit.seed, draw) for draw in range(self.scale.draws)]
         self.seed = unit.seed
-        self.data = data or digits.load(unit.seed)
-        self.test: list[tuple[object, object]] = [self.data.test]
+        self.data = data or digits_data(unit.seed)
         self.common: dict[str, object] = {
             "scale": self.scale.name,
             "substrate": substrate or self.scale.substrate,
@@ -139,7 +194,7 @@ class Measurer:
             ensemble = make(seed)
             if sizes is None:
                 sizes = reported_sizes(self.scale, len(ensemble))
-            frames.append(lpe.evaluate(ensemble, self.test, calibrated=sizes))
+            frames.append(self.data.evaluate(ensemble, sizes))
         assert sizes is not None
         values = np.mean([frame[MEASURED].to_numpy() for frame in frames], axis=0)
         rows: list[dict[str, object]] = []
@@ -178,25 +233,25 @@ class Measurer:
         self.add(method, system, rounding, rows)
 
     def single(self, net: nn.Module, backward_passes: int) -> None:
-        """The single FP32 model, as it is and with temperature scaling (fitted on validation images)."""
+        """The single FP32 model, as it is and with temperature scaling (fitted on validation examples)."""
         ensemble = lpe.DeepEnsemble([net], backward_passes=[backward_passes])
         self.measure("FP32", "fp32", "", lambda _: ensemble, drawn=False)
         if self.lacks("FP32 + temperature"):
-            scaled = evaluate_temperature_scaled(ensemble, self.test, [self.data.validation])
+            scaled = self.data.evaluate_scaled(ensemble)
             # One number more than the model: the temperature.
             costs = {"memory_bits": ensemble.memory_bits() + 32, "backward_passes": backward_passes}
             rows = [{"size": 1, "metric": m, "value": value, **costs} for m, value in scaled.items()]
             self.add("FP32 + temperature", "fp32", "", rows)
 
     def low_precision(
-        self, net: nn.Module, systems: Iterable[lpe.Int], size: int, backward_passes: int
+        self, net: nn.Module, systems: Iterable[NumberSystem], size: int, backward_passes: int
     ) -> None:
         """RTN and LPE-BSR of a network under several number systems."""
         for system in systems:
             for method, rounding, members in (("RTN", "nearest", 1), ("LPE-BSR", "bernoulli", size)):
 
                 def make(
-                    seed: int, system: lpe.Int = system, rounding: str = rounding, members: int = members
+                    seed: int, system: NumberSystem = system, rounding: str = rounding, members: int = members
                 ) -> Ensemble:
                     made = lpe.LowPrecisionEnsemble(net, system, members, seed, rounding)
                     made.training_budget = backward_passes
@@ -289,22 +344,41 @@ def measure_clip(session: Session, unit: Unit) -> None:
     """RTN and LPE-BSR on a zero-shot digits CLIP; on the largest, table 6's, its tuned rivals too."""
     scale = session.scale
     solution = clip_point(session, unit.seed, unit.what.removeprefix("CLIP-"))
-    data = captioned_digits.load(unit.seed)
+    splits = captioned_digits.load(unit.seed)
+    data = Classification([splits.test], [splits.validation])
     measurer = Measurer(session, unit, solution.name, f"{scale.name} {unit.what}", data)
     measurer.single(solution.net, solution.backward_passes)
-    systems = [lpe.Int(bits) for bits in scale.bits]
+    compared = measurer.common["substrate"] == scale.compared_clip
+    widths = dict.fromkeys([scale.large_bits, *(scale.bits if compared else ())])
+    systems = [lpe.Int(bits) for bits in widths]
     measurer.low_precision(solution.net, systems, scale.size, solution.backward_passes)
-    if unit.what == clip_units(scale)[-1]:
+    if compared:
         _tuned_rivals(measurer, solution, scale.clip_gaussian_std, scale.clip_dropout_rate)
 
 
+def measure_llama(session: Session, unit: Unit) -> None:
+    """RTN and LPE-BSR on a small Llama, whose questions go through lm-eval."""
+    scale = session.scale
+    solution = llama_point(session, unit.seed, unit.what.removeprefix("Llama-"))
+    data = arithmetic_questions(unit.seed)
+    # By the name of SGD's point, the record's for a point estimate, whichever optimiser found it.
+    measurer = Measurer(session, unit, "SGD", f"{scale.name} {unit.what}", data)
+    measurer.single(solution.net, solution.backward_passes)
+    systems = [lpe.Int(scale.large_bits)]
+    measurer.low_precision(solution.net, systems, scale.size, solution.backward_passes)
+
+
 def measure_axes(session: Session, unit: Unit) -> None:
-    """RTN against LPE-BSR under other scale axes, on the default network."""
+    """RTN against LPE-BSR under other scale axes and number systems, on the default network."""
     scale = session.scale
     solution = point(session, "SGD", unit.seed)
     measurer = Measurer(session, unit, "SGD", f"{scale.substrate}, {AXES}")
     measurer.single(solution.net, solution.backward_passes)
-    systems = [lpe.Int(bits, axis) for bits in scale.axis_bits for axis in scale.scale_axes]
+    systems: list[NumberSystem] = [
+        lpe.Int(bits, axis) for bits in scale.axis_bits for axis in scale.scale_axes
+    ]
+    # What is among the scale axes is measured once.
+    systems += [lpe.number_system(name) for name in scale.number_systems]
     measurer.low_precision(solution.net, systems, scale.claim_size, solution.backward_passes)
 
 
@@ -319,7 +393,7 @@ def measure_disagreement(session: Session, unit: Unit) -> None:
     if not any(measurer.lacks(DISAGREEMENT, s.name, "bernoulli") for s in systems):
         return
     two = snapshot_family(session, unit.seed, replace(scale.snapshot, cycles=2)).make(0)
-    images = measurer.data.test[0]
+    images = digits.load(unit.seed).test[0]
     first = two[0]
     decided = _decisions(first, images)
     passes = two.backward_passes(1) or 0
@@ -348,13 +422,17 @@ def _decisions(net: nn.Module, images: Tensor) -> Tensor:
     return predicted
 
 
-def measure(session: Session, unit: Unit) -> None:
+def measure(session: Session[Any], unit: Unit) -> None:
     """Train and measure one unit, as far as its working record lacks it."""
     # An empty file beside the record: to look for every row would take the unit's weights from the store.
     finished = session.working / f"{unit.file}.finished"
     if finished.exists() and (session.working / unit.file).exists():
         return
-    if unit.what in POINTS:
+    if isinstance(session.scale, PaperScale):
+        from reproduce.pretrained import measure_pretrained
+
+        measure_pretrained(session, unit)
+    elif unit.what in POINTS:
         measure_point(session, unit)
     elif unit.what in FAMILIES:
         measure_family(session, unit)
@@ -364,12 +442,14 @@ def measure(session: Session, unit: Unit) -> None:
         measure_disagreement(session, unit)
     elif unit.what in clip_units(session.scale):
         measure_clip(session, unit)
+    elif unit.what.startswith("Llama-"):
+        measure_llama(session, unit)
     else:
         measure_network(session, unit)
     finished.touch()
 
 
-def measure_all(session: Session, wanted: Iterable[Unit]) -> None:
+def measure_all(session: Session[Any], wanted: Iterable[Unit]) -> None:
     """Measure units one after the other, with a progress bar."""
     wanted = list(wanted)
     with session.progress(len(wanted), "units measured") as bar:
@@ -391,14 +471,14 @@ def posterior_stds(session: Session, names: Iterable[str]) -> dict[str, float]:
     return stds
 
 
-def rows_of(session: Session, wanted: Iterable[Unit]) -> pd.DataFrame:
+def rows_of(session: Session[Any], wanted: Iterable[Unit]) -> pd.DataFrame:
     """The rows of these units, in the record's order."""
     tables = [Records(session.working / unit.file).select() for unit in wanted]
     table = pd.concat([t for t in tables if len(t)], ignore_index=True)
     return table.sort_values(list(COLUMNS[:9]), ignore_index=True)
 
 
-def log_sizes(session: Session, rows: pd.DataFrame) -> None:
+def log_sizes(session: Session[Any], rows: pd.DataFrame) -> None:
     """Mirror a record in W&B: the table itself, and each metric against ensemble size, mean over seeds."""
     session.tracker.log_table("record", rows)
     names = ["substrate", "point", "method", "number_system", "metric"]
@@ -409,7 +489,7 @@ def log_sizes(session: Session, rows: pd.DataFrame) -> None:
 
 
 def selected(
-    session: Session,
+    session: Session[Any],
     wanted: Iterable[Unit],
     every_size: Collection[str] = ("nll",),
     methods: Collection[str] | None = None,

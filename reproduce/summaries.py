@@ -157,17 +157,26 @@ def substrates_by_size(summary: Summary) -> list[str]:
 
 
 def system_title(name: str) -> str:
-    """A number system as tables name it: "INT-5, per channel" of "int5"; other systems by their own name."""
-    matched = re.fullmatch(r"int(\d)(?: (.*))?", name)
-    return f"INT-{matched[1]}, {matched[2] or PerChannel()}" if matched else name.upper()
+    """A number system as tables name it: "INT-5, per channel" of "int5", "FP8 E4M3, per tensor"."""
+    short, _, axis = name.partition(" ")
+    if short.startswith("codebook"):
+        levels, _, digest = short.removeprefix("codebook").partition("-")
+        title = f"codebook {digest} of {levels}"
+    else:
+        title = re.sub(r"^INT", "INT-", short.upper()).replace("_", " ")
+    return f"{title}, {axis or PerChannel()}"
 
 
 def system_bits(name: str) -> int:
-    """Bits a weight of a number system's name, scales aside: 5 of "int5 per tensor", 4 of "nf4"."""
-    matched = re.match(r"[a-z]+(\d+)", name)
+    """Bits a weight of a number system's name, scales aside: 5 of "int5 per tensor", 4 of "nf4".
+
+    A codebook's name has the number of its levels: 4 of "codebook16-1a2b3c4d".
+    """
+    matched = re.match(r"([a-z]+)(\d+)", name)
     if matched is None:
         raise InputError(f"number system {name!r} does not say its bits; a name such as 'int5' is expected")
-    return int(matched[1])
+    number = int(matched[2])
+    return (number - 1).bit_length() if matched[1] == "codebook" else number
 
 
 def megabits(bits: float) -> str:

@@ -1,6 +1,7 @@
 """Table 1: four sizes of one network, INT-6 and INT-4: nearest rounding (RTN) against LPE-BSR.
 
     python reproduce/table1.py
+    python reproduce/table1.py --scale paper [--random-weights]
 
 Costs about 25 minutes on 2 cores for the twenty training seeds of ``digits``, from nothing. It prints the
 paths written and the verdicts of claims C1a, C1b and C1c.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # A script runs its own checkout, whichever copy is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Session, record_name, run_figure
 from reproduce.measurements import Unit, measure_all, network_units, selected, units
-from reproduce.scales import Scale, scale
+from reproduce.paper import any_scale
+from reproduce.scales import Reported
 from reproduce.summaries import (
     FP32,
     SCALED,
@@ -56,12 +59,14 @@ HEADER = (
 NLL = HEADER.index("NLL (nats)")
 
 
-def wanted(session: Session) -> list[Unit]:
+def wanted(session: Session[Any]) -> list[Unit]:
     """The units that the table shows."""
     return units(network_units(session.scale), session.claim_seeds)
 
 
-def write_record(session: Session, figure: str, the_units: Sequence[Unit], systems: Sequence[str]) -> None:
+def write_record(
+    session: Session[Any], figure: str, the_units: Sequence[Unit], systems: Sequence[str]
+) -> None:
     """Measure, and write the rows of the FP32 models and of these number systems (none: of all).
 
     LPE-BSR has the claims' size alone: what the tables show, and a third of the file.
@@ -112,7 +117,7 @@ def seeds_shown(summary: Summary) -> str:
     )
 
 
-def rounding_notes(chosen: Scale) -> list[str]:
+def rounding_notes(chosen: Reported) -> list[str]:
     """What holds of the tables of RTN against LPE-BSR."""
     return [
         *conditions(chosen),
@@ -126,7 +131,7 @@ def write_networks(
     folder: Path, scale_name: str, figure: str, bits: Sequence[int]
 ) -> tuple[list[Path], Summary]:
     """Write the table of all networks at some bit widths, from its record."""
-    chosen = scale(scale_name)
+    chosen = any_scale(scale_name)
     summary = read(folder, figure)
     systems = sorted(
         (f"int{width}" for width in bits if f"int{width}" in set(summary.record["number_system"])),
@@ -146,7 +151,7 @@ def write_networks(
     return write_all(folder, figure, HEADER, rows, caption, rounding_notes(chosen)), summary
 
 
-def compute(session: Session) -> dict[str, object]:
+def compute(session: Session[Any]) -> dict[str, object]:
     """Train and measure; write table1_record.csv."""
     write_record(session, "table1", wanted(session), [f"int{width}" for width in BITS])
     return {}
@@ -155,7 +160,7 @@ def compute(session: Session) -> dict[str, object]:
 def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
     """Write table1.csv, .md and .tex from the record; returns their paths and claim C1's verdicts."""
     paths, summary = write_networks(folder, scale_name, "table1", BITS)
-    return paths, claim_lines(summary.record, scale(scale_name), ["C1"])
+    return paths, claim_lines(summary.record, any_scale(scale_name), ["C1"])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Table 6: training-free ensembles of a zero-shot CLIP: Gaussian noise, MC-dropout, LPE-BSR.
 
     python reproduce/table6.py
+    python reproduce/table6.py --scale paper [--random-weights]
 
 Costs about 20 minutes on 2 cores for the twenty training seeds of ``digits``, from nothing. It prints the
 paths written and the verdicts of claim C10.
@@ -13,14 +14,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 # A script runs its own checkout, whichever copy is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Session, record_name, run_figure
-from reproduce.measurements import Unit, clip_units, measure_all, selected, units
-from reproduce.scales import scale
+from reproduce.measurements import Unit, measure_all, selected, units
+from reproduce.paper import PaperScale, any_scale
 from reproduce.summaries import (
     FP32,
     SCALED,
@@ -49,12 +51,12 @@ HEADER = (
 NLL = HEADER.index("NLL (nats)")
 
 
-def wanted(session: Session) -> list[Unit]:
+def wanted(session: Session[Any]) -> list[Unit]:
     """The units that the table shows."""
-    return units(clip_units(session.scale)[-1:], session.claim_seeds)
+    return units([session.scale.compared_clip.removeprefix(f"{session.scale.name} ")], session.claim_seeds)
 
 
-def compute(session: Session) -> dict[str, object]:
+def compute(session: Session[Any]) -> dict[str, object]:
     """Train and measure; write table6_record.csv."""
     measure_all(session, wanted(session))
     rows = selected(session, wanted(session), every_size=(), methods=METHODS)
@@ -64,9 +66,9 @@ def compute(session: Session) -> dict[str, object]:
 
 def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
     """Write table6.csv, .md and .tex from the record; returns their paths and claim C10's verdicts."""
-    chosen = scale(scale_name)
+    chosen = any_scale(scale_name)
     summary = read(folder, "table6")
-    substrate = chosen.largest_clip
+    substrate = chosen.compared_clip
     single = What(substrate, "SGD", FP32)
 
     def row(what: What, title: str) -> list[Cell]:
@@ -92,6 +94,12 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
         ]
         means = [float(summary.values(what).mean()) for what, _ in shown]
         rows += mark_best([row(*each) for each in shown], NLL, means)
+    if isinstance(chosen, PaperScale):
+        # Tuned in the run itself, whose record says what was chosen.
+        tuned = [What(substrate, "SGD", rival, "fp32", chosen.size) for rival in RIVALS]
+        std, rate = (float(summary.values(what, "setting").iloc[0]) for what in tuned)
+    else:
+        std, rate = chosen.clip_gaussian_std, chosen.clip_dropout_rate
     caption = (
         f"Training-free ensembles of a zero-shot CLIP, {substrate}, scale {chosen.name}, "
         f"{counted_seeds([summary.seeds(single)])} training seeds."
@@ -101,8 +109,8 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
         "Members differ in the image tower; the head, made of captions of the class names, is computed once "
         "at full precision.",
         "NLL − FP32's: paired by training seed, against ☆. Bold: the lowest mean NLL of the ensembles of one "
-        f"size, however little they differ. Gaussian: std {chosen.clip_gaussian_std:g}; MC-dropout: rate "
-        f"{chosen.clip_dropout_rate:g}; both chosen on validation images.",
+        f"size, however little they differ. Gaussian: std {std:g}; MC-dropout: rate {rate:g}; both chosen on "
+        "validation images.",
         "Memory: n stored members, and the smallest thing from which they can be drawn; the text tower, "
         "which classifying does not need, is not counted.",
     ]

@@ -7,8 +7,9 @@ replaced by
 
 and all other tensors shared. Two choices of σ_w:
 
-    matched     σ_w² = Δ²·p(1 − p): weight by weight BSR's own variance under a number system, with its Δ and
-                its p (zero for a grid value). Is it the rounding that helps, or only noise of that size?
+    matched     σ_w² = Δ²·p(1 − p): weight by weight BSR's own variance under a number system, with its p and
+                its Δ, the distance of the weight's two neighbours (zero for a grid value). Is it the rounding
+                that helps, or only noise of that size?
     isotropic   one σ for all weights, in the weights' own unit.
 
 Sources: the matched variance is BSR's (Nam & Lee 2024, "Ex Uno Pluria"); noise of one size around a trained
@@ -29,8 +30,10 @@ from lpe.ensembles.batch_norm import fresh_statistics, with_weights
 from lpe.ensembles.selection import PlannedTensor, select_tensors
 from lpe.errors import InputError
 from lpe.modules import named_tensors, tensor_bits, with_tensors
-from lpe.number_systems.grids import FullPrecision, Int, NumberSystem
-from lpe.number_systems.rounding import steps
+from lpe.number_systems.grids import FullPrecision, Grid, NumberSystem, check_system, grid_of
+from lpe.number_systems.kernels import reference
+from lpe.number_systems.kernels.arguments import Scales
+from lpe.number_systems.rounding import absmax_scales
 from lpe.number_systems.streams import check_seed, normal
 
 CHUNK = 1 << 15
@@ -41,7 +44,7 @@ class GaussianEnsemble(Ensemble):
     """M draws of Gaussian noise around one model's weights.
 
     Args:
-        model: any module; it is not modified, and members share what carries no noise. The steps Δ are taken
+        model: any module; it is not modified, and members share what carries no noise. The scales are taken
             when the ensemble is made: make it anew after training the model or moving it.
         system: the number system whose tensors carry the noise, and whose variance it has where ``std`` is
             None.
@@ -69,32 +72,29 @@ class GaussianEnsemble(Ensemble):
         batches: Iterable[Any] | None = None,
     ) -> None:
         super().__init__(size)
-        if not isinstance(system, Int | FullPrecision):
-            raise InputError(f"system must be a number system such as lpe.Int(5), not {system!r}")
+        self.system = check_system(system)
         if std is None:
-            if not isinstance(system, Int):
+            if isinstance(system, FullPrecision):
                 raise InputError(
                     f"{system.name} rounds nothing, so noise of its variance is none; give std= a number or "
-                    "an integer system such as lpe.Int(5)"
+                    "a system that rounds, such as lpe.Int(5)"
                 )
         elif isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < math.inf:
             raise InputError(f"std must be a finite number ≥ 0 or None (BSR's own), not {std!r}")
         self.model = model
-        self.system = system
         self.seed = check_seed(seed)
         self.std = std
         self.batches = batches
         self.plan: list[PlannedTensor] = select_tensors(model, system, include, exclude)
         self._noisy = {planned.name: planned for planned in self.plan if planned.quantised}
         self._weights = {entry.name: entry.tensor for entry in named_tensors(model)}
-        self._steps: dict[str, Tensor] = {}
+        self._scales: dict[str, Scales] = {}
         if std is None:
-            assert isinstance(system, Int)
+            assert not isinstance(system, FullPrecision)
             with torch.no_grad():
-                self._steps = {
-                    name: steps(self._weights[name], system, planned.layout).flatten()
-                    for name, planned in self._noisy.items()
-                }
+                for name, planned in self._noisy.items():
+                    scales = absmax_scales(self._weights[name], system, planned.layout)
+                    self._scales[name] = Scales.of(scales, planned.layout, system.scale)
 
     @torch.no_grad()
     def std_of(self, name: str) -> Tensor:
@@ -113,16 +113,16 @@ class GaussianEnsemble(Ensemble):
     def _std(self, name: str) -> Iterator[tuple[int, int, Tensor | float]]:
         """start, stop and std of CHUNK elements at a time (row-major): float32 [elements], or a number."""
         weight = self._weights[name].detach().reshape(-1)
-        layout = self._noisy[name].layout
         for start in range(0, len(weight), CHUNK):
             stop = min(start + CHUNK, len(weight))
             if self.std is not None:
                 yield start, stop, self.std
                 continue
-            assert isinstance(self.system, Int)
-            group = layout.scale_group(self.system, start, stop, weight.device)
-            step = self._steps[name][group]
-            yield start, stop, _rounding_std(weight[start:stop].float(), step, self.system.largest_code)
+            assert not isinstance(self.system, FullPrecision)
+            scales = self._scales[name]
+            group = scales.group(start, stop)
+            part = (weight[start:stop].float(), scales.values[group], scales.inverses[group])
+            yield start, stop, _rounding_std(*part, grid_of(self.system))
 
     @torch.no_grad()
     def weights(self, index: int) -> dict[str, Tensor]:
@@ -185,16 +185,19 @@ class GaussianEnsemble(Ensemble):
         return text_table(title, ("tensor", "shape", "noise", "why", "median std", "bits"), rows, footer)
 
 
-def _rounding_std(weight: Tensor, step: Tensor, largest_code: int) -> Tensor:
-    """BSR's std of float32 weights under their steps Δ, all of one shape.
+def _rounding_std(weight: Tensor, scale: Tensor, inverse: Tensor, grid: Grid) -> Tensor:
+    """BSR's std of float32 weights under their scales and these' inverses, all of one shape.
 
     The arithmetic is the rounding's own (``kernels.reference``), to the 16 bits of its probability: so a
     weight that it never moves has no noise.
     """
-    inverse = 1.0 / step
-    v = torch.where(torch.isfinite(inverse), weight * inverse, 0.0)
-    low = v.floor()
-    p = ((v - low) * 65536.0).round() / 65536.0
-    # Beyond the last code, where float32's error may put the largest weight, both neighbours are that code.
-    gap = (low + 1).clamp(-largest_code, largest_code) - low.clamp(-largest_code, largest_code)
-    return step * gap * (p * (1.0 - p)).sqrt()
+    table = reference.level_table(grid, weight.device)
+    low, p = reference.neighbours(reference.scaled(weight, inverse, grid), grid, table)
+    p = (p * 65536.0).round() / 65536.0
+    if grid.uniform:
+        # Beyond the last code, where float32's error may put the largest weight, both neighbours are it.
+        lowest, highest = grid.levels[0], grid.levels[-1]
+        gap = (low + 1).clamp(lowest, highest) - low.clamp(lowest, highest)
+    else:
+        gap = table[low + 1] - table[low]
+    return scale * gap * (p * (1.0 - p)).sqrt()

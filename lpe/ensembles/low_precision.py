@@ -21,8 +21,14 @@ from lpe.ensembles.base import Ensemble
 from lpe.ensembles.selection import PlannedTensor, describe_plan, select_tensors
 from lpe.errors import InputError
 from lpe.modules import named_tensors, with_tensors
-from lpe.number_systems.grids import FullPrecision, Int, NumberSystem
-from lpe.number_systems.rounding import check_rounding, encode_with_scales, round_with_scales, steps
+from lpe.number_systems.grids import FullPrecision, NumberSystem, check_system
+from lpe.number_systems.kernels.arguments import Draw
+from lpe.number_systems.rounding import (
+    absmax_scales,
+    check_rounding,
+    encode_with_scales,
+    round_with_scales,
+)
 from lpe.number_systems.streams import check_member, check_seed
 
 ALIGNMENT = 64
@@ -38,7 +44,7 @@ class LowPrecisionEnsemble(Ensemble):
     Args:
         model: any module; it is not modified, and members share what they do not own. The scales are
             taken when the ensemble is made: make it anew after training the model or moving it.
-        system: the number system, such as ``lpe.Int(5)``.
+        system: the number system, such as ``lpe.Int(5)`` or ``lpe.NF4()``.
         size: members.
         seed: of the random bits, 0 … 2⁶⁴ − 1.
         rounding: "bernoulli", "coupled" or "nearest".
@@ -63,10 +69,8 @@ class LowPrecisionEnsemble(Ensemble):
         first_member: int = 0,
     ) -> None:
         super().__init__(size)
-        if not isinstance(system, Int | FullPrecision):
-            raise InputError(f"system must be a number system such as lpe.Int(5), not {system!r}")
         self.model = model
-        self.system = system
+        self.system = check_system(system)
         self.seed = check_seed(seed)
         self.rounding = check_rounding(rounding)
         self.first_member = check_member(first_member)
@@ -74,33 +78,25 @@ class LowPrecisionEnsemble(Ensemble):
         self.plan: list[PlannedTensor] = select_tensors(model, system, include, exclude)
         self._weights = {entry.name: entry.tensor for entry in named_tensors(model)}
         self._scales: dict[str, torch.Tensor] = {}
-        if isinstance(system, Int):
+        if not isinstance(system, FullPrecision):
             with torch.no_grad():
                 self._scales = {
-                    planned.name: steps(self._weights[planned.name], system, planned.layout)
+                    planned.name: absmax_scales(self._weights[planned.name], system, planned.layout)
                     for planned in self.plan
                     if planned.quantised
                 }
 
     def codes(self, name: str, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes (int8, of the weight's shape) and scales of one quantised tensor of one member."""
+        """Codes and scales of one quantised tensor of one member; see ``lpe.encode``."""
         planned = next((p for p in self.plan if p.name == name and p.quantised), None)
-        if planned is None or not isinstance(self.system, Int):
+        if planned is None or isinstance(self.system, FullPrecision):
             raise InputError(f"{name!r} is not a quantised tensor of this ensemble")
-        return self._codes(planned, index), self._scales[name]
+        scales = self._scales[name]
+        draw = self._draw(name, index)
+        return encode_with_scales(self._weights[name], scales, self.system, planned.layout, draw), scales
 
-    def _codes(self, planned: PlannedTensor, index: int) -> torch.Tensor:
-        assert isinstance(self.system, Int)
-        return encode_with_scales(
-            self._weights[planned.name],
-            self._scales[planned.name],
-            self.system,
-            planned.layout,
-            self.rounding,
-            self.seed,
-            planned.name,
-            self.first_member + index,
-        )
+    def _draw(self, name: str, index: int) -> Draw:
+        return Draw(self.rounding, self.seed, name, self.first_member + index)
 
     @torch.no_grad()
     def member(self, index: int) -> nn.Module:
@@ -132,10 +128,7 @@ class LowPrecisionEnsemble(Ensemble):
                 self._scales[planned.name],
                 self.system,
                 planned.layout,
-                self.rounding,
-                self.seed,
-                planned.name,
-                self.first_member + index,
+                self._draw(planned.name, index),
             )
             rounded[planned.name] = values
         return with_tensors(self.model, rounded)
@@ -159,7 +152,7 @@ class LowPrecisionEnsemble(Ensemble):
 
     def describe(self) -> str:
         """A row per tensor: name, shape, quantised or not and why, bits a value in a member."""
-        bits = self.system.bits if isinstance(self.system, Int) else None
+        bits = None if isinstance(self.system, FullPrecision) else self.system.bits
         return describe_plan(
             self.plan,
             bits,

@@ -20,7 +20,8 @@ from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from lpe.modules import named_tensors
 from lpe.number_systems.grids import FullPrecision, NumberSystem
-from lpe.number_systems.rounding import Layout, check_weight
+from lpe.number_systems.layouts import Layout
+from lpe.number_systems.rounding import check_weight
 from lpe.number_systems.streams import canonical_name, check_tensor_ids
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -46,7 +46,17 @@ from lpe.ensembles.mixture import CompositeEnsemble, Mixture
 from lpe.ensembles.selection import PlannedTensor
 from lpe.errors import InputError
 from lpe.modules import named_tensors, tensor_bits, with_tensors
-from lpe.number_systems.grids import Int, PerBlock, PerChannel, PerTensor
+from lpe.number_systems.grids import (
+    Codebook,
+    FullPrecision,
+    Int,
+    LowPrecision,
+    NumberSystem,
+    PerBlock,
+    PerChannel,
+    PerTensor,
+    number_system,
+)
 from lpe.number_systems.packing import pack, unpack
 from lpe.number_systems.rounding import decode, encode
 from lpe.number_systems.streams import canonical_name
@@ -63,8 +73,8 @@ def save(ensemble: Ensemble, path: str | os.PathLike[str], kind: str = "members"
     """Write an ensemble to a file, whole or not at all.
 
     Args:
-        ensemble: any ensemble; the seeded kind takes a ``LowPrecisionEnsemble`` of integers, or a mixture
-            of such.
+        ensemble: any ensemble; the seeded kind takes a ``LowPrecisionEnsemble`` of a system that rounds, or
+            a mixture of such.
         path: the file. kind: "members" or "seeded".
 
     Returns:
@@ -239,11 +249,11 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _single(ensemble: Ensemble, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if isinstance(ensemble, LowPrecisionEnsemble) and isinstance(ensemble.system, Int):
+    if isinstance(ensemble, LowPrecisionEnsemble) and not isinstance(ensemble.system, FullPrecision):
         _check_unmasked(ensemble, [ensemble.model])
         return _low_precision(ensemble, kind)
     if kind == "seeded":
-        raise InputError(f"a seeded file holds a low precision ensemble of integers, not {ensemble!r}")
+        raise InputError(f"a seeded file holds a low precision ensemble that rounds, not {ensemble!r}")
     if isinstance(ensemble, MCDropoutEnsemble):
         _check_unmasked(ensemble, [ensemble.model])
         return _dropout(ensemble)
@@ -266,7 +276,7 @@ def _check_unmasked(ensemble: Ensemble, models: Sequence[nn.Module]) -> None:
 
 
 def _low_precision(ensemble: LowPrecisionEnsemble, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    assert isinstance(ensemble.system, Int)
+    assert not isinstance(ensemble.system, FullPrecision)
     saved = [planned for planned in ensemble.plan if planned.saved]
     quantised = [planned for planned in saved if planned.quantised]
     weights = {entry.name: entry.tensor.detach() for entry in named_tensors(ensemble.model)}
@@ -457,16 +467,38 @@ def _layout(planned: PlannedTensor) -> dict[str, Any]:
     }
 
 
-def _decoded(codes: Tensor, scales: Tensor, system: Int, layout: Mapping[str, Any]) -> Tensor:
+def _decoded(codes: Tensor, scales: Tensor, system: LowPrecision, layout: Mapping[str, Any]) -> Tensor:
     dtype = getattr(torch, layout["dtype"])
     return decode(codes, scales, system, dtype, layout["output_axis"], layout["channel_groups"])
 
 
-def _named_system(system: Int) -> dict[str, Any]:
+# A header names an integer system by its bits alone, as before there were others; of others it holds the
+# name, which a reader that knows integers only refuses for the lack of bits, and a codebook's levels.
+
+
+def _named_system(system: LowPrecision) -> dict[str, Any]:
     axis = system.scale
-    return {"bits": system.bits, "scale": type(axis).__name__, **vars(axis)}
+    named: dict[str, Any] = {"scale": type(axis).__name__, **vars(axis)}
+    if isinstance(system, Int):
+        return {"bits": system.bits, **named}
+    levels = {"levels": list(system.levels)} if isinstance(system, Codebook) else {}
+    return {"name": system.name, **levels, **named}
 
 
-def _system(named: Mapping[str, Any]) -> Int:
-    rest = {key: value for key, value in named.items() if key not in ("bits", "scale")}
-    return Int(named["bits"], _AXES[named["scale"]](**rest))
+def _system(named: Mapping[str, Any]) -> LowPrecision:
+    """The number system of a header; InputError where it names none, or has other levels than the name's."""
+    try:
+        told = {key: value for key, value in named.items() if key != "levels"}
+        rest = {key: value for key, value in told.items() if key not in ("bits", "name", "scale")}
+        axis = _AXES[told["scale"]](**rest)
+        if "name" not in told:
+            return Int(told["bits"], axis)
+        if "levels" in named:
+            system: NumberSystem = Codebook(named["levels"], axis)
+        else:
+            system = number_system(told["name"].removesuffix(f" {axis}"), axis)
+    except (TypeError, AttributeError, InputError) as error:
+        raise InputError(f"the file is damaged: it has no number system ({error})") from None
+    if isinstance(system, FullPrecision) or system.name != told["name"]:
+        raise InputError(f"the file is damaged: its number system {told} is in truth {system.name!r}")
+    return system

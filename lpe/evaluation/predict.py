@@ -10,7 +10,7 @@ chunk, members that cost a construction are worth one. The numbers are the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +162,8 @@ def evaluate(
     for chunk in _chunks(batches, chunk_bytes, classes):
         targets = torch.cat([targets for _, _, targets in chunk])
         all_targets.append(targets)
+        if timer:
+            timer.examples += len(targets)
         log_sum = sum_logits = sum_nll = torch.empty(0)
         for index in range(len(ensemble)):
             with timer.member(index) if timer else nullcontext():
@@ -199,19 +201,31 @@ def evaluate(
 
 @torch.no_grad()
 def member_log_probs(ensemble: Ensemble, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
-    """Every member's log-probabilities, kept: for checks and small data.
+    """Every member's log-probabilities, kept: for checks, and for few members or few classes.
+
+    Batches in a list are taken at once, so that each member is made once; of a stream, and of data that is
+    read anew each time, no more than CHUNK_BYTES are held.
 
     Returns:
         float64 [members, examples, classes], and the targets, int64 [examples].
     """
-    chunk = [(index, *_checked(batch, index)) for index, batch in enumerate(batches)]
-    if not any(len(targets) for _, _, targets in chunk):
+    log_probs: list[list[Tensor]] = [[] for _ in range(len(ensemble))]
+    all_targets: list[Tensor] = []
+    classes = [0]
+    chunks: Iterable[list[tuple[int, Any, Tensor]]] = _chunks(batches, CHUNK_BYTES, classes)
+    if isinstance(batches, Sequence):
+        chunks = (
+            [[(index, *_checked(batch, index)) for index, batch in enumerate(batches)]] if batches else []
+        )
+    for chunk in chunks:
+        all_targets += [targets for _, _, targets in chunk]
+        for index, of_member in enumerate(log_probs):
+            # No name for the member: it would live on while the next one is made.
+            of_member.append(_member_logits(ensemble.member(index), chunk).log_softmax(dim=-1).cpu())
+        classes[0] = log_probs[0][-1].shape[1]
+    if not sum(map(len, all_targets)):
         raise InputError("the batches are empty; there is nothing to evaluate")
-    log_probs = torch.stack(
-        # No name for the member: it would live on while the next one is made.
-        [_member_logits(ensemble.member(i), chunk).log_softmax(dim=-1).cpu() for i in range(len(ensemble))]
-    )
-    return log_probs, torch.cat([targets for _, _, targets in chunk])
+    return torch.stack([torch.cat(of_member) for of_member in log_probs]), torch.cat(all_targets)
 
 
 @torch.no_grad()
@@ -228,9 +242,16 @@ def evaluate_temperature_scaled(
     Returns:
         nll, err, ece and brier by name. The decomposition into average loss and ambiguity is not defined for
         scaled probabilities and left out.
+
+    Raises:
+        InputError: as :func:`evaluate`; fewer than two examples to fit on one half of.
     """
     log_probs, targets = member_log_probs(ensemble, batches)
     if validation is None:
+        if len(targets) < 2:
+            raise InputError(
+                "a temperature is fitted on one half of the examples; two or more are needed, not 1"
+            )
         scaled = temperature_scaled(mean_log_probs(log_probs), targets)
     else:
         fitted, fitted_targets = member_log_probs(ensemble, validation)

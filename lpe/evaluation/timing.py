@@ -18,6 +18,9 @@ class MemberTimer:
     ``lpe.evaluate(ensemble, batches, timer=timer)`` fills it. Its times are no part of a record: the same
     computation gives the same record.
 
+    Attributes:
+        seconds: of each member. examples: that each has predicted; whoever uses the timer counts them.
+
     Args:
         members: how many. device: a GPU is synchronised before each reading of the clock; None: the current
             GPU, once one is in use.
@@ -30,6 +33,7 @@ class MemberTimer:
         if members < 1:
             raise InputError(f"a MemberTimer needs one member or more, not {members}")
         self.seconds = [0.0] * members
+        self.examples = 0
         self.device = device
 
     @contextmanager
@@ -39,18 +43,19 @@ class MemberTimer:
         yield
         self.seconds[index] += self._now() - start
 
-    def milliseconds_per_example(self, examples: int) -> list[float]:
+    def milliseconds_per_example(self, examples: int | None = None) -> list[float]:
         """What a prediction of every prefix costs: entry n − 1 is of the first n members, one after another.
 
         Making the members is included, as often as they were made: once for all examples where the data fits
         the evaluation's chunk, else once a chunk.
 
         Args:
-            examples: that each member has predicted.
+            examples: that each member has predicted; None: those counted.
 
         Raises:
             InputError: fewer than one example.
         """
+        examples = self.examples if examples is None else examples
         if examples < 1:
             raise InputError(f"milliseconds per example need one example or more, not {examples}")
         return [1000 * seconds / examples for seconds in accumulate(self.seconds)]

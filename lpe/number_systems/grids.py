@@ -1,8 +1,15 @@
 """Which numbers there are: the grid, and the group of weights that shares one scale of it.
 
-A number system is a grid of codes and a *scale axis*: the weights that share one step size Δ. A weight is
-seen as a matrix [out, everything else]. The word "group" means two things in the literature, so the axes
-here say which dimension they cut:
+A number system is a grid of levels, given at scale 1, and a *scale axis*: the weights that share one scale
+s = max|w| / max|level|; a weight becomes level·s.
+
+    Int(bits)                  the whole numbers −q … q; s is then the step size Δ
+    Float(exponent, mantissa)  the finite values of FP8, FP6 and FP4
+    NF4()                      QLoRA's 16 quantiles of a normal distribution
+    Codebook(levels)           any 2 to 256 numbers
+
+A weight is seen as a matrix [out, everything else]. The word "group" means two things in the literature, so
+the axes here say which dimension they cut:
 
     PerTensor()             one scale for the tensor
     PerChannel(channels=k)  one scale for k output channels, that is k rows (k = 1: the usual per-channel)
@@ -11,8 +18,14 @@ here say which dimension they cut:
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
 
 from lpe.errors import InputError
 
@@ -82,6 +95,18 @@ class PerBlock:
 
 ScaleAxis = PerTensor | PerChannel | PerBlock
 
+_PER_CHANNEL = PerChannel()
+
+
+def _check_scale(scale: object) -> None:
+    if not isinstance(scale, PerTensor | PerChannel | PerBlock):
+        raise InputError(f"scale must be PerTensor(), PerChannel() or PerBlock(), not {scale!r}")
+
+
+def _full_name(short: str, scale: ScaleAxis) -> str:
+    """The default scale axis is not spelled out."""
+    return short if scale == _PER_CHANNEL else f"{short} {scale}"
+
 
 @dataclass(frozen=True)
 class Int:
@@ -100,8 +125,7 @@ class Int:
     def __post_init__(self) -> None:
         if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
             raise InputError(f"Int(bits) takes 2 to 8 bits, not {self.bits!r}")
-        if not isinstance(self.scale, PerTensor | PerChannel | PerBlock):
-            raise InputError(f"scale must be PerTensor(), PerChannel() or PerBlock(), not {self.scale!r}")
+        _check_scale(self.scale)
 
     @property
     def largest_code(self) -> int:
@@ -109,9 +133,195 @@ class Int:
         return 2 ** (self.bits - 1) - 1
 
     @property
+    def levels(self) -> tuple[float, ...]:
+        """The grid at scale 1, ascending."""
+        return tuple(float(code) for code in range(-self.largest_code, self.largest_code + 1))
+
+    @property
     def name(self) -> str:
         """The short name, as the records have it; the default scale axis is not spelled out."""
-        return f"int{self.bits}" if self.scale == PerChannel() else f"int{self.bits} {self.scale}"
+        return _full_name(f"int{self.bits}", self.scale)
+
+
+# (exponent bits, mantissa bits) → largest finite value. The two of eight bits give codes away: E4M3 (OCP's
+# "FN") those of the largest mantissa to NaN, E5M2 those of the largest exponent to infinities and NaN.
+FLOATS = {(4, 3): 448.0, (5, 2): 57344.0, (3, 2): 28.0, (2, 3): 7.5, (2, 1): 6.0}
+
+
+@dataclass(frozen=True)
+class Float:
+    """The finite values of a float of 8, 6 or 4 bits, subnormals included; the two zeros are one level.
+
+    Scales are float32 and of max|w|, not the powers of two of the MX formats. Source of the formats: OCP
+    8-bit Floating Point Specification 1.0 (E4M3, E5M2); OCP Microscaling Formats 1.0 (E3M2, E2M3, E2M1).
+
+    Args:
+        exponent, mantissa: bits of each: E4M3 (largest value 448), E5M2 (57344), E3M2 (28), E2M3 (7.5) and
+            E2M1 (6) there are.
+        scale: the weights that share a scale.
+    """
+
+    exponent: int
+    mantissa: int
+    scale: ScaleAxis = field(default_factory=PerChannel)
+
+    def __post_init__(self) -> None:
+        sizes = (self.exponent, self.mantissa)
+        if any(type(size) is not int for size in sizes) or sizes not in FLOATS:
+            known = ", ".join(f"E{exponent}M{mantissa}" for exponent, mantissa in FLOATS)
+            raise InputError(
+                f"Float takes the exponent and mantissa bits of {known}, "
+                f"not exponent={self.exponent!r}, mantissa={self.mantissa!r}"
+            )
+        _check_scale(self.scale)
+
+    @property
+    def bits(self) -> int:
+        """Bits a weight, scales aside: sign, exponent and mantissa."""
+        return 1 + self.exponent + self.mantissa
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The grid at scale 1, ascending."""
+        bias, steps = 2 ** (self.exponent - 1) - 1, 2**self.mantissa
+        subnormal = [step * 2.0 ** (1 - bias - self.mantissa) for step in range(1, steps)]
+        normal = [
+            (1 + step / steps) * 2.0 ** (stored - bias)
+            for stored in range(1, 2**self.exponent)
+            for step in range(steps)
+        ]
+        largest = FLOATS[self.exponent, self.mantissa]
+        positive = [value for value in (*subnormal, *normal) if value <= largest]
+        return (*(-value for value in reversed(positive)), 0.0, *positive)
+
+    @property
+    def name(self) -> str:
+        """The short name, as the records have it; the default scale axis is not spelled out."""
+        return _full_name(f"fp{self.bits}_e{self.exponent}m{self.mantissa}", self.scale)
+
+
+@dataclass(frozen=True)
+class NF4:
+    """NormalFloat of 4 bits: 16 levels from −1 to 1, 0 among them, denser where a normal distribution is.
+
+    Source: Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs", appendix E. There the
+    scale is of blocks of 64 inputs: ``NF4(PerBlock(64))``.
+
+    Args:
+        scale: the weights that share a scale; per channel unless told.
+    """
+
+    scale: ScaleAxis = field(default_factory=PerChannel)
+
+    def __post_init__(self) -> None:
+        _check_scale(self.scale)
+
+    @property
+    def bits(self) -> int:
+        """Bits a weight, scales aside."""
+        return 4
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The grid at scale 1, ascending; each a float32."""
+        return _NF4_LEVELS
+
+    @property
+    def name(self) -> str:
+        """The short name, as the records have it; the default scale axis is not spelled out."""
+        return _full_name("nf4", self.scale)
+
+
+CODEBOOK_RANGE = 2.0**60
+"""A codebook's largest |level| and its inverse may be no larger, lest usual weights' scales leave float32."""
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """Any 2 to 256 levels; the scale is s = max|w| / max|level|, whatever the levels are.
+
+    Beyond the levels' ends a weight becomes the end. Where the ends are −a and a no weight lies there; where
+    they are not, the weights beyond the smaller end are rounded with a bias. A codebook need not have the
+    level 0; then zeros in a group that is not all zeros are rounded without bias to its neighbours.
+
+    Args:
+        levels: numbers in any order, finite and distinct as float32, which they are rounded to; kept in
+            ascending order. A factor common to all makes no difference, but for rounding: the scale takes it
+            up.
+        scale: the weights that share a scale.
+    """
+
+    levels: tuple[float, ...]
+    scale: ScaleAxis = field(default_factory=PerChannel)
+
+    def __init__(self, levels: Iterable[float], scale: ScaleAxis = _PER_CHANNEL) -> None:
+        _check_scale(scale)
+        # Assigned around the frozen dataclass: what is given need not be sorted, nor a tuple.
+        object.__setattr__(self, "levels", _codebook_levels(levels))
+        object.__setattr__(self, "scale", scale)
+
+    @property
+    def bits(self) -> int:
+        """Bits a weight, scales aside: ⌈log₂(number of levels)⌉."""
+        return (len(self.levels) - 1).bit_length()
+
+    @property
+    def name(self) -> str:
+        """Such as "codebook16-1a2b3c4d": the number of levels, and a hash of them."""
+        digest = hashlib.blake2s(np.array(self.levels, "<f4").tobytes()).hexdigest()[:8]
+        return _full_name(f"codebook{len(self.levels)}-{digest}", self.scale)
+
+
+def _codebook_levels(levels: Iterable[float]) -> tuple[float, ...]:
+    """The levels as float32 has them, ascending; InputError where they make no codebook."""
+    try:
+        given = [float(level + 0) for level in levels]  # a character plus 0 is a TypeError
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a row of a tensor
+        given_text = " ".join(repr(levels).split())
+        raise InputError(f"a codebook's levels must be numbers, not {given_text}") from None
+    if not 2 <= len(given) <= 256:
+        raise InputError(f"a codebook has 2 to 256 levels, not {len(given)}")
+    with np.errstate(over="ignore"):
+        # Adding 0 makes −0 the 0 that it equals.
+        rounded = [float(np.float32(level)) + 0.0 for level in given]
+    for level, kept in zip(given, rounded, strict=True):
+        if not math.isfinite(kept):
+            raise InputError(f"a codebook's levels must be finite as float32; {level!r} is not")
+    ascending = tuple(sorted(rounded))
+    for level, following in zip(ascending, ascending[1:], strict=False):
+        if level == following:
+            raise InputError(f"a codebook's levels must differ as float32; {level!r} is there twice")
+    largest = max(map(abs, ascending))
+    if not 1 / CODEBOOK_RANGE <= largest <= CODEBOOK_RANGE:
+        raise InputError(
+            f"a codebook's largest |level| must be between 2**-60 and 2**60, not {largest!r}; multiply all "
+            "levels by one factor, which the scale takes up again"
+        )
+    return ascending
+
+
+# As float32; the published constants have more digits than it.
+_NF4_LEVELS = tuple(
+    float(np.float32(level))
+    for level in (
+        -1.0,
+        -0.6961928009986877,
+        -0.5250730514526367,
+        -0.39491748809814453,
+        -0.28444138169288635,
+        -0.18477343022823334,
+        -0.09105003625154495,
+        0.0,
+        0.07958029955625534,
+        0.16093020141124725,
+        0.24611230194568634,
+        0.33791524171829224,
+        0.44070982933044434,
+        0.5626170039176941,
+        0.7229568362236023,
+        1.0,
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -119,30 +329,96 @@ class FullPrecision:
     """No rounding: weights as they are, at their own precision."""
 
     @property
+    def bits(self) -> int:
+        """Bits a weight of a float32 model."""
+        return 32
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """None: a float has too many to list."""
+        return ()
+
+    @property
     def name(self) -> str:
         """The short name, as the records have it."""
         return "fp32"
 
 
-NumberSystem = Int | FullPrecision
+LowPrecision = Int | Float | NF4 | Codebook
+"""What rounds."""
+
+NumberSystem = LowPrecision | FullPrecision
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a rounding rule has to know of a number system.
+
+    Args:
+        levels: at scale 1, ascending, each a float32.
+        zero: index of the level nearest to 0, of two such the positive one. Weights whose scale has no finite
+            inverse become it, and ties go to the levels an even number of places from it: to even codes of
+            integers, even mantissas of floats.
+        uniform: whether the levels are the whole numbers −zero … zero. A code is then the level itself; else
+            its index.
+    """
+
+    levels: tuple[float, ...]
+    zero: int
+    uniform: bool
+
+    @property
+    def lowest_code(self) -> int:
+        """The code of the lowest level; each further level's is one more."""
+        return -self.zero if self.uniform else 0
+
+    @property
+    def largest(self) -> float:
+        """The largest |level|."""
+        return max(-self.levels[0], self.levels[-1])
+
+
+@cache
+def grid_of(system: LowPrecision) -> Grid:
+    """The grid of a number system."""
+    levels = system.levels
+    zero = min(range(len(levels)), key=lambda index: (abs(levels[index]), -levels[index]))
+    return Grid(levels, zero, isinstance(system, Int))
+
+
+def check_system(system: object) -> NumberSystem:
+    """The number system; InputError if it is none."""
+    if not isinstance(system, LowPrecision | FullPrecision):
+        raise InputError(f"system must be a number system such as lpe.Int(5) or lpe.NF4(), not {system!r}")
+    return system
 
 
 def names() -> list[str]:
     """The names that :func:`number_system` takes."""
-    return [f"int{bits}" for bits in range(2, 9)] + ["fp32"]
+    floats = [Float(exponent, mantissa).name for exponent, mantissa in FLOATS]
+    return [f"int{bits}" for bits in range(2, 9)] + floats + ["nf4", "fp32"]
 
 
 def number_system(name: str, scale: ScaleAxis | None = None) -> NumberSystem:
-    """The number system of that name; case and a dash do not matter ("INT-5" is "int5").
+    """The number system of that name, with a scale axis (None: per channel).
+
+    Case, dashes and underscores do not matter: "INT-5" is "int5", "FP8-E4M3" is "fp8_e4m3".
 
     Raises:
         InputError: the name is unknown.
     """
-    plain = str(name).lower().replace("-", "")
+    axis = _PER_CHANNEL if scale is None else scale
+    plain = re.sub("[-_]", "", str(name).lower())
     if plain == "fp32":
         return FullPrecision()
+    if plain == "nf4":
+        return NF4(axis)
     if match := re.fullmatch(r"int([0-9]+)", plain):
         if not 2 <= int(match[1]) <= 8:
             raise InputError(f"number system {name!r} has {int(match[1])} bits; integers take 2 to 8")
-        return Int(int(match[1]), scale or PerChannel())
+        return Int(int(match[1]), axis)
+    for exponent, mantissa in FLOATS:
+        system = Float(exponent, mantissa, axis)
+        if plain == f"fp{system.bits}e{exponent}m{mantissa}":
+            return system
     raise InputError(f"unknown number system {name!r}; there are {', '.join(names())}")

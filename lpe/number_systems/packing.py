@@ -1,7 +1,8 @@
 """Codes ⇄ bytes: b bits a code, densely, little-endian.
 
-A code c of −q … q is stored as c + q in b bits; the bits of all codes follow one another, the lowest bit of
-each first, and the last byte is filled with zeros.
+A code is stored as the index of its level, in b bits: a code c of integers, −q … q, as c + q, any other as
+it is. The bits of all codes follow one another, the lowest bit of each first, and the last byte is filled
+with zeros.
 """
 
 from __future__ import annotations
@@ -11,19 +12,21 @@ import torch
 from torch import Tensor
 
 from lpe.errors import InputError
-from lpe.number_systems.grids import Int
+from lpe.number_systems.grids import LowPrecision, grid_of
+from lpe.number_systems.kernels.reference import code_type
 
 _CHUNK = 1 << 20  # codes at a time, a multiple of 8: every chunk ends on a byte
 
 
-def packed_bytes(count: int, system: Int) -> int:
+def packed_bytes(count: int, system: LowPrecision) -> int:
     """Bytes that ``count`` codes take."""
     return -(-count * system.bits // 8)
 
 
-def pack(codes: Tensor, system: Int) -> Tensor:
-    """Pack codes, int8 of any shape, row-major: uint8 [packed_bytes]."""
-    shifted = (codes.detach().cpu().reshape(-1).to(torch.int16) + system.largest_code).to(torch.uint8).numpy()
+def pack(codes: Tensor, system: LowPrecision) -> Tensor:
+    """Pack codes as ``encode`` gives them, of any shape, row-major: uint8 [packed_bytes]."""
+    indices = codes.detach().cpu().reshape(-1).to(torch.int16) - grid_of(system).lowest_code
+    shifted = indices.to(torch.uint8).numpy()
     parts = [
         np.packbits(
             np.unpackbits(
@@ -36,12 +39,13 @@ def pack(codes: Tensor, system: Int) -> Tensor:
     return torch.from_numpy(np.concatenate(parts) if parts else np.empty(0, np.uint8))
 
 
-def unpack(packed: Tensor, shape: tuple[int, ...], system: Int) -> Tensor:
-    """The codes, int8 of ``shape``.
+def unpack(packed: Tensor, shape: tuple[int, ...], system: LowPrecision) -> Tensor:
+    """The codes of ``shape``, as ``encode`` gave them.
 
     Raises:
-        InputError: the bytes are not as many as the shape needs, or hold a code outside −q … q.
+        InputError: the bytes are not as many as the shape needs, or hold a code that no level has.
     """
+    grid = grid_of(system)
     count = torch.Size(shape).numel()
     if len(packed) != packed_bytes(count, system):
         raise InputError(
@@ -58,6 +62,6 @@ def unpack(packed: Tensor, shape: tuple[int, ...], system: Int) -> Tensor:
             raw[start : start + step], count=(place.stop - place.start) * system.bits, bitorder="little"
         )
         codes[place] = bits.reshape(-1, system.bits) @ weights
-    if count and int(codes.max()) > 2 * system.largest_code:
+    if count and int(codes.max()) >= len(grid.levels):
         raise InputError(f"the bytes hold a code that {system.name} does not have; the file is damaged")
-    return torch.from_numpy((codes - system.largest_code).astype(np.int8)).reshape(shape)
+    return torch.from_numpy(codes + grid.lowest_code).to(code_type(grid)).reshape(shape)

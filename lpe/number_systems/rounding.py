@@ -6,25 +6,32 @@ BSR       Bernoulli stochastic rounding: with lo ≤ w ≤ hi the neighbours of 
 coupled   member i uses the random number r_i = (r_0 + 40503·i) mod 2¹⁶ (a rank-1 lattice, good for every
           prefix of the members) instead of a fresh one. Each member alone is BSR.
 
+The neighbours are those of v = w/s among the levels at scale 1, and Δ is their distance times s, which is
+one step of integers everywhere. A tie goes to the level an even number of places from level 0 (from the
+level nearest to 0 where there is none): to even codes of integers, to even mantissas of floats.
+
 The random number has 16 bits and the probability is rounded to 16 bits, so BSR's bias is at most 2⁻¹⁷ of
 the step, to which float32's own error in w·(1/Δ) adds below 2⁻¹⁶ at INT-8 and less at fewer bits. A grid
 value (Δ a normal number) stays put under every member at INT-2 to INT-6; by that error it leaves with a
-probability of at most 2⁻¹⁶ at INT-7 and 2⁻¹⁵ at INT-8.
+probability of at most 2⁻¹⁶ at INT-7 and 2⁻¹⁵ at INT-8. Of floats and NF4 every grid value stays put, for no
+level is more than 16 times the distance to a neighbour (s a normal number); so it is of codebooks of which
+this holds.
+
+A codebook whose ends are not −a and a has a bias besides: weights beyond its smaller end become that end.
 
 Source: Nam & Lee 2024, "Ex Uno Pluria" (BSR); the coupling is this suite's own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from lpe.errors import InputError
-from lpe.number_systems.grids import FullPrecision, Int, NumberSystem, PerTensor
+from lpe.number_systems.grids import FullPrecision, LowPrecision, NumberSystem, grid_of
 from lpe.number_systems.kernels import reference
+from lpe.number_systems.kernels.arguments import Draw, Scales
+from lpe.number_systems.layouts import Layout
 from lpe.number_systems.streams import check_member, check_seed
 
 ROUNDINGS = ("nearest", "bernoulli", "coupled")
@@ -37,87 +44,19 @@ def check_rounding(rounding: str) -> str:
     return rounding
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a weight is seen as a matrix [out, everything else], and which scale each element uses.
-
-    Args:
-        shape: the weight's shape.
-        output_axis: the dimension that is "output": 0, or 1 (GPT-2's Conv1D, ConvTranspose, open_clip's
-            projections).
-        channel_groups: for a grouped ConvTranspose [in, out / groups, …], its number of groups.
-    """
-
-    shape: tuple[int, ...]
-    output_axis: int = 0
-    channel_groups: int = 1
-
-    def __post_init__(self) -> None:
-        if self.output_axis not in (0, 1) or (self.output_axis == 1 and len(self.shape) < 2):
-            raise InputError(f"output_axis {self.output_axis!r} does not fit the shape {list(self.shape)}")
-        if not isinstance(self.channel_groups, int) or self.channel_groups < 1:
-            raise InputError(f"channel_groups must be a positive integer, not {self.channel_groups!r}")
-        if self.output_axis == 1 and self.shape[0] % self.channel_groups:
-            raise InputError(f"{self.channel_groups} channel groups do not divide {self.shape[0]} inputs")
-
-    @property
-    def rows(self) -> int:
-        """Output channels."""
-        if not self.shape:
-            return 1
-        return self.shape[0] if self.output_axis == 0 else self.shape[1] * self.channel_groups
-
-    @property
-    def columns(self) -> int:
-        """Weights of one output channel."""
-        return self.numel // self.rows if self.rows else 0
-
-    @property
-    def numel(self) -> int:
-        """Number of weights."""
-        return int(torch.Size(self.shape).numel())
-
-    def matrix(self, weight: Tensor) -> Tensor:
-        """The weight as [out, everything else]; a view where memory allows."""
-        if self.output_axis == 0:
-            return weight.reshape(self.rows, self.columns)
-        grouped = weight.unflatten(0, (self.channel_groups, self.shape[0] // self.channel_groups))
-        return grouped.transpose(1, 2).reshape(self.rows, self.columns)
-
-    def position(self, start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Row and column of the elements start … stop − 1 (row-major, as stored): int64 each."""
-        element = torch.arange(start, stop, dtype=torch.int64, device=device)
-        if self.output_axis == 0:
-            return element // self.columns, element % self.columns
-        inputs = self.shape[0] // self.channel_groups
-        outputs = self.shape[1]
-        kernel = self.numel // (self.shape[0] * outputs)
-        first = element // (outputs * kernel)
-        row = first // inputs * outputs + element // kernel % outputs
-        return row, first % inputs * kernel + element % kernel
-
-    def scale_shape(self, system: Int) -> tuple[int, int]:
-        """Shape of the scales: [groups along the outputs, groups along the inputs]."""
-        return system.scale.groups(self.rows, self.columns)
-
-    def scale_group(self, system: Int, start: int, stop: int, device: torch.device) -> Tensor:
-        """Index into the flattened scales of the elements start … stop − 1: int64 [stop − start]."""
-        if isinstance(system.scale, PerTensor):
-            return torch.zeros(1, dtype=torch.int64, device=device).expand(stop - start)
-        row_extent, column_extent = system.scale.extent(self.rows, self.columns)
-        row, column = self.position(start, stop, device)
-        return row // row_extent * self.scale_shape(system)[1] + column // column_extent
-
-
-def steps(weight: Tensor, system: Int, layout: Layout) -> Tensor:
-    """Δ = max|w| / q of each scale group.
+def absmax_scales(weight: Tensor, system: LowPrecision, layout: Layout) -> Tensor:
+    """s = max|w| / max|level| of each scale group; of integers that is Δ = max|w| / q.
 
     Returns:
-        float32, of shape ``layout.scale_shape(system)``.
+        float32, of shape ``layout.scale_shape(system.scale)``.
+
+    Raises:
+        InputError: s is too large for float32, which takes a codebook of levels below 1 and weights above
+            10²⁰.
     """
     matrix = layout.matrix(weight)
     row_extent, column_extent = system.scale.extent(layout.rows, layout.columns)
-    shape = layout.scale_shape(system)
+    shape = layout.scale_shape(system.scale)
     if not weight.numel():
         return torch.zeros(shape, dtype=torch.float32, device=weight.device)
     # From the least and the greatest value: |w| would be a copy of the weight.
@@ -130,9 +69,16 @@ def steps(weight: Tensor, system: Int, layout: Layout) -> Tensor:
     ).float()
     # Rows are padded with zeros, which raise no maximum.
     padded = torch.nn.functional.pad(largest, (0, 0, 0, shape[0] * row_extent - layout.rows))
+    grid = grid_of(system)
     # A tensor, not a number: CUDA divides by a number as a product with its reciprocal, which rounds twice.
-    q = torch.tensor(float(system.largest_code), dtype=torch.float32, device=weight.device)
-    return padded.unflatten(0, (shape[0], row_extent)).amax(dim=1) / q
+    largest_level = torch.tensor(grid.largest, dtype=torch.float32, device=weight.device)
+    scales = padded.unflatten(0, (shape[0], row_extent)).amax(dim=1) / largest_level
+    if grid.largest < 1 and not torch.isfinite(scales).all():
+        raise InputError(
+            f"max|w| / {grid.largest:g} is beyond float32; multiply the codebook's levels by one factor so "
+            "that the largest is 1 or more"
+        )
+    return scales
 
 
 def check_weight(weight: Tensor, name: str) -> None:
@@ -154,7 +100,7 @@ def check_weight(weight: Tensor, name: str) -> None:
 @torch.no_grad()
 def encode(
     weight: Tensor,
-    system: Int,
+    system: LowPrecision,
     rounding: str = "bernoulli",
     seed: int = 0,
     name: str = "",
@@ -172,83 +118,73 @@ def encode(
         output_axis, channel_groups: see :class:`Layout`.
 
     Returns:
-        codes, int8, of the weight's shape; scales (the steps Δ), float32, [groups along the outputs, groups
-        along the inputs].
+        codes of the weight's shape: int8, −q … q, of integers; of others uint8, the index in
+        ``system.levels``. Scales s (of integers Δ), float32, [groups along the outputs, groups along the
+        inputs]. Where 1/s is not finite (s below about 3·10⁻³⁹, and groups of zeros) every code is that of
+        level 0, or of the level nearest to it.
 
     Raises:
-        InputError: a NaN or infinite weight; an unknown rounding; a seed or member out of range.
+        InputError: a NaN or infinite weight; an unknown rounding; a seed or member out of range; no number
+            system that rounds.
     """
     check_rounding(rounding)
     check_seed(seed)
     check_member(member)
-    if not isinstance(system, Int):
-        raise InputError(f"{system!r} has no codes; encode takes an integer number system")
+    if not isinstance(system, LowPrecision):
+        raise InputError(f"{system!r} has no codes; encode takes a number system that rounds, such as Int(5)")
     check_weight(weight, name)
     layout = Layout(tuple(weight.shape), output_axis, channel_groups)
-    scales = steps(weight, system, layout)
-    return encode_with_scales(weight, scales, system, layout, rounding, seed, name, member), scales
+    scales = absmax_scales(weight, system, layout)
+    return encode_with_scales(weight, scales, system, layout, Draw(rounding, seed, name, member)), scales
 
 
 def encode_with_scales(
-    weight: Tensor,
-    scales: Tensor,
-    system: Int,
-    layout: Layout,
-    rounding: str,
-    seed: int,
-    name: str,
-    member: int,
+    weight: Tensor, scales: Tensor, system: LowPrecision, layout: Layout, draw: Draw
 ) -> Tensor:
-    """Codes under scales that are at hand; the arguments are :func:`encode`'s and are not checked again."""
-    group_of = partial(layout.scale_group, system, device=weight.device)
-    step = scales.flatten()
-    keyed = (system.largest_code, rounding, seed, name, member)
-    codes = reference.encode(weight.detach().reshape(-1), step, 1.0 / step, group_of, *keyed)
+    """Codes under scales that are at hand, as :func:`encode` returns them; nothing is checked."""
+    of_elements = Scales.of(scales, layout, system.scale)
+    codes = reference.encode(weight.detach().reshape(-1), of_elements, grid_of(system), draw)
     return codes.view(weight.shape)
 
 
 def round_with_scales(
-    out: Tensor,
-    weight: Tensor,
-    scales: Tensor,
-    system: Int,
-    layout: Layout,
-    rounding: str,
-    seed: int,
-    name: str,
-    member: int,
+    out: Tensor, weight: Tensor, scales: Tensor, system: LowPrecision, layout: Layout, draw: Draw
 ) -> None:
     """Write the rounded values into ``out``, of the weight's shape and contiguous; as above, not checked."""
-    group_of = partial(layout.scale_group, system, device=weight.device)
-    step = scales.flatten()
-    keyed = (system.largest_code, rounding, seed, name, member)
-    flat = weight.detach().reshape(-1)
-    reference.round_into(out.view(-1), flat, step, 1.0 / step, group_of, *keyed)
+    of_elements = Scales.of(scales, layout, system.scale)
+    reference.round_into(out.view(-1), weight.detach().reshape(-1), of_elements, grid_of(system), draw)
 
 
 @torch.no_grad()
 def decode(
     codes: Tensor,
     scales: Tensor,
-    system: Int,
+    system: LowPrecision,
     dtype: torch.dtype = torch.float32,
     output_axis: int = 0,
     channel_groups: int = 1,
 ) -> Tensor:
-    """The values code·Δ (float32, then cast to ``dtype``), of the codes' shape."""
+    """The values level·s (float32, then cast to ``dtype``), of the codes' shape; codes as of :func:`encode`.
+
+    Raises:
+        InputError: scales of another shape than the codes and the scale axis make; a code that is no index
+            of a level.
+    """
     layout = Layout(tuple(codes.shape), output_axis, channel_groups)
-    if tuple(scales.shape) != layout.scale_shape(system):
+    if tuple(scales.shape) != layout.scale_shape(system.scale):
         raise InputError(
             f"scales of shape {list(scales.shape)} do not fit codes of shape {list(codes.shape)} under "
-            f"{system.name}: {list(layout.scale_shape(system))} expected"
+            f"{system.name}: {list(layout.scale_shape(system.scale))} expected"
         )
-    values = reference.decode(
-        codes.reshape(-1),
-        scales.flatten(),
-        lambda start, stop: layout.scale_group(system, start, stop, codes.device),
-        dtype,
-    )
-    return values.view(codes.shape)
+    grid = grid_of(system)
+    if not grid.uniform and codes.numel():
+        lowest, highest = (int(code) for code in torch.aminmax(codes))
+        if not 0 <= lowest <= highest < len(grid.levels):
+            raise InputError(
+                f"codes of {system.name} are 0 to {len(grid.levels) - 1}; there is {lowest} to {highest}"
+            )
+    of_elements = Scales.of(scales, layout, system.scale)
+    return reference.decode(codes.reshape(-1), of_elements, grid, dtype).view(codes.shape)
 
 
 @torch.no_grad()

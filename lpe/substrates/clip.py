@@ -35,12 +35,10 @@ from torch import Tensor, nn
 
 from lpe.errors import InputError
 from lpe.modules import device_of
+from lpe.substrates.hub import hub_or_cache
 from lpe.substrates.loading import load_state, parameter_bytes, read_weights, require_memory
 from lpe.training.loop import Batches, TrainingRun, train
 from lpe.training.schedules import warmup_cosine
-
-HUB_SECONDS = 5.0
-"""For the hub to answer at all: its own client would ask for most of a minute."""
 
 
 @dataclass(frozen=True)
@@ -160,30 +158,6 @@ def _preprocessing(named: _Named) -> Mapping[str, Any]:
     return shared[0] if shared and all(each == shared[0] for each in shared) else {}
 
 
-def _hub_answers() -> bool:
-    """Whether the hub of weights can be reached, by one request."""
-    from huggingface_hub import constants, get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
-    except Exception:  # which one depends on the client that the hub's library has under it
-        return False
-    return True
-
-
-@contextmanager
-def _hub() -> Iterator[bool]:
-    """The hub, or where it does not answer its cache alone, at once; whether it answers."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not _hub_answers()
-    try:
-        yield not constants.HF_HUB_OFFLINE
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
 def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0].rstrip(".")
 
@@ -195,7 +169,7 @@ def _weights_file(named: _Named) -> Path:
     from open_clip.constants import HF_SAFE_WEIGHTS_NAME
 
     repository, _, file = str(named.weights["hf_hub"]).rpartition("/")
-    with _hub() as answers:
+    with hub_or_cache() as answers:
         try:
             return Path(open_clip.download_pretrained(dict(named.weights)))
         except Exception as error:  # a gate, a full disk, no network: whatever it is, the file is not here
@@ -334,7 +308,7 @@ def _hub_for(named: _Named) -> Iterator[None]:
     if not (text.get("hf_model_name") or text.get("hf_tokenizer_name")):
         yield
         return
-    with _hub():
+    with hub_or_cache():
         yield
 
 

@@ -33,6 +33,8 @@ NESTINGS = (
 )
 """Where a training checkpoint may have its weights; the first of these keys that it has is taken."""
 
+HUB_SECONDS = 5
+
 SHOWN = 3
 """Names of each kind that a message about keys shows."""
 

@@ -280,6 +280,66 @@ def test_the_std_is_that_of_the_two_values_that_rounding_takes(scale: Any) -> No
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=float(2.0**-15 * largest))
 
 
+OTHERS = [
+    lpe.Float(4, 3),
+    lpe.Float(2, 1, lpe.PerBlock(5)),
+    lpe.NF4(),
+    lpe.NF4(lpe.PerTensor()),
+    lpe.Codebook([-1.0, -0.4, 0.1, 0.3, 1.0]),
+    lpe.Codebook([-1.0, 0.2, 0.5]),
+]
+
+
+def check_variance_of_neighbours(std_of: Callable[[nn.Module, str], Tensor], system: Any) -> None:
+    """Of two values a and b around w, taken without bias, the variance is (w − a)(b − w)."""
+    model = EveryAxis()
+    for name, (axis, groups) in AXES.items():
+        weight = model.get_parameter(name).detach()
+        values = torch.stack(
+            [
+                lpe.round_weights(weight, system, "bernoulli", 0, name, m, axis, groups).double()
+                for m in range(60)
+            ]
+        )
+        low, high = values.amin(dim=0), values.amax(dim=0)
+        both = high > low  # a neighbour of a small share may not have come up
+        expected = ((weight - low) * (high - weight))[both]
+        found = std_of(model, name).double().square()[both]
+        assert both.double().mean() > 0.2
+        largest = (high - low).max().square()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=float(2.0**-15 * largest))
+
+
+@pytest.mark.parametrize("system", OTHERS, ids=lambda system: system.name)
+def test_the_std_under_other_systems_is_that_of_the_two_values_that_rounding_takes(system: Any) -> None:
+    check_variance_of_neighbours(
+        lambda model, name: lpe.GaussianEnsemble(model, system, 1).std_of(name), system
+    )
+
+
+@pytest.mark.parametrize("system", OTHERS, ids=lambda system: system.name)
+def test_the_variance_of_equal_steps_is_caught_under_other_systems(system: Any) -> None:
+    integers = lpe.Int(max(2, system.bits), system.scale)
+    with pytest.raises(AssertionError):
+        check_variance_of_neighbours(
+            lambda model, name: lpe.GaussianEnsemble(model, integers, 1).std_of(name), system
+        )
+
+
+@pytest.mark.parametrize("system", [lpe.Float(4, 3), lpe.NF4()], ids=lambda system: system.name)
+def test_grid_values_of_other_systems_have_no_noise(system: Any) -> None:
+    model = nn.Linear(len(system.levels), 1)
+    model.weight.data = torch.tensor([system.levels]) * 0.37
+    assert not lpe.GaussianEnsemble(model, system, 1).std_of("weight").any()
+
+
+def test_a_weight_beyond_the_smaller_end_of_a_codebook_has_no_noise() -> None:
+    model = nn.Linear(3, 1)
+    model.weight.data = torch.tensor([[-1.0, 0.6, 0.3]])
+    std = lpe.GaussianEnsemble(model, lpe.Codebook([-1.0, 0.2, 0.5]), 1).std_of("weight")
+    assert std.bool().tolist() == [[False, False, True]]
+
+
 def test_grid_values_have_no_noise() -> None:
     model = nn.Linear(5, 2)
     model.weight.data = torch.tensor([[-3.0, 0.0, 1.0, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0, 0.0]]) / 8

@@ -12,6 +12,7 @@ import lpe
 from lpe.modules import named_tensors
 
 INT4 = lpe.Int(4)
+CODEBOOK = lpe.Codebook([-1.0, -0.4, 0.1, 0.3, 0.5])
 
 
 class Net(nn.Module):
@@ -78,8 +79,18 @@ def has(member: nn.Module, expected: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("rounding", ["nearest", "bernoulli", "coupled"])
 @pytest.mark.parametrize(
     "system",
-    [INT4, lpe.Int(2), lpe.Int(8), lpe.Int(4, lpe.PerTensor()), lpe.Int(4, lpe.PerBlock(5))],
-    ids=str,
+    [
+        INT4,
+        lpe.Int(2),
+        lpe.Int(8),
+        lpe.Int(4, lpe.PerTensor()),
+        lpe.Int(4, lpe.PerBlock(5)),
+        lpe.Float(4, 3),
+        lpe.Float(2, 1, lpe.PerBlock(5)),
+        lpe.NF4(),
+        CODEBOOK,
+    ],
+    ids=lambda system: system.name,
 )
 def test_a_members_weights_are_round_weights_under_its_name_and_index(system: Any, rounding: str) -> None:
     assert has(ensemble_of(system=system, rounding=rounding)[2], rounded(2, system, rounding))
@@ -169,6 +180,30 @@ def test_the_generator_takes_one_copy_of_8_bits_whatever_the_members(bits: int, 
     assert found == QUANTISED * 8 + SCALES * 32 + LEFTOVER_BITS
 
 
+@pytest.mark.parametrize(
+    ("system", "bits"),
+    [(lpe.Float(4, 3), 8), (lpe.Float(3, 2), 6), (lpe.Float(2, 1), 4), (lpe.NF4(), 4), (CODEBOOK, 3)],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_members_of_other_systems_take_their_bits_and_the_generator_8(system: Any, bits: int) -> None:
+    ensemble = ensemble_of(system=system)
+    assert ensemble.memory_bits(2) == 2 * QUANTISED * bits + SCALES * 32 + LEFTOVER_BITS
+    assert ensemble.memory_bits(2, storage="generator") == QUANTISED * 8 + SCALES * 32 + LEFTOVER_BITS
+
+
+def test_codes_times_scales_are_a_members_weights_in_other_systems() -> None:
+    codes, scales = ensemble_of(system=CODEBOOK).codes("proj", 1)
+    values = lpe.decode(codes, scales, CODEBOOK, output_axis=1)
+    assert torch.equal(values, rounded(1, CODEBOOK)["proj"])
+
+
+def test_describe_names_another_system_and_its_bits() -> None:
+    text = ensemble_of(system=lpe.NF4(lpe.PerBlock(5))).describe()
+    assert "nf4 per block of 5 inputs" in text.splitlines()[0]
+    (row,) = [line for line in text.splitlines() if line.startswith("conv.weight")]
+    assert row.split()[-1] == "4"
+
+
 def test_members_to_the_nearest_are_counted_once() -> None:
     found = ensemble_of(rounding="nearest").memory_bits(3)
     assert found == QUANTISED * 4 + SCALES * 32 + LEFTOVER_BITS
@@ -214,6 +249,7 @@ def test_an_unknown_storage_is_refused_by_name_with_those_there_are() -> None:
     ("setting", "value"),
     [
         ("system", "int4"),
+        ("system", lpe.NF4),
         ("size", 0),
         ("seed", -1),
         ("seed", 2**64),

@@ -282,7 +282,7 @@ def test_a_weight_that_multiplies_is_quantised_whatever_its_name_resembles(name:
 
 def test_a_grouped_transposed_convolution_has_a_scale_for_each_output_channel_of_each_group() -> None:
     planned = plan_of("plain kinds")["up.weight"]
-    assert (planned.shape, planned.layout.scale_shape(INT4)) == ((4, 3, 3, 3), (6, 1))
+    assert (planned.shape, planned.layout.scale_shape(INT4.scale)) == ((4, 3, 3, 3), (6, 1))
 
 
 def test_a_tied_embedding_without_a_head_is_listed_under_its_first_name_with_the_other() -> None:

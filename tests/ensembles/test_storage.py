@@ -31,6 +31,7 @@ def model(seed: int = 0, width: int = 32) -> nn.Module:
         ).eval()
 
 
+CODEBOOK = lpe.Codebook([-1.0, -0.4, 0.1, 0.3, 0.5], lpe.PerChannel(2))
 INPUTS = torch.randn(6, 16, generator=torch.Generator().manual_seed(1))
 BATCHES = [(INPUTS, torch.zeros(6, dtype=torch.long))]
 
@@ -48,6 +49,13 @@ def ensembles() -> dict[str, Ensemble]:
     return {
         "int5": lpe.LowPrecisionEnsemble(model(), lpe.Int(5), 3, seed=7, first_member=2),
         "int3 blocks": lpe.LowPrecisionEnsemble(model(), lpe.Int(3, lpe.PerBlock(5)), 3, rounding="coupled"),
+        "fp8": lpe.LowPrecisionEnsemble(model(), lpe.Float(4, 3), 3, seed=7, first_member=2),
+        "fp4 blocks": lpe.LowPrecisionEnsemble(model(), lpe.Float(2, 1, lpe.PerBlock(5)), 2),
+        "nf4": lpe.LowPrecisionEnsemble(model(), lpe.NF4(), 3, rounding="coupled"),
+        "codebook": lpe.LowPrecisionEnsemble(model(), CODEBOOK, 3),
+        "mixture of systems": lpe.Mixture.of(
+            [lpe.LowPrecisionEnsemble(model(), system, 2) for system in (lpe.Int(3), lpe.NF4(), CODEBOOK)]
+        ),
         "bfloat16": lpe.LowPrecisionEnsemble(model().bfloat16(), lpe.Int(4), 2),
         "deep": lpe.DeepEnsemble([model(0), model(1)]),
         "swag": SWAGEnsemble(model(), collector.statistics(), 3, batches=BATCHES),
@@ -189,6 +197,87 @@ def test_members_of_a_seeded_file_are_drawn_from_the_8_bit_copy(tmp_path: Path) 
     assert torch.equal(
         read.predict(INPUTS), lpe.LowPrecisionEnsemble(copy, lpe.Int(5), 3, seed=7).predict(INPUTS)
     )
+
+
+@pytest.mark.parametrize(
+    "system", [lpe.Float(3, 2), lpe.NF4(lpe.PerBlock(5)), CODEBOOK], ids=lambda system: system.name
+)
+def test_members_of_a_seeded_file_are_drawn_under_the_ensembles_own_system(
+    system: Any, tmp_path: Path
+) -> None:
+    base = model()
+    size = lpe.save(lpe.LowPrecisionEnsemble(base, system, 3, seed=7), tmp_path / "e", kind="seeded")
+    header = 8 + int.from_bytes((tmp_path / "e").read_bytes()[:8], "little")
+    read = lpe.load(tmp_path / "e", model(9))
+    assert 8 * (size - header) == read.memory_bits(storage="generator")
+    copy = model(9)
+    copy.load_state_dict(base.state_dict())
+    with torch.no_grad():
+        for name, parameter in copy.named_parameters():
+            if parameter.dim() == 2:
+                integers = lpe.Int(8, system.scale)
+                parameter.copy_(lpe.round_weights(parameter, integers, "nearest", name=name))
+    expected = lpe.LowPrecisionEnsemble(copy, system, 3, seed=7)
+    assert torch.equal(read.predict(INPUTS), expected.predict(INPUTS))
+
+
+def with_system(path: Path, system: Any) -> Path:
+    """The file with another number system in its header."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["lpe"])
+    metadata = {"lpe": json.dumps({**header, "system": system})}
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, metadata=metadata)
+    return path
+
+
+AXIS = {"scale": "PerChannel", "channels": 2}
+STORED = {"name": CODEBOOK.name, "levels": list(CODEBOOK.levels), **AXIS}
+
+
+def test_a_files_number_system_is_its_name_its_levels_and_its_scale_axis(tmp_path: Path) -> None:
+    lpe.save(lpe.LowPrecisionEnsemble(model(), CODEBOOK, 2), tmp_path / "e")
+    with safetensors.safe_open(tmp_path / "e", framework="pt") as file:
+        assert json.loads(file.metadata()["lpe"])["system"] == STORED
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        {**STORED, "levels": [-1.0, -0.4, 0.1, 0.3, 0.25]},
+        {**STORED, "levels": [-1.0, -0.4, 0.1]},
+        {**STORED, "levels": [1.0, 1.0]},
+        {**STORED, "levels": "many"},
+        {**STORED, "channels": 3},
+        {**STORED, "channels": 0},
+        {**STORED, "inputs": 3},
+        {**STORED, "scale": "PerRow"},
+        {"name": "fp8_e3m4 per 2 output channels", **AXIS},
+        {"name": "nf4", **AXIS},
+        {"name": "fp32", **AXIS},
+        {"name": 8, **AXIS},
+        {"bits": 9, **AXIS},
+        {**AXIS},
+        "nf4",
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", storage.KINDS)
+def test_a_damaged_number_system_is_refused_in_one_line(kind: str, system: Any, tmp_path: Path) -> None:
+    lpe.save(lpe.LowPrecisionEnsemble(model(), CODEBOOK, 2), tmp_path / "e", kind=kind)
+    with pytest.raises(lpe.InputError, match="damaged") as caught:
+        lpe.load(with_system(tmp_path / "e", system), model(9))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_code_of_another_system_is_refused(tmp_path: Path) -> None:
+    lpe.save(lpe.LowPrecisionEnsemble(model(), lpe.Float(4, 3), 1), tmp_path / "e")
+    with safetensors.safe_open(tmp_path / "e", framework="pt") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load_file(tmp_path / "e")
+    tensors["member 0/0.weight"][0] = 254
+    safetensors.torch.save_file(tensors, tmp_path / "e", metadata=metadata)
+    with pytest.raises(lpe.InputError, match="a code that fp8_e4m3 does not have; the file is damaged"):
+        _ = lpe.load(tmp_path / "e", model(9))[0]
 
 
 def test_stored_members_report_the_padding_of_the_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import UserDict, namedtuple
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -364,3 +365,41 @@ def test_calibrated_nll_at_some_sizes_is_that_of_all_sizes() -> None:
     some = lpe.evaluate(ensemble, batches, calibrated=(2, 4))
     assert some["calibrated_nll"].isna().tolist() == [True, False, True, False]
     assert some["calibrated_nll"].dropna().tolist() == every["calibrated_nll"][[1, 3]].tolist()
+
+
+class Reread:
+    """Data that is read anew each time: no list, and more than a chunk may hold."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches()
+
+
+def test_log_probs_of_data_read_anew_are_those_of_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lpe.evaluation.predict.CHUNK_BYTES", 1)
+    in_memory = member_log_probs(ensemble_of(), list(batches()))
+    read_anew = member_log_probs(ensemble_of(), Reread())
+    assert all(torch.equal(a, b) for a, b in zip(in_memory, read_anew, strict=True))
+
+
+def test_of_data_read_anew_no_more_than_a_chunk_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    class Watched:
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            nonlocal most
+            for inputs, targets in batches(1):
+                copy = inputs.clone()
+                alive.append(weakref.ref(copy))
+                most = max(most, sum(each() is not None for each in alive))
+                yield copy, targets
+
+    monkeypatch.setattr("lpe.evaluation.predict.CHUNK_BYTES", 1)
+    member_log_probs(ensemble_of(), Watched())
+    # The chunk that ran, the batch that closes it, and the one that is being read.
+    assert most <= 3
+
+
+def test_a_temperature_for_one_example_is_refused() -> None:
+    with pytest.raises(lpe.InputError, match="two or more are needed"):
+        evaluate_temperature_scaled(ensemble_of(1), [(INPUTS[:1], TARGETS[:1])])

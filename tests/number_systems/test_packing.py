@@ -20,6 +20,34 @@ def test_codes_come_back_from_as_few_bytes_as_they_need(bits: int, count: int) -
     assert torch.equal(packing.unpack(packed, (count,), system), codes)
 
 
+OTHERS = [
+    lpe.Codebook([-1, 1]),
+    lpe.Codebook(range(5)),
+    lpe.Codebook(range(256)),
+    lpe.NF4(),
+    lpe.Float(2, 1),
+    lpe.Float(2, 3),
+    lpe.Float(4, 3),
+]
+
+
+@pytest.mark.parametrize("system", OTHERS, ids=lambda system: system.name)
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000])
+def test_codes_of_other_systems_come_back_from_as_few_bytes_as_they_need(
+    system: lpe.Float | lpe.NF4 | lpe.Codebook, count: int
+) -> None:
+    codes = (torch.arange(count) * 7 % len(system.levels)).to(torch.uint8)
+    packed = packing.pack(codes, system)
+    assert packed.dtype == torch.uint8 and len(packed) == -(-count * system.bits // 8)
+    unpacked = packing.unpack(packed, (count,), system)
+    assert unpacked.dtype == torch.uint8 and torch.equal(unpacked, codes)
+
+
+def test_a_codebook_of_two_levels_takes_a_bit_a_weight() -> None:
+    packed = packing.pack(torch.tensor([1, 0, 0, 1, 1, 0, 0, 0, 1], dtype=torch.uint8), lpe.Codebook([-1, 1]))
+    assert packed.tolist() == [0b00011001, 0b1]
+
+
 def test_a_code_that_straddles_a_chunk_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "_CHUNK", 8)
     system = lpe.Int(5)
@@ -38,6 +66,11 @@ def test_too_few_bytes_are_refused() -> None:
         packing.unpack(torch.zeros(2, dtype=torch.uint8), (4,), lpe.Int(5))
 
 
-def test_a_code_outside_the_system_is_refused() -> None:
-    with pytest.raises(lpe.InputError, match="a code that int8 does not have"):
-        packing.unpack(torch.tensor([255], dtype=torch.uint8), (1,), lpe.Int(8))
+@pytest.mark.parametrize(
+    ("system", "byte"),
+    [(lpe.Int(8), 255), (lpe.Float(4, 3), 253), (lpe.Float(2, 1), 15), (lpe.Codebook([0, 1, 2]), 3)],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_code_outside_the_system_is_refused(system: lpe.Int | lpe.Float | lpe.Codebook, byte: int) -> None:
+    with pytest.raises(lpe.InputError, match=f"a code that {system.name} does not have"):
+        packing.unpack(torch.tensor([byte], dtype=torch.uint8), (1,), system)

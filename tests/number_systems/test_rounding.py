@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from torch import Tensor
 
 import lpe
 from lpe.number_systems import rounding, streams
-from lpe.number_systems.grids import ScaleAxis
+from lpe.number_systems.grids import LowPrecision, ScaleAxis, grid_of
 from lpe.number_systems.kernels import reference
+from lpe.number_systems.layouts import Layout
 
 AXES = [lpe.PerTensor(), lpe.PerChannel(1), lpe.PerChannel(3), lpe.PerBlock(5)]
 ROUNDINGS = ["nearest", "bernoulli", "coupled"]
@@ -72,9 +73,29 @@ def group_of_index(
     return (row, column // axis.inputs)
 
 
+def code_among_levels(v: np.float32, levels: list[np.float32], mode: str, lane: int) -> int:
+    """The code of v = w·(1/s) in a system that is no integers."""
+    zero = min(range(len(levels)), key=lambda index: (abs(levels[index]), levels[index] < 0))
+    v = min(max(v, levels[0]), levels[-1])
+    low = max([index for index, level in enumerate(levels[:-1]) if level <= v])
+    p = (v - levels[low]) / (levels[low + 1] - levels[low])
+    assert p.dtype == np.float32
+    if mode == "nearest":
+        tie_goes_up = (low + 1 - zero) % 2 == 0
+        return low + (1 if p > 0.5 or (p == 0.5 and tie_goes_up) else 0)
+    return low + (1 if lane < int(np.rint(np.float32(65536) * p)) else 0)
+
+
+def code_nearest_zero(system: LowPrecision) -> int:
+    """The code of a weight whose scale has no finite inverse."""
+    if isinstance(system, lpe.Int):
+        return 0
+    return min(range(len(system.levels)), key=lambda i: (abs(system.levels[i]), system.levels[i] < 0))
+
+
 def expected(
     weight: Tensor,
-    system: lpe.Int,
+    system: LowPrecision,
     mode: str,
     seed: int,
     name: str,
@@ -85,7 +106,8 @@ def expected(
     """The codes in row-major order, and the step of every scale group."""
     shape = tuple(weight.shape)
     values = weight.detach().to(torch.float32).contiguous().numpy()
-    q = 2 ** (system.bits - 1) - 1
+    levels = [np.float32(level) for level in system.levels]
+    q = max(map(abs, levels))
     places = {
         index: group_of_index(index, shape, system.scale, output_axis, channel_groups)
         for index in np.ndindex(shape)
@@ -93,37 +115,39 @@ def expected(
     step: dict[tuple[int, int], np.float32] = {}
     for index, group in places.items():
         step[group] = max(step.get(group, np.float32(0)), np.abs(np.float32(values[index])))
-    step = {group: largest / np.float32(q) for group, largest in step.items()}
+    step = {group: largest / q for group, largest in step.items()}
     codes = []
     for element, (index, group) in enumerate(places.items()):
         with np.errstate(divide="ignore", over="ignore"):
             inverse = np.float32(1) / step[group]
         if not np.isfinite(inverse):
-            codes.append(0)
+            codes.append(code_nearest_zero(system))
             continue
         v = np.float32(values[index]) * inverse
         assert v.dtype == np.float32
+        lane = block_of_lanes(seed, name, 0 if mode == "coupled" else member, element // 8)[element % 8]
+        if mode == "coupled":
+            lane = (lane + 40503 * member) % 65536
+        if not isinstance(system, lpe.Int):
+            codes.append(code_among_levels(v, levels, mode, lane))
+            continue
         if mode == "nearest":
             code = int(np.rint(v))
         else:
             low = np.floor(v)
             threshold = int(np.rint(np.float32(65536) * (v - low)))
-            if mode == "bernoulli":
-                lane = block_of_lanes(seed, name, member, element // 8)[element % 8]
-            else:
-                lane = block_of_lanes(seed, name, 0, element // 8)[element % 8]
-                lane = (lane + 40503 * member) % 65536
             code = int(low) + (1 if lane < threshold else 0)
-        codes.append(min(max(code, -q), q))
+        codes.append(int(min(max(code, -q), q)))
     return codes, step
 
 
 def assert_follows_the_rule(
-    weight: Tensor, system: lpe.Int, mode: str, seed: int = SEED, member: int = 0, **layout: int
+    weight: Tensor, system: LowPrecision, mode: str, seed: int = SEED, member: int = 0, **layout: int
 ) -> None:
     codes, scales = lpe.encode(weight, system, mode, seed, "layer.weight", member, **layout)
     wanted, wanted_steps = expected(weight, system, mode, seed, "layer.weight", member, **layout)
-    assert codes.dtype == torch.int8 and codes.shape == weight.shape
+    assert codes.dtype == (torch.int8 if isinstance(system, lpe.Int) else torch.uint8)
+    assert codes.shape == weight.shape
     assert codes.flatten().tolist() == wanted
     assert {(i, j): scales[i, j].item() for i, j in np.ndindex(*scales.shape)} == {
         group: float(step) for group, step in wanted_steps.items()
@@ -136,6 +160,80 @@ def assert_follows_the_rule(
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_codes_and_steps_follow_the_rule(bits: int, axis: ScaleAxis, mode: str, member: int) -> None:
     assert_follows_the_rule(normal_weight(7, 13), lpe.Int(bits, axis), mode, member=member)
+
+
+# Systems that are no integers: symmetric and not, with and without 0, even ends and odd.
+OTHERS: dict[str, Callable[[ScaleAxis], LowPrecision]] = {
+    **{f"E{e}M{m}": partial(lpe.Float, e, m) for e, m in ((4, 3), (5, 2), (3, 2), (2, 3), (2, 1))},
+    "NF4": lpe.NF4,
+    "two levels": partial(lpe.Codebook, [-1.0, 1.0]),
+    "without 0": partial(lpe.Codebook, [0.3, -0.2, 1.0, -1.0, 0.7]),
+    "one-sided": partial(lpe.Codebook, [0.0, 0.1, 0.35, 0.5, 2.0]),
+    "lopsided": partial(lpe.Codebook, [-3.0, -0.1, 0.0, 0.4, 1.1]),
+    "256 levels": partial(lpe.Codebook, [level / 100 for level in range(-128, 128)]),
+}
+
+
+@pytest.mark.parametrize("member", [0, 7])
+@pytest.mark.parametrize("mode", ROUNDINGS)
+@pytest.mark.parametrize("axis", AXES, ids=str)
+@pytest.mark.parametrize("name", OTHERS)
+def test_codes_and_scales_of_other_systems_follow_the_rule(
+    name: str, axis: ScaleAxis, mode: str, member: int
+) -> None:
+    weight = normal_weight(7, 13)
+    weight[3] = 0
+    weight[4] *= 1e-41
+    assert_follows_the_rule(weight, OTHERS[name](axis), mode, member=member)
+
+
+@pytest.mark.parametrize("mode", ROUNDINGS)
+@pytest.mark.parametrize("name", OTHERS)
+def test_more_than_one_chunk_of_other_systems_follows_the_rule(
+    name: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "CHUNK", 16)
+    weight, system = normal_weight(7, 13), OTHERS[name](lpe.PerBlock(5))
+    assert_follows_the_rule(weight, system, mode, member=1)
+    codes, scales = lpe.encode(weight, system, mode, SEED, "w", 1)
+    rounded = lpe.round_weights(weight, system, mode, SEED, "w", 1)
+    assert torch.equal(lpe.decode(codes, scales, system), rounded)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_dtype_of_other_systems_follows_the_rule_of_its_float32_values(
+    name: str, dtype: torch.dtype
+) -> None:
+    weight = (normal_weight(7, 13).double() / 3).to(dtype)
+    assert_follows_the_rule(weight, OTHERS[name](lpe.PerChannel()), "bernoulli", member=1)
+
+
+@pytest.mark.parametrize("layout", [{"output_axis": 1}, {"output_axis": 1, "channel_groups": 3}], ids=str)
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_layout_of_other_systems_follows_the_rule(name: str, layout: dict[str, int]) -> None:
+    assert_follows_the_rule(normal_weight(6, 4, 3), OTHERS[name](lpe.PerBlock(5)), "bernoulli", **layout)
+
+
+@pytest.mark.parametrize("mode", ROUNDINGS)
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("shape", [(0,), (4, 0)], ids=str)
+def test_an_empty_weight_of_other_systems_is_rounded_to_an_empty_weight(
+    shape: tuple[int, ...], name: str, mode: str
+) -> None:
+    assert lpe.round_weights(torch.ones(shape), OTHERS[name](lpe.PerChannel()), mode).shape == shape
+
+
+@pytest.mark.parametrize("mode", ROUNDINGS)
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_a_codebook_of_whole_numbers_rounds_as_integers_do(bits: int, mode: str) -> None:
+    # Two paths, one rule: ⌊v⌋ against a search among the levels.
+    weight, integers = normal_weight(64, 33), lpe.Int(bits)
+    codebook = lpe.Codebook(integers.levels)
+    codes, scales = lpe.encode(weight, integers, mode, SEED, "w", 3)
+    others, other_scales = lpe.encode(weight, codebook, mode, SEED, "w", 3)
+    assert torch.equal(scales, other_scales)
+    assert torch.equal(codes.long() + integers.largest_code, others.long())
 
 
 @pytest.mark.parametrize("mode", ROUNDINGS)
@@ -224,11 +322,12 @@ def test_an_empty_weight_is_rounded_to_an_empty_weight(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("bits", range(2, 9))
-def test_cuda_gives_the_codes_and_steps_of_the_cpu(bits: int) -> None:
+@pytest.mark.parametrize("name", [*map(str, range(2, 9)), *OTHERS])
+def test_cuda_gives_the_codes_and_scales_of_the_cpu(name: str) -> None:
     weight = normal_weight(4096, 33)
-    codes, scales = lpe.encode(weight, lpe.Int(bits), "bernoulli", SEED, "w", 3)
-    on_cuda = lpe.encode(weight.cuda(), lpe.Int(bits), "bernoulli", SEED, "w", 3)
+    system = lpe.Int(int(name)) if name.isdigit() else OTHERS[name](lpe.PerChannel())
+    codes, scales = lpe.encode(weight, system, "bernoulli", SEED, "w", 3)
+    on_cuda = lpe.encode(weight.cuda(), system, "bernoulli", SEED, "w", 3)
     assert torch.equal(on_cuda[1].cpu(), scales) and torch.equal(on_cuda[0].cpu(), codes)
 
 
@@ -301,12 +400,17 @@ def grid_rows(bits: int) -> Tensor:
     return torch.arange(-q, q + 1).float() * steps[:, None]
 
 
+def codes_of(weight: Tensor, step: Tensor, bits: int, mode: str, lanes: Tensor) -> Tensor:
+    """The kernel's codes of weights with steps and random numbers of their own."""
+    grid = grid_of(lpe.Int(bits))
+    table = reference.level_table(grid, weight.device)
+    return reference.round_codes(weight, 1.0 / step, grid, table, mode, lanes)
+
+
 def codes_under_lane(weight: Tensor, bits: int, lane: int) -> Tensor:
     """The codes that a weight [rows, columns], a step a row, gets if every random number is ``lane``."""
-    system = lpe.Int(bits)
-    steps = rounding.steps(weight, system, rounding.Layout(tuple(weight.shape))).expand_as(weight)
-    lanes = torch.full(weight.shape, lane)
-    return reference.round_codes(weight, steps, 1.0 / steps, system.largest_code, "bernoulli", lanes)
+    steps = rounding.absmax_scales(weight, lpe.Int(bits), Layout(tuple(weight.shape))).expand_as(weight)
+    return codes_of(weight, steps, bits, "bernoulli", torch.full(weight.shape, lane))
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -348,9 +452,9 @@ def test_nearest_leaves_grid_values_where_they_are(bits: int) -> None:
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_codes_never_leave_minus_q_to_q(bits: int, mode: str, lane: int) -> None:
     # In w·(1/Δ) float32 may put the maximum a little outside; here it is far outside.
-    q, one = 2 ** (bits - 1) - 1, torch.ones(2)
+    q = 2 ** (bits - 1) - 1
     weight = torch.tensor([-q - 0.75, q + 0.75])
-    codes = reference.round_codes(weight, one, one, q, mode, torch.full((2,), lane))
+    codes = codes_of(weight, torch.ones(2), bits, mode, torch.full((2,), lane))
     assert codes.tolist() == [-q, q]
 
 
@@ -373,7 +477,7 @@ def test_the_threshold_rounds_ties_to_even() -> None:
     # T = 0.5, 1.5, 2.5 → 0, 2, 2: at r = T − 1 a weight goes up, at r = T it does not.
     v = torch.tensor([0.5, 1.5, 1.5, 2.5, 2.5]) / 65536
     lanes = torch.tensor([0, 1, 2, 1, 2])
-    codes = reference.round_codes(v, torch.ones(5), torch.ones(5), 7, "bernoulli", lanes)
+    codes = codes_of(v, torch.ones(5), 4, "bernoulli", lanes)
     assert codes.tolist() == [0, 1, 0, 1, 0]
 
 
@@ -768,8 +872,7 @@ Round = Callable[[Tensor, Tensor], Tensor]
 
 
 def round_to_int8(v: Tensor, lanes: Tensor) -> Tensor:
-    one = torch.ones_like(v)
-    return reference.round_codes(v, one, one, 127, "bernoulli", lanes)
+    return codes_of(v, torch.ones_like(v), 8, "bernoulli", lanes)
 
 
 def check_exact_bias(round_values: Round) -> None:
@@ -804,9 +907,7 @@ def test_the_bias_at_int8_with_any_step_is_at_most_2_to_the_minus_17_and_float32
     step = torch.rand(60, generator=torch.Generator().manual_seed(1)) + 0.5
     weight = step * torch.empty(60).uniform_(-126, 126, generator=torch.Generator().manual_seed(2))
     wide_weight, wide_step = (t[:, None].expand(-1, 65536) for t in (weight, step))
-    codes = reference.round_codes(
-        wide_weight, wide_step, 1.0 / wide_step, 127, "bernoulli", torch.arange(65536)
-    )
+    codes = codes_of(wide_weight, wide_step, 8, "bernoulli", torch.arange(65536))
     bias = codes.double().mean(dim=1) - weight.double() / step.double()
     assert bias.abs().max() <= 2**-17 + 2**-16
 

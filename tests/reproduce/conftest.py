@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from lpe.substrates.arithmetic import LlamaShape
 from lpe.substrates.captioned_digits import DigitsCLIP
 from lpe.substrates.digits import DigitsNetwork, Jitter
 from reproduce import scales
@@ -42,6 +43,10 @@ TINY = replace(
     networks={"T": TINY_VIT, "L": replace(TINY_VIT, width=16)},
     table_bits=(6, 4, 3),
     axis_bits=(4,),
+    large_bits=4,
+    number_systems=("int4", "fp4_e2m1", "nf4"),
+    llama=replace(DIGITS.llama, epochs=1, batch=2000),
+    llamas={size: LlamaShape(width, depth=1, heads=2, hidden=8) for size, width in (("S", 4), ("L", 8))},
     clip=replace(DIGITS.clip, epochs=1, batch=100),
     clips={
         "S": DigitsCLIP(patch=4, width=8, depth=1, text_depth=1, heads=2, mlp_ratio=1.0),

@@ -21,7 +21,7 @@ from reproduce.claims import Claim, NotRun, PerSeed, Rows, Settings, Side, all_c
 from reproduce.scales import DIGITS
 
 NETWORKS = tuple(f"net-{letter}" for letter in "TSBL")
-SETTINGS = Settings("net", NETWORKS, (5, 4), 5, largest_clip="clip", large_networks={"": NETWORKS})
+SETTINGS = Settings("net", NETWORKS, (5, 4), 5, compared_clip="clip", large_networks={"": NETWORKS})
 CLAIMS = {claim.name: claim for claim in all_claims(SETTINGS)}
 EVERY_CLAIM = pytest.mark.parametrize("name", CLAIMS)
 
@@ -310,7 +310,7 @@ def test_c10_is_judged_on_the_clip_from_rows_of_the_clip_alone() -> None:
 
 
 def test_a_scale_without_a_clip_has_no_c10_of_one() -> None:
-    few = [claim.name for claim in all_claims(replace(SETTINGS, largest_clip=""))]
+    few = [claim.name for claim in all_claims(replace(SETTINGS, compared_clip=""))]
     assert [name for name in CLAIMS if name not in few] == [name for name in CLAIMS if "clip" in name]
 
 
@@ -326,7 +326,7 @@ def test_the_settings_of_a_scale_are_its_own() -> None:
         "best_bits",
         "claim_size",
         "memory_models",
-        "largest_clip",
+        "compared_clip",
         "large_networks",
     )
     for name in names:

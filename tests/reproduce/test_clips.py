@@ -57,7 +57,7 @@ def test_a_clip_costs_its_own_training_and_no_pre_training(session: Session) -> 
     assert clip_point(session, 0, "S").backward_passes == steps
 
 
-def test_the_largest_clip_is_measured_with_its_rivals_and_the_others_without(session: Session) -> None:
+def test_the_compared_clip_is_measured_with_its_rivals_and_the_others_without(session: Session) -> None:
     methods = {}
     for unit in units(clip_units(session.scale), [0]):
         measure(session, unit)
@@ -66,7 +66,7 @@ def test_the_largest_clip_is_measured_with_its_rivals_and_the_others_without(ses
         methods[unit.what] = set(rows["method"])
     common = {"FP32", "FP32 + temperature", "RTN", "LPE-BSR"}
     assert methods == {"CLIP-S": common, "CLIP-L": common | {"Gaussian", "MC-dropout"}}
-    assert session.scale.largest_clip == "tiny CLIP-L"
+    assert session.scale.compared_clip == "tiny CLIP-L"
 
 
 def test_a_clip_s_rows_are_of_its_own_scans_in_colour(

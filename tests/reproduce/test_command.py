@@ -87,7 +87,7 @@ def test_a_script_run_by_its_path_prints_one_line_and_exits_with_2(tmp_path: Pat
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: unknown scale 'huge'; there are digits\n"
+    assert done.stderr == "error: unknown scale 'huge'; there are digits, paper\n"
 
 
 def test_the_sweep_names_an_unknown_method(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

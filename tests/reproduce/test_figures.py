@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import lpe
 from lpe.records import COLUMNS
 from reproduce import command, fig2, fig3, landscapes, points, table7
-from reproduce.scales import Scale
+from reproduce.scales import DIGITS, Scale
 
 RECORDS = {
     fig2: ("fig2.csv",),
@@ -172,3 +173,21 @@ def test_the_provenance_of_a_training_free_table_names_all_its_training_seeds(
     assert figure(table7, tmp_path / "out") == 0
     provenance = json.loads((tmp_path / "out" / "table7.json").read_text())
     assert provenance["seeds"] == list(range(tiny.claim_seeds)) != list(range(tiny.seeds))
+
+
+def test_table_7_measures_every_scale_axis_at_its_bits_and_every_number_system_once(
+    tiny: Scale, figure: Callable[..., int], tmp_path: Path
+) -> None:
+    assert figure(table7, tmp_path / "out") == 0
+    rows = pd.read_csv(tmp_path / "out" / "table7_record.csv")
+    rows = rows[(rows["metric"] == "nll") & (rows["method"].isin(["RTN", "LPE-BSR"])) & (rows["seed"] == 0)]
+    measured = list(zip(rows["method"], rows["number_system"], strict=True))
+    on_axes = {lpe.Int(bits, axis).name for bits in tiny.axis_bits for axis in tiny.scale_axes}
+    systems = on_axes | set(tiny.number_systems)
+    expected = {(method, name) for method in ("RTN", "LPE-BSR") for name in systems}
+    assert set(measured) == expected and len(measured) == len(expected)
+
+
+def test_every_number_system_of_table_7_has_another_of_equal_bits() -> None:
+    bits = [lpe.number_system(name).bits for name in DIGITS.number_systems]
+    assert all(bits.count(width) > 1 for width in bits)

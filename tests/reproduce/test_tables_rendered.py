@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import lpe
 from lpe import tracking
 from lpe.errors import InputError
 from lpe.records import COLUMNS, KEY, Records
@@ -97,7 +98,7 @@ def record(name: str) -> pd.DataFrame:
             rounded_pairs(rows, weights, f"digits ViT-{letter}", [f"int{bits}" for bits in shown])
     elif name == "table7":
         rows.single("SGD", 69_000, "digits ViT, scale axes")
-        systems = ["int5 per tensor", "int5", "int4 per tensor", "int4", "int3"]
+        systems = ["nf4", "fp8_e4m3", "int8", "int5 per tensor", "int5", "int4 per tensor", "int4", "int3"]
         rounded_pairs(rows, 69_000, "digits ViT, scale axes", systems)
     elif name == "table6":
         rows.single("SGD", CLIP_WEIGHTS, CLIP)
@@ -367,9 +368,11 @@ def test_table_6_judges_c10_on_the_clip(table: Callable[[object], Table]) -> Non
     assert not [line for line in table(table6)[1] if "not run" in line]
 
 
-def test_table_7_stands_systems_of_equal_bits_together(table: Callable[[object], Table]) -> None:
+def test_table_7_stands_systems_of_equal_bits_together_the_integers_first(
+    table: Callable[[object], Table],
+) -> None:
     shown = [row["number system"] for row in table(table7)[0] if row["method"] == "RTN"]
-    expected = ["int5", "int5 per tensor", "int4", "int4 per tensor", "int3"]
+    expected = ["int8", "fp8_e4m3", "int5", "int5 per tensor", "int4", "int4 per tensor", "nf4", "int3"]
     assert shown == [system_title(name) for name in expected]
 
 
@@ -377,7 +380,37 @@ def test_table_7_shows_another_number_system_that_is_in_the_record(tmp_path: Pat
     rows = Rows()
     rounded_pairs(rows, 69_000, "digits ViT, scale axes", ["fp4_e2m1"])
     shown, _, _ = rendered(table7, pd.concat([record("table7"), rows.table()]), tmp_path)
-    assert [row["method"] for row in shown if row["number system"] == "FP4_E2M1"] == ["RTN", "LPE-BSR"]
+    named = [row["method"] for row in shown if row["number system"] == "FP4 E2M1, per channel"]
+    assert named == ["RTN", "LPE-BSR"]
+
+
+@pytest.mark.parametrize(
+    ("system", "bits", "title"),
+    [
+        (lpe.Int(5), 5, "INT-5, per channel"),
+        (lpe.Int(3, lpe.PerBlock(16)), 3, "INT-3, per block of 16 inputs"),
+        (lpe.Float(4, 3), 8, "FP8 E4M3, per channel"),
+        (lpe.Float(2, 1, lpe.PerTensor()), 4, "FP4 E2M1, per tensor"),
+        (lpe.NF4(), 4, "NF4, per channel"),
+        (lpe.NF4(lpe.PerBlock(64)), 4, "NF4, per block of 64 inputs"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_number_systems_name_says_its_bits_and_title(
+    system: lpe.Int | lpe.Float | lpe.NF4, bits: int, title: str
+) -> None:
+    assert (system_bits(system.name), system_title(system.name)) == (bits, title)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 16, 17, 256])
+def test_a_codebooks_name_says_its_bits(levels: int) -> None:
+    system = lpe.Codebook(range(levels))
+    assert system_bits(system.name) == system.bits
+
+
+def test_a_codebooks_title_tells_it_from_another_of_as_many_levels() -> None:
+    first, second = (system_title(lpe.Codebook(levels).name) for levels in ([-1, 1], [0, 1]))
+    assert first != second and first.startswith("codebook ") and first.endswith(" of 2, per channel")
 
 
 @EVERY_TABLE

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import lpe
 from lpe.errors import InputError
 from lpe.modules import named_tensors
-from lpe.substrates import clip, loading
+from lpe.substrates import clip, hub, loading
 from lpe.substrates.clip import (
     FineTuning,
     ZeroShotClassifier,
@@ -67,7 +67,7 @@ def tiny_architectures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
         monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, name, config)
     for name, tags in PRETRAINED.items():
         monkeypatch.setitem(open_clip.pretrained._PRETRAINED, name, tags)
-    monkeypatch.setattr(clip, "_hub_answers", lambda: False)
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     # open_clip's first log line gives the root logger a handler, which would outlive the test.

@@ -1,0 +1,6 @@
+"""``python -m lpe`` is the ``lpe`` command."""
+
+from lpe.cli import entry
+
+if __name__ == "__main__":
+    entry()

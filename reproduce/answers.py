@@ -1,0 +1,160 @@
+"""Language models as what is scored: a question's choices are the classes.
+
+The questions go through lm-eval once for an ensemble; a member's logits are its summed log-likelihoods of the
+choices, and from them come all metrics, as from the logits of an image classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+import lpe
+from lpe.ensembles.base import Ensemble
+from lpe.evaluation.predict import evaluate_temperature_scaled
+from lpe.substrates import arithmetic
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BATCH = 64
+
+
+class _Answers(nn.Module):
+    """Question numbers [questions] → logits [questions, choices], looked up."""
+
+    logits: Tensor
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("logits", logits)
+
+    def forward(self, questions: Tensor) -> Tensor:
+        return self.logits[questions]
+
+
+class AnsweredEnsemble(Ensemble):
+    """The members of an ensemble as their answers, float64 [members, questions, choices]."""
+
+    def __init__(self, ensemble: Ensemble, logits: Tensor) -> None:
+        super().__init__(len(ensemble))
+        self.ensemble, self.logits = ensemble, logits
+
+    def member(self, index: int) -> nn.Module:
+        """The answers of member ``index``."""
+        return _Answers(self.logits[index]).eval()
+
+    def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
+        """The ensemble's own."""
+        return self.ensemble.memory_bits(n, storage)
+
+    def describe(self) -> str:
+        """The ensemble's own."""
+        return self.ensemble.describe()
+
+    @property
+    def members_are_stored(self) -> bool:
+        """They are."""
+        return True
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The answers to one task: members' logits [members, questions, choices], and which questions are what.
+
+    Args:
+        targets: the right choices [questions]. test: numbers of the questions that are scored. tuning: of
+            those that fit a temperature.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    test: Tensor
+    tuning: Tensor
+
+    def batch(self, tuning: bool) -> list[tuple[Tensor, Tensor]]:
+        """One batch (question numbers, right choices)."""
+        numbers = self.tuning if tuning else self.test
+        return [(numbers, self.targets[numbers])]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Multiple-choice questions to language models; several subjects count alike, as macro means.
+
+    Args:
+        answers: (ensemble, whether the tuning questions are wanted) → its answers, a subject each.
+        on_tuning: score the tuning questions instead of the test's.
+    """
+
+    answers: Callable[[Ensemble, bool], list[Subject]]
+    on_tuning: bool = False
+
+    def evaluate(self, ensemble: Ensemble, calibrated: Collection[int]) -> pd.DataFrame:
+        """A row per size; see :func:`lpe.evaluate`."""
+        frames = [
+            lpe.evaluate(
+                AnsweredEnsemble(ensemble, subject.logits),
+                subject.batch(self.on_tuning),
+                calibrated=calibrated,
+            )
+            for subject in self.answers(ensemble, self.on_tuning)
+        ]
+        return pd.concat(frames).groupby("size", as_index=False).mean()
+
+    def evaluate_scaled(self, ensemble: Ensemble) -> dict[str, float]:
+        """Metrics of the whole ensemble at one temperature a subject, that of its tuning questions."""
+        found = [
+            evaluate_temperature_scaled(
+                AnsweredEnsemble(ensemble, subject.logits),
+                subject.batch(self.on_tuning),
+                subject.batch(True),
+            )
+            for subject in self.answers(ensemble, True)
+        ]
+        return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
+
+
+def arithmetic_questions(seed: int) -> Questions:
+    """The test questions of a training seed; its validation questions fit temperatures."""
+    tokenizer = arithmetic.tokenizer()
+
+    def answers(ensemble: Ensemble, tuning: bool) -> list[Subject]:
+        splits = ("test", "validation") if tuning else ("test",)
+        parts = [_only(ensemble, tokenizer, [arithmetic.task(seed, split)]) for split in splits]
+        logits = torch.cat([part.logits for part in parts], dim=1)
+        targets = torch.cat([part.targets for part in parts])
+        tested = len(parts[0].targets)
+        return [Subject(logits, targets, torch.arange(tested), torch.arange(tested, len(targets)))]
+
+    return Questions(answers)
+
+
+def _only(ensemble: Ensemble, tokenizer: PreTrainedTokenizerBase, tasks: list[Any]) -> Any:
+    from lpe.substrates import language
+
+    (found,) = language.choices(ensemble, tokenizer, tasks, batch_size=BATCH)
+    return found
+
+
+def task_questions(
+    tokenizer: PreTrainedTokenizerBase, tasks: tuple[str, ...], stride: int, on_tuning: bool = False
+) -> Questions:
+    """lm-eval's tasks, each of whose every ``stride``-th question is for tuning and scored by no row."""
+    from lpe.substrates import language
+
+    def answers(ensemble: Ensemble, _: bool) -> list[Subject]:
+        found = []
+        for part in language.choices(ensemble, tokenizer, list(tasks), batch_size=BATCH):
+            tuning = part.questions % stride == 0
+            numbers = torch.arange(len(part.targets))
+            found.append(Subject(part.logits, part.targets, numbers[~tuning], numbers[tuning]))
+        return [subject for subject in found if len(subject.test) and len(subject.tuning)]
+
+    return Questions(answers, on_tuning)

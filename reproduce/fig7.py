@@ -1,0 +1,149 @@
+"""Figure 7: pre-trained models of several sizes: NLL against ensemble size and against memory, INT-5.
+
+    python reproduce/fig7.py
+    python reproduce/fig7.py --scale paper [--random-weights]
+
+At ``digits``: three CLIPs trained on captioned digits, classifying without a head of their own (zero-shot),
+and three Llamas trained on sums, answering a multiple-choice task through lm-eval. Costs about 25 minutes on
+2 cores for the training seeds of ``digits``, from nothing. At ``paper``: CLIP-ViT-L/14, CLIP-ViT-g/14 and
+LLaMa-3-8B, whose weights and data it names where they are missing.
+
+It prints the paths written and the verdicts of claims C6a and C6b.
+
+    top      NLL against the number of members
+    bottom   the same against the memory of n stored members, with the single FP32 model at its own
+    last     what the largest ensemble gains over FP32, against the number of parameters
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# A script runs its own checkout, whichever copy is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from lpe.records import COLUMNS, write_table
+from reproduce import panels
+from reproduce.claims import interval
+from reproduce.command import Session, run_figure
+from reproduce.fig2 import BIT_STYLES
+from reproduce.measurements import Unit, large_units, measure_all, selected
+from reproduce.paper import any_scale
+from reproduce.scales import Reported
+from reproduce.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
+
+METHODS = (FP32, SCALED, "RTN", "LPE-BSR")
+COLUMNS_SHOWN = 3
+
+
+def wanted(session: Session[Any]) -> list[Unit]:
+    """The units that the figure shows."""
+    return large_units(session)
+
+
+def compute(session: Session[Any]) -> dict[str, object]:
+    """Train and measure; write fig7.csv."""
+    measure_all(session, wanted(session))
+    rows = selected(session, wanted(session), methods=METHODS)
+    systems = ["fp32", f"int{session.scale.large_bits}"]
+    write_table(rows[rows["number_system"].isin(systems)], session.out / "fig7.csv", COLUMNS)
+    return {}
+
+
+def title_of(summary: Summary, substrate: str) -> str:
+    """Such as "CLIP-L, 0.14 M parameters" of "digits CLIP-L"."""
+    parameters = summary.memory_bits(What(substrate, "SGD", FP32)) / 32
+    return f"{substrate.split(' ', 1)[1]}, {_parameters(parameters)} parameters"
+
+
+def _parameters(number: float) -> str:
+    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g} {letter}"
+    return f"{number:g}"
+
+
+def _bsr(chosen: Reported, substrate: str, size: int = 1) -> What:
+    return What(substrate, "SGD", "LPE-BSR", f"int{chosen.large_bits}", size)
+
+
+def _sizes_panel(axes: Axes, summary: Summary, chosen: Reported, substrate: str) -> None:
+    rows = summary.record[(summary.record["substrate"] == substrate) & (summary.record["metric"] == "nll")]
+    single = summary.values(What(substrate, "SGD", FP32))
+    panels.nll_panel(axes, rows, single, [chosen.large_bits], BIT_STYLES, (panels.VERMILION, "^"))
+
+
+def _memory_panel(axes: Axes, summary: Summary, chosen: Reported, substrate: str) -> None:
+    single = What(substrate, "SGD", FP32)
+    reference = summary.values(single)
+    colour, marker = BIT_STYLES[chosen.large_bits]
+    curve = panels.budget_table(summary.every_size(_bsr(chosen, substrate)), reference, "memory_bits")
+    panels.draw_budget(axes, curve, colour, marker, f"LPE-BSR, INT-{chosen.large_bits}", MEGABIT)
+    level, scaled = float(reference.mean()), float(summary.values(What(substrate, "SGD", SCALED)).mean())
+    panels.single_models(axes, summary.memory_bits(single) / MEGABIT, level, scaled, "memory")
+    panels.limit_values(axes, [curve], [level, scaled])
+    panels.memory_axis(axes, "memory of n stored members (Mbit)")
+
+
+def _gain_panel(axes: Axes, summary: Summary, chosen: Reported, substrates: Sequence[str]) -> None:
+    """NLL of the largest ensemble less FP32's, with its interval, against the number of parameters."""
+    colour, marker = BIT_STYLES[chosen.large_bits]
+    parameters, means, lows, highs = [], [], [], []
+    for substrate in substrates:
+        single = What(substrate, "SGD", FP32)
+        gain = (summary.values(_bsr(chosen, substrate, chosen.size)) - summary.values(single)).dropna()
+        low, high = interval(gain.to_numpy())
+        parameters.append(summary.memory_bits(single) / 32)
+        means.append(float(gain.mean()))
+        lows.append(low)
+        highs.append(high)
+    axes.axhline(0.0, color=panels.BLACK, linestyle="--", linewidth=0.9)
+    axes.plot(parameters, means, color=colour, marker=marker, linewidth=0.9)
+    if np.isfinite(lows).all():
+        axes.vlines(parameters, lows, highs, color=colour, alpha=0.4, linewidth=3)
+    axes.set_xscale("log")
+    axes.set_xlabel("parameters")
+    axes.set_xticks(parameters, [_parameters(number) for number in parameters])
+    axes.minorticks_off()
+    axes.set_xlim(0.6 * min(parameters), 1.7 * max(parameters))
+    axes.set_ylabel(f"NLL({chosen.size} members)\n− NLL(FP32)")
+
+
+def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+    """Draw fig7.pdf and fig7.png from fig7.csv; returns their paths and claim C6's verdicts."""
+    chosen = any_scale(scale_name)
+    summary = read(folder, "fig7")
+    groups = chosen.large_networks
+    heights = 2 * len(groups) + 1
+    letters = iter("abcdefghijklmnopqrstuvwxyz")
+    with panels.style():
+        figure = panels.plt.figure(figsize=(panels.TEXT_WIDTH, 1.75 * heights))
+        grid = figure.add_gridspec(heights, COLUMNS_SHOWN)
+        first = None
+        for block, substrates in enumerate(groups.values()):
+            for row, panel in enumerate((_sizes_panel, _memory_panel)):
+                for column, substrate in enumerate(substrates):
+                    axes = figure.add_subplot(grid[2 * block + row, column])
+                    panel(axes, summary, chosen, substrate)
+                    panels.label_panel(axes, next(letters), title_of(summary, substrate))
+                    if not column:
+                        axes.set_ylabel("test NLL (nats)")
+                    first = first or axes
+        for column, (group, substrates) in enumerate(groups.items()):
+            axes = figure.add_subplot(grid[heights - 1, column])
+            _gain_panel(axes, summary, chosen, substrates)
+            panels.label_panel(axes, next(letters), f"gain over FP32{': ' + group if group else ''}")
+        assert first is not None
+        panels.legend_below(figure, [first])
+        paths = panels.save(figure, folder, "fig7")
+    return paths, claim_lines(summary.record, chosen, ["C6"])
+
+
+if __name__ == "__main__":
+    sys.exit(run_figure("fig7", __doc__, compute, draw))

@@ -1,0 +1,108 @@
+"""Table 3: the numbers behind figure 7: pre-trained models of several sizes, INT-5.
+
+    python reproduce/table3.py
+    python reproduce/table3.py --scale paper [--random-weights]
+
+Costs seconds after figure 7, and as much as it from nothing. It prints the paths written and the verdicts of
+claims C6a and C6b.
+
+A block a model, as in figure 7: the single FP32 model (☆), it with temperature scaling, RTN, and LPE-BSR of
+several sizes. The average loss less the ambiguity is the ensemble loss, the NLL of the softmax of the mean
+logits; NLL is that of the mean probabilities. For a language model the classes are the choices of a question,
+and a member's logits the summed log-likelihoods of the choices.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+# A script runs its own checkout, whichever copy is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lpe.records import COLUMNS, write_table
+from reproduce.command import Session, record_name, run_figure
+from reproduce.fig7 import METHODS, wanted
+from reproduce.measurements import measure_all, selected
+from reproduce.paper import any_scale
+from reproduce.scales import Reported
+from reproduce.summaries import FP32, SCALED, What, claim_lines, conditions, counted_seeds, megabits, read
+from reproduce.table2 import MEASURED
+from reproduce.tables import Cell, write_all
+
+HEADER = (
+    "model",
+    "parameters",
+    "method",
+    "members",
+    "NLL (nats)",
+    "NLL − FP32's",
+    *MEASURED,
+    "memory (Mbit)",
+)
+
+
+def compute(session: Session[Any]) -> dict[str, object]:
+    """Train and measure; write table3_record.csv."""
+    measure_all(session, wanted(session))
+    rows = selected(session, wanted(session), every_size=(), methods=METHODS)
+    systems = ["fp32", f"int{session.scale.large_bits}"]
+    rows = rows[rows["number_system"].isin(systems)]
+    write_table(rows, session.out / record_name("table3"), COLUMNS)
+    return {}
+
+
+def rows_of_model(chosen: Reported, substrate: str) -> list[tuple[What, str]]:
+    """What a model's block shows, with its title."""
+    system, words = f"int{chosen.large_bits}", f"INT-{chosen.large_bits}"
+    shown = [
+        (What(substrate, "SGD", FP32), "☆ single FP32"),
+        (What(substrate, "SGD", SCALED), SCALED),
+        (What(substrate, "SGD", "RTN", system), f"RTN, {words}"),
+    ]
+    low = What(substrate, "SGD", "LPE-BSR", system)
+    return shown + [(low.at(size), f"LPE-BSR, {words}") for size in chosen.table_sizes]
+
+
+def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+    """Write table3.csv, .md and .tex from the record; returns their paths and claim C6's verdicts."""
+    chosen = any_scale(scale_name)
+    summary = read(folder, "table3")
+    rows: list[list[Cell]] = []
+    seeds = []
+    for substrate in [name for names in chosen.large_networks.values() for name in names]:
+        single = What(substrate, "SGD", FP32)
+        for what, title in rows_of_model(chosen, substrate):
+            rows.append(
+                [
+                    substrate,
+                    round(summary.memory_bits(single) / 32),
+                    title,
+                    what.size,
+                    summary.with_interval(what),
+                    None if what == single else summary.difference(what, single),
+                    *(
+                        summary.mean(what, metric, 5 if metric == "ambiguity" else 4)
+                        for metric in MEASURED.values()
+                    ),
+                    megabits(summary.memory_bits(what)),
+                ]
+            )
+            seeds.append(summary.seeds(what))
+    caption = f"The numbers behind figure 7, scale {chosen.name}, {counted_seeds(seeds)} training seeds."
+    notes = [
+        *conditions(chosen),
+        "NLL − FP32's: paired by training seed, against ☆ of the same model. Average loss, AMB (ambiguity) "
+        "and ensemble loss in nats; they are not defined for scaled probabilities.",
+        "CLIP: zero-shot classification of test images; members differ in the image tower. Llama: a "
+        "question's choices are the classes, and a member's logits their summed log-likelihoods.",
+        "Memory: n stored members, scales and what stays in full precision counted once.",
+    ]
+    return write_all(folder, "table3", HEADER, rows, caption, notes), claim_lines(
+        summary.record, chosen, ["C6"]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_figure("table3", __doc__, compute, draw))

@@ -1,0 +1,157 @@
+"""The scale of the paper's own models: what it needs, and its rehearsal, without their weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+
+from lpe.errors import InputError
+from reproduce import __main__ as everything
+from reproduce import fig2, paper, rehearsal, table1
+from reproduce.claims import Settings
+from reproduce.command import run_figure
+from reproduce.paper import DATA, PAPER, PaperModel
+
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+"""A Llama of 2 × 1,024 weights in its embedding and head, 16 in its last norm, and 2,336 in each layer."""
+ENDS, LAYER = 2 * 64 * 16 + 16, 16 * (16 + 8 + 8 + 16) + 3 * 16 * 32 + 2 * 16
+
+
+@pytest.fixture
+def nothing_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No data, and an empty cache of the hub: its folder."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setenv("LPE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("LPE_STORE", str(tmp_path / "work" / "store"))
+    return cache
+
+
+def run_table1(folder: Path, *further: str) -> int:
+    arguments = ["--scale", "paper", "--out", str(folder), "--wandb", "disabled", *further]
+    return run_figure("table1", table1.__doc__, table1.compute, table1.draw, arguments)
+
+
+def put_into_cache(cache: Path, repository: str, file: str) -> None:
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "snapshots" / "abc" / file).touch()
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+
+
+def test_every_missing_piece_has_one_line_that_names_it_and_its_place(
+    nothing_there: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_table1(tmp_path / "out") == 2
+    *missing, last = capsys.readouterr().err.splitlines()
+    for line, size in zip(missing, ("tiny", "small", "base", "large"), strict=False):
+        assert f"hf download timm/vit_{size}_patch16_224.augreg_in21k_ft_in1k" in line
+    assert [line.split(":")[1] for line in missing[:4]] == [" ViT-T", " ViT-S", " ViT-B", " ViT-L"]
+    assert "put its folders into" in missing[4] and str(tmp_path / "data" / "imagenet" / "val") in missing[4]
+    assert len(missing) == 5
+    assert last == "error: 5 pieces are missing, nothing was run; --random-weights rehearses without"
+
+
+def test_nothing_is_written_where_a_piece_is_missing(nothing_there: Path, tmp_path: Path) -> None:
+    run_table1(tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_tags_data_and_licences_are_named(
+    nothing_there: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_table1(tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "ViT-B: weights timm/vit_base_patch16_224.augreg_in21k_ft_in1k (Apache-2.0)" in said
+    assert DATA["imagenet"].licence in said
+
+
+def test_weights_in_the_cache_are_not_missing(
+    nothing_there: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_into_cache(nothing_there, "timm/vit_small_patch16_224.augreg_in21k_ft_in1k", "pytorch_model.bin")
+    assert run_table1(tmp_path / "out") == 2
+    assert "missing: ViT-S" not in (said := capsys.readouterr().err)
+    assert "missing: ViT-T" in said
+
+
+def test_a_data_folder_with_folders_is_not_missing(
+    nothing_there: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data" / "imagenet" / "val" / "n01440764").mkdir(parents=True)
+    run_table1(tmp_path / "out")
+    assert "ImageNet-1k" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("source", "repository"),
+    [
+        ("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"),
+        ("open_clip/ViT-g-14:laion2b_s34b_b88k", "laion/CLIP-ViT-g-14-laion2B-s34B-b88K"),
+        ("hf/meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B"),
+    ],
+)
+def test_a_model_s_repository_is_that_of_its_library(source: str, repository: str) -> None:
+    assert paper.hub_files(source)[0] == repository
+
+
+def test_a_figure_of_trainings_does_not_exist_at_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_figure("fig2", fig2.__doc__, fig2.compute, fig2.draw, ["--scale", "paper"]) == 2
+    assert capsys.readouterr().err.startswith("error: fig2 needs trainings; scale paper has fig7, ")
+
+
+def test_everything_at_paper_knows_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert everything.main(["--scale", "paper", "--only", "table1,fig9"]) == 2
+    assert capsys.readouterr().err.startswith("error: fig9 needs trainings; scale paper has fig7, ")
+
+
+def test_a_rehearsal_of_digits_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--scale", "digits", "--random-weights"]
+    assert run_figure("table1", table1.__doc__, table1.compute, table1.draw, arguments) == 2
+    assert capsys.readouterr().err == "error: --random-weights is for --scale paper, not digits\n"
+
+
+def test_the_claims_networks_are_the_models_of_the_figures() -> None:
+    settings = Settings.of(PAPER)
+    assert settings.networks == tuple(f"paper {name}" for name in PAPER.figures["table1"])
+    assert settings.large_networks[""] == tuple(f"paper {name}" for name in PAPER.figures["fig7"])
+
+
+@pytest.mark.parametrize(("layers", "spare"), [(1, 0), (2, 0), (2, LAYER - 1), (6, 100 * LAYER)])
+def test_a_llama_is_cut_to_the_layers_that_fit_with_a_member(layers: int, spare: int) -> None:
+    weights = ENDS + layers * LAYER + spare
+    net, kept, whole = rehearsal.cut_llama(SHAPE, round(4 * weights / rehearsal.HEADROOM + 1))
+    assert (kept, whole) == (layers, 6)
+    assert sum(parameter.numel() for parameter in net.parameters()) == ENDS + layers * LAYER
+
+
+def test_a_llama_of_which_not_one_layer_fits_is_refused() -> None:
+    with pytest.raises(InputError, match="take a larger machine"):
+        rehearsal.cut_llama(SHAPE, round(4 * (ENDS + LAYER - 1) / rehearsal.HEADROOM))
+
+
+TINY_MODELS = {
+    "ViT": PaperModel("timm/test_vit.r160_in1k", "Apache-2.0", "imagenet"),
+    "Llama": PaperModel("hf/none", "", "mmlu", {**SHAPE, "vocab_size": 256}),
+}
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_a_rehearsal_prints_what_a_member_takes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = rehearsal.rehearsed(name, TINY_MODELS[name], bits=5)
+    row = dict(zip(rehearsal.HEADER, done.cells, strict=True))
+    assert row["bits a rounded weight"] == "5.00"
+    assert float(row["make a member (s)"]) >= 0
+    assert float(row["FP32 (MB)"].replace(",", "")) >= float(row["a member (MB)"])
+    assert replace(done, cells=()).note

@@ -1,0 +1,501 @@
+"""The ``lpe`` command: what it prints, writes and refuses, with each kind of model from files of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import lpe
+from lpe import cli
+from lpe.substrates import imagenet
+from lpe.substrates.imagenet import data_config, evaluation_transform, validation
+
+VIT = "test_vit.r160_in1k"  # timm's own for tests: 371,000 weights
+CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images of three classes, and the weights of a ViT with as many classes."""
+    root = tmp_path_factory.mktemp("cli")
+    pixels = np.random.default_rng(0).integers(256, size=(6, 32, 32, 3), dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        place = root / "images" / CLASSES[index % 3]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{index}.png")
+    model = imagenet._created(VIT, num_classes=3)
+    with torch.no_grad():
+        model.get_parameter("head.weight").mul_(20)  # timm's heads begin near 0, and members agree
+    save_file(model.state_dict(), root / "vit.safetensors")
+    return root
+
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command; its standard output."""
+
+    def run(*arguments: object) -> str:
+        code = cli.main([str(each) for each in arguments])
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return printed.out
+
+    return run
+
+
+@pytest.fixture
+def error_of(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command, which is to fail with code 2; its one line."""
+
+    def error_of(*arguments: object) -> str:
+        try:
+            code = cli.main([str(each) for each in arguments])
+        except SystemExit as end:  # of the argument parser
+            code = int(str(end.code))
+        printed = capsys.readouterr()
+        assert code == 2 and printed.out == "" and printed.err.count("\n") == 1
+        assert printed.err.startswith("error: ")
+        return printed.err
+
+    return error_of
+
+
+def timm_arguments(folder: Path) -> list[object]:
+    model = [f"timm/{VIT}", "--checkpoint", folder / "vit.safetensors"]
+    return ["evaluate", *model, "--data", folder / "images", "--workers", 0, "--batch-size", 4]
+
+
+def cells(printed: str) -> list[list[str]]:
+    """The printed table's rows, its methods' names as one cell."""
+    lines = printed.splitlines()[2:]
+    return [[cell for cell in line.split("  ") if cell] for line in lines if "  " in line]
+
+
+def test_a_timm_model_is_evaluated_as_the_library_evaluates_it(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    run(*timm_arguments(folder), "--system", "int4", "--size", 3, "--seed", 5, "--csv", tmp_path / "r.csv")
+    table = pd.read_csv(tmp_path / "r.csv")
+    model = imagenet.load_model(VIT, folder / "vit.safetensors")
+    data = validation(folder / "images", evaluation_transform(data_config(model)), 4, classes=3)
+    wanted = lpe.evaluate(lpe.LowPrecisionEnsemble(model, lpe.Int(4), 3, seed=5), data)
+    found = table[table["method"] == "LPE-BSR"].reset_index(drop=True)
+    # The file has 12 significant digits.
+    pd.testing.assert_frame_equal(found[list(wanted.columns)], wanted, rtol=1e-11)
+
+
+def test_the_rows_are_the_model_it_with_a_temperature_rtn_and_every_size(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    run(*timm_arguments(folder), "--size", 3, "--csv", tmp_path / "r.csv")
+    table = pd.read_csv(tmp_path / "r.csv", keep_default_na=False)
+    rows = [tuple(row) for row in table[["method", "number_system", "rounding", "size"]].to_numpy()]
+    assert rows == [
+        ("FP32", "fp32", "", 1),
+        ("FP32 + temperature", "fp32", "", 1),
+        ("RTN", "int5", "nearest", 1),
+        *(("LPE-BSR", "int5", "bernoulli", size) for size in (1, 2, 3)),
+    ]
+
+
+def test_a_row_under_the_wrong_seed_is_seen(run: Run, folder: Path, tmp_path: Path) -> None:
+    # The injected fault: members of another seed.
+    for seed in (0, 1):
+        run(
+            *timm_arguments(folder),
+            "--system",
+            "int3",
+            "--size",
+            1,
+            "--seed",
+            seed,
+            "--csv",
+            tmp_path / f"{seed}.csv",
+        )
+    first, second = (pd.read_csv(tmp_path / f"{seed}.csv")["nll"] for seed in (0, 1))
+    assert (first[:3] == second[:3]).all() and first[3] != second[3]
+
+
+def test_the_table_has_the_sizes_1_2_5_10_and_the_last_with_memory_and_time(run: Run, folder: Path) -> None:
+    printed = run(*timm_arguments(folder), "--size", 7, "--limit", 2)
+    assert printed.splitlines()[0] == f"timm/{VIT}, 2 images of 3 classes"
+    assert printed.splitlines()[1].split() == [
+        *("method numbers size NLL ERR ECE AMB MB ms per example".split()),
+    ]
+    rows = cells(printed)
+    assert [row[0] for row in rows] == ["FP32", "FP32 + temperature", "RTN", *["LPE-BSR"] * 4]
+    assert [row[2].strip() for row in rows[3:]] == ["1", "2", "5", "7"]
+    model = imagenet.load_model(VIT, folder / "vit.safetensors")
+    bits = lpe.LowPrecisionEnsemble(model, lpe.Int(5), 7).memory_bits()
+    assert rows[-1][-2].strip() == f"{bits / 8e6:.4g}"
+    times = [float(row[-1]) for row in rows[3:]]
+    assert times == sorted(times) and 0 < times[0] < times[-1]
+
+
+def test_the_json_has_the_rows_and_where_they_come_from(run: Run, folder: Path, tmp_path: Path) -> None:
+    run(
+        *timm_arguments(folder),
+        "--size",
+        2,
+        "--limit",
+        4,
+        "--json",
+        tmp_path / "r.json",
+        "--csv",
+        tmp_path / "r.csv",
+    )
+    told = json.loads((tmp_path / "r.json").read_text())
+    table = pd.read_csv(tmp_path / "r.csv", keep_default_na=False)
+    assert [row["method"] for row in told["rows"]] == list(table["method"])
+    where = told["provenance"]
+    assert where["command"].startswith(f"lpe evaluate timm/{VIT} --checkpoint vit.safetensors")
+    assert where["config"]["data_config"]["input_size"] == [3, 160, 160]
+    assert where["config"]["images"] == 4 and where["config"]["ensemble"]["system"] == "int5"
+    assert where["seeds"] == [0] and where["device"]["device"] == "cpu" and "timm" in where["packages"]
+
+
+def test_no_rounding_leaves_the_models_own_rows(run: Run, folder: Path) -> None:
+    assert [row[0] for row in cells(run(*timm_arguments(folder), "--system", "fp32"))] == [
+        "FP32",
+        "FP32 + temperature",
+    ]
+
+
+def test_nearest_rounding_is_the_row_rtn(run: Run, folder: Path) -> None:
+    rows = cells(run(*timm_arguments(folder), "--rounding", "nearest"))
+    assert [row[0] for row in rows] == ["FP32", "FP32 + temperature", "RTN"]
+
+
+@pytest.mark.parametrize(
+    ("options", "title"),
+    [
+        (["--method", "gaussian"], "Gaussian"),
+        (["--method", "gaussian", "--std", "0.01", "--system", "fp32"], "Gaussian"),
+        (["--method", "mc-dropout", "--rate", "0.2"], "MC-dropout"),
+        (["--rounding", "coupled", "--scale-axis", "block:32"], "LPE, coupled rounding"),
+        (["--system", "nf4", "--include", "blocks.*"], "LPE-BSR"),
+    ],
+)
+def test_other_methods_have_their_rows(run: Run, folder: Path, options: list[str], title: str) -> None:
+    assert cells(run(*timm_arguments(folder), "--size", 2, *options))[-1][0] == title
+
+
+def test_calibrated_nll_is_a_column_where_asked(run: Run, folder: Path) -> None:
+    printed = run(*timm_arguments(folder), "--size", 2, "--calibrated")
+    assert "calibrated NLL" in printed.splitlines()[1]
+
+
+def test_weights_of_another_dtype_say_so_in_their_rows(run: Run, folder: Path) -> None:
+    printed = run(*timm_arguments(folder), "--size", 1, "--dtype", "bfloat16")
+    assert [row[0] for row in cells(printed)[:2]] == ["BF16", "BF16 + temperature"]
+
+
+def test_random_weights_need_no_file_and_are_named(run: Run, folder: Path, tmp_path: Path) -> None:
+    thousand = tmp_path / "imagenet"
+    for name in imagenet.wnids():
+        (thousand / name).mkdir(parents=True)
+        (thousand / name / "0.JPEG").symlink_to(folder / "images" / "ant" / "0.png")
+    printed = run(
+        "evaluate", f"timm/{VIT}", "--random-weights", "--data", thousand, "--limit", 3, "--workers", 0
+    )
+    assert printed.startswith(f"timm/{VIT}, random weights, 3 images of 1,000 classes")
+
+
+def test_describe_lists_every_tensor_and_the_memory(run: Run) -> None:
+    printed = run("describe", f"timm/{VIT}", "--random-weights", "--system", "int4", "--size", 3)
+    ensemble = lpe.LowPrecisionEnsemble(imagenet.random_model(VIT), lpe.Int(4), 3)
+    described, memory = printed.rstrip().rsplit("\n", 1)
+    assert described == ensemble.describe()
+    assert memory.startswith(f"memory: {ensemble.memory_bits() / 8e6:.4g} MB of 3 members, ")
+
+
+def test_systems_lists_every_number_system_with_its_levels(run: Run) -> None:
+    lines = {line.split()[0]: line.split() for line in run("systems").splitlines()[2:]}
+    assert lines.keys() >= {*lpe.number_systems.grids.names()}
+    assert lines["int5"][1:4] == ["5", "31", "15"]
+    assert lines["fp8_e4m3"][1:4] == ["8", "253", "448"]
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [(1, [1]), (10, [1, 2, 5, 10]), (16, [1, 2, 5, 10, 16]), (100, [1, 2, 5, 10, 20, 50, 100])],
+)
+def test_shown_sizes_are_1_2_5_of_each_decade_and_the_last(size: int, shown: list[int]) -> None:
+    assert cli.shown_sizes(size) == shown
+
+
+# What is refused: one line, code 2, nothing written.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ([], "the following arguments are required"),
+        (["evaluate"], "MODEL"),
+        (
+            ["evaluate", "resnet50"],
+            "a model is timm/NAME, open_clip/ARCHITECTURE:WEIGHTS or hf/FOLDER_OR_NAME",
+        ),
+        (["evaluate", "tim/resnet50"], "not 'tim/resnet50'"),
+        (["evaluate", "timm/"], "not 'timm/'"),
+        (["evaluate", "timm/resnet50"], "--data DIR"),
+        (["evaluate", "hf/x"], "--tasks A,B"),
+        (["evaluate", "timm/resnet50", "--tasks", "x"], "--tasks is for hf models, not for timm"),
+        (["evaluate", "hf/x", "--data", "x"], "--data is for timm and open_clip models"),
+        (["evaluate", "timm/resnet50", "--data", "no/where"], "there is no folder no/where"),
+        (["evaluate", "timm/resnet50", "--data", ".", "--system", "int9"], "9 bits; integers take 2 to 8"),
+        (["evaluate", "timm/resnet50", "--data", ".", "--scale-axis", "row"], "unknown scale axis 'row'"),
+        (["evaluate", "timm/resnet50", "--data", ".", "--scale-axis", "block:0"], "positive integer, not 0"),
+        (["evaluate", "timm/resnet50", "--data", ".", "--size", "0"], "positive integer, not 0"),
+        (["evaluate", "timm/resnet50", "--data", ".", "--size", "two"], "invalid int value: 'two'"),
+        (["evaluate", "timm/resnet50", "--data", ".", "--limit", "0"], "--limit must be 1 or more"),
+        (["evaluate", "timm/resnet50", "--data", ".", "--batch-size", "0"], "--batch-size must be 1 or more"),
+        (["evaluate", "timm/resnet50", "--data", ".", "--rounding", "nearest", "--size", "3"], "all alike"),
+        (["evaluate", "timm/resnet50", "--data", ".", "--system", "fp32", "--size", "3"], "all alike"),
+        (["evaluate", "timm/resnet50", "--data", ".", "--std", "1"], "--std is for --method gaussian"),
+        (
+            ["evaluate", "timm/resnet50", "--data", ".", "--device", "cuda:99"],
+            "cannot compute on --device cuda:99",
+        ),
+        (["evaluate", "timm/resnet50", "--data", ".", "--device", "tpu7"], "cannot compute on --device tpu7"),
+        (["evaluate", "timm/resnet50", "--data", ".", "--csv", "."], "is a folder"),
+        (["evaluate", "timm/resnet50", "--data", ".", "--random-weights", "--checkpoint", "x"], "not both"),
+        (["evaluate", "timm/resnet51", "--data", "."], "timm has no model 'resnet51'; near it"),
+        (["evaluate", "timm/resnet50", "--data", ".", "--checkpoint", "x"], "there is no file x"),
+        (["describe", "timm/resnet50", "--checkpoint", "x"], "there is no file x"),
+    ],
+)
+def test_bad_arguments_are_answered_in_one_line(error_of: Run, arguments: list[str], wanted: str) -> None:
+    assert wanted in error_of(*arguments)
+
+
+def test_a_truncated_image_is_named_and_nothing_is_written(
+    error_of: Run, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    for name in CLASSES:
+        (tmp_path / "images" / name).mkdir()
+        whole = (folder / "images" / name / f"{CLASSES.index(name)}.png").read_bytes()
+        (tmp_path / "images" / name / "0.png").write_bytes(whole[: len(whole) // (2 if name == "cat" else 1)])
+    arguments = [
+        each if each != folder / "images" else tmp_path / "images" for each in timm_arguments(folder)
+    ]
+    out = tmp_path / "results"
+    assert "cat/0.png is not a whole image" in error_of(
+        *arguments, "--csv", out / "r.csv", "--json", out / "r.json"
+    )
+    assert list(out.iterdir()) == []
+
+
+def test_an_interrupt_ends_with_130_and_no_trace(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "evaluate", interrupted)
+    assert cli.main([str(each) for each in timm_arguments(folder)]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+
+
+def shell(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lpe", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_the_command_itself_ends_with_2_and_one_line_on_stderr() -> None:
+    ended = shell("evaluate", "resnet50")
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+
+
+def test_the_command_itself_prints_its_help_with_an_example() -> None:
+    ended = shell("evaluate", "--help")
+    assert ended.returncode == 0
+    assert "lpe evaluate timm/vit_small_patch16_224.augreg_in21k_ft_in1k --data imagenet" in ended.stdout
+
+
+# The other two kinds.
+
+
+@pytest.fixture
+def tiny_clip(monkeypatch: pytest.MonkeyPatch) -> str:
+    """An architecture of open_clip's with 16 wide towers."""
+    import open_clip.factory
+
+    config: dict[str, Any] = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", config)
+    return "tiny"
+
+
+def test_an_open_clip_model_is_evaluated_zero_shot_on_classes_of_ones_own(
+    run: Run, folder: Path, tmp_path: Path, tiny_clip: str
+) -> None:
+    from lpe.substrates import clip
+
+    model = clip.random_model(tiny_clip).model
+    torch.save(model.state_dict(), tmp_path / "clip.pt")
+    (tmp_path / "names.txt").write_text("\n".join(CLASSES))
+    (tmp_path / "templates.txt").write_text("a photo of a {}.\n")
+    run(
+        *("evaluate", f"open_clip/{tiny_clip}", "--checkpoint", tmp_path / "clip.pt", "--no-quick-gelu"),
+        *("--data", folder / "images", "--workers", 0, "--size", 2, "--csv", tmp_path / "r.csv"),
+        *("--class-names", tmp_path / "names.txt", "--templates", tmp_path / "templates.txt"),
+        *("--json", tmp_path / "r.json"),
+    )
+    loaded = clip.random_model(tiny_clip)
+    head = clip.zero_shot_head(loaded.model, loaded.tokenizer, CLASSES, ["a photo of a {}."])
+    data = validation(folder / "images", loaded.preprocess, 64, classes=3)
+    ensemble = lpe.LowPrecisionEnsemble(clip.ZeroShotClassifier(loaded.model, head), lpe.Int(5), 2)
+    wanted = lpe.evaluate(ensemble, data)
+    found = pd.read_csv(tmp_path / "r.csv").iloc[3:].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found[list(wanted.columns)], wanted, rtol=1e-5)
+    config = json.loads((tmp_path / "r.json").read_text())["provenance"]["config"]
+    assert config["clip"]["image_activation"] == "GELU"
+
+
+def test_a_template_without_a_place_for_the_name_is_refused(
+    error_of: Run, folder: Path, tmp_path: Path, tiny_clip: str
+) -> None:
+    (tmp_path / "templates.txt").write_text("a photo\n")
+    message = error_of(
+        *("evaluate", f"open_clip/{tiny_clip}", "--random-weights", "--data", folder / "images"),
+        *("--templates", tmp_path / "templates.txt"),
+    )
+    assert "the template 'a photo'" in message
+
+
+def llama(folder: Path) -> Path:
+    """A folder of a language model in transformers' format: 32 characters are its tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    letters = ["<s>", *"0123456789+=. abcdefghijklmnopq"]
+    tokenizer = Tokenizer(models.WordLevel({letter: index for index, letter in enumerate(letters)}, "<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>").save_pretrained(
+        folder
+    )
+    config = LlamaConfig(
+        vocab_size=len(letters),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+TASK = """\
+task: sums
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    validation: {data}
+validation_split: validation
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_target: answer
+doc_to_choice: ["1", "2", "3"]
+num_fewshot: 0
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+"""
+
+
+def test_a_language_model_is_evaluated_on_a_task_of_ones_own(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    rows = [
+        {"question": "0+1=", "answer": 0},
+        {"question": "1+1=", "answer": 1},
+        {"question": "1+2=", "answer": 2},
+    ]
+    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "sums.yaml").write_text(TASK.format(data=tmp_path / "sums.jsonl"))
+    printed = run(
+        *(
+            "evaluate",
+            f"hf/{llama(tmp_path / 'llama')}",
+            "--tasks",
+            "sums",
+            "--include-path",
+            tmp_path / "tasks",
+        ),
+        *("--system", "int4", "--size", 2, "--csv", tmp_path / "r.csv"),
+    )
+    assert printed.splitlines()[0].endswith("llama, sums")
+    table = pd.read_csv(tmp_path / "r.csv", keep_default_na=False)
+    assert list(table["method"]) == ["FP32", "FP32 + temperature", "RTN", "LPE-BSR", "LPE-BSR"]
+    assert list(table["task"].unique()) == ["sums"] and (table["nll"] > 0).all()
+    assert (table["ms_per_example"].drop(1).astype(float) > 0).all()
+
+
+TEXTS = """\
+task: texts
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+num_fewshot: 0
+metric_list:
+  - metric: word_perplexity
+    aggregation: weighted_perplexity
+    higher_is_better: false
+"""
+
+
+@pytest.fixture
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Arguments: a language model on a task that is not multiple choice."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "a bad cafe"}))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "texts.yaml").write_text(TEXTS.format(data=tmp_path / "texts.jsonl"))
+    model = f"hf/{llama(tmp_path / 'llama')}"
+    return ["evaluate", model, "--tasks", "texts", "--include-path", tmp_path / "tasks", "--size", 1]
+
+
+def test_a_text_has_its_perplexity_and_no_calibration_error(run: Run, texts: list[object]) -> None:
+    header = run(*texts).splitlines()[1].split()
+    assert "perplexity" in header and "ECE" not in header
+
+
+def test_ece_of_a_task_that_is_not_multiple_choice_is_refused(
+    texts: list[object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*map(str, texts), "--metrics", "nll,ece"]) == 2
+    # Above it stand the progress bars of transformers and datasets.
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: texts is of type loglikelihood_rolling, not multiple choice, and has no ece")
