@@ -39,11 +39,14 @@ def test_a_clip_is_trained_once_and_is_the_same_from_the_store(
         assert torch.equal(value, again.net.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("what", ["size", "seed", "recipe"])
-def test_another_size_seed_or_recipe_is_another_training(what: str, session: Session) -> None:
+@pytest.mark.parametrize("what", ["size", "shape", "seed", "recipe"])
+def test_another_size_shape_seed_or_recipe_is_another_training(what: str, session: Session) -> None:
     clip_point(session, 0, "S")
     seed, size = (1 if what == "seed" else 0), ("L" if what == "size" else "S")
     recipe = replace(session.scale.clip, weight_decay=0.3) if what == "recipe" else None
+    if what == "shape":
+        wider = {"S": session.scale.clips["L"]}
+        session = replace(session, scale=replace(session.scale, clips=wider))
     clip_point(session, seed, size, recipe)
     assert len(list(session.store.root.glob("*.safetensors"))) == 2
 
