@@ -8,7 +8,7 @@ grammatical. FP32, RTN, and LPE-BSR of 1 to 16 members at INT-8 to INT-3. What w
 again.
 
 Costs about 8 minutes of one core. It writes benchmarks/results/assets_language.csv, and beside it the JSON
-with the milliseconds an example. It prints NLL a token of the stories (FP32 1.42: lm-eval scores the mark of
+with the milliseconds an example. It prints NLL a token of the stories (FP32 1.43: lm-eval scores the mark of
 a beginning as well), and error and NLL of each paradigm's choices (FP32's error on
 determiner_noun_agreement_1 is .320).
 """
