@@ -33,7 +33,7 @@ from reproduce import panels
 from reproduce.claims import interval
 from reproduce.command import Session, run_figure
 from reproduce.fig2 import BIT_STYLES
-from reproduce.measurements import Unit, large_units, measure_all, selected
+from reproduce.measurements import Unit, large_units, measure_all, selected, units
 from reproduce.paper import any_scale
 from reproduce.scales import Reported
 from reproduce.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
@@ -43,8 +43,9 @@ COLUMNS_SHOWN = 3
 
 
 def wanted(session: Session[Any]) -> list[Unit]:
-    """The units that the figure shows."""
-    return large_units(session)
+    """The units that the figure shows: of table 6's CLIP at every training seed that it is measured at."""
+    compared = session.scale.compared_clip.removeprefix(f"{session.scale.name} ")
+    return list(dict.fromkeys([*large_units(session), *units([compared], session.claim_seeds)]))
 
 
 def compute(session: Session[Any]) -> dict[str, object]:
