@@ -105,9 +105,7 @@ def dropout_places(model: nn.Module) -> list[Place]:
 
 def _inserted_places(modules: dict[str, nn.Module]) -> list[Place]:
     """The inputs of Linear and Conv layers, but the first's: by the order in which the model holds them."""
-    functional = {
-        id(module.out_proj) for module in modules.values() if isinstance(module, nn.MultiheadAttention)
-    }
+    functional = {id(layer) for module in modules.values() for layer in _used_without_a_call(module)}
     places = []
     raw = True
     usable = sum(_spatial(module) is not None for module in modules.values()) - len(functional)
@@ -127,6 +125,16 @@ def _inserted_places(modules: dict[str, nn.Module]) -> list[Place]:
             places.append(Place(name, kind, "input", f"input of {kind}", spatial))
             raw = False
     return places
+
+
+def _used_without_a_call(module: nn.Module) -> list[nn.Module]:
+    """Layers whose weights a module hands to ``multi_head_attention_forward``: their hooks never run."""
+    if isinstance(module, nn.MultiheadAttention):
+        return [module.out_proj]
+    if type(module).__name__ == "AttentionPool2d":  # of open_clip's and OpenAI's ResNets
+        names = ("q_proj", "k_proj", "v_proj", "c_proj")
+        return [getattr(module, name) for name in names if hasattr(module, name)]
+    return []
 
 
 def feature_dimension(place: Place, dimensions: int) -> int:

@@ -594,3 +594,24 @@ def test_a_setting_that_is_none_is_refused_with_its_value(setting: str, value: i
 def test_a_model_with_nowhere_to_mask_is_refused_by_name(model: nn.Module) -> None:
     with pytest.raises(lpe.InputError, match=f"{type(model).__name__} has neither dropout nor a Linear"):
         lpe.MCDropoutEnsemble(model, RATE, 2)
+
+
+def test_the_pooling_of_a_clip_resnet_uses_its_layers_without_calling_them() -> None:
+    from open_clip.modified_resnet import ModifiedResNet
+
+    net = ModifiedResNet(layers=[1, 1, 1, 1], output_dim=8, heads=2, image_size=32, width=4).eval()
+    table = lpe.MCDropoutEnsemble(net, 0.1, 1).describe()
+    pooling = [line for line in table.splitlines() if line.startswith("attnpool.") and "_proj" in line]
+    assert len(pooling) == 4
+    assert all("its weight is used without calling it" in line for line in pooling)
+
+
+@pytest.mark.parametrize("layer", ["attnpool.q_proj", "attnpool.c_proj"])
+def test_a_layer_said_to_be_uncalled_is_uncalled(layer: str) -> None:
+    from open_clip.modified_resnet import ModifiedResNet
+
+    net = ModifiedResNet(layers=[1, 1, 1, 1], output_dim=8, heads=2, image_size=32, width=4).eval()
+    called: list[object] = []
+    net.get_submodule(layer).register_forward_hook(lambda *_: called.append(1))
+    net(torch.zeros(1, 3, 32, 32))
+    assert not called
