@@ -23,7 +23,7 @@ from reproduce.command import Session, record_name, run_figure
 from reproduce.measurements import Unit, measure_all, selected, units
 from reproduce.points import POINTS
 from reproduce.scales import Scale, scale
-from reproduce.summaries import FP32, SCALED, What, claim_lines, conditions, counted_seeds, read
+from reproduce.summaries import FP32, SCALED, Summary, What, claim_lines, conditions, counted_seeds, read
 from reproduce.tables import Cell, write_all
 
 METHODS = (FP32, SCALED, "BMA", "LPE-BSR")
@@ -63,6 +63,13 @@ def rows_of_point(chosen: Scale, point: str) -> list[tuple[What, str]]:
     return shown + [(what.at(size), title) for what, title in several for size in chosen.table_sizes]
 
 
+def numbers(summary: Summary, what: What, single: What) -> list[Cell]:
+    """NLL with its interval, the paired difference to the single FP32 model, and every metric of MEASURED."""
+    means = [summary.mean(what, metric, 5 if metric == "ambiguity" else 4) for metric in MEASURED.values()]
+    difference = None if what == single else summary.difference(what, single)
+    return [summary.with_interval(what), difference, *means]
+
+
 def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
     """Write table2.csv, .md and .tex from the record; returns their paths and the claims' verdicts."""
     chosen = scale(scale_name)
@@ -77,12 +84,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
                     point,
                     title,
                     what.size,
-                    summary.with_interval(what),
-                    None if what == single else summary.difference(what, single),
-                    *(
-                        summary.mean(what, metric, 5 if metric == "ambiguity" else 4)
-                        for metric in MEASURED.values()
-                    ),
+                    *numbers(summary, what, single),
                 ]
             )
             seeds.append(summary.seeds(what))

@@ -28,7 +28,7 @@ from reproduce.measurements import measure_all, selected
 from reproduce.paper import any_scale
 from reproduce.scales import Reported
 from reproduce.summaries import FP32, SCALED, What, claim_lines, conditions, counted_seeds, megabits, read
-from reproduce.table2 import MEASURED
+from reproduce.table2 import MEASURED, numbers
 from reproduce.tables import Cell, write_all
 
 HEADER = (
@@ -80,12 +80,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
                     round(summary.memory_bits(single) / 32),
                     title,
                     what.size,
-                    summary.with_interval(what),
-                    None if what == single else summary.difference(what, single),
-                    *(
-                        summary.mean(what, metric, 5 if metric == "ambiguity" else 4)
-                        for metric in MEASURED.values()
-                    ),
+                    *numbers(summary, what, single),
                     megabits(summary.memory_bits(what)),
                 ]
             )
