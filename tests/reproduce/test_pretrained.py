@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import lpe
 from lpe.substrates import arithmetic, captioned_digits, clip, imagenet, language
 from lpe.substrates.captioned_digits import DigitsCLIP
 from lpe.substrates.imagenet import LabelledImages
@@ -126,6 +127,15 @@ def test_table_6_has_the_rivals_at_the_settings_that_the_tuning_examples_chose(
     settings = rows[rows["metric"] == "setting"].set_index("method")["value"]
     assert set(settings.index) == {"Gaussian", "MC-dropout"}
     assert settings["Gaussian"] in SMALL.gaussian_stds and settings["MC-dropout"] in SMALL.dropout_rates
+    loaded = load(SMALL, SMALL.clips["L"])
+    expected = [
+        loaded.test.evaluate(
+            lpe.GaussianEnsemble(loaded.net, lpe.Int(5), SMALL.size, draw, std=settings["Gaussian"]), ()
+        )["nll"].iloc[-1]
+        for draw in range(SMALL.draws)
+    ]
+    noisy = rows[(rows["method"] == "Gaussian") & (rows["metric"] == "nll") & (rows["size"] == SMALL.size)]
+    assert noisy["value"].tolist() == pytest.approx([np.mean(expected)])
     text = (tmp_path / "out" / "table6.md").read_text()
     assert f"std {settings['Gaussian']:g}; MC-dropout: rate {settings['MC-dropout']:g}" in text
 
