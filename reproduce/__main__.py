@@ -53,6 +53,8 @@ def main(arguments: list[str]) -> int:
             if name not in FIGURES:
                 raise InputError(f"unknown figure or table {name!r}; there are {', '.join(every)}")
         check_at_paper(figures, chosen.name)
+        if asked.jobs > 1 and not isinstance(chosen, Scale):
+            raise InputError(f"scale {chosen.name} runs one model at a time; leave --jobs {asked.jobs} out")
         if asked.random_weights:
             rehearse(figures, chosen)
             return 0

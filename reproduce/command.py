@@ -76,7 +76,11 @@ def source_hash(*paths: str) -> str:
 
 MEASURING = (
     "lpe",
-    *(f"reproduce/{name}.py" for name in ("scales", "points", "clips", "families", "measurements")),
+    *(
+        f"reproduce/{name}.py"
+        for name in ("scales", "points", "clips", "llamas", "families", "answers", "measurements")
+    ),
+    *(f"reproduce/{name}.py" for name in ("paper", "pretrained")),
 )
 
 

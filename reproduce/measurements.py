@@ -163,10 +163,10 @@ class Measurer:
             "seed": unit.seed,
         }
 
-    def lacks(self, method: str, system: str = "fp32", rounding: str = "") -> bool:
-        """Whether there are no rows of this method yet."""
+    def lacks(self, method: str, system: str = "fp32", rounding: str = "", **further: object) -> bool:
+        """Whether there are no rows of this method yet; ``further`` columns narrow them."""
         keys = {**self.common, "method": method, "number_system": system, "rounding": rounding}
-        return not self.records.has(**keys)
+        return not self.records.has(**keys, **further)
 
     def add(self, method: str, system: str, rounding: str, rows: Iterable[dict[str, object]]) -> None:
         """Keep rows that have size, metric, value, memory_bits and backward_passes."""

@@ -4,7 +4,6 @@ Their weights and data are public but not small, and none is shipped here. ``--s
 per missing piece what to put where; with all of them it measures them as the scale ``digits`` measures its
 networks. ``--random-weights`` rehearses the same code at the true shapes with random weights and synthetic
 inputs for a few batches, and prints memory, time per example and bits per member; it writes nothing.
-
 """
 
 from __future__ import annotations
@@ -241,10 +240,10 @@ def _missing_data(data: PaperData) -> str:
     named = f"{data.what} ({data.licence})"
     if data.place:
         folder = data_folder() / data.place
-        found = sum(each.is_dir() for each in folder.iterdir()) if folder.is_dir() else 0
-        if found:
+        # Which of the layouts it has, and whether it is whole, says the substrate when it reads the folder.
+        if folder.is_dir() and any(folder.iterdir()):
             return ""
-        place = f"put its folders into {_shown(folder)}, or set LPE_DATA to the folder that has {data.place}"
+        place = f"put it into {_shown(folder)}, or set LPE_DATA to the folder that has {data.place}"
         return f"{named}: {place}"
     if _cached(data.hub, "README.md", "dataset"):
         return ""

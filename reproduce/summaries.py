@@ -210,9 +210,9 @@ def conditions(chosen: Reported) -> list[str]:
         ]
     return [
         "Means over training seeds; in brackets the two-sided 95 % interval of Student's t. NLL in nats "
-        "(natural logarithm) a test image, ERR and ECE as shares of 1; ECE in 15 bins.",
+        "(natural logarithm) a test example, ERR and ECE as shares of 1; ECE in 15 bins.",
         f"Within a training seed, {chosen.draws} ensembles of other rounding or posterior seeds are averaged "
-        "where members are drawn. Temperature scaling: fitted on the validation images.",
+        "where members are drawn. Temperature scaling: fitted on the validation examples.",
     ]
 
 

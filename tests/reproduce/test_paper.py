@@ -58,7 +58,7 @@ def test_every_missing_piece_has_one_line_that_names_it_and_its_place(
     for line, size in zip(missing, ("tiny", "small", "base", "large"), strict=False):
         assert f"hf download timm/vit_{size}_patch16_224.augreg_in21k_ft_in1k" in line
     assert [line.split(":")[1] for line in missing[:4]] == [" ViT-T", " ViT-S", " ViT-B", " ViT-L"]
-    assert "put its folders into" in missing[4] and str(tmp_path / "data" / "imagenet" / "val") in missing[4]
+    assert "put it into" in missing[4] and str(tmp_path / "data" / "imagenet" / "val") in missing[4]
     assert len(missing) == 5
     assert last == "error: 5 pieces are missing, nothing was run; --random-weights rehearses without"
 
@@ -86,10 +86,13 @@ def test_weights_in_the_cache_are_not_missing(
     assert "missing: ViT-T" in said
 
 
-def test_a_data_folder_with_folders_is_not_missing(
-    nothing_there: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("held", ["n01440764/a.JPEG", "ILSVRC2012_val_00000001.JPEG"])
+def test_a_data_folder_in_either_layout_is_not_missing(
+    held: str, nothing_there: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "data" / "imagenet" / "val" / "n01440764").mkdir(parents=True)
+    image = tmp_path / "data" / "imagenet" / "val" / held
+    image.parent.mkdir(parents=True)
+    image.touch()
     run_table1(tmp_path / "out")
     assert "ImageNet-1k" not in capsys.readouterr().err
 
@@ -114,6 +117,12 @@ def test_a_figure_of_trainings_does_not_exist_at_paper(capsys: pytest.CaptureFix
 def test_everything_at_paper_knows_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert everything.main(["--scale", "paper", "--only", "table1,fig9"]) == 2
     assert capsys.readouterr().err.startswith("error: fig9 needs trainings; scale paper has fig7, ")
+
+
+def test_everything_at_paper_refuses_several_processes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert everything.main(["--scale", "paper", "--jobs", "2"]) == 2
+    said = "error: scale paper runs one model at a time; leave --jobs 2 out\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_rehearsal_of_digits_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -21,6 +22,7 @@ from lpe.substrates.captioned_digits import DigitsCLIP
 from lpe.substrates.imagenet import LabelledImages
 from reproduce import fig7, paper, table1, table3, table6
 from reproduce.command import record_name, run_figure
+from reproduce.measurements import Measurer
 from reproduce.paper import PAPER, PaperModel, PaperScale
 from reproduce.pretrained import load, tuned
 
@@ -138,6 +140,23 @@ def test_table_6_has_the_rivals_at_the_settings_that_the_tuning_examples_chose(
     assert noisy["value"].tolist() == pytest.approx([np.mean(expected)])
     text = (tmp_path / "out" / "table6.md").read_text()
     assert f"std {settings['Gaussian']:g}; MC-dropout: rate {settings['MC-dropout']:g}" in text
+
+
+def test_a_run_killed_before_the_setting_was_written_goes_on(
+    rendered: Callable[[object], pd.DataFrame], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    add = Measurer.add
+
+    def killed(self: Measurer, *arguments: Any) -> None:
+        if arguments[3][0].get("metric") == "setting":
+            raise KeyboardInterrupt
+        add(self, *arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Measurer, "add", killed)
+        rendered(table6)
+    rows = rendered(table6)
+    assert set(rows[rows["metric"] == "setting"]["method"]) == {"Gaussian", "MC-dropout"}
 
 
 def test_figure_7_and_table_3_show_the_clip_and_the_llama(
