@@ -1,7 +1,8 @@
 """One safetensors file and its header: written whole, and read whole and unaltered or not at all.
 
-The header is JSON in the file's metadata, under ``lpe``; beside it, under ``sha256``, stands the hash of the
-header and of every tensor's name, type, shape and bytes. Files of version 1 have no hash.
+The header is JSON in the file's metadata, under ``lpe``. Its ``sha256`` is the hash of its own text, with
+zeros where the hash stands, and of every tensor's name, type, shape and bytes. Files of version 1 have no
+hash. One ensemble gives the same file every time.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from lpe.records import replacing
 
 FORMAT = "lpe ensemble"
 VERSION = 2
+
+_UNHASHED = "0" * 64  # where the hash will stand
 
 
 def contents_hash(tensors: Mapping[str, Tensor], about: str = "") -> str:
@@ -62,8 +65,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) 
     Raises:
         InputError: it can't be written there.
     """
-    about = json.dumps({"format": FORMAT, "version": VERSION, **header})
-    metadata = {"lpe": about, "sha256": contents_hash(tensors, about)}
+    first = {"format": FORMAT, "version": VERSION, "sha256": _UNHASHED}
+    about = json.dumps({**first, **header, "sha256": _UNHASHED})
+    # One entry: safetensors writes several in any order.
+    metadata = {"lpe": about.replace(_UNHASHED, contents_hash(tensors, about), 1)}
     try:
         with replacing(path) as temporary:
             temporary.touch()
@@ -84,8 +89,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            about = metadata.get("lpe", "{}")
+            about = (file.metadata() or {}).get("lpe", "{}")
             header = json.loads(about)
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
@@ -99,9 +103,22 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InputError(f"{path} is damaged: its version is {version!r}")
     if version > VERSION:
         raise InputError(f"{path} is of version {version}, this lpe reads up to {VERSION}; update lpe")
-    hashed = metadata.get("sha256")
-    if (version > 1 or hashed is not None) and hashed != contents_hash(tensors, about):
-        raise InputError(
-            f"{path} was altered: its contents are not those that were hashed when it was written"
-        )
+    hashed = header.get("sha256")
+    if version > 1 or hashed is not None:
+        if not isinstance(hashed, str) or hashed != contents_hash(
+            tensors, about.replace(hashed, _UNHASHED, 1)
+        ):
+            raise InputError(
+                f"{path} was altered: its contents are not those that were hashed when it was written"
+            )
     return header, tensors
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file is one of these, to be trusted or not."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("lpe", "{}"))
+    except (OSError, ValueError, safetensors.SafetensorError):
+        return False
+    return isinstance(header, dict) and header.get("format") == FORMAT

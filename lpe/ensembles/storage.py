@@ -294,10 +294,21 @@ class StoredEnsemble(Ensemble):
 
     def written(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Its tensors, and what a header says of them."""
-        kept = ("system", "shapes", "layouts", "own", "rounding", "seed", "first_member", "base_hash")
+        kept = (
+            "system",
+            "shapes",
+            "layouts",
+            "own",
+            "rounding",
+            "seed",
+            "first_member",
+            "distinct",
+            "base_hash",
+        )
         about = {key: self._header[key] for key in kept if key in self._header}
-        tensors = {key: _owned(tensor) for key, tensor in self._tensors.items()}
-        return tensors, {**about, "distinct": self._distinct}
+        if "distinct" in about:
+            about["distinct"] = self._distinct
+        return {key: _owned(tensor) for key, tensor in self._tensors.items()}, about
 
     def describe(self) -> str:
         """A row per tensor: name, shape, each member's own or shared, bits a value."""
@@ -344,7 +355,7 @@ class SeededEnsemble(LowPrecisionEnsemble):
         self.plan = select_tensors(net, FullPrecision(), [glob.escape(name) for name in header["own"]])
         here = {planned.name: _layout(planned) for planned in self._quantised}
         _check_same("layouts", [[*item] for item in layouts.items()], [[*item] for item in here.items()])
-        self._base = check_kind("seeded", header.get("base", "int8"))
+        self._base = check_kind("seeded", str(header.get("base", "int8")))
         check_base(self._base, system, self.rounding)
         self.base_hash: str | None = header.get("base_hash")
         """Of the weights that were packed; None where the file does not tell."""
@@ -647,7 +658,7 @@ def _batch_of(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str,
         prefix = f"{layer}." if layer else ""
         biased = f"{prefix}bias" in header["shapes"]
         for vector in ("batch_r", "batch_s", *(("batch_bias",) if biased else ())):
-            vectors[f"{prefix}{vector}"] = tensors[f"network/{prefix}{vector}"]
+            vectors[f"{prefix}{vector}"] = tensors[f"network/{prefix}{vector}"][: header["size"]]
         if biased:
             replaced[f"{prefix}bias"] = vectors[f"{prefix}batch_bias"][0]
     for name in header["shapes"]:
