@@ -24,6 +24,10 @@ def pack_into(packed: _Bytes, codes: _Bytes, lowest: int, bits: int) -> None:
     count = len(codes)
     whole = count // 8
     lowest8, mask = np.uint8(lowest), np.uint8((1 << bits) - 1)
+    if bits == 8:  # many at a time: nothing moves
+        for element in range(count):
+            packed[element] = codes[element] - lowest8
+        return
     for group in range(whole):
         word = np.uint64(0)
         for lane in range(8):
@@ -50,6 +54,11 @@ def unpack_into(codes: _Bytes, packed: _Bytes, lowest: int, bits: int) -> int:
     whole = count // 8
     lowest8, mask = np.uint8(lowest), np.uint64((1 << bits) - 1)
     largest = np.uint8(0)
+    if bits == 8:
+        for element in range(count):
+            largest = max(largest, packed[element])
+            codes[element] = packed[element] + lowest8
+        return int(largest)
     for group in range(whole):
         word = np.uint64(0)
         for byte in range(bits):
