@@ -363,7 +363,7 @@ def _contents(ensemble: LowPrecisionEnsemble, size: int, kind: str, base: str) -
         ("leftovers", sum(planned.numel for planned in leftovers), leftover_bytes),
         ("header", None, size - code_bytes - 4 * scales - leftover_bytes),
     ]
-    cells = [(row[0], "" if row[1] is None else f"{row[1]:,}", f"{row[2]:,}") for row in rows]
+    cells = [(row[0], "" if row[1] is None else f"{row[1]:,}", f"{row[2]:,}") for row in rows if row[2]]
     bits = 8 * (code_bytes + 4 * scales) / weights
     footer = f"{bits:.3f} bits a quantised weight (codes and scales)" + (
         ", whatever the number of members" if seeded else ""

@@ -204,6 +204,8 @@ def _parts(
 ) -> list[tuple[dict[str, Any], Mapping[str, Tensor]]]:
     """Header and tensors of each part, of the one where there are none, down to ``size`` members."""
     held = check_size(header["size"])
+    if header["kind"] not in KINDS:
+        raise InputError(f"{path} is damaged: its kind is {header['kind']!r}")
     if "parts" not in header:
         wanted = held if size is None else check_size(size)
         if wanted > held and header["kind"] != "seeded":
@@ -248,14 +250,15 @@ class StoredEnsemble(Ensemble):
         self._own = header["own"]
         self._devices = devices
         # Members that are all alike are held once.
-        self._distinct = min(header.get("distinct", self.size), self.size)
+        self._distinct = min(check_size(header.get("distinct", self.size)), self.size)
         held = {}
         for name, shape in self._shapes.items():
             if name not in self._own:
                 held[f"shared/{name}"] = _shaped(tensors, f"shared/{name}", shape).to(devices[name])
                 continue
             if packed := name in self._layouts:
-                assert self.system is not None
+                if self.system is None:
+                    raise InputError(f"the file is damaged: {name!r} is packed under no number system")
                 layout = _layout_of(shape, self._layouts[name])
                 scales = _shaped(tensors, f"scales/{name}", layout.scale_shape(self.system.scale))
                 held[f"scales/{name}"] = scales.to(devices[name])
@@ -294,18 +297,9 @@ class StoredEnsemble(Ensemble):
 
     def written(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Its tensors, and what a header says of them."""
-        kept = (
-            "system",
-            "shapes",
-            "layouts",
-            "own",
-            "rounding",
-            "seed",
-            "first_member",
-            "distinct",
-            "base_hash",
-        )
-        about = {key: self._header[key] for key in kept if key in self._header}
+        what = ("system", "shapes", "layouts", "own")
+        how = ("rounding", "seed", "first_member", "distinct", "base_hash")
+        about = {key: self._header[key] for key in (*what, *how) if key in self._header}
         if "distinct" in about:
             about["distinct"] = self._distinct
         return {key: _owned(tensor) for key, tensor in self._tensors.items()}, about
@@ -355,8 +349,8 @@ class SeededEnsemble(LowPrecisionEnsemble):
         self.plan = select_tensors(net, FullPrecision(), [glob.escape(name) for name in header["own"]])
         here = {planned.name: _layout(planned) for planned in self._quantised}
         _check_same("layouts", [[*item] for item in layouts.items()], [[*item] for item in here.items()])
+        # Files of version 1 have INT-8 of any system.
         self._base = check_kind("seeded", str(header.get("base", "int8")))
-        check_base(self._base, system, self.rounding)
         self.base_hash: str | None = header.get("base_hash")
         """Of the weights that were packed; None where the file does not tell."""
         self._stored, self._scales = {}, {}

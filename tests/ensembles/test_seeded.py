@@ -368,7 +368,7 @@ def test_more_members_than_were_saved_are_drawn(tmp_path: Path) -> None:
     assert len(read) == 20 and same(read[19], wanted[19]) and read.memory_bits() == wanted.memory_bits()
 
 
-def test_more_members_are_drawn_from_a_mixture_of_one_part_only(tmp_path: Path) -> None:
+def test_a_mixture_has_no_more_members_than_were_saved(tmp_path: Path) -> None:
     # Of two, members beyond the first part's would draw as the second part's do.
     mixture = lpe.Mixture.of([ensemble_of(INT4), ensemble_of(INT4, model=net(1))])
     with pytest.raises(lpe.InputError, match="holds a mixture of 6 members, not 7"):
@@ -552,6 +552,19 @@ def test_the_one_member_of_8_bits_to_the_nearest_is_held_by_int8(tmp_path: Path)
     assert torch.allclose(read[0].proj, ensemble_of(lpe.Int(8), rounding="nearest")[0].proj)
 
 
+def test_a_file_of_version_1_of_8_bit_members_drawn_from_int8_is_still_read(tmp_path: Path) -> None:
+    path = saved(ensemble_of(lpe.Int(7)), tmp_path, kind="seeded")
+    with safetensors.safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["lpe"])
+    header |= {"version": 1, "system": {**header["system"], "bits": 8}}
+    header = {key: value for key, value in header.items() if key not in ("sha256", "base", "base_hash")}
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors, path, metadata={"lpe": json.dumps(header)})
+    value = values_of_base("int8", lpe.PerChannel())["proj"]
+    wanted = lpe.round_weights(value, lpe.Int(8), seed=7, name="proj", member=2, output_axis=1)
+    assert torch.equal(lpe.load(path, net(9))[0].proj, wanted)
+
+
 @pytest.mark.parametrize("base", ["int4", "float32", "", 8])
 def test_an_unknown_base_is_refused_with_those_there_are(base: Any, tmp_path: Path) -> None:
     with pytest.raises(lpe.InputError, match=f"base must be one of int8, bf16, fp32, not {base!r}"):
@@ -584,9 +597,14 @@ KEYS = ["kind", "size", "system", "shapes", "layouts", "own", "rounding", "seed"
 
 
 @pytest.mark.parametrize("value", [None, -1, "x", [3], {"a": 3}, 1e99], ids=repr)
-@pytest.mark.parametrize("key", KEYS)
-def test_a_header_of_other_values_is_refused_in_one_line(key: str, value: Any, tmp_path: Path) -> None:
-    path = saved(ensemble_of(INT4), tmp_path, kind="seeded")
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [*(("seeded", key) for key in KEYS), *(("members", key) for key in (*KEYS[:6], "distinct"))],
+)
+def test_a_header_of_other_values_is_refused_in_one_line(
+    kind: str, key: str, value: Any, tmp_path: Path
+) -> None:
+    path = saved(ensemble_of(INT4), tmp_path, kind=kind)
     damaged(path, lambda header, _: header.update({key: value}))
     with pytest.raises(lpe.InputError) as caught:
         lpe.load(path, net(9))
