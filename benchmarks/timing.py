@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 
 
 def medians(
-    jobs: Mapping[str, Callable[[int], object]], repeats: int, calls: Mapping[str, int] | None = None
+    jobs: Mapping[str, Callable[[int], object]],
+    repeats: int,
+    calls: Mapping[str, int] | None = None,
+    warm: bool = True,
 ) -> dict[str, float]:
     """Median seconds of one call of each job, the jobs in turn.
 
@@ -16,13 +19,16 @@ def medians(
         jobs: by name; each is given the number of the repeat, 0 in the round that is not timed.
         repeats: timed rounds. calls: how often a job is called in a round (1): what takes microseconds needs
             many.
+        warm: call a job once, untimed, before each timing: what the job before has put out of the caches
+            comes back. Jobs of seconds do without.
     """
     calls = calls or {}
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for repeat in range(repeats + 1):
         for name, job in jobs.items():
             many = calls.get(name, 1)
-            job(repeat)  # what the job before has put out of the caches comes back
+            if warm:
+                job(repeat)
             started = time.perf_counter()
             for _ in range(many):
                 made = job(repeat)
