@@ -14,7 +14,7 @@ QUICK = ("construction", "scaling", "packed", "evaluation", "on_the_fly", "memor
 OTHERS = {
     "regression": "whether a metric of any method moved (two minutes; CI runs it)",
     "assets": "LPE-BSR on pre-trained weights and real data (LPE_ASSETS; 50 minutes)",
-    "coupling": "coupled against independent members, and members from 8 bits (an hour; LPE_ASSETS for a part)",
+    "coupling": "coupled against independent members, and members from 8 bits (an hour; LPE_ASSETS: more)",
     "gpu": "bandwidth and decoding on a GPU",
     "language": "LPE-BSR on a pre-trained language model through lm-eval (LPE_ASSETS; 8 minutes)",
 }
