@@ -7,6 +7,7 @@ kernels are compiled for an H100, which takes none, to see that their instructio
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 import os
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -34,6 +36,7 @@ from lpe.number_systems.layouts import Layout
 from lpe.number_systems.rounding import absmax_scales
 
 MODULE = "lpe.number_systems.kernels.cuda"
+LINEAR = "lpe.number_systems.kernels.cuda_linear"
 SEED = 5 * 2**32 + 11  # uses both words of the key
 ROUNDINGS = ["nearest", "bernoulli", "coupled"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -346,6 +349,75 @@ def _(device: str) -> None:
         assert_same(kernels().decode(codes.to(device), there, grid, torch.float32, start), expected)
 
 
+# A linear layer of all members, to the rounding of its sums.
+
+
+def check_linear(
+    device: str,
+    shape: tuple[int, int],
+    system: LowPrecision,
+    rounding: str = "bernoulli",
+    dtype: torch.dtype = torch.float32,
+    stored: LowPrecision | None = None,
+    drawn_there: int = 3,
+) -> None:
+    """Three members from 3 on, of two examples; the kernel is told that ``drawn_there`` is the first."""
+    layout, draw = Layout(shape), Draw(rounding, SEED, "w", 3)
+    values = normal_weight(*shape).to(dtype)
+    weight: Stored = values.flatten()
+    if stored is not None:
+        scales, grid = scales_of(values, stored, layout), grid_of(stored)
+        codes = reference.encode(weight, scales, grid, Draw("nearest", 0, "", 0)).flatten()
+        weight, values = Coded(codes, scales, grid), reference.decode(codes, scales, grid, torch.float32)
+    own = scales_of(values.view(shape), system, layout)
+    x = normal_weight(3, 2, shape[1], key=1).to(dtype)
+    members = torch.empty((3, 1, layout.numel), dtype=dtype)
+    reference.round_into(members, weight, own, grid_of(system), draw)
+    transposed = members.double().view(3, *shape).mT
+    expected = x.double() @ transposed
+    # Every sum of n products, in any order, is within n·2⁻²⁴ of the sum of their magnitudes; then it is cast.
+    bound = (shape[1] * 2.0**-24) * (x.double().abs() @ transposed.abs())
+    bound += torch.finfo(dtype).eps * expected.abs()
+    there = (stored_on(weight, device), scales_on(own, device), grid_of(system))
+    draw_there = Draw(rounding, SEED, "w", drawn_there)
+    actual = import_module(LINEAR).member_linear(x.to(device), *there, draw_there).cpu()
+    assert (actual.dtype, actual.shape) == (dtype, (3, 2, shape[0]))
+    assert ((actual.double() - expected).abs() <= bound).all()
+
+
+for _shape in ((6, 24), (5, 13), (3, 1), (4, 1100), (5, 1003), (0, 8), (8, 0)):
+    for _system in (lpe.Int(4), lpe.NF4(lpe.PerBlock(8))):
+
+        @case(f"a linear layer of shape {list(_shape)}, {_system.name}")
+        def _(device: str, shape: Any = _shape, system: LowPrecision = _system) -> None:
+            check_linear(device, shape, system)
+
+
+for _rounding, _dtype in itertools.product(ROUNDINGS, DTYPES[:3]):
+
+    @case(f"a linear layer of {_dtype}, {_rounding}")
+    def _(device: str, rounding: str = _rounding, dtype: torch.dtype = _dtype) -> None:
+        check_linear(device, (5, 40), lpe.Int(4), rounding, dtype)
+        check_linear(device, (5, 40), lpe.NF4(), rounding, dtype, stored=lpe.Int(8, lpe.PerBlock(16)))
+
+
+@case("a linear layer whose members share their inputs")
+def _(device: str) -> None:
+    weight, layout, system = normal_weight(6, 24), Layout((6, 24)), lpe.Int(4)
+    arguments = (weight.flatten().to(device), scales_on(scales_of(weight, system, layout), device))
+    linear = partial(import_module(LINEAR).member_linear, scales=arguments[1], grid=grid_of(system))
+    x = normal_weight(1, 2, 24, key=1).expand(3, 2, 24)
+    draw = Draw("bernoulli", SEED, "w", 0)
+    shared = linear(x.to(device), arguments[0], draw=draw)
+    assert_same(shared, linear(x.contiguous().to(device), arguments[0], draw=draw).cpu())
+
+
+@case("a linear layer of other members is seen")
+def _(device: str) -> None:
+    with pytest.raises(AssertionError):
+        check_linear(device, (6, 24), lpe.Int(4), drawn_there=4)
+
+
 # Cases of the interpreter alone.
 
 INTERPRETED: dict[str, Case] = {}
@@ -365,10 +437,10 @@ def elements_beyond_2_to_the_35(device: str) -> None:
     check(device, weight, lpe.Int(5), own, Draw("bernoulli", SEED, "w", 1), 2, starts=starts, length=60)
 
 
-def every_stored_weight_is_read_once(device: str) -> None:
+def reads_of(weight: Tensor, run: Callable[[], object]) -> set[int]:
+    """How often the elements of a flat float32 weight are loaded, each number that occurs."""
     builder = import_module("triton.runtime.interpreter").interpreter_builder
     load = builder.create_masked_load
-    weight = normal_weight(7, 13).flatten()
     reads = torch.zeros(weight.numel(), dtype=torch.int64)
 
     def counted(pointers: Any, mask: Any, *others: Any) -> Any:
@@ -377,12 +449,19 @@ def every_stored_weight_is_read_once(device: str) -> None:
         reads.index_add_(0, at, torch.ones_like(at))
         return load(pointers, mask, *others)
 
-    scales = scales_of(weight, lpe.Int(4), Layout((7, 13)))
+    with mock.patch.object(builder, "create_masked_load", counted):
+        run()
+    return set(reads.tolist())
+
+
+def every_stored_weight_is_read_once(device: str) -> None:
+    weight, system = normal_weight(7, 513).flatten(), lpe.Int(4)
+    scales, grid = scales_of(weight, system, Layout((7, 513))), grid_of(system)
+    linear = import_module(LINEAR).member_linear
     for rounding in ROUNDINGS:
-        reads.zero_()
-        with mock.patch.object(builder, "create_masked_load", counted):
-            kernels().encode(weight, scales, grid_of(lpe.Int(4)), Draw(rounding, 0, "w", 0), 5)
-        assert reads.tolist() == [1] * weight.numel()
+        draw = Draw(rounding, 0, "w", 0)
+        assert reads_of(weight, partial(kernels().encode, weight, scales, grid, draw, 5)) == {1}
+        assert reads_of(weight, partial(linear, torch.ones(5, 2, 513), weight, scales, grid, draw)) == {1}
 
 
 if sys.platform == "linux":
@@ -423,6 +502,15 @@ def compiled(
             kernels().encode(weight, scales, grid_of(system), draw, 2, first, length)
 
 
+def compiled_linear(system: LowPrecision, dtype: torch.dtype) -> None:
+    layout = Layout((64, 64))
+    scales = scales_of(normal_weight(64, 64), system, layout)
+    weight, draw = torch.zeros(layout.numel, dtype=dtype), Draw("bernoulli", 0, "w", 0)
+    import_module(LINEAR).member_linear(
+        torch.zeros((2, 1, 64), dtype=dtype), weight, scales, grid_of(system), draw
+    )
+
+
 def compiled_decode(system: LowPrecision, dtype: torch.dtype) -> None:
     layout, grid = Layout((7, 13)), grid_of(system)
     scales = scales_of(normal_weight(7, 13), system, layout)
@@ -451,6 +539,8 @@ COMPILED["floats of stored floats"] = partial(
 )
 COMPILED["decoding integers"] = partial(compiled_decode, lpe.Int(8), torch.bfloat16)
 COMPILED["decoding floats"] = partial(compiled_decode, lpe.NF4(), torch.float32)
+COMPILED["a linear layer of integers"] = partial(compiled_linear, lpe.Int(4), torch.bfloat16)
+COMPILED["a linear layer of floats"] = partial(compiled_linear, lpe.NF4(), torch.float16)
 
 FORBIDDEN = re.compile(r"\b(?:fma\.|\w+(?:\.\w+)*\.(?:ftz|approx|full)\b|libdevice|__nv_)\S*")
 """Instructions that round otherwise, or flush subnormals."""
@@ -504,8 +594,10 @@ class Compiler:
 def forbidden_instructions(launch: Callable[[], None], **options: Any) -> list[str]:
     """Of the kernels that this would launch; ``options`` replace those of the launch."""
     found: list[str] = []
-    compilers = {name: Compiler(getattr(kernels(), name), found, **options) for name in ("_round", "_decode")}
-    with mock.patch.multiple(kernels(), **compilers):
+    with ExitStack() as patches:
+        for module, name in ((MODULE, "_round"), (MODULE, "_decode"), (LINEAR, "_linear")):
+            kernel = getattr(import_module(module), name)
+            patches.enter_context(mock.patch(f"{module}.{name}", Compiler(kernel, found, **options)))
         launch()
     return sorted(set(found))
 
@@ -560,6 +652,11 @@ def outcomes_of(what: str, directory: Path) -> Any:
 
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+needs_assembler = pytest.mark.skipif(
+    (triton := find_spec("triton")) is None
+    or not (Path(triton.origin or "").parent / "backends/nvidia/bin/ptxas").exists(),
+    reason="triton is not installed, or came without NVIDIA's assembler",
+)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -576,13 +673,13 @@ def test_the_kernels_on_a_gpu_agree_with_the_reference(name: str) -> None:
     CASES[name]("cuda")
 
 
-@needs_triton
+@needs_assembler
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_kernels_neither_fuse_nor_approximate_nor_flush(name: str, shared_directory: Path) -> None:
     assert outcomes_of("compile", shared_directory)[name] == []
 
 
-@needs_triton
+@needs_assembler
 def test_fusion_would_be_seen_in_what_is_compiled(shared_directory: Path) -> None:
     assert "fma.rn.f32" in outcomes_of("compile", shared_directory)["with fusion"]
 

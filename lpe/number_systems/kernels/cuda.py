@@ -50,29 +50,29 @@ INT32_ELEMENTS = 2**31 - LANES * BLOCKS
 """Up to so many elements, the arithmetic of scale groups is in int32: 64-bit division is slow on a GPU."""
 
 # How a weight's elements are stored.
-_FLOAT = tl.constexpr(0)
-_BFLOAT16 = tl.constexpr(1)  # as int16, the upper half of a float32
-_INTEGERS = tl.constexpr(2)
-_INDICES = tl.constexpr(3)
+FLOAT = tl.constexpr(0)
+BFLOAT16 = tl.constexpr(1)  # as int16, the upper half of a float32
+INTEGERS = tl.constexpr(2)
+INDICES = tl.constexpr(3)
 
 # Roundings.
-_NEAREST = tl.constexpr(0)
-_BERNOULLI = tl.constexpr(1)
-_COUPLED = tl.constexpr(2)
-_ROUNDINGS = {"nearest": 0, "bernoulli": 1, "coupled": 2}
+NEAREST = tl.constexpr(0)
+BERNOULLI = tl.constexpr(1)
+COUPLED = tl.constexpr(2)
+ROUNDINGS = {"nearest": 0, "bernoulli": 1, "coupled": 2}
 
 # How a scale group follows from an element.
-_ONE = tl.constexpr(0)  # one for all
-_EXTENTS = tl.constexpr(1)  # so many consecutive elements
-_ROW_BLOCKS = tl.constexpr(2)  # blocks of the inputs of a row, the last one shorter
-_CHANNELS = tl.constexpr(3)  # channels along the second axis
-_CHANNEL_BLOCKS = tl.constexpr(4)  # blocks of the inputs of a channel along the second axis
+ONE = tl.constexpr(0)  # one for all
+EXTENTS = tl.constexpr(1)  # so many consecutive elements
+ROW_BLOCKS = tl.constexpr(2)  # blocks of the inputs of a row, the last one shorter
+CHANNELS = tl.constexpr(3)  # channels along the second axis
+CHANNEL_BLOCKS = tl.constexpr(4)  # blocks of the inputs of a channel along the second axis
 
-_SHIFT = tl.constexpr(COUPLING)
+SHIFT = tl.constexpr(COUPLING)
 
 
 @dataclass(frozen=True)
-class _Groups:
+class Groups:
     """How the scale group of an element follows from its index, as the kernels have it.
 
     Args:
@@ -94,13 +94,13 @@ class _Groups:
     inner: int = 1
 
     @classmethod
-    def of(cls, scales: Scales) -> _Groups:
+    def of(cls, scales: Scales) -> Groups:
         """Of a weight that is not empty."""
         layout, axis = scales.layout, scales.axis
         rows, columns = layout.rows, layout.columns
         groups_of_rows, groups = layout.scale_shape(axis)
         if groups_of_rows * groups == 1:
-            return cls(_ONE.value, True)
+            return cls(ONE.value, True)
         row_extent, column_extent = axis.extent(rows, columns)
         by_channels = isinstance(axis, PerChannel)
         if layout.output_axis == 1:
@@ -108,7 +108,7 @@ class _Groups:
             inner = layout.numel // (layout.shape[0] * outputs)
             extent = row_extent if by_channels else min(column_extent, columns)
             return cls(
-                _CHANNELS.value if by_channels else _CHANNEL_BLOCKS.value,
+                CHANNELS.value if by_channels else CHANNEL_BLOCKS.value,
                 inner % LANES == 0 and (by_channels or extent % LANES == 0),
                 outputs * inner,
                 extent,
@@ -119,9 +119,9 @@ class _Groups:
             )
         if by_channels or columns % column_extent == 0 or groups == 1:
             extent = row_extent * min(column_extent, columns)
-            return cls(_EXTENTS.value, extent % LANES == 0, extent=extent)
+            return cls(EXTENTS.value, extent % LANES == 0, extent=extent)
         a_block = columns % LANES == 0 and column_extent % LANES == 0
-        return cls(_ROW_BLOCKS.value, a_block, columns, column_extent, groups)
+        return cls(ROW_BLOCKS.value, a_block, columns, column_extent, groups)
 
     def lengths(self, prefix: str = "") -> dict[str, int]:
         """Those of the kernels' arguments that this gives."""
@@ -130,7 +130,7 @@ class _Groups:
 
 
 @triton.jit
-def _group(
+def group_of(
     element: tl.tensor,
     FORM: tl.constexpr,
     WIDE: tl.constexpr,
@@ -141,14 +141,14 @@ def _group(
     inputs: tl.tensor,
     inner: tl.tensor,
 ) -> tl.tensor:
-    """Index into the scales of elements, int64; see :class:`_Groups` for the lengths."""
+    """Index into the scales of elements, int64; see :class:`Groups` for the lengths."""
     if not WIDE:
         element = element.to(tl.int32)
-    if FORM == _ONE:
+    if FORM == ONE:
         group = element * 0
-    elif FORM == _EXTENTS:
+    elif FORM == EXTENTS:
         group = element // extent
-    elif FORM == _ROW_BLOCKS:
+    elif FORM == ROW_BLOCKS:
         row = element // period
         group = row * groups + (element - row * period) // extent
     else:
@@ -157,7 +157,7 @@ def _group(
         within = element - first * period
         output = within // inner
         row = channel_group * outputs + output
-        if FORM == _CHANNELS:
+        if FORM == CHANNELS:
             group = row // extent
         else:
             column = (first - channel_group * inputs) * inner + (within - output * inner)
@@ -166,7 +166,7 @@ def _group(
 
 
 @triton.jit
-def _scale(
+def scales_at(
     scales: tl.tensor,
     block: tl.tensor,
     element: tl.tensor,
@@ -184,20 +184,20 @@ def _scale(
 ) -> tl.tensor:
     """The scales of elements [BLOCKS, 8]; [BLOCKS, 1] where the eight of a block share one."""
     if A_BLOCK:
-        group = _group(block * 8, FORM, WIDE, period, extent, groups, outputs, inputs, inner)
+        group = group_of(block * 8, FORM, WIDE, period, extent, groups, outputs, inputs, inner)
         scale = tl.load(scales + group, mask=there, other=0.0)[:, None]
     else:
-        group = _group(element, FORM, WIDE, period, extent, groups, outputs, inputs, inner)
+        group = group_of(element, FORM, WIDE, period, extent, groups, outputs, inputs, inner)
         scale = tl.load(scales + group, mask=inside, other=0.0)
     return scale
 
 
 @triton.jit
-def _stored_value(bits: tl.tensor, STORED: tl.constexpr, table: tl.tensor, mask: tl.tensor) -> tl.tensor:
+def stored_value(bits: tl.tensor, STORED: tl.constexpr, table: tl.tensor, mask: tl.tensor) -> tl.tensor:
     """Float32 of stored floats; of codes, their level."""
-    if STORED == _BFLOAT16:
+    if STORED == BFLOAT16:
         value = (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True)
-    elif STORED == _INDICES:
+    elif STORED == INDICES:
         value = tl.load(table + bits.to(tl.int64), mask=mask, other=0.0)
     else:
         value = bits.to(tl.float32)
@@ -205,38 +205,42 @@ def _stored_value(bits: tl.tensor, STORED: tl.constexpr, table: tl.tensor, mask:
 
 
 @triton.jit
-def _store_value(place: tl.tensor, value: tl.tensor, mask: tl.tensor, STORED: tl.constexpr) -> None:
+def bfloat16_bits(value: tl.tensor) -> tl.tensor:
+    """Float32 rounded to bfloat16, ties to even: int16."""
+    bits = value.to(tl.uint32, bitcast=True)
+    rounding = tl.add((bits >> 16) & 1, 0x7FFF, sanitize_overflow=False)
+    bits = tl.add(bits, rounding, sanitize_overflow=False) >> 16
+    return tl.where(value == value, bits, 0x7FC0).to(tl.int16)
+
+
+@triton.jit
+def store_value(place: tl.tensor, value: tl.tensor, mask: tl.tensor, STORED: tl.constexpr) -> None:
     """Store float32 values in the dtype that ``place`` has, rounded to nearest, ties to even."""
-    if STORED == _BFLOAT16:
-        bits = value.to(tl.uint32, bitcast=True)
-        rounding = tl.add((bits >> 16) & 1, 0x7FFF, sanitize_overflow=False)
-        bits = tl.add(bits, rounding, sanitize_overflow=False) >> 16
-        bits = tl.where(value == value, bits, 0x7FC0)
-        tl.store(place, bits.to(tl.int16), mask=mask)
+    if STORED == BFLOAT16:
+        tl.store(place, bfloat16_bits(value), mask=mask)
     else:
         tl.store(place, value.to(place.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _nearest_integer(value: tl.tensor) -> tl.tensor:
+def nearest_integer(value: tl.tensor) -> tl.tensor:
     """Of float32 within ±2²², ties to even, as float32."""
     # The sum is beyond 2²³, where float32 has whole numbers only.
     return (value + 12582912.0) - 12582912.0
 
 
 @triton.jit
-def _lanes(
-    block_low: tl.tensor,
-    block_high: tl.tensor,
+def lanes_of(
+    block: tl.tensor,
     tensor: tl.tensor,
     member: tl.tensor,
     key_low: tl.tensor,
     key_high: tl.tensor,
     BLOCKS: tl.constexpr,
 ) -> tl.tensor:
-    """The random numbers of blocks [BLOCKS]: int32 [BLOCKS, 8]; what is given is uint32."""
-    c0 = block_low
-    c1 = block_high
+    """The random numbers of blocks, int64 [BLOCKS]: int32 [BLOCKS, 8]; all else is uint32."""
+    c0 = block.to(tl.uint32)
+    c1 = (block >> 32).to(tl.uint32)
     c2 = tensor
     c3 = member
     k0 = key_low
@@ -259,7 +263,7 @@ def _lanes(
 
 
 @triton.jit
-def _lower_neighbour(
+def lower_neighbour(
     v: tl.tensor, table: tl.tensor, levels: tl.tensor, SEARCH: tl.constexpr, BLOCKS: tl.constexpr
 ) -> tl.tensor:
     """Index of the greatest level ≤ v but the last, or else 0: int32 [BLOCKS, 8]. 2^SEARCH > levels − 2."""
@@ -269,6 +273,88 @@ def _lower_neighbour(
         level = tl.load(table + further, mask=further < levels - 1, other=float("inf"))
         index = tl.where(level <= v, further, index)
     return index
+
+
+@triton.jit
+def neighbours(
+    w: tl.tensor,
+    inverse: tl.tensor,
+    inside: tl.tensor,
+    table: tl.tensor,
+    levels: tl.tensor,
+    zero: tl.tensor,
+    ROUNDING: tl.constexpr,
+    UNIFORM: tl.constexpr,
+    SEARCH: tl.constexpr,
+    BLOCKS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """The lower neighbour's code and the threshold T; of nearest rounding, code and 0: int32 [BLOCKS, 8]."""
+    lowest = tl.load(table)
+    highest = tl.load(table + levels - 1)
+    v = tl.where(tl.abs(inverse) < float("inf"), w * inverse, tl.load(table + zero))
+    threshold = tl.zeros([BLOCKS, 8], dtype=tl.int32)
+    if UNIFORM:
+        # A step further than codes go: no code changes for it, and no value is too large for what follows.
+        v = tl.minimum(tl.maximum(v, lowest - 1.0), highest + 1.0)
+        if ROUNDING == NEAREST:
+            low = nearest_integer(v).to(tl.int32)
+        else:
+            nearest = nearest_integer(v)
+            floor = tl.where(nearest > v, nearest - 1.0, nearest)
+            low = floor.to(tl.int32)
+            threshold = nearest_integer((v - floor) * 65536.0).to(tl.int32)
+    else:
+        v = tl.minimum(tl.maximum(v, lowest), highest)
+        low = lower_neighbour(v, table, levels, SEARCH, BLOCKS)
+        lower = tl.load(table + low, mask=inside, other=0.0)
+        upper = tl.load(table + low + 1, mask=inside, other=1.0)
+        p = tl.div_rn(v - lower, upper - lower)
+        if ROUNDING == NEAREST:
+            up = (p > 0.5) | ((p == 0.5) & (((low - zero) & 1) == 1))
+            low = low + up.to(tl.int32)
+        else:
+            threshold = nearest_integer(p * 65536.0).to(tl.int32)
+    return low, threshold
+
+
+@triton.jit
+def codes_of(
+    low: tl.tensor,
+    threshold: tl.tensor,
+    shared: tl.tensor,
+    block: tl.tensor,
+    tensor: tl.tensor,
+    member: tl.tensor,
+    key_low: tl.tensor,
+    key_high: tl.tensor,
+    zero: tl.tensor,
+    ROUNDING: tl.constexpr,
+    UNIFORM: tl.constexpr,
+    BLOCKS: tl.constexpr,
+) -> tl.tensor:
+    """A member's codes, int32 [BLOCKS, 8]; ``shared`` are member 0's random numbers, of coupled rounding."""
+    code = low
+    if ROUNDING == BERNOULLI:
+        lanes = lanes_of(block, tensor, member, key_low, key_high, BLOCKS)
+        code = low + (lanes < threshold).to(tl.int32)
+    if ROUNDING == COUPLED:
+        shift = tl.mul(member, SHIFT, sanitize_overflow=False) & 0xFFFF
+        lanes = (shared + shift.to(tl.int32)) & 0xFFFF
+        code = low + (lanes < threshold).to(tl.int32)
+    if UNIFORM:
+        # float32's error in w·(1/Δ) may put the largest weight a little outside.
+        code = tl.minimum(tl.maximum(code, -zero), zero)
+    return code
+
+
+@triton.jit
+def level_of(code: tl.tensor, table: tl.tensor, inside: tl.tensor, UNIFORM: tl.constexpr) -> tl.tensor:
+    """The levels of codes, float32."""
+    if UNIFORM:
+        level = code.to(tl.float32)
+    else:
+        level = tl.load(table + code, mask=inside, other=0.0)
+    return level
 
 
 @triton.jit(
@@ -362,9 +448,9 @@ def _round(
         place = element
 
     bits = tl.load(weight + element, mask=inside, other=0)
-    w = _stored_value(bits, STORED, stored_table, inside)
-    if STORED >= _INTEGERS:
-        w *= _scale(
+    w = stored_value(bits, STORED, stored_table, inside)
+    if STORED >= INTEGERS:
+        w *= scales_at(
             stored_values,
             block,
             element,
@@ -380,7 +466,7 @@ def _round(
             stored_inputs,
             stored_inner,
         )
-    inverse = _scale(
+    inverse = scales_at(
         inverses,
         block,
         element,
@@ -398,7 +484,7 @@ def _round(
     )
     scale = inverse
     if VALUES:
-        scale = _scale(
+        scale = scales_at(
             values,
             block,
             element,
@@ -415,60 +501,22 @@ def _round(
             inner,
         )
 
-    lowest = tl.load(table)
-    highest = tl.load(table + levels - 1)
-    v = tl.where(tl.abs(inverse) < float("inf"), w * inverse, tl.load(table + zero))
-    threshold = tl.zeros([BLOCKS, 8], dtype=tl.int32)
-    if UNIFORM:
-        # A step further than codes go: no code changes for it, and no value is too large for what follows.
-        v = tl.minimum(tl.maximum(v, lowest - 1.0), highest + 1.0)
-        if ROUNDING == _NEAREST:
-            low = _nearest_integer(v).to(tl.int32)
-        else:
-            nearest = _nearest_integer(v)
-            floor = tl.where(nearest > v, nearest - 1.0, nearest)
-            low = floor.to(tl.int32)
-            threshold = _nearest_integer((v - floor) * 65536.0).to(tl.int32)
-    else:
-        v = tl.minimum(tl.maximum(v, lowest), highest)
-        low = _lower_neighbour(v, table, levels, SEARCH, BLOCKS)
-        lower = tl.load(table + low, mask=inside, other=0.0)
-        upper = tl.load(table + low + 1, mask=inside, other=1.0)
-        p = tl.div_rn(v - lower, upper - lower)
-        if ROUNDING == _NEAREST:
-            up = (p > 0.5) | ((p == 0.5) & (((low - zero) & 1) == 1))
-            low = low + up.to(tl.int32)
-        else:
-            threshold = _nearest_integer(p * 65536.0).to(tl.int32)
-
-    block_low = block.to(tl.uint32)
-    block_high = (block >> 32).to(tl.uint32)
+    low, threshold = neighbours(w, inverse, inside, table, levels, zero, ROUNDING, UNIFORM, SEARCH, BLOCKS)
     key_low = key_low.to(tl.uint32, bitcast=True)
     key_high = key_high.to(tl.uint32, bitcast=True)
     tensor = tensor.to(tl.uint32, bitcast=True)
     drawn = member.to(tl.uint32, bitcast=True)
     shared = threshold
-    if ROUNDING == _COUPLED:
-        shared = _lanes(block_low, block_high, tensor, drawn ^ drawn, key_low, key_high, BLOCKS)
+    if ROUNDING == COUPLED:
+        shared = lanes_of(block, tensor, drawn ^ drawn, key_low, key_high, BLOCKS)
     at = out
     for _ in range(members):
-        code = low
-        if ROUNDING == _BERNOULLI:
-            lanes = _lanes(block_low, block_high, tensor, drawn, key_low, key_high, BLOCKS)
-            code = low + (lanes < threshold).to(tl.int32)
-        if ROUNDING == _COUPLED:
-            shift = tl.mul(drawn, _SHIFT, sanitize_overflow=False) & 0xFFFF
-            lanes = (shared + shift.to(tl.int32)) & 0xFFFF
-            code = low + (lanes < threshold).to(tl.int32)
-        if UNIFORM:
-            # float32's error in w·(1/Δ) may put the largest weight a little outside.
-            code = tl.minimum(tl.maximum(code, -zero), zero)
+        code = codes_of(
+            low, threshold, shared, block, tensor, drawn, key_low, key_high, zero, ROUNDING, UNIFORM, BLOCKS
+        )
         if VALUES:
-            if UNIFORM:
-                level = code.to(tl.float32)
-            else:
-                level = tl.load(table + code, mask=inside, other=0.0)
-            _store_value(at + place, level * scale, inside, OUT)
+            level = level_of(code, table, inside, UNIFORM)
+            store_value(at + place, level * scale, inside, OUT)
         else:
             tl.store(at + place, code.to(at.dtype.element_ty), mask=inside)
         at += stride
@@ -498,9 +546,9 @@ def _decode(
     """Values, in ``out`` [length], of the codes of the elements ``start`` …"""
     place = tl.program_id(0).to(tl.int64) * (BLOCKS * 8) + tl.arange(0, BLOCKS * 8).to(tl.int64)
     inside = place < length
-    level = _stored_value(tl.load(codes + place, mask=inside, other=0), STORED, table, inside)
-    group = _group(place + start, FORM, WIDE, period, extent, groups, outputs, inputs, inner)
-    _store_value(out + place, level * tl.load(values + group, mask=inside, other=0.0), inside, OUT)
+    level = stored_value(tl.load(codes + place, mask=inside, other=0), STORED, table, inside)
+    group = group_of(place + start, FORM, WIDE, period, extent, groups, outputs, inputs, inner)
+    store_value(out + place, level * tl.load(values + group, mask=inside, other=0.0), inside, OUT)
 
 
 def encode(
@@ -535,11 +583,11 @@ def decode(codes: Tensor, scales: Scales, grid: Grid, dtype: torch.dtype, start:
     length = codes.numel()
     if not length:
         return values
-    stored, bits = _storage(values)
-    groups = _Groups.of(scales)
-    _launch(
+    stored, bits = storage(values)
+    groups = Groups.of(scales)
+    launch(
         _decode,
-        -(-length // (BLOCKS * LANES)),
+        (-(-length // (BLOCKS * LANES)),),
         codes.device,
         out=bits,
         codes=codes.contiguous(),
@@ -548,7 +596,7 @@ def decode(codes: Tensor, scales: Scales, grid: Grid, dtype: torch.dtype, start:
         table=_table(grid, codes.device),
         values=scales.values,
         **groups.lengths(),
-        STORED=_INTEGERS.value if grid.uniform else _INDICES.value,
+        STORED=INTEGERS.value if grid.uniform else INDICES.value,
         OUT=stored,
         FORM=groups.form,
         WIDE=start + length > INT32_ELEMENTS,
@@ -570,30 +618,40 @@ def _launch_round(
     if not out.numel():
         return
     members, segments, length = out.shape
-    device = weight.device
-    out_as, out_bits = _storage(out)
-    groups = _Groups.of(scales)
-    table = stored_table = _table(grid, device)
-    stored_values, stored_groups = scales.values, groups
-    if isinstance(weight, Coded):
-        stored_as, stored_bits = (_INTEGERS if weight.grid.uniform else _INDICES).value, weight.codes
-        stored_table = _table(weight.grid, device)
-        stored_values, stored_groups = weight.scales.values, _Groups.of(weight.scales)
-    else:
-        stored_as, stored_bits = _storage(weight)
+    out_as, out_bits = storage(out)
     blocks = -(-length // LANES) if starts is None else -(-(length + LANES - 1) // LANES)
-    _launch(
+    launch(
         _round,
-        -(-segments * blocks // BLOCKS),
-        device,
+        (-(-segments * blocks // BLOCKS),),
+        weight.device,
         out=out_bits,
-        weight=stored_bits.contiguous(),
         starts=None if starts is None else starts.contiguous(),
         members=members,
         segments=segments,
         length=length,
         stride=segments * length,
         blocks_a_segment=blocks,
+        OUT=out_as,
+        VALUES=values,
+        SEGMENTED=starts is not None,
+        BLOCKS=BLOCKS,
+        **rounding_arguments(weight, scales, grid, draw),
+    )
+
+
+def rounding_arguments(weight: Stored, scales: Scales, grid: Grid, draw: Draw) -> dict[str, Any]:
+    """Those of a kernel's arguments that say what is rounded, and how."""
+    groups = Groups.of(scales)
+    table = stored_table = _table(grid, weight.device)
+    stored_values, stored_groups = scales.values, groups
+    if isinstance(weight, Coded):
+        stored_as, stored_bits = (INTEGERS if weight.grid.uniform else INDICES).value, weight.codes
+        stored_table = _table(weight.grid, weight.device)
+        stored_values, stored_groups = weight.scales.values, Groups.of(weight.scales)
+    else:
+        stored_as, stored_bits = storage(weight)
+    return dict(
+        weight=stored_bits.contiguous(),
         table=table,
         levels=len(grid.levels),
         zero=grid.zero,
@@ -607,27 +665,23 @@ def _launch_round(
         stored_table=stored_table,
         stored_values=stored_values,
         **stored_groups.lengths("stored_"),
-        ROUNDING=_ROUNDINGS[draw.rounding],
+        ROUNDING=ROUNDINGS[draw.rounding],
         UNIFORM=grid.uniform,
         SEARCH=0 if grid.uniform else (len(grid.levels) - 2).bit_length(),
         STORED=stored_as,
-        OUT=out_as,
-        VALUES=values,
-        SEGMENTED=starts is not None,
         FORM=groups.form,
         A_BLOCK=groups.a_block,
         STORED_FORM=stored_groups.form,
         STORED_A_BLOCK=stored_groups.a_block,
         WIDE=weight.numel() > INT32_ELEMENTS,
-        BLOCKS=BLOCKS,
     )
 
 
-def _storage(floats: Tensor) -> tuple[int, Tensor]:
+def storage(floats: Tensor) -> tuple[int, Tensor]:
     """How the elements are stored, and a tensor of what the kernels load and store."""
     if floats.dtype == torch.bfloat16:
-        return _BFLOAT16.value, floats.view(torch.int16)
-    return _FLOAT.value, floats
+        return BFLOAT16.value, floats.view(torch.int16)
+    return FLOAT.value, floats
 
 
 @lru_cache(maxsize=256)
@@ -641,6 +695,7 @@ def _int32(word: int) -> int:
     return (word + 2**31) % 2**32 - 2**31
 
 
-def _launch(kernel: Any, programs: int, device: torch.device, **arguments: Any) -> None:
+def launch(kernel: Any, programs: tuple[int, ...], device: torch.device, **arguments: Any) -> None:
+    """Run a kernel on the device, with the options that keep it to the reference's bits."""
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[(programs,)](**arguments, num_warps=WARPS, enable_fp_fusion=False)
+        kernel[programs](**arguments, num_warps=WARPS, enable_fp_fusion=False)
