@@ -559,13 +559,15 @@ def encode(
     members: int = 1,
     starts: Tensor | None = None,
     length: int | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Codes of a flat weight, or of segments of it, for one member or several: see ``reference.encode``."""
     segments = 1 if starts is None else len(starts)
     if starts is None:
         length = weight.numel()
     assert length is not None
-    codes = torch.empty((members, segments, length), dtype=code_type(grid), device=weight.device)
+    shape = (members, segments, length)
+    codes = torch.empty(shape, dtype=code_type(grid), device=weight.device) if out is None else out
     _launch_round(codes, weight, scales, grid, draw, starts, values=False)
     return codes
 
