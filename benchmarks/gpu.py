@@ -1,6 +1,6 @@
 """Members on a GPU: bytes a second against a copy, and batch-1 decoding of 1 and 10 members against one pass.
 
-    python -m benchmarks.gpu                        (all of it: some minutes and 25 GB of an H100's memory)
+    python -m benchmarks.gpu                        (all of it: some minutes, 35 GB of the GPU's memory)
     python -m benchmarks.gpu --layers 4 --weights 16777216 167772160           (6 GB)
 
 **Bandwidth.** Matrices of 16.8 M, 168 M and 1 G weights, stored as float32, bfloat16 or INT-8 codes, a scale
