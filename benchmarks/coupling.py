@@ -639,15 +639,14 @@ def _draw_panel(ax: Any, letter: str, record: pd.DataFrame, substrate: str, bits
         low, high = min(low, np.nanmin([*means, *band.flat])), max(high, np.nanmax([*means, *band.flat]))
     reach = 0.5 * (high - low)
     for value, line, label in ((fp32, "--", "FP32"), (rtn, ":", "RTN")):
-        # Farther off it would press the curves together; its value is in the title.
+        # Farther off it would press the curves together; its value is in the panel all the same.
         if low - reach < value < high + reach:
             ax.axhline(value, color=panels.BLACK, linestyle=line, linewidth=0.8, label=label)
     ax.set_xscale("log")
     ax.set_xticks([2, 3, 5, 8, 13, 20, 40], labels=["2", "3", "5", "8", "13", "20", "40"])
     ax.minorticks_off()
-    short = substrate.partition(",")[0]
-    panels.label_panel(ax, letter, f"{short}, INT-{bits} (FP32 {fp32:.3g}, RTN {rtn:.3g})")
-    ax.title.set_fontsize(6)
+    panels.label_panel(ax, letter, f"{substrate.partition(',')[0]}, INT-{bits}")
+    ax.set_title(f"FP32 {fp32:.3g}, RTN {rtn:.3g}", loc="right", fontsize=5.5, pad=1)
 
 
 def _record(out: Path, seeds: int) -> pd.DataFrame:
