@@ -89,7 +89,7 @@ SEEDS = 8
 DRAWS = 3
 """Rounding seeds that are averaged within a training seed of digits."""
 NETWORKS = ("T", "S", "B")
-IMAGES = 100
+IMAGES = 200
 STORIES = 16
 THREADS = 1
 
