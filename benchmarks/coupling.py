@@ -410,10 +410,18 @@ def _values(record: pd.DataFrame, substrate: str, bits: int, method: str, roundi
     return rows.pivot(index="seed", columns="size", values="value")
 
 
+def by_size(record: pd.DataFrame) -> list[str]:
+    """The substrates, that with the fewest weights first, those of one scale together."""
+    single = record[record["method"] == "FP32"].drop_duplicates("substrate")
+    scales = list(record["scale"].unique())
+    ordered = single.assign(place=single["scale"].map(scales.index)).sort_values(["place", "memory_bits"])
+    return list(ordered["substrate"])
+
+
 def comparisons(record: pd.DataFrame) -> pd.DataFrame:
     """Coupled against as many and against twice as many independent members; the columns COMPARISONS."""
     rows = []
-    for substrate in record["substrate"].unique():
+    for substrate in by_size(record):
         for bits in BITS:
             independent = _values(record, substrate, bits, "LPE-BSR", "bernoulli")
             coupled = _values(record, substrate, bits, "LPE-BSR", "coupled")
@@ -444,7 +452,7 @@ def comparisons(record: pd.DataFrame) -> pd.DataFrame:
 def seeded_differences(record: pd.DataFrame) -> pd.DataFrame:
     """Members drawn from a copy in few bits against those drawn from FP32; the columns SEEDED."""
     rows = []
-    for substrate in record["substrate"].unique():
+    for substrate in by_size(record):
         for bits in BITS:
             independent = _values(record, substrate, bits, "LPE-BSR", "bernoulli")
             for base in BASES:
@@ -597,7 +605,7 @@ def draw(record: pd.DataFrame, path: Path) -> None:
     """NLL against M, a row a network, a column a bit width; written as PNG, whole or not at all."""
     from reproduce import panels
 
-    substrates = list(record["substrate"].unique())
+    substrates = by_size(record)
     with panels.style():
         figure, axes = panels.plt.subplots(
             len(substrates),
@@ -646,7 +654,9 @@ def _draw_panel(ax: Any, letter: str, record: pd.DataFrame, substrate: str, bits
     ax.set_xticks([2, 3, 5, 8, 13, 20, 40], labels=["2", "3", "5", "8", "13", "20", "40"])
     ax.minorticks_off()
     panels.label_panel(ax, letter, f"{substrate.partition(',')[0]}, INT-{bits}")
-    ax.set_title(f"FP32 {fp32:.3g}, RTN {rtn:.3g}", loc="right", fontsize=5.5, pad=1)
+    box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
+    singles = f"FP32 {fp32:.3g}, RTN {rtn:.3g}"
+    ax.text(0.98, 0.97, singles, transform=ax.transAxes, ha="right", va="top", fontsize=5.5, bbox=box)
 
 
 def _record(out: Path, seeds: int) -> pd.DataFrame:
