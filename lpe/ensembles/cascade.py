@@ -342,21 +342,25 @@ def tune_window(
     gain_share: float | None = None,
     members_per_example: float | None = None,
     first: Tensor | None = None,
+    low: float | None = 0.0,
 ) -> TunedWindow:
     """The window of a two-stage cascade, chosen on validation examples.
 
     Either the fewest members per example that reach a share of the ensemble's NLL gain over the first stage,
-    or the least NLL within a number of members per example. Every pair of edges that lie between validation
-    confidences is tried. Where the ensemble gains nothing, nothing goes on.
+    or the least NLL within a number of members per example. Every upper edge between two validation
+    confidences is tried, and with ``low=None`` every pair of edges: hundreds of examples are too few for
+    that, the best of so many windows fits them and no others. Where the ensemble gains nothing, nothing goes
+    on.
 
     Args:
         log_probs: of the members, [members, examples, classes], as ``lpe.member_log_probs`` gives them.
         targets: int64 [examples].
         gain_share: 0 … 1. members_per_example: 1 or more, ``first`` included. One of the two.
         first: log-probabilities [examples, classes] of the first stage; None: of member 0.
+        low: the window's lower edge; None: it is chosen as well.
 
     Raises:
-        InputError: neither or both of the targets, or one out of range; shapes that do not fit.
+        InputError: neither or both of the targets, or a number out of range; shapes that do not fit.
     """
     if (gain_share is None) == (members_per_example is None):
         raise InputError("give one of gain_share and members_per_example, the other left out")
@@ -364,6 +368,8 @@ def tune_window(
         raise InputError(f"gain_share must be 0 to 1, not {gain_share!r}")
     if members_per_example is not None and not members_per_example >= 1:
         raise InputError(f"members_per_example must be 1 or more, not {members_per_example!r}")
+    if low is not None and not 0 <= low <= 1:
+        raise InputError(f"low must be 0 to 1, or None to have it chosen, not {low!r}")
     if log_probs.dim() != 3 or log_probs.shape[1:2] != targets.shape or not len(targets):
         raise InputError(
             f"log_probs of shape {list(log_probs.shape)} and targets of shape {list(targets.shape)}; "
@@ -385,6 +391,10 @@ def tune_window(
     edge = torch.ones(count + 1, dtype=torch.bool, device=total.device)
     edge[1:-1] = confidence[1:] > confidence[:-1]
     begins, ends = total.masked_fill(~edge, math.inf), total.masked_fill(~edge, -math.inf)
+    if low is not None:
+        begin_at = int((confidence < low).sum())
+        begins = torch.full_like(total, math.inf)
+        begins[begin_at] = total[begin_at]
     whole = float(total[-1])
     if not math.isfinite(whole):
         raise InputError("a target has log-probability −infinity or NaN; a window cannot be tuned on it")
@@ -401,6 +411,8 @@ def tune_window(
         if float(reached) > best:
             best, start, length = float(reached), int(begin), taken
     window = _between(confidence, start, length) if length else NOTHING
+    if low is not None and length:
+        window = (low, window[1])
     single_nll = -float(single[rows, targets].mean())
     return TunedWindow(
         window=window,

@@ -362,12 +362,15 @@ def log_probs(ensemble: lpe.DeepEnsemble, inputs: Tensor, targets: Tensor) -> Te
     return lpe.member_log_probs(ensemble, [(inputs, targets)])[0]
 
 
-def every_window(single: Tensor, together: Tensor, targets: Tensor) -> list[tuple[int, float]]:
-    """(examples that go on, NLL) of every window there is, by brute force."""
+def every_window(
+    single: Tensor, together: Tensor, targets: Tensor, fixed: float | None
+) -> list[tuple[int, float]]:
+    """(examples that go on, NLL) of every window there is, or of all of one lower edge, by brute force."""
     confidence = single.exp().amax(-1)
     values = sorted(set(confidence.tolist()))
     found = [(0, nll(single, targets))]
     for low, high in itertools.combinations_with_replacement(values, 2):
+        low = low if fixed is None else fixed
         inside = (confidence >= low) & (confidence <= high)
         found.append((int(inside.sum()), nll(torch.where(inside[:, None], together, single), targets)))
     return found
@@ -379,28 +382,32 @@ def learnt(log_probs: Tensor) -> Tensor:
     return mean_log_probs(log_probs).argmax(-1)
 
 
-@pytest.mark.parametrize("share", [0.5, 0.9, 1.0])
+LOWS = pytest.mark.parametrize("low", [None, 0.0, 0.4])
+
+
+@LOWS
+@pytest.mark.parametrize("share", [0.5, 0.8])
 def test_tuning_finds_the_fewest_members_for_a_share_of_the_gain(
-    share: float, log_probs: Tensor, learnt: Tensor
+    share: float, low: float | None, log_probs: Tensor, learnt: Tensor
 ) -> None:
     alone, together = log_probs[0], mean_log_probs(log_probs)
     goal = nll(alone, learnt) - share * (nll(alone, learnt) - nll(together, learnt))
-    fewest = min(count for count, loss in every_window(alone, together, learnt) if loss <= goal + 1e-12)
-    tuned = lpe.tune_window(log_probs, learnt, gain_share=share)
+    fewest = min(count for count, loss in every_window(alone, together, learnt, low) if loss <= goal + 1e-12)
+    tuned = lpe.tune_window(log_probs, learnt, gain_share=share, low=low)
     assert tuned.members_per_example == pytest.approx(1 + 3 * fewest / 64)
     assert tuned.nll <= goal + 1e-12
     assert 0 < fewest < 64
 
 
+@LOWS
 @pytest.mark.parametrize("budget", [1.0, 1.3, 2.0, 4.0])
 def test_tuning_finds_the_least_nll_within_a_budget(
-    budget: float, log_probs: Tensor, targets: Tensor
+    budget: float, low: float | None, log_probs: Tensor, targets: Tensor
 ) -> None:
     alone, together = log_probs[0], mean_log_probs(log_probs)
-    allowed = [
-        loss for count, loss in every_window(alone, together, targets) if 1 + 3 * count / 64 <= budget + 1e-9
-    ]
-    tuned = lpe.tune_window(log_probs, targets, members_per_example=budget)
+    every = every_window(alone, together, targets, low)
+    allowed = [loss for count, loss in every if 1 + 3 * count / 64 <= budget + 1e-9]
+    tuned = lpe.tune_window(log_probs, targets, members_per_example=budget, low=low)
     assert tuned.nll == pytest.approx(min(allowed), abs=1e-12)
     assert tuned.members_per_example <= budget + 1e-9
 
@@ -452,6 +459,7 @@ def test_edges_between_neighbouring_floats_leave_the_neighbour_out() -> None:
         ({"gain_share": 0.5, "members_per_example": 2}, "give one of gain_share and members_per_example"),
         ({"gain_share": 1.5}, "gain_share must be 0 to 1, not 1.5"),
         ({"gain_share": math.nan}, "gain_share must be 0 to 1, not nan"),
+        ({"gain_share": 0.5, "low": 1.5}, "low must be 0 to 1, or None to have it chosen, not 1.5"),
         ({"members_per_example": 0.5}, "members_per_example must be 1 or more, not 0.5"),
         ({"gain_share": 0.5, "first": torch.zeros(3, 5)}, r"first has shape \[3, 5\], not \[64, 5\]"),
     ],
