@@ -1,0 +1,359 @@
+"""What the cost picture says: levels with intervals, the Pareto front, gains and shares of gains, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lpe.ensembles.base import text_table
+from lpe.errors import InputError
+from reproduce import cost_times
+from reproduce.claims import LEVEL, interval
+from reproduce.cost_measures import HEADLINE, SHARE, cascade_name
+from reproduce.summaries import FP32, MEGABIT, SCALED
+from reproduce.tables import plain_number
+
+METRICS = ("nll", "calibrated_nll")
+KINDS = {"bernoulli": "independent", "coupled": "coupled"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a cost picture is of.
+
+    Args:
+        substrate, larger: of the model, and of the next larger single one. bits: of LPE-BSR.
+        size: its members. names: what the two models are called. unit: of the intervals: a column of the
+            record, and what it holds in words.
+    """
+
+    substrate: str
+    larger: str
+    bits: tuple[int, ...]
+    size: int
+    names: tuple[str, str]
+    unit: tuple[str, str] = ("seed", "training seeds")
+
+
+KEY = ["substrate", "method", "number_system", "rounding", "size"]
+
+
+def _rows(table: pd.DataFrame) -> Iterable[Any]:
+    """Its rows, with the columns as attributes."""
+    return table.itertuples(index=False)
+
+
+def levels(record: pd.DataFrame, times: pd.DataFrame, picture: Picture) -> pd.DataFrame:
+    """A line a method and size: its metrics with intervals, and what it costs.
+
+    A metric's level is FP32's mean plus the mean paired difference to FP32, over the units that both have, so
+    that methods that were measured at fewer units can be compared; the interval is the difference's.
+
+    Returns:
+        [points, (KEY, METRICS each with _low and _high, networks, memory_bits, generator_bits, ms, ms_kept)]:
+        ms with members made for a batch, ms_kept with members kept; NaN where there is no time.
+    """
+    unit = picture.unit[0]
+    reference = {metric: _by_unit(record, unit, picture.substrate, FP32, metric=metric) for metric in METRICS}
+    grouped = record.set_index([*KEY, "metric"]).sort_index()
+    taken = times.groupby([*KEY, "members"])["ms_per_example"].mean()
+    lines = []
+    for key in record[KEY].drop_duplicates().itertuples(index=False, name=None):
+        line: dict[str, object] = dict(zip(KEY, key, strict=True))
+        for metric in METRICS:
+            values = grouped.loc[(*key, metric)].set_index(unit)["value"]
+            differences = (values - reference[metric]).dropna().to_numpy()
+            low, high = interval(differences)
+            base = float(reference[metric].mean())
+            line |= {
+                metric: base + float(differences.mean()),
+                f"{metric}_low": base + low,
+                f"{metric}_high": base + high,
+            }
+        line["networks"] = float(grouped.loc[(*key, "members_per_example")]["value"].mean())
+        line["generator_bits"] = float(grouped.loc[(*key, "generator_bits")]["value"].mean())
+        line["memory_bits"] = float(grouped.loc[(*key, "nll")]["memory_bits"].mean())
+        # A temperature costs no time.
+        timed = tuple(FP32 if part == SCALED else part for part in key)
+        kept = float(taken.get((*timed, cost_times.KEPT), np.nan))
+        line["ms_kept"] = kept
+        line["ms"] = float(taken.get((*timed, cost_times.MADE), kept))
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _by_unit(
+    record: pd.DataFrame,
+    unit: str,
+    substrate: str,
+    method: str,
+    number_system: str = "fp32",
+    rounding: str = "",
+    size: int = 1,
+    metric: str = "nll",
+) -> pd.Series:
+    wanted_row = {
+        "substrate": substrate,
+        "method": method,
+        "number_system": number_system,
+        "rounding": rounding,
+        "size": size,
+        "metric": metric,
+    }
+    rows = record
+    for column, value in wanted_row.items():
+        rows = rows[rows[column] == value]
+    if rows.empty:
+        named = ", ".join(str(value) for value in wanted_row.values() if value != "")
+        raise InputError(f"cost.csv has no rows: {named}; run python reproduce/cost.py without --plot-only")
+    return rows.set_index(unit)["value"].sort_index()
+
+
+def front(costs: np.ndarray, values: np.ndarray) -> list[int]:
+    """The Pareto front: places of the points that no other equals or undercuts in both, by cost."""
+    found: list[int] = []
+    for place in sorted(range(len(costs)), key=lambda i: (costs[i], values[i])):
+        if np.isfinite(costs[place]) and (not found or values[place] < values[found[-1]]):
+            found.append(place)
+    return found
+
+
+def share_of_gain(gained: np.ndarray, whole: np.ndarray) -> tuple[float, float, float]:
+    """The ratio of two mean gains and its 95 % interval, by Fieller's theorem.
+
+    Args:
+        gained, whole: paired, one a unit [n].
+
+    Returns:
+        share, low, high; limits are NaN with one unit, and where the whole gain's own interval holds 0:
+        there is then no gain to have a share of.
+    """
+    from scipy.stats import t
+
+    n = len(whole)
+    share = float(gained.mean() / whole.mean())
+    if n < 2:
+        return share, np.nan, np.nan
+    squared = float(t.ppf(0.5 + LEVEL / 2, n - 1)) ** 2 / n
+    (var_gained, covariance), (_, var_whole) = np.cov(gained, whole)
+    a = whole.mean() ** 2 - squared * var_whole
+    b = gained.mean() * whole.mean() - squared * covariance
+    c = gained.mean() ** 2 - squared * var_gained
+    if a <= 0:
+        return share, np.nan, np.nan
+    half = np.sqrt(max(b**2 - a * c, 0.0))
+    return share, float((b - half) / a), float((b + half) / a)
+
+
+def gain_word(low: float, high: float) -> str:
+    """What an interval of a gain says."""
+    if np.isnan(low):
+        return "no interval from one"
+    return "a gain" if low > 0 else "a loss" if high < 0 else "no gain told from 0"
+
+
+def _with_interval(values: np.ndarray, digits: int, unit: str = "") -> str:
+    low, high = interval(values)
+    limits = "" if np.isnan(low) else f" [{plain_number(low, digits)}, {plain_number(high, digits)}]"
+    return f"{plain_number(float(values.mean()), digits)}{unit}{limits}"
+
+
+def system_name(number_system: str) -> str:
+    """Such as "INT-5" of "int5"."""
+    return number_system.upper().replace("INT", "INT-")
+
+
+@dataclass(frozen=True)
+class Series:
+    """A record's values by unit, looked up by what was measured."""
+
+    record: pd.DataFrame
+    picture: Picture
+
+    def values(
+        self,
+        method: str,
+        number_system: str = "fp32",
+        rounding: str = "",
+        size: int = 1,
+        metric: str = "nll",
+        substrate: str | None = None,
+    ) -> pd.Series:
+        """The values of a metric, indexed by unit."""
+        substrate = substrate or self.picture.substrate
+        return _by_unit(
+            self.record, self.picture.unit[0], substrate, method, number_system, rounding, size, metric
+        )
+
+
+def gain_lines(series: Series, at: pd.DataFrame) -> list[str]:
+    """What each method, at its largest size, gains over FP32 and over RTN, and at what cost."""
+    picture = series.picture
+    base = at[(at["substrate"] == picture.substrate) & (at["method"] == FP32)].iloc[0]
+    lines = [f"gain over FP32 in nats, 95 % intervals over {picture.unit[1]}; cost as a multiple of FP32's:"]
+    for row in _rows(at):
+        same = (at["method"] == row.method) & (at["number_system"] == row.number_system)
+        largest = at[same & (at["rounding"] == row.rounding)]["size"].max()
+        is_base = row.method == FP32 and row.substrate == picture.substrate
+        if row.method.startswith("cascade") or row.size != largest or is_base:
+            continue
+        key = (row.number_system, row.rounding, row.size)
+        parts = []
+        for metric, named in zip(METRICS, ("NLL", "calibrated NLL"), strict=True):
+            mine = series.values(row.method, *key, metric=metric, substrate=row.substrate)
+            gain = (series.values(FP32, metric=metric) - mine).dropna().to_numpy()
+            parts.append(f"{named} {_with_interval(gain, 4)}: {gain_word(*interval(gain))}")
+            if row.method == "LPE-BSR" and metric == "nll":
+                over = (series.values("RTN", row.number_system, "nearest") - mine).dropna().to_numpy()
+                parts.append(f"over RTN {_with_interval(over, 4)}: {gain_word(*interval(over))}")
+        lines.append(
+            f"  {_label(row, picture)}: {'; '.join(parts)}; {row.ms / base.ms:.3g} × ms, "
+            f"{row.memory_bits / base.memory_bits:.3g} × bits (n = {len(gain)})"
+        )
+    return lines
+
+
+def _label(row: Any, picture: Picture) -> str:
+    name = picture.names[row.substrate == picture.larger]
+    if row.method in (FP32, SCALED):
+        return row.method.replace(FP32, f"{name} {FP32}")
+    if row.method == "DE":
+        return f"DE of {row.size}"
+    if row.method == "RTN":
+        return f"RTN, {system_name(row.number_system)}"
+    members = f"{row.size} {KINDS.get(row.rounding, 'models')}"
+    system = "" if row.number_system == "fp32" else f", {system_name(row.number_system)}"
+    return f"{row.method}{system}, {members}"
+
+
+@dataclass(frozen=True)
+class CascadeFamily:
+    """Cascades that differ in their window alone.
+
+    Args:
+        first: what predicts first. number_system, rounding, size: of the members.
+        whole: size of the ensemble whose gain is shared in.
+    """
+
+    first: str
+    number_system: str
+    rounding: str
+    size: int
+    whole: int
+
+    def title(self) -> str:
+        """Such as "cascade from RTN to 20 coupled members, INT-4"."""
+        if self.first == "DE":
+            return f"cascade from the first to all {self.size} members of DE"
+        kind = f"{self.size} {self.rounding} members, {system_name(self.number_system)}"
+        return f"cascade from {self.first} to {kind}"
+
+
+def cascade_families(at: pd.DataFrame) -> list[CascadeFamily]:
+    """The cascades of a table of levels."""
+    cascades = at[at["method"].str.startswith("cascade from ")]
+    found: dict[CascadeFamily, None] = {}
+    for row in _rows(cascades):
+        first = row.method.removeprefix("cascade from ").partition(":")[0]
+        whole = cascades[
+            (cascades["number_system"] == row.number_system) & (cascades["method"] == row.method)
+        ]["size"].max()
+        family = CascadeFamily(first, row.number_system, row.rounding, row.size, int(whole))
+        found[family] = None
+    return list(found)
+
+
+def cascade_lines(series: Series, at: pd.DataFrame, times: pd.DataFrame) -> list[str]:
+    """What each cascade costs, and its share of the ensemble's gain over the first stage."""
+    lines = [
+        f"cascades, tuned on validation examples for {HEADLINE} of the ensemble's NLL gain over the first "
+        "stage:"
+    ]
+    for family in cascade_families(at):
+        lines += [f"  {line}" for line in _family_lines(series, at, times, family)]
+    return lines
+
+
+def _family_lines(series: Series, at: pd.DataFrame, times: pd.DataFrame, family: CascadeFamily) -> list[str]:
+    key = (family.number_system, family.rounding)
+    if family.first == "DE":
+        alone, together = series.values("DE"), series.values("DE", size=family.whole)
+    else:
+        first = (family.number_system, "nearest") if family.first == "RTN" else ()
+        alone = series.values(family.first, *first)
+        together = series.values("LPE-BSR", *key, family.whole)
+    whole = (alone - together).dropna()
+    word = gain_word(*interval(whole.to_numpy()))
+    gain = f"{family.whole} members gain {_with_interval(whole.to_numpy(), 4)} over the first stage: {word}"
+    if word in ("no gain told from 0", "a loss"):
+        return [f"{family.title()}: {gain}; nothing to have a share of (n = {len(whole)})"]
+    lines, shares = [], []
+    rows = at[(at["number_system"] == family.number_system) & (at["size"] == family.size)]
+    for row in _rows(rows):
+        if not row.method.startswith(f"cascade from {family.first}: "):
+            continue
+        mine = series.values(row.method, *key, family.size)
+        gained = (alone - mine)[whole.index]
+        share, low, high = share_of_gain(gained.to_numpy(), whole.to_numpy())
+        limits = "" if np.isnan(low) else f" [{100 * low:.0f}, {100 * high:.0f}]"
+        shares.append((row.networks, share))
+        if row.method == cascade_name(family.first, HEADLINE):
+            networks = series.values(row.method, *key, family.size, "members_per_example").to_numpy()
+            lines.append(
+                f"{family.title()}: {100 * share:.0f}{limits} % of it with "
+                f"{_with_interval(networks, 2)} networks an example, "
+                f"{_milliseconds(times, row.method, family, series.picture)}; {gain} (n = {len(whole)})"
+            )
+    curve = ", ".join(f"{100 * share:.0f} % with {networks:.2f}" for networks, share in sorted(shares))
+    reached = [networks for networks, share in sorted(shares) if share >= SHARE]
+    least = f"{HEADLINE} from {min(reached):.2f} networks on" if reached else f"{HEADLINE} is not reached"
+    return [*lines, f"    shares on the test examples: {curve}; {least}"]
+
+
+def _milliseconds(times: pd.DataFrame, method: str, family: CascadeFamily, picture: Picture) -> str:
+    mine = times[
+        (times["substrate"] == picture.substrate)
+        & (times["method"] == method)
+        & (times["number_system"] == family.number_system)
+        & (times["size"] == family.size)
+    ]
+    texts = []
+    for how, named in ((cost_times.MADE, "members made"), (cost_times.KEPT, "kept")):
+        taken = mine[mine["members"] == how]["ms_per_example"].to_numpy()
+        if len(taken):
+            texts.append(f"{_with_interval(taken, 3)} ms {named}")
+    return " or ".join(texts)
+
+
+def table_lines(at: pd.DataFrame, picture: Picture) -> list[str]:
+    """The points of the picture as rows of text, LPE-BSR at some sizes."""
+    rows = []
+    for row in _rows(at):
+        tuned_otherwise = row.method.startswith("cascade") and not row.method.endswith(f": {HEADLINE}")
+        if tuned_otherwise or (row.method == "LPE-BSR" and row.size not in (1, 2, 5, 10, picture.size)):
+            continue
+        cells = []
+        for metric in METRICS:
+            level, low, high = (getattr(row, name) for name in (metric, f"{metric}_low", f"{metric}_high"))
+            limits = (
+                "" if np.isnan(low) or low == high else f" [{plain_number(low, 4)}, {plain_number(high, 4)}]"
+            )
+            cells.append(plain_number(level, 4) + limits)
+        costs = (row.ms, row.ms_kept, row.memory_bits / MEGABIT, row.generator_bits / MEGABIT)
+        rows.append((_label(row, picture), *cells, f"{row.networks:.2f}", *(f"{cost:.3g}" for cost in costs)))
+    header = (
+        "method",
+        "NLL (nats)",
+        "calibrated NLL",
+        "networks an example",
+        "ms made",
+        "ms kept",
+        "Mbit stored",
+        "Mbit drawn from",
+    )
+    title = f"{picture.substrate}; in brackets 95 % intervals of the paired difference to FP32"
+    return text_table(title, header, rows).splitlines()
