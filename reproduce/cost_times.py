@@ -60,16 +60,14 @@ class Timed:
     seconds: Callable[[], Sequence[float]]
 
 
-def rows_of_times(
-    items: Sequence[Timed], examples: int, bar: tqdm, repeats: int = REPEATS
-) -> list[dict[str, object]]:
-    """Run every item once a round and return medians over rounds, in milliseconds per example."""
+def rows_of_times(items: Sequence[Timed], examples: int, bar: tqdm) -> list[dict[str, object]]:
+    """Medians over REPEATS rounds of every item, in ms per example; a first round is not counted."""
     taken: dict[Key, list[float]] = {}
-    bar.reset(total=repeats * len(items))
+    bar.reset(total=REPEATS * len(items))
     with torch.no_grad():
-        for item in items:  # what is first run warms caches and compiles; it is not counted
+        for item in items:
             item.seconds()
-        for _ in range(repeats):
+        for _ in range(REPEATS):
             for item in items:
                 for key, seconds in zip(item.keys, item.seconds(), strict=True):
                     taken.setdefault(key, []).append(seconds)

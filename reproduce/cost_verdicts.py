@@ -65,7 +65,7 @@ def levels(record: pd.DataFrame, times: pd.DataFrame, picture: Picture) -> pd.Da
     for key in record[KEY].drop_duplicates().itertuples(index=False, name=None):
         line: dict[str, object] = dict(zip(KEY, key, strict=True))
         for metric in METRICS:
-            values = grouped.loc[(*key, metric)].set_index(unit)["value"]
+            values = grouped.loc[[(*key, metric)]].set_index(unit)["value"]
             differences = (values - reference[metric]).dropna().to_numpy()
             low, high = interval(differences)
             base = float(reference[metric].mean())
@@ -74,9 +74,9 @@ def levels(record: pd.DataFrame, times: pd.DataFrame, picture: Picture) -> pd.Da
                 f"{metric}_low": base + low,
                 f"{metric}_high": base + high,
             }
-        line["networks"] = float(grouped.loc[(*key, "members_per_example")]["value"].mean())
-        line["generator_bits"] = float(grouped.loc[(*key, "generator_bits")]["value"].mean())
-        line["memory_bits"] = float(grouped.loc[(*key, "nll")]["memory_bits"].mean())
+        line["networks"] = float(grouped.loc[[(*key, "members_per_example")]]["value"].mean())
+        line["generator_bits"] = float(grouped.loc[[(*key, "generator_bits")]]["value"].mean())
+        line["memory_bits"] = float(grouped.loc[[(*key, "nll")]]["memory_bits"].mean())
         # A temperature costs no time.
         timed = tuple(FP32 if part == SCALED else part for part in key)
         kept = float(taken.get((*timed, cost_times.KEPT), np.nan))
