@@ -148,7 +148,7 @@ def measure_times(nets: Sequence[nn.Module], images: Images, out: Path) -> None:
         members.append((drawn, nearest))
     named = [(substrate(depth), net) for depth, net in zip(DEPTHS, nets, strict=True)]
     items = cost_times.timed_methods(named[0], named[1], None, BITS, SIZE, inputs, SEED)
-    items += cost_times.timed_cascades(named[0][0], own, None, members, FEW, inputs, SEED)
+    items += cost_times.timed_cascades(named[0][0], own, None, members, FEW, inputs, SEED, all_targets=True)
     rows = cost_times.rows_of_times(items, len(inputs), images.bar)
     command = ["reproduce/cost.py", "--assets", "--time"]
     cost_times.write(rows, out, command, len(inputs), [SEED], started)

@@ -177,8 +177,9 @@ def timed_cascades(
     few: int,
     inputs: Any,
     seed: int,
+    all_targets: bool,
 ) -> list[Timed]:
-    """The cascades of one training seed.
+    """The cascades of one training seed, for every target or for the share of the gain alone.
 
     Args:
         members: of each bit width, LPE-BSR and RTN. few: members of the smaller cascade.
@@ -191,7 +192,7 @@ def timed_cascades(
             system, rounding = of.ensemble.system.name, CASCADED
         held = lpe.DeepEnsemble(list(of.ensemble))
         first_held = None if first is None else first.ensemble.member(0)
-        for target in targets:
+        for target in targets if all_targets else [HEADLINE]:
             cascade = tuned_cascade(of, first, target)
             named = (substrate, cascade_name(first_name, target), system, rounding, cascade.size, seed)
             if not of.ensemble.members_are_stored:

@@ -93,7 +93,7 @@ def test_the_temperature_is_fitted_on_validation_examples_and_costs_one_number()
 
 
 def test_the_larger_budgets_of_a_cascade_are_below_the_networks_it_has() -> None:
-    assert [str(target) for target in cost_measures.targets_below(3)] == ["1.25", "1.5", "2", "95 %"]
+    assert [str(target) for target in cost_measures.targets_below(3)] == ["1.5", "2", "95 %"]
 
 
 def test_low_precision_predictions_have_every_size_and_cascades_of_all_and_of_few_members() -> None:
@@ -202,7 +202,7 @@ def test_every_cascade_is_timed_with_members_made_and_kept_under_the_record_s_na
 ) -> None:
     single = known_of(lpe.DeepEnsemble([network(0)]))
     deep = known_of(lpe.DeepEnsemble([network(seed) for seed in range(3)]))
-    items = cost_times.timed_cascades("s", single, deep, [(members, nearest)], 2, batch(2)[0], 0)
+    items = cost_times.timed_cascades("s", single, deep, [(members, nearest)], 2, batch(2)[0], 0, True)
     keys = {key for item in items for key in item.keys}
     named = {
         each.key
@@ -213,6 +213,10 @@ def test_every_cascade_is_timed_with_members_made_and_kept_under_the_record_s_na
     deep_names = {key[1] for key in keys if key[2] == "fp32"}
     assert deep_names == {f"cascade from DE: {target}" for target in cost_measures.targets_below(3)}
     assert all(key[-1] == "kept" for key in keys if key[2] == "fp32")
+    fewer = cost_times.timed_cascades("s", single, deep, [(members, nearest)], 2, batch(2)[0], 1, False)
+    assert {key[1] for item in fewer for key in item.keys} == {
+        f"cascade from {first}: 95 %" for first in ("RTN", "FP32", "DE")
+    }
     for item in items:
         assert all(seconds > 0 for seconds in item.seconds())
 
