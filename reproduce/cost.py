@@ -15,8 +15,8 @@ confident examples go on to the LPE-BSR members, and DE's first member, whose go
 are tuned on validation examples. It prints a table, what each gains over FP32 and over RTN, and what a
 cascade costs for 95 % of the ensemble's gain.
 
-    columns  milliseconds per example, with members made for every batch; memory of n stored members; memory
-             of the smallest thing from which they can be drawn
+    columns  milliseconds per example, with members made for every batch, and kept in memory as float32
+             modules; memory of n stored members, and of the smallest thing from which they can be drawn
     rows     NLL; calibrated NLL: by the temperature of the other half of the test examples
     grey     the Pareto front: what nothing shown undercuts in cost at a lower mean
 """
@@ -34,8 +34,12 @@ from typing import Any
 # A script runs its own checkout, whichever copy is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 import lpe
 from lpe.records import COLUMNS, write_table
@@ -43,7 +47,9 @@ from reproduce import cost_times, panels
 from reproduce.command import Session, run_figure
 from reproduce.cost_measures import (
     CASCADED,
+    HEADLINE,
     Known,
+    cascade_name,
     digits_batches,
     few_members,
     known,
@@ -71,8 +77,8 @@ TIMES = "cost_times.csv"
 
 
 def wanted(session: Session) -> list[Unit]:
-    """The units that the picture shows: low precision at the seeds of training-free claims."""
-    return [*units([COST], session.claim_seeds), *units([COST_RIVALS], session.seeds)]
+    """The units that the picture shows, at the seeds of training-free claims."""
+    return units([COST, COST_RIVALS], session.claim_seeds)
 
 
 def compute(session: Session, again: bool = False) -> dict[str, object]:
@@ -140,21 +146,18 @@ def own_name(chosen: Scale) -> str:
 
 COSTS = (
     ("ms", 1.0, "milliseconds per example"),
-    ("memory_bits", MEGABIT, "memory of n stored members (Mbit)"),
-    ("generator_bits", MEGABIT, "memory to draw members from (Mbit)"),
+    ("ms_kept", 1.0, "milliseconds per example"),
+    ("memory_bits", MEGABIT, "Mbit"),
+    ("generator_bits", MEGABIT, "Mbit"),
 )
+TITLES = ("time, members made", "time, members kept", "memory, n members", "memory to draw from")
 ROWS = (("nll", "test NLL (nats per image)"), ("calibrated_nll", "calibrated NLL (nats per image)"))
-TITLES = ("time", "stored members", "smallest to draw from")
 MARKED = (1, 2, 5, 10)
 """Sizes that have a marker, beside the largest."""
 DEEP = (panels.VERMILION, "s")
 FIRSTS = {"RTN": "^", "FP32": ">"}
-
-
-def _curve(points: pd.DataFrame, metric: str, cost: str) -> pd.DataFrame:
-    """Points as ``panels.limit_values`` takes them, the smallest ensemble first."""
-    named = {metric: "mean", f"{metric}_low": "low", f"{metric}_high": "high", cost: "budget"}
-    return points.rename(columns=named)[["size", "budget", "mean", "low", "high"]].sort_values("size")
+BESIDE = 1.12
+"""Between the bit widths that are drawn from one memory, as a factor."""
 
 
 def _drawn(at: pd.DataFrame, picture: Picture) -> pd.DataFrame:
@@ -168,92 +171,125 @@ def _panel(axes: Axes, at: pd.DataFrame, picture: Picture, metric: str, cost: st
         rows = at[(at["method"] == method) & (at["number_system"] == system)]
         return rows[(rows["rounding"] == rounding) & (rows["substrate"] == picture.substrate)]
 
-    def line(points: pd.DataFrame, label: str, **style: Any) -> None:
+    def line(
+        points: pd.DataFrame, label: str, *, band: bool = False, aside: float = 1.0, **style: Any
+    ) -> None:
         points = points.sort_values("networks")
-        xs, ys = points[cost].to_numpy() / factor, points[metric].to_numpy()
+        xs, ys = aside * points[cost].to_numpy() / factor, points[metric].to_numpy()
         sizes = list(points["size"])
         shown = [place for place, size in enumerate(sizes) if len(sizes) < 8 or size in (*MARKED, sizes[-1])]
         axes.plot(xs, ys, markevery=shown, label=label, **{"zorder": 3, **style})
+        lows, highs = points[f"{metric}_low"].to_numpy(), points[f"{metric}_high"].to_numpy()
+        if band and np.isfinite(lows).all() and np.ptp(xs):
+            axes.fill_between(xs, lows, highs, color=style["color"], alpha=0.12, linewidth=0, zorder=1)
 
-    limiting = []
-    for bits in picture.bits:
+    def cascades(first: str, label: str, system: str = "fp32", **style: Any) -> None:
+        chosen = at["method"].str.startswith(f"cascade from {first}: ") & (at["number_system"] == system)
+        dotted: dict[str, Any] = style | {"linestyle": ":", "linewidth": 0.8, "markersize": 4, "zorder": 4}
+        line(at[chosen], label, **dotted, markerfacecolor="white")
+        tuned = at[chosen & (at["method"] == cascade_name(first, HEADLINE))]
+        dotted["linestyle"] = "none"
+        line(tuned, "", **dotted)
+
+    for place, bits in enumerate(picture.bits):
+        aside = BESIDE ** ((len(picture.bits) - 1) / 2 - place) if cost == "generator_bits" else 1.0
         colour, marker = BIT_STYLES[bits]
         system, name = f"int{bits}", f"INT-{bits}"
-        for rounding, kind, dashes in (
-            ("bernoulli", "independent", (0, (3, 1.5))),
-            ("coupled", "coupled", "-"),
-        ):
-            points = of("LPE-BSR", system, rounding)
-            style = {"color": colour, "linestyle": dashes, "marker": marker, "markersize": 2.8}
-            if rounding == "bernoulli":
-                style |= {"markerfacecolor": "white", "linewidth": 0.8}
-            line(points, f"LPE-BSR, {name}, {kind}", **style)
-            limiting.append(_curve(points, metric, cost))
-        nearest = {"color": colour, "linestyle": "none", "marker": "X", "markersize": 5, "zorder": 5}
-        line(of("RTN", system, "nearest"), f"RTN, {name}", **nearest, markeredgecolor="white")
+        style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 2.8, "aside": aside}
+        thin: dict[str, Any] = {"markerfacecolor": "white", "linewidth": 0.8, "linestyle": (0, (3, 1.5))}
+        line(of("LPE-BSR", system, "bernoulli"), f"LPE-BSR, {name}, independent", **style, **thin)
+        line(of("LPE-BSR", system, "coupled"), f"LPE-BSR, {name}, coupled", band=True, **style)
+        nearest: dict[str, Any] = {"linestyle": "none", "marker": "X", "markersize": 5.5, "zorder": 5}
+        line(of("RTN", system, "nearest"), f"RTN, {name}", **{**style, **nearest}, **EDGE)
+        dotted = {
+            "linestyle": ":",
+            "linewidth": 0.8,
+            "markersize": 4,
+            "markerfacecolor": "white",
+            "zorder": 4,
+        }
         for first, shape in FIRSTS.items():
             chosen = at["method"].str.startswith(f"cascade from {first}: ") & (at["number_system"] == system)
-            style = {"color": colour, "linestyle": ":", "linewidth": 0.8, "marker": shape, "markersize": 3.8}
-            line(at[chosen], f"cascade from {first}, {name}", **style, markerfacecolor="white", zorder=4)
+            line(at[chosen], f"cascade from {first}, {name}", **{**style, **dotted, "marker": shape})
     deep = of("DE")
     if len(deep):
-        style = {"color": DEEP[0], "marker": DEEP[1], "markersize": 3.2}
-        line(deep, f"DE of 1 to {deep['size'].max()}", **style)
-        cascades = at[at["method"].str.startswith("cascade from DE: ")]
-        style = {"color": DEEP[0], "linestyle": ":", "linewidth": 0.8, "marker": "^", "markersize": 3.8}
-        line(cascades, "cascade from DE's first", **style, markerfacecolor="white", zorder=4)
-    single = {"color": panels.BLACK, "linestyle": "none", "zorder": 6, "markeredgecolor": "white"}
+        colour, marker = DEEP
+        line(deep, f"DE of 1 to {deep['size'].max()}", band=True, color=colour, marker=marker, markersize=3.2)
+        cascades("DE", "cascade from DE's first", color=colour, marker="^")
+    single: dict[str, Any] = {"color": panels.BLACK, "linestyle": "none", "zorder": 6, **EDGE}
     line(of(FP32), f"{picture.names[0]}, FP32", **single, marker="*", markersize=8)
+    larger = at[(at["substrate"] == picture.larger) & (at["method"] == FP32)]
     if metric == "nll":
         # Its calibrated NLL is FP32's.
         line(of(SCALED), f"{picture.names[0]}, FP32 + temperature", **single, marker="P", markersize=5)
-    larger = at[(at["substrate"] == picture.larger) & (at["method"] == FP32)]
     line(larger, f"{picture.names[1]}, FP32", **single, marker="h", markersize=6)
-    panels.limit_values(axes, limiting, [float(of(FP32)[metric].iloc[0]), *larger[metric], *deep[metric]])
     _draw_front(axes, at, metric, cost, factor)
+    _limit(axes, at, metric)
     panels.memory_axis(axes, "")
+
+
+EDGE: dict[str, Any] = {"markeredgecolor": "white", "markeredgewidth": 0.4}
 
 
 def _draw_front(axes: Axes, at: pd.DataFrame, metric: str, cost: str, factor: float) -> None:
     candidates = at if metric == "nll" else at[at["method"] != SCALED]
     best = candidates.iloc[front(candidates[cost].to_numpy(float), candidates[metric].to_numpy(float))]
     xs, ys = best[cost].to_numpy() / factor, best[metric].to_numpy()
-    axes.step(
-        xs,
-        ys,
-        where="post",
-        color="0.75",
-        linewidth=3,
-        zorder=1,
-        label="Pareto front",
-        solid_capstyle="round",
-    )
+    axes.step(xs, ys, where="post", label="Pareto front", color="0.8", linewidth=3, zorder=2)
+    axes.plot([], [], color="0.5", marker="^", linestyle="none", label=f"tuned for {HEADLINE} of the gain")
+
+
+def _limit(axes: Axes, at: pd.DataFrame, metric: str) -> None:
+    """Limit y to what is not the least of a few members, and say above the panel what lies higher."""
+    few = (at["method"] == "LPE-BSR") & (at["size"] < 5)
+    near = at[~few][metric]
+    pad = 0.08 * (near.max() - near.min())
+    axes.set_ylim(near.min() - pad, near.max() + 2 * pad)
+    if at[metric].max() > near.max() + 2 * pad:
+        text = f"cut off; up to {at[metric].max():.2g}"
+        axes.text(1.0, 1.0, text, transform=axes.transAxes, ha="right", va="top", fontsize=5)
+
+
+def _legend(figure: Figure, axes: Axes, columns: int) -> None:
+    """A legend under the panels, a column of what belongs together."""
+    handles, labels = axes.get_legend_handles_labels()
+    rest = [place for place, label in enumerate(labels) if "INT-" not in label]
+    groups = [rest]
+    for system in dict.fromkeys(label.partition("INT-")[2][:1] for label in labels if "INT-" in label):
+        groups.insert(-1, [place for place, label in enumerate(labels) if f"INT-{system}" in label])
+    longest = max(map(len, groups))
+    shown: list[Artist] = []
+    texts: list[str] = []
+    for group in groups:
+        blanks = longest - len(group)
+        shown += [*(handles[place] for place in group), *(Line2D([], [], linestyle="none"),) * blanks]
+        texts += [*(labels[place] for place in group), *("",) * blanks]
+    figure.legend(shown, texts, loc="outside lower center", ncols=columns)
 
 
 def draw_picture(
     record: pd.DataFrame, times: pd.DataFrame, picture: Picture, folder: Path
 ) -> tuple[list[Path], list[str]]:
     """Draw cost.pdf and cost.png; returns their paths and what there is to say."""
-    at = levels(record, times, picture)
+    series = Series(record, picture)
+    at = levels(series, times)
     shown = _drawn(at, picture)
     with panels.style():
-        figure, rows = panels.plt.subplots(2, 3, figsize=(panels.TEXT_WIDTH, 5.4))
-        letters = iter("abcdef")
+        figure, rows = panels.plt.subplots(2, len(COSTS), figsize=(panels.TEXT_WIDTH, 4.6), sharey="row")
+        letters = iter("abcdefgh")
         for line, (metric, y_label) in zip(rows, ROWS, strict=True):
             for axes, (cost, factor, x_label), title in zip(line, COSTS, TITLES, strict=True):
                 _panel(axes, shown, picture, metric, cost, factor)
                 axes.set_xlabel(x_label)
                 panels.label_panel(axes, next(letters), title)
             line[0].set_ylabel(y_label)
-        panels.legend_in_columns(figure, [rows[0][0]], 4)
+        _legend(figure, rows[0][0], len(picture.bits) + 1)
         paths = panels.save(figure, folder, "cost")
-    series = Series(record, picture)
-    lines = [
+    return paths, [
         *table_lines(at, picture),
         *gain_lines(series, at),
         *cascade_lines(series, at, times),
     ]
-    return paths, lines
 
 
 def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:

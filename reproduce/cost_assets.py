@@ -1,10 +1,10 @@
 """The cost picture on real pre-trained weights: ResNet-20, and ResNet-32 as the next larger single model.
 
-CIFAR-10's test images as the assets have them. Those at even positions are the validation examples, on which
-temperatures and windows are chosen; those at odd positions are scored. There is one checkpoint, so intervals
-are over blocks of scored images, dealt out in turn; a row of the record is of one block, which is named in
-the column "point". stories260k is left out: its examples are tokens, which share a forward pass, and a
-cascade needs examples that can go on one by one.
+5,000 of CIFAR-10's test images as the assets have them, evenly spread over the classes: those at even
+positions validate temperatures and windows, those at odd positions are scored. There is one checkpoint, so
+intervals are over blocks of scored images, dealt out in turn; a row of the record is of one block, which is
+named in the column "point". stories260k is left out: its examples are tokens, which share a forward pass, and
+a cascade needs examples that can go on one by one.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ SCALE = "assets"
 BITS = (5, 4)
 SIZE, FEW = 20, 5
 SEED = 0
+IMAGES = 5000
 BLOCKS = 20
 BATCH = 100
 TIMED = 250
@@ -173,11 +174,18 @@ def run(arguments: Sequence[str], again: bool) -> int:
             nets = [cifar_resnet.load_resnet(assets, depth) for depth in DEPTHS]
             total = len(DEPTHS) + len(BITS) * (1 + 2 * SIZE)
             with tqdm(total=total, desc="members", leave=False, file=sys.stderr) as bar:
-                images = Images(*cifar_resnet.test_images(assets), Store(), bar)
+                images = Images(*cifar_resnet.test_images(assets, IMAGES), Store(), bar)
                 write_table(measure(nets, images), asked.out / "cost.csv", COLUMNS)
                 if again or not (asked.out / TIMES).is_file():
                     measure_times(nets, images, asked.out)
-            config = {"depths": DEPTHS, "bits": BITS, "members": SIZE, "few": FEW, "blocks": BLOCKS}
+            config = {
+                "depths": DEPTHS,
+                "bits": BITS,
+                "members": SIZE,
+                "few": FEW,
+                "images": IMAGES,
+                "blocks": BLOCKS,
+            }
             command = ["reproduce/cost.py", "--assets", *arguments]
             write_provenance(asked.out / "cost.json", command, config, "cpu", [SEED], 1, started)
         record = panels.read_record(asked.out / "cost.csv", COLUMNS)

@@ -163,7 +163,8 @@ def timed_methods(
             ]
             items.append(Timed(keys, _prefixes(ensemble, inputs, sizes)))
     if deep is not None:
-        for n in range(1, len(deep) + 1):
+        # Of one it is the single model.
+        for n in range(2, len(deep) + 1):
             key = (substrate, "DE", "fp32", "", n, seed, KEPT)
             items.append(Timed([key], _predicting(lpe.DeepEnsemble(list(deep)[:n]), inputs)))
     return items

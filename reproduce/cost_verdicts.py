@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,52 @@ def _rows(table: pd.DataFrame) -> Iterable[Any]:
     return table.itertuples(index=False)
 
 
-def levels(record: pd.DataFrame, times: pd.DataFrame, picture: Picture) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Series:
+    """A record's values by unit, looked up by what was measured."""
+
+    record: pd.DataFrame
+    picture: Picture
+    _by_key: dict[tuple[Any, ...], pd.DataFrame] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        unit = self.picture.unit[0]
+        by_key = {
+            key: rows.set_index(unit)[["value", "memory_bits"]].sort_index()
+            for key, rows in self.record.groupby([*KEY, "metric"], sort=False)
+        }
+        object.__setattr__(self, "_by_key", by_key)
+
+    def keys(self) -> list[tuple[Any, ...]]:
+        """What was measured, in the record's order: the values of KEY."""
+        return list(dict.fromkeys(key[:-1] for key in self._by_key))
+
+    def rows(self, key: tuple[Any, ...], metric: str = "nll") -> pd.DataFrame:
+        """The columns value and memory_bits of a metric, indexed by unit.
+
+        Raises:
+            InputError: the record has none.
+        """
+        if (*key, metric) not in self._by_key:
+            named = ", ".join(str(part) for part in (*key, metric) if part != "")
+            raise InputError(f"cost.csv has no rows: {named}; run reproduce/cost.py without --plot-only")
+        return self._by_key[*key, metric]
+
+    def values(
+        self,
+        method: str,
+        number_system: str = "fp32",
+        rounding: str = "",
+        size: int = 1,
+        metric: str = "nll",
+        substrate: str | None = None,
+    ) -> pd.Series:
+        """The values of a metric, indexed by unit."""
+        key = (substrate or self.picture.substrate, method, number_system, rounding, size)
+        return self.rows(key, metric)["value"]
+
+
+def levels(series: Series, times: pd.DataFrame) -> pd.DataFrame:
     """A line a method and size: its metrics with intervals, and what it costs.
 
     A metric's level is FP32's mean plus the mean paired difference to FP32, over the units that both have, so
@@ -57,60 +102,30 @@ def levels(record: pd.DataFrame, times: pd.DataFrame, picture: Picture) -> pd.Da
         [points, (KEY, METRICS each with _low and _high, networks, memory_bits, generator_bits, ms, ms_kept)]:
         ms with members made for a batch, ms_kept with members kept; NaN where there is no time.
     """
-    unit = picture.unit[0]
-    reference = {metric: _by_unit(record, unit, picture.substrate, FP32, metric=metric) for metric in METRICS}
-    grouped = record.set_index([*KEY, "metric"]).sort_index()
-    taken = times.groupby([*KEY, "members"])["ms_per_example"].mean()
+    taken = times.groupby([*KEY, "members"])["ms_per_example"].mean().to_dict()
     lines = []
-    for key in record[KEY].drop_duplicates().itertuples(index=False, name=None):
+    for key in series.keys():
         line: dict[str, object] = dict(zip(KEY, key, strict=True))
         for metric in METRICS:
-            values = grouped.loc[[(*key, metric)]].set_index(unit)["value"]
-            differences = (values - reference[metric]).dropna().to_numpy()
+            single = series.values(FP32, metric=metric)
+            differences = (series.rows(key, metric)["value"] - single).dropna().to_numpy()
             low, high = interval(differences)
-            base = float(reference[metric].mean())
+            base = float(single.mean())
             line |= {
                 metric: base + float(differences.mean()),
                 f"{metric}_low": base + low,
                 f"{metric}_high": base + high,
             }
-        line["networks"] = float(grouped.loc[[(*key, "members_per_example")]]["value"].mean())
-        line["generator_bits"] = float(grouped.loc[[(*key, "generator_bits")]]["value"].mean())
-        line["memory_bits"] = float(grouped.loc[[(*key, "nll")]]["memory_bits"].mean())
-        # A temperature costs no time.
-        timed = tuple(FP32 if part == SCALED else part for part in key)
-        kept = float(taken.get((*timed, cost_times.KEPT), np.nan))
-        line["ms_kept"] = kept
-        line["ms"] = float(taken.get((*timed, cost_times.MADE), kept))
+        line["networks"] = float(series.rows(key, "members_per_example")["value"].mean())
+        line["generator_bits"] = float(series.rows(key, "generator_bits")["value"].mean())
+        line["memory_bits"] = float(series.rows(key)["memory_bits"].mean())
+        # A temperature costs no time, and DE's first member is the single model.
+        alone = key[1] == SCALED or (key[1] == "DE" and key[4] == 1)
+        timed = (key[0], FP32, *key[2:]) if alone else key
+        line["ms_kept"] = float(taken.get((*timed, cost_times.KEPT), np.nan))
+        line["ms"] = float(taken.get((*timed, cost_times.MADE), line["ms_kept"]))
         lines.append(line)
     return pd.DataFrame(lines)
-
-
-def _by_unit(
-    record: pd.DataFrame,
-    unit: str,
-    substrate: str,
-    method: str,
-    number_system: str = "fp32",
-    rounding: str = "",
-    size: int = 1,
-    metric: str = "nll",
-) -> pd.Series:
-    wanted_row = {
-        "substrate": substrate,
-        "method": method,
-        "number_system": number_system,
-        "rounding": rounding,
-        "size": size,
-        "metric": metric,
-    }
-    rows = record
-    for column, value in wanted_row.items():
-        rows = rows[rows[column] == value]
-    if rows.empty:
-        named = ", ".join(str(value) for value in wanted_row.values() if value != "")
-        raise InputError(f"cost.csv has no rows: {named}; run python reproduce/cost.py without --plot-only")
-    return rows.set_index(unit)["value"].sort_index()
 
 
 def front(costs: np.ndarray, values: np.ndarray) -> list[int]:
@@ -165,29 +180,6 @@ def _with_interval(values: np.ndarray, digits: int, unit: str = "") -> str:
 def system_name(number_system: str) -> str:
     """Such as "INT-5" of "int5"."""
     return number_system.upper().replace("INT", "INT-")
-
-
-@dataclass(frozen=True)
-class Series:
-    """A record's values by unit, looked up by what was measured."""
-
-    record: pd.DataFrame
-    picture: Picture
-
-    def values(
-        self,
-        method: str,
-        number_system: str = "fp32",
-        rounding: str = "",
-        size: int = 1,
-        metric: str = "nll",
-        substrate: str | None = None,
-    ) -> pd.Series:
-        """The values of a metric, indexed by unit."""
-        substrate = substrate or self.picture.substrate
-        return _by_unit(
-            self.record, self.picture.unit[0], substrate, method, number_system, rounding, size, metric
-        )
 
 
 def gain_lines(series: Series, at: pd.DataFrame) -> list[str]:
@@ -279,39 +271,60 @@ def cascade_lines(series: Series, at: pd.DataFrame, times: pd.DataFrame) -> list
 
 
 def _family_lines(series: Series, at: pd.DataFrame, times: pd.DataFrame, family: CascadeFamily) -> list[str]:
-    key = (family.number_system, family.rounding)
-    if family.first == "DE":
-        alone, together = series.values("DE"), series.values("DE", size=family.whole)
-    else:
-        first = (family.number_system, "nearest") if family.first == "RTN" else ()
-        alone = series.values(family.first, *first)
-        together = series.values("LPE-BSR", *key, family.whole)
-    whole = (alone - together).dropna()
-    word = gain_word(*interval(whole.to_numpy()))
-    gain = f"{family.whole} members gain {_with_interval(whole.to_numpy(), 4)} over the first stage: {word}"
-    if word in ("no gain told from 0", "a loss"):
-        return [f"{family.title()}: {gain}; nothing to have a share of (n = {len(whole)})"]
+    key = (family.number_system, family.rounding, family.size)
+    whole = {metric: _whole_gain(series, family, metric) for metric in METRICS}
+    gained_nll = whole["nll"].to_numpy()
+    word = gain_word(*interval(gained_nll))
+    gain = f"{family.whole} members gain {_with_interval(gained_nll, 4)} over the first stage: {word}"
+    if gained_nll.mean() <= 0:
+        return [f"{family.title()}: {gain}; nothing to have a share of (n = {len(gained_nll)})"]
     lines, shares = [], []
     rows = at[(at["number_system"] == family.number_system) & (at["size"] == family.size)]
     for row in _rows(rows):
         if not row.method.startswith(f"cascade from {family.first}: "):
             continue
-        mine = series.values(row.method, *key, family.size)
-        gained = (alone - mine)[whole.index]
-        share, low, high = share_of_gain(gained.to_numpy(), whole.to_numpy())
-        limits = "" if np.isnan(low) else f" [{100 * low:.0f}, {100 * high:.0f}]"
+        share, low, high = _share(series, family, row.method, whole, "nll")
         shares.append((row.networks, share))
-        if row.method == cascade_name(family.first, HEADLINE):
-            networks = series.values(row.method, *key, family.size, "members_per_example").to_numpy()
-            lines.append(
-                f"{family.title()}: {100 * share:.0f}{limits} % of it with "
-                f"{_with_interval(networks, 2)} networks an example, "
-                f"{_milliseconds(times, row.method, family, series.picture)}; {gain} (n = {len(whole)})"
-            )
+        if row.method != cascade_name(family.first, HEADLINE):
+            continue
+        networks = series.values(row.method, *key, "members_per_example").to_numpy()
+        texts = [f"{100 * share:.0f}{_limits(low, high)} % of it"]
+        if interval(whole["calibrated_nll"].to_numpy())[0] > 0:
+            of_calibrated, low, high = _share(series, family, row.method, whole, "calibrated_nll")
+            texts.append(f"{100 * of_calibrated:.0f}{_limits(low, high)} % of the calibrated NLL's")
+        texts.append(f"{_with_interval(networks, 2)} networks an example")
+        texts.append(_milliseconds(times, row.method, family, series.picture))
+        lines.append(f"{family.title()}: {gain}; {', '.join(texts)} (n = {len(gained_nll)})")
     curve = ", ".join(f"{100 * share:.0f} % with {networks:.2f}" for networks, share in sorted(shares))
     reached = [networks for networks, share in sorted(shares) if share >= SHARE]
     least = f"{HEADLINE} from {min(reached):.2f} networks on" if reached else f"{HEADLINE} is not reached"
     return [*lines, f"    shares on the test examples: {curve}; {least}"]
+
+
+def _alone(series: Series, family: CascadeFamily, metric: str) -> pd.Series:
+    """The first stage's values."""
+    if family.first == "RTN":
+        return series.values("RTN", family.number_system, "nearest", metric=metric)
+    return series.values(family.first, metric=metric)
+
+
+def _whole_gain(series: Series, family: CascadeFamily, metric: str) -> pd.Series:
+    """What the whole ensemble gains over the first stage."""
+    method = "DE" if family.first == "DE" else "LPE-BSR"
+    key = (family.number_system, family.rounding, family.whole, metric)
+    return (_alone(series, family, metric) - series.values(method, *key)).dropna()
+
+
+def _share(
+    series: Series, family: CascadeFamily, method: str, whole: dict[str, pd.Series], metric: str
+) -> tuple[float, float, float]:
+    mine = series.values(method, family.number_system, family.rounding, family.size, metric)
+    gained = (_alone(series, family, metric) - mine)[whole[metric].index]
+    return share_of_gain(gained.to_numpy(), whole[metric].to_numpy())
+
+
+def _limits(low: float, high: float) -> str:
+    return "" if np.isnan(low) else f" [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def _milliseconds(times: pd.DataFrame, method: str, family: CascadeFamily, picture: Picture) -> str:

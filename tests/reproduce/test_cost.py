@@ -319,7 +319,7 @@ def times_of(record: pd.DataFrame) -> pd.DataFrame:
 
 def test_a_level_is_fp32s_mean_plus_the_mean_paired_difference() -> None:
     record = whole_record(0.2, 0.9)
-    at = levels(record, times_of(record), PICTURE).set_index(["substrate", "method"])
+    at = levels(Series(record, PICTURE), times_of(record)).set_index(["substrate", "method"])
     row = at.loc[("larger", "FP32")]
     # Measured at three seeds, whose FP32 is worse than the mean of all six.
     assert row["nll"] == pytest.approx(RTN_NLL.mean() - 0.2)
@@ -328,7 +328,7 @@ def test_a_level_is_fp32s_mean_plus_the_mean_paired_difference() -> None:
 
 def test_the_time_is_with_members_made_where_there_are_members_to_make() -> None:
     record = whole_record(0.2, 0.9)
-    at = levels(record, times_of(record), PICTURE).set_index(["substrate", "method"])
+    at = levels(Series(record, PICTURE), times_of(record)).set_index(["substrate", "method"])
     assert tuple(at.loc[("own", "RTN"), ["ms", "ms_kept"]]) == (2.5, 1.0)
     assert tuple(at.loc[("own", "FP32"), ["ms", "ms_kept"]]) == (1.0, 1.0)
 
@@ -336,7 +336,7 @@ def test_the_time_is_with_members_made_where_there_are_members_to_make() -> None
 def test_a_temperature_takes_the_single_models_time() -> None:
     record = whole_record(0.2, 0.9)
     times = times_of(record)
-    at = levels(record, times[times["method"] != "FP32 + temperature"], PICTURE).set_index(
+    at = levels(Series(record, PICTURE), times[times["method"] != "FP32 + temperature"]).set_index(
         ["substrate", "method"]
     )
     assert at.loc[("own", "FP32 + temperature"), "ms"] == 1.0
@@ -344,7 +344,8 @@ def test_a_temperature_takes_the_single_models_time() -> None:
 
 def said_of(record: pd.DataFrame) -> str:
     times = times_of(record)
-    series, at = Series(record, PICTURE), levels(record, times, PICTURE)
+    series = Series(record, PICTURE)
+    at = levels(series, times)
     lines = [*cost_verdicts.gain_lines(series, at), *cost_verdicts.cascade_lines(series, at, times)]
     return "\n".join(lines)
 
@@ -352,7 +353,8 @@ def said_of(record: pd.DataFrame) -> str:
 def test_a_sure_gain_is_said_with_the_cascades_share_its_networks_and_its_milliseconds() -> None:
     said = said_of(whole_record(0.2, 0.9))
     assert "over RTN .2003 [.1972, .2034]: a gain" in said
-    assert "cascade from RTN to 4 coupled members, INT-3: 90 [90, 90] % of it with 2.00" in said
+    assert "cascade from RTN to 4 coupled members, INT-3: 4 members gain .2003" in said
+    assert "a gain; 90 [90, 90] % of it, 90 [90, 90] % of the calibrated NLL's, 2.00" in said
     assert "2.500 [-3.853, 8.853] ms members made or 1.000" in said
     assert "95 % is not reached" in said
 
@@ -361,16 +363,24 @@ def test_where_95_percent_is_reached_the_fewest_networks_are_named() -> None:
     assert "95 % from 2.00 networks on" in said_of(whole_record(0.2, 0.97))
 
 
-def test_no_gain_over_fp32_is_said_and_has_no_share() -> None:
-    said = said_of(whole_record(0.2, 0.9, fp32=RTN_NLL - 0.2 + 20 * NOISE - 20 * NOISE.mean()))
+def test_a_gain_that_may_be_0_is_said_and_its_share_has_no_interval() -> None:
+    said = said_of(whole_record(0.2, 0.9, fp32=RTN_NLL - 0.199 + 20 * NOISE))
     (line,) = [line for line in said.splitlines() if "cascade from FP32" in line]
-    assert "no gain told from 0; nothing to have a share of (n = 6)" in line
+    assert "no gain told from 0; 0 % of it, 2.00" in line
+
+
+def test_a_loss_has_no_share() -> None:
+    said = said_of(whole_record(0.2, 0.9, fp32=RTN_NLL - 0.3))
+    (line,) = [line for line in said.splitlines() if "cascade from FP32" in line]
+    assert "a loss; nothing to have a share of (n = 6)" in line
 
 
 def test_a_record_without_a_methods_rows_says_which_and_what_to_do() -> None:
     record = whole_record(0.2, 0.9)
     record = record[record["method"] != "RTN"]
-    with pytest.raises(lpe.InputError, match="no rows: own, RTN, int3, nearest, 1, nll; run python"):
+    with pytest.raises(
+        lpe.InputError, match="no rows: own, RTN, int3, nearest, 1, nll; run reproduce/cost.py"
+    ):
         said_of(record)
 
 
@@ -451,7 +461,7 @@ def made_up(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     inputs, targets = batch(3, 64)
     monkeypatch.setattr(cost_assets, "assets_folder", lambda: tmp_path)
     monkeypatch.setattr(cost_assets.cifar_resnet, "load_resnet", lambda _, depth: network(depth))
-    monkeypatch.setattr(cost_assets.cifar_resnet, "test_images", lambda _: (inputs, targets))
+    monkeypatch.setattr(cost_assets.cifar_resnet, "test_images", lambda *_: (inputs, targets))
     monkeypatch.setenv("LPE_STORE", str(tmp_path / "work" / "store"))
 
 
