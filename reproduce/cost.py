@@ -11,9 +11,9 @@ on CIFAR-10's test images instead, into figures/assets/, about 20 minutes of one
 
 Compared are the single FP32 model, it with temperature scaling, the next larger single model, RTN, LPE-BSR
 of 1 to 20 independent and coupled members, a deep ensemble (DE), and cascades: RTN or FP32, whose less
-confident examples go on to the LPE-BSR members, and DE's first member, whose go on to the others. Windows
-are tuned on validation examples. It prints a table, what each gains over FP32 and over RTN, and what a
-cascade costs for 95 % of the ensemble's gain.
+confident examples go on to the LPE-BSR members, and DE's first member, whose go on to the others: 2 to 40 %
+of them, or as many as have 95 % of the ensemble's gain on validation examples. It prints a table, what each
+gains over FP32 and over RTN, and what a cascade costs for 95 % of the ensemble's gain.
 
     columns  milliseconds per example, with members made for every batch, and kept in memory as float32
              modules; memory of n stored members, and of the smallest thing from which they can be drawn
@@ -236,7 +236,7 @@ def _draw_front(axes: Axes, at: pd.DataFrame, metric: str, cost: str, factor: fl
     best = candidates.iloc[front(candidates[cost].to_numpy(float), candidates[metric].to_numpy(float))]
     xs, ys = best[cost].to_numpy() / factor, best[metric].to_numpy()
     axes.step(xs, ys, where="post", label="Pareto front", color="0.8", linewidth=3, zorder=2)
-    axes.plot([], [], color="0.5", marker="^", linestyle="none", label=f"tuned for {HEADLINE} of the gain")
+    axes.plot([], [], color="0.5", marker="^", linestyle="none", label=f"tuned for {HEADLINE}")
 
 
 def _limit(axes: Axes, at: pd.DataFrame, metric: str) -> None:

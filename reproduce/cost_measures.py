@@ -5,9 +5,9 @@ are tuned on the former, and every metric is of the latter. ``lpe.Cascade`` pred
 
 Methods, as the record names them: "FP32", "FP32 + temperature" (fitted on the validation examples), "RTN",
 "LPE-BSR", "DE", and cascades: "cascade from FIRST: TARGET". FIRST is what predicts in the first stage: RTN or
-FP32 before an LPE-BSR ensemble, whose members it is none of, and member 0 before DE. TARGET is what the
-window was tuned for on the validation examples: "95 %" of the ensemble's NLL gain over the first stage, with
-the fewest members, or "2", the least NLL within two networks an example.
+FP32 before an LPE-BSR ensemble, whose members it is none of, and member 0 before DE. TARGET is how the window
+was chosen on the validation examples: for "95 % of the gain", the ensemble's in NLL over the first stage,
+with the fewest members; or, whatever their labels, so that "5 % go on", the least confident.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import lpe
 from lpe.ensembles.base import Ensemble
+from lpe.ensembles.cascade import NOTHING, Window
 from lpe.evaluation.metrics import fit_temperature, mean_log_probs, temperature_scaled
 from lpe.substrates import digits
 from reproduce.command import Session
@@ -34,32 +35,13 @@ from reproduce.summaries import FP32, SCALED
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20)
 """Ensemble sizes in the record."""
 SHARE = 0.95
-BUDGETS = (1.5, 2.0, 3.0, 5.0)
-"""Networks an example of the cascades that are tuned for the least NLL within a number."""
+GOING = (0.02, 0.05, 0.1, 0.2, 0.4)
+"""Shares of the validation examples that go on."""
 ROUNDINGS = ("bernoulli", "coupled")
 CASCADED = "coupled"
 """The rounding of the members of cascades: a few coupled members do what more independent ones do."""
 
 Batch = tuple[Any, Tensor]
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a window is tuned for: a share of the gain, or a number of networks an example."""
-
-    share: float | None = None
-    budget: float | None = None
-
-    def __str__(self) -> str:
-        return f"{self.budget:g}" if self.share is None else f"{100 * self.share:g} %"
-
-
-HEADLINE = Target(share=SHARE)
-
-
-def cascade_name(first: str, target: Target | str) -> str:
-    """The method's name in the record."""
-    return f"cascade from {first}: {target}"
 
 
 @dataclass(frozen=True)
@@ -76,6 +58,43 @@ class Known:
     validation_targets: Tensor
     test: Tensor
     test_targets: Tensor
+
+
+@dataclass(frozen=True)
+class Target:
+    """How a window is chosen: for a share of the gain, or for a share of the examples to go on."""
+
+    share: float | None = None
+    going: float | None = None
+
+    def __str__(self) -> str:
+        if self.share is not None:
+            return f"{100 * self.share:g} % of the gain"
+        return f"{100 * (self.going or 0):g} % go on"
+
+    def window(self, of: Known, first: Known | None) -> Window:
+        """The window, from the validation examples."""
+        alone = of.validation[0] if first is None else first.validation[0]
+        if self.share is not None:
+            tuned = lpe.tune_window(
+                of.validation,
+                of.validation_targets,
+                gain_share=self.share,
+                first=None if first is None else alone,
+            )
+            return tuned.window
+        confidence = alone.amax(dim=-1).exp().sort().values
+        count = round((self.going or 0) * len(confidence))
+        return (0.0, float(confidence[count - 1])) if count else NOTHING
+
+
+HEADLINE = Target(share=SHARE)
+TARGETS = (*(Target(going=share) for share in GOING), HEADLINE)
+
+
+def cascade_name(first: str, target: Target | str) -> str:
+    """The method's name in the record."""
+    return f"cascade from {first}: {target}"
 
 
 def known(ensemble: Ensemble, validation: Sequence[Batch], test: Sequence[Batch]) -> Known:
@@ -142,15 +161,9 @@ def size_predictions(method: str, system: str, rounding: str, of: Known) -> Iter
 
 
 def tuned_cascade(of: Known, first: Known | None, target: Target) -> lpe.Cascade:
-    """A cascade of two stages whose window is tuned on the validation examples."""
-    tuned = lpe.tune_window(
-        of.validation,
-        of.validation_targets,
-        gain_share=target.share,
-        members_per_example=target.budget,
-        first=None if first is None else first.validation[0],
-    )
-    return lpe.Cascade(of.ensemble, tuned.window, first=None if first is None else first.ensemble)
+    """A cascade of two stages whose window is chosen on the validation examples."""
+    window = target.window(of, first)
+    return lpe.Cascade(of.ensemble, window, first=None if first is None else first.ensemble)
 
 
 def cascade_prediction(cascade: lpe.Cascade, of: Known, first: Known | None) -> tuple[Tensor, Tensor]:
@@ -189,11 +202,6 @@ def cascade_predictions(
             drawn_from,
             cascade.backward_passes() or 0,
         )
-
-
-def targets_below(networks: int) -> list[Target]:
-    """The targets of a cascade that can run so many networks over an example."""
-    return [*(Target(budget=budget) for budget in BUDGETS if budget < networks), HEADLINE]
 
 
 def first_of(known_ensemble: Known, size: int) -> Known:
@@ -240,8 +248,8 @@ def low_precision_predictions(
         yield from size_predictions("LPE-BSR", system.name, rounding, members)
         if rounding == CASCADED:
             named = (system.name, rounding)
-            yield from cascade_predictions("RTN", *named, members, nearest, targets_below(size + 1))
-            yield from cascade_predictions("FP32", *named, members, single, targets_below(size + 1))
+            yield from cascade_predictions("RTN", *named, members, nearest, TARGETS)
+            yield from cascade_predictions("FP32", *named, members, single, TARGETS)
             if few < size:
                 yield from cascade_predictions("RTN", *named, first_of(members, few), nearest, [HEADLINE])
 
@@ -344,7 +352,7 @@ def measure_cost(session: Session, unit: Unit) -> None:
         deep = known(deep_family(session, unit.seed).make(0), *batches)
         predictions = [
             *size_predictions("DE", "fp32", "", deep),
-            *cascade_predictions("DE", "fp32", "", deep, None, targets_below(len(deep.ensemble))),
+            *cascade_predictions("DE", "fp32", "", deep, None, TARGETS),
         ]
         _add(measurer, rows_of_predictions([predictions], targets))
         larger = Measurer(session, unit, "SGD", larger_substrate(scale))

@@ -28,10 +28,10 @@ from reproduce.cost_measures import (
     HEADLINE,
     ROUNDINGS,
     SIZES,
+    TARGETS,
     Known,
     cascade_name,
     first_of,
-    targets_below,
     tuned_cascade,
 )
 from reproduce.summaries import FP32
@@ -203,10 +203,10 @@ def timed_cascades(
 
     for of, nearest in members:
         size = len(of.ensemble)
-        add("RTN", of, nearest, targets_below(size + 1))
-        add("FP32", of, single, targets_below(size + 1))
+        add("RTN", of, nearest, TARGETS)
+        add("FP32", of, single, TARGETS)
         if few < size:
             add("RTN", first_of(of, few), nearest, [HEADLINE])
     if deep is not None:
-        add("DE", deep, None, targets_below(len(deep.ensemble)))
+        add("DE", deep, None, TARGETS)
     return items

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from reproduce import cost_times
 from reproduce.claims import LEVEL, interval
-from reproduce.cost_measures import HEADLINE, SHARE, cascade_name
+from reproduce.cost_measures import HEADLINE, SHARE, TARGETS, cascade_name
 from reproduce.summaries import FP32, MEGABIT, SCALED
 from reproduce.tables import plain_number
 
@@ -262,8 +262,7 @@ def cascade_families(at: pd.DataFrame) -> list[CascadeFamily]:
 def cascade_lines(series: Series, at: pd.DataFrame, times: pd.DataFrame) -> list[str]:
     """What each cascade costs, and its share of the ensemble's gain over the first stage."""
     lines = [
-        f"cascades, tuned on validation examples for {HEADLINE} of the ensemble's NLL gain over the first "
-        "stage:"
+        f"cascades; windows tuned on validation examples for {HEADLINE} of all members over the first stage:"
     ]
     for family in cascade_families(at):
         lines += [f"  {line}" for line in _family_lines(series, at, times, family)]
@@ -273,32 +272,59 @@ def cascade_lines(series: Series, at: pd.DataFrame, times: pd.DataFrame) -> list
 def _family_lines(series: Series, at: pd.DataFrame, times: pd.DataFrame, family: CascadeFamily) -> list[str]:
     key = (family.number_system, family.rounding, family.size)
     whole = {metric: _whole_gain(series, family, metric) for metric in METRICS}
-    gained_nll = whole["nll"].to_numpy()
-    word = gain_word(*interval(gained_nll))
-    gain = f"{family.whole} members gain {_with_interval(gained_nll, 4)} over the first stage: {word}"
-    if gained_nll.mean() <= 0:
-        return [f"{family.title()}: {gain}; nothing to have a share of (n = {len(gained_nll)})"]
-    lines, shares = [], []
+    gained = whole["nll"].to_numpy()
+    word = gain_word(*interval(gained))
+    gain = f"all {family.whole} members gain {_with_interval(gained, 4)}: {word} (n = {len(gained)})"
+    if gained.mean() <= 0:
+        return [f"{family.title()}: {gain}; nothing to have a share of"]
+    texts = []
+    tuned = cascade_name(family.first, HEADLINE)
+    for metric, named in zip(METRICS, ("of it", "of the calibrated NLL's"), strict=True):
+        if metric == "nll" or interval(whole[metric].to_numpy())[0] > 0:
+            share, low, high = _share(series, family, tuned, whole, metric)
+            texts.append(f"{_percent(share, low, high)} {named}")
+    networks = series.values(tuned, *key, "members_per_example").to_numpy()
+    texts.append(f"{_with_interval(networks, 2)} networks an example")
+    texts.append(_milliseconds(times, tuned, family, series.picture))
+    lines = [f"{family.title()}: {gain}; tuned for {100 * SHARE:g} %: {', '.join(texts)}"]
+    curve = _curve(series, at, family, whole)
+    if curve:
+        shown = ", ".join(f"{_percent(*share)} with {networks:.2f}" for networks, share in curve)
+        points = [(1.0, 0.0), *((networks, share) for networks, (share, *_) in curve)]
+        least = crossing([*points, (_all_networks(family), 1.0)], SHARE)
+        lines.append(
+            f"    least confident first, share of the gain on test examples: {shown} networks an example; "
+            f"{100 * SHARE:g} % with {least:.2f}"
+        )
+    return lines
+
+
+def _all_networks(family: CascadeFamily) -> float:
+    """Networks an example where every example goes on."""
+    return family.size + (family.first != "DE")
+
+
+def _curve(
+    series: Series, at: pd.DataFrame, family: CascadeFamily, whole: dict[str, pd.Series]
+) -> list[tuple[float, tuple[float, float, float]]]:
+    """(networks an example, share of the gain) of the cascades in which a share of the examples goes on."""
     rows = at[(at["number_system"] == family.number_system) & (at["size"] == family.size)]
-    for row in _rows(rows):
-        if not row.method.startswith(f"cascade from {family.first}: "):
-            continue
-        share, low, high = _share(series, family, row.method, whole, "nll")
-        shares.append((row.networks, share))
-        if row.method != cascade_name(family.first, HEADLINE):
-            continue
-        networks = series.values(row.method, *key, "members_per_example").to_numpy()
-        texts = [f"{100 * share:.0f}{_limits(low, high)} % of it"]
-        if interval(whole["calibrated_nll"].to_numpy())[0] > 0:
-            of_calibrated, low, high = _share(series, family, row.method, whole, "calibrated_nll")
-            texts.append(f"{100 * of_calibrated:.0f}{_limits(low, high)} % of the calibrated NLL's")
-        texts.append(f"{_with_interval(networks, 2)} networks an example")
-        texts.append(_milliseconds(times, row.method, family, series.picture))
-        lines.append(f"{family.title()}: {gain}; {', '.join(texts)} (n = {len(gained_nll)})")
-    curve = ", ".join(f"{100 * share:.0f} % with {networks:.2f}" for networks, share in sorted(shares))
-    reached = [networks for networks, share in sorted(shares) if share >= SHARE]
-    least = f"{HEADLINE} from {min(reached):.2f} networks on" if reached else f"{HEADLINE} is not reached"
-    return [*lines, f"    shares on the test examples: {curve}; {least}"]
+    rows = rows[rows["method"].isin([cascade_name(family.first, target) for target in TARGETS[:-1]])]
+    return sorted((row.networks, _share(series, family, row.method, whole, "nll")) for row in _rows(rows))
+
+
+def crossing(points: Sequence[tuple[float, float]], level: float) -> float:
+    """The least x from which on a polygon's y stays at or above a level.
+
+    Args:
+        points: (x, y) by increasing x, the last of them at or above the level.
+    """
+    above = points[-1][0]
+    for (x0, y0), (x1, y1) in zip(points[-2::-1], points[:0:-1], strict=True):
+        if y0 < level:
+            return x0 + (x1 - x0) * (level - y0) / (y1 - y0)
+        above = x0
+    return above
 
 
 def _alone(series: Series, family: CascadeFamily, metric: str) -> pd.Series:
@@ -323,8 +349,9 @@ def _share(
     return share_of_gain(gained.to_numpy(), whole[metric].to_numpy())
 
 
-def _limits(low: float, high: float) -> str:
-    return "" if np.isnan(low) else f" [{100 * low:.0f}, {100 * high:.0f}]"
+def _percent(share: float, low: float, high: float) -> str:
+    limits = "" if np.isnan(low) else f" [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"{100 * share:.0f}{limits} %"
 
 
 def _milliseconds(times: pd.DataFrame, method: str, family: CascadeFamily, picture: Picture) -> str:
