@@ -254,7 +254,9 @@ def _add(net: nn.Module, parts: Sequence[_Part]) -> None:
                 f"the model returned logits of shape {list(logits.shape)}; a cascade needs "
                 "[examples, classes]"
             )
-        part.add(logits.double().log_softmax(dim=-1))
+        log_probs = logits.double().log_softmax(dim=-1)
+        # The first model may be on another device than the members.
+        part.add(log_probs.to(part.rows.device) if len(part.rows) else log_probs)
 
 
 def _selected(inputs: Any, index: Tensor, examples: int) -> Any:
