@@ -61,7 +61,8 @@ def measure() -> list[dict[str, object]]:
             leftovers = sum(p.numel * p.bits for p in ensemble.plan if p.saved and not p.quantised)
             for kind in ("members", "seeded"):
                 started = time.perf_counter()
-                written = lpe.save(ensemble, path, kind=kind)
+                base = ensemble.base if kind == "seeded" else None
+                written = lpe.save(ensemble, path, kind=kind, base=base)
                 saved = time.perf_counter()
                 lpe.load(path, net)[0]
                 read = time.perf_counter()
@@ -70,7 +71,7 @@ def measure() -> list[dict[str, object]]:
                 rows.append(
                     {
                         "kind": kind,
-                        "base": ensemble.base if kind == "seeded" else "",
+                        "base": base or "",
                         "bits": bits,
                         "members": MEMBERS,
                         "file_bytes": written,

@@ -91,7 +91,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safetensors.safe_open(path, framework="pt") as file:
             about = (file.metadata() or {}).get("lpe", "{}")
             header = json.loads(about)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            # Copies: what safetensors gives is the file itself, which may be written over or cut short later.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
     except (OSError, ValueError, safetensors.SafetensorError) as error:

@@ -200,8 +200,8 @@ def _check_weights(path: Path, hashes: Sequence[str | None], model: nn.Module) -
 
 
 def _parts(
-    path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor], size: int | None
-) -> list[tuple[dict[str, Any], Mapping[str, Tensor]]]:
+    path: Path, header: Mapping[str, Any], tensors: dict[str, Tensor], size: int | None
+) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
     """Header and tensors of each part, of the one where there are none, down to ``size`` members."""
     held = check_size(header["size"])
     if header["kind"] not in KINDS:
@@ -217,7 +217,7 @@ def _parts(
             f"{path} holds a mixture of {held} members, not {left}; only a seeded file of one "
             "ensemble gives any number"
         )
-    parts: list[tuple[dict[str, Any], Mapping[str, Tensor]]] = []
+    parts: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
     for index, part in enumerate(header["parts"]):
         if left:
             taken = min(left, check_size(part["size"]))
@@ -324,14 +324,15 @@ class SeededEnsemble(LowPrecisionEnsemble):
     the bfloat16 or float32 weights.
 
     Args:
-        model: the architecture. header, tensors: of the file. devices: of each tensor, by name.
+        model: the architecture. header: of the file. tensors: of it, from which the packed weights are taken
+            out as they are unpacked. devices: of each tensor, by name.
     """
 
     def __init__(
         self,
         model: nn.Module,
         header: Mapping[str, Any],
-        tensors: Mapping[str, Tensor],
+        tensors: dict[str, Tensor],
         devices: Mapping[str, torch.device],
     ) -> None:
         system = _system(header["system"])
@@ -393,7 +394,7 @@ def _scales_of_codes(coded: Coded, system: LowPrecision, layout: Layout) -> Tens
 
 
 def _read_base(
-    tensors: Mapping[str, Tensor],
+    tensors: dict[str, Tensor],
     planned: PlannedTensor,
     system: LowPrecision,
     base: str,
@@ -406,7 +407,8 @@ def _read_base(
             raise InputError(f"the file is damaged: 'base/{name}' is {weight.dtype} in a {base} file")
         return weight.to(device)
     integers = Int(BASES[base], system.scale)
-    codes = unpack(tensors[f"base/{name}"], (planned.numel,), integers)
+    # Let go of once it is unpacked, so that the weights are in memory once and not twice.
+    codes = unpack(tensors.pop(f"base/{name}"), (planned.numel,), integers)
     scales = _shaped(tensors, f"scales/{name}", layout.scale_shape(system.scale))
     return Coded(codes.to(device), Scales.of(scales.to(device), layout, integers.scale), grid_of(integers))
 
@@ -458,7 +460,7 @@ class StoredDropoutEnsemble(MCDropoutEnsemble):
 def _made(
     model: nn.Module,
     header: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
+    tensors: dict[str, Tensor],
     own: Mapping[str, NamedTensor],
 ) -> Ensemble:
     """The ensemble, or a mixture's part, of a header and its tensors."""
@@ -505,8 +507,9 @@ def _leaves(ensemble: Ensemble) -> Iterator[Ensemble]:
         yield from _leaves(part)
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under a prefix, taken out."""
+    return {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
 
 
 def _single(ensemble: Ensemble, kind: str, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

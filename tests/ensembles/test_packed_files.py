@@ -167,6 +167,15 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
+def test_what_becomes_of_the_file_later_does_not_reach_what_was_read(path: Path) -> None:
+    read = lpe.load(path, net(9))
+    before = [{name: value.clone() for name, value in member.state_dict().items()} for member in read]
+    with open(path, "r+b") as file:  # in place, as cp does
+        file.write(bytes(path.stat().st_size))
+    for member, tensors in zip(read, before, strict=True):
+        assert all(torch.equal(value, tensors[name]) for name, value in member.state_dict().items())
+
+
 def test_one_ensemble_is_one_file(path: Path) -> None:
     kind = "seeded" if "base/0.weight" in safetensors.torch.load_file(path) else "members"
     for again in ("first", "second", "third"):

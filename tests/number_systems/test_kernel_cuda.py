@@ -34,6 +34,7 @@ from lpe.number_systems.kernels import reference
 from lpe.number_systems.kernels.arguments import Coded, Draw, Scales, Stored
 from lpe.number_systems.layouts import Layout
 from lpe.number_systems.rounding import absmax_scales
+from lpe.number_systems.streams import random_lanes
 
 MODULE = "lpe.number_systems.kernels.cuda"
 LINEAR = "lpe.number_systems.kernels.cuda_linear"
@@ -315,15 +316,37 @@ def _(device: str) -> None:
             check(device, weight, system, scales, Draw(rounding, SEED, "w", 0))
 
 
-@case("thresholds at all ties and ends")
+@case("weights beside whole numbers")
 def _(device: str) -> None:
-    # Steps of 1; halves of 2⁻¹⁶, and what is nearest to whole numbers from both sides.
-    halves = torch.arange(0, 65536, 16) / 65536 + 2.0**-17
     whole = torch.arange(-126.0, 127)
     near = [torch.nextafter(whole, torch.tensor(end)) for end in (-torch.inf, torch.inf)]
-    weight = torch.cat([halves, -halves, whole, *near, torch.tensor([127.0])])
+    weight = torch.cat([whole, whole + 0.5, *near, torch.tensor([127.0])])
     for rounding in ROUNDINGS:
         check_weight(device, weight[None], lpe.Int(8), rounding, members=2)
+
+
+# Weights whose 65536·p is a half more than their random number, or a few of float32's steps beside it: there
+# every rounding on the way to T decides.
+for _rounding, _of in itertools.product(
+    ("bernoulli", "coupled"), (SYSTEMS["int8"], SYSTEMS["NF4"], SYSTEMS["E4M3"], SYSTEMS["three levels"])
+):
+    _name = _of(lpe.PerTensor()).name
+
+    @case(f"thresholds at the random numbers, {_name}, {_rounding}")
+    def _(device: str, rounding: str = _rounding, of: Any = _of) -> None:
+        system, member, count = of(lpe.PerTensor()), 3, 6000
+        lanes = random_lanes(SEED, "layer.weight", 0 if rounding == "coupled" else member, 0, count)
+        if rounding == "coupled":
+            lanes = (lanes + 40503 * member) % 65536
+        levels = torch.tensor(system.levels)
+        lower = torch.arange(count) % (len(levels) - 1)
+        low, step = levels[lower], levels[lower + 1].double() - levels[lower].double()
+        beside = torch.arange(count, dtype=torch.int32) % 7 - 3
+        for scale in (1.0, 1.1):
+            weight = (scale * (low.double() + step * (lanes + 0.5) / 65536)).float()
+            weight = (weight.view(torch.int32) + beside).view(torch.float32)
+            weight[-1] = levels[-1] * scale  # the largest magnitude
+            check_weight(device, weight, system, rounding, member)
 
 
 @case("decoding, every form of scale group")
