@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lpe.ensembles.batch import BatchEnsemble
+from lpe.ensembles.cascade import Cascade, tune_window
 from lpe.ensembles.cyclical_sgld import CyclicalSGLDEnsemble
 from lpe.ensembles.deep import DeepEnsemble
 from lpe.ensembles.gaussian import GaussianEnsemble
@@ -30,6 +31,7 @@ from lpe.number_systems.rounding import decode, encode, round_weights
 
 __all__ = [
     "BatchEnsemble",
+    "Cascade",
     "Codebook",
     "CyclicalSGLDEnsemble",
     "DeepEnsemble",
@@ -56,4 +58,5 @@ __all__ = [
     "number_system",
     "round_weights",
     "save",
+    "tune_window",
 ]

@@ -30,6 +30,7 @@ from reproduce.scales import Scale
 FIGURES = (
     *(f"fig{number}" for number in range(1, 10)),
     *(f"table{number}" for number in range(1, 8)),
+    "cost",
 )
 
 

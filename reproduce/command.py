@@ -80,7 +80,7 @@ MEASURING = (
         f"reproduce/{name}.py"
         for name in ("scales", "points", "clips", "llamas", "families", "answers", "measurements")
     ),
-    *(f"reproduce/{name}.py" for name in ("paper", "pretrained")),
+    *(f"reproduce/{name}.py" for name in ("cost_measures", "paper", "pretrained")),
 )
 
 

@@ -40,6 +40,8 @@ MEASURED = [*METRICS, "calibrated_nll"]
 EVERY_SIZE = ("nll", "ece")
 DISAGREEMENT = "disagreement"
 AXES = "scale axes"
+COST = "cost"
+COST_RIVALS = "cost rivals"
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Unit:
 
     Args:
         what: a point ("SGD", "SWAG", "IVON"), a family ("DE", …), a network of table 1 ("ViT-T", …), "scale
-            axes" (table 7), "disagreement" (claim C3) or a CLIP of table 6 ("CLIP-L", …).
+            axes" (table 7), "disagreement" (claim C3), a CLIP of table 6 ("CLIP-L", …), or what the cost
+            picture shows ("cost", "cost rivals").
         seed: training seed.
     """
 
@@ -441,6 +444,10 @@ def measure(session: Session[Any], unit: Unit) -> None:
         measure_axes(session, unit)
     elif unit.what == DISAGREEMENT:
         measure_disagreement(session, unit)
+    elif unit.what in (COST, COST_RIVALS):
+        from reproduce.cost_measures import measure_cost
+
+        measure_cost(session, unit)
     elif unit.what in clip_units(session.scale):
         measure_clip(session, unit)
     elif unit.what.startswith("Llama-"):

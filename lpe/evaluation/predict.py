@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from lpe.ensembles.base import Ensemble
+from lpe.ensembles.cascade import Cascade
 from lpe.errors import InputError
+from lpe.evaluation.cascades import evaluate_cascade
 from lpe.evaluation.metrics import EnsembleMetrics, fit_temperature, mean_log_probs, nll, temperature_scaled
 from lpe.evaluation.timing import MemberTimer
 from lpe.modules import apply, device_of, to_device
@@ -117,7 +119,7 @@ def _member_logits(net: nn.Module, chunk: list[tuple[int, Any, Tensor]]) -> Tens
 
 @torch.no_grad()
 def evaluate(
-    ensemble: Ensemble,
+    ensemble: Ensemble | Cascade,
     batches: Iterable[Any],
     calibrated: bool | Collection[int] = False,
     chunk_bytes: int | None = None,
@@ -126,7 +128,7 @@ def evaluate(
     """The metrics of every prefix of an ensemble.
 
     Args:
-        ensemble: any ensemble.
+        ensemble: any ensemble, or a cascade: see :func:`lpe.evaluation.cascades.evaluate_cascade`.
         batches: iterable of (inputs, targets), read once: inputs a tensor, a tuple or list (positional
             arguments) or a dict (keyword arguments); targets class indices [examples].
         calibrated: also fit temperatures, for the column ``calibrated_nll``: at every size, or at these sizes
@@ -146,6 +148,12 @@ def evaluate(
     """
     import pandas as pd
 
+    if isinstance(ensemble, Cascade):
+        if timer is not None:
+            raise InputError("a cascade has no time a member; time its predict instead")
+        budget = CHUNK_BYTES if chunk_bytes is None else chunk_bytes
+        seen = [0]
+        return evaluate_cascade(ensemble, _chunks(batches, budget, seen), seen, calibrated)
     if timer is not None and len(timer.seconds) != len(ensemble):
         raise InputError(
             f"the timer is of {len(timer.seconds)} members, the ensemble has {len(ensemble)}; make it of as "
