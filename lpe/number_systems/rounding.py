@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from lpe.errors import InputError
+from lpe.number_systems import kernels
 from lpe.number_systems.grids import FullPrecision, LowPrecision, NumberSystem, grid_of
-from lpe.number_systems.kernels import reference
-from lpe.number_systems.kernels.arguments import Draw, Scales
+from lpe.number_systems.kernels.arguments import Coded, Draw, Scales
 from lpe.number_systems.layouts import Layout
 from lpe.number_systems.streams import check_member, check_seed
 
@@ -139,20 +139,48 @@ def encode(
 
 
 def encode_with_scales(
-    weight: Tensor, scales: Tensor, system: LowPrecision, layout: Layout, draw: Draw
+    weight: Tensor | Coded, scales: Tensor, system: LowPrecision, layout: Layout, draw: Draw
 ) -> Tensor:
     """Codes under scales that are at hand, as :func:`encode` returns them; nothing is checked."""
     of_elements = Scales.of(scales, layout, system.scale)
-    codes = reference.encode(weight.detach().reshape(-1), of_elements, grid_of(system), draw)
-    return codes.view(weight.shape)
+    codes = kernels.of(weight.device).encode(_flat(weight), of_elements, grid_of(system), draw)
+    return codes.view(layout.shape)
 
 
 def round_with_scales(
-    out: Tensor, weight: Tensor, scales: Tensor, system: LowPrecision, layout: Layout, draw: Draw
+    out: Tensor, weight: Tensor | Coded, scales: Tensor, system: LowPrecision, layout: Layout, draw: Draw
 ) -> None:
     """Write the rounded values into ``out``, of the weight's shape and contiguous; as above, not checked."""
+    members_into(out.view(1, 1, -1), weight, scales, system, layout, draw)
+
+
+@torch.no_grad()
+def members_into(
+    out: Tensor,
+    weight: Tensor | Coded,
+    scales: Tensor,
+    system: LowPrecision,
+    layout: Layout,
+    draw: Draw,
+    starts: Tensor | None = None,
+) -> None:
+    """Write the rounded values of several members at once, of a weight or of parts of it; nothing is checked.
+
+    Each stored weight is read once for all members.
+
+    Args:
+        out: [members, segments, length], any floating dtype, contiguous; member 0 of it is ``draw.member``.
+        weight: of the layout's shape, or stored codes. scales: of the members, as :func:`absmax_scales`
+            gives them.
+        starts: the first element of each segment in row-major order, int64 [segments]; None: one segment, the
+            whole weight.
+    """
     of_elements = Scales.of(scales, layout, system.scale)
-    reference.round_into(out.view(-1), weight.detach().reshape(-1), of_elements, grid_of(system), draw)
+    kernels.of(weight.device).round_into(out, _flat(weight), of_elements, grid_of(system), draw, starts)
+
+
+def _flat(weight: Tensor | Coded) -> Tensor | Coded:
+    return weight if isinstance(weight, Coded) else weight.detach().reshape(-1)
 
 
 @torch.no_grad()
@@ -184,7 +212,7 @@ def decode(
                 f"codes of {system.name} are 0 to {len(grid.levels) - 1}; there is {lowest} to {highest}"
             )
     of_elements = Scales.of(scales, layout, system.scale)
-    return reference.decode(codes.reshape(-1), of_elements, grid, dtype).view(codes.shape)
+    return kernels.of(codes.device).decode(codes.reshape(-1), of_elements, grid, dtype).view(codes.shape)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
-"""What every backend is given beside the weight: its scales, and the key of its random bits.
+"""What every backend is given: the stored weights, their scales, and the key of their random bits.
 
-The grid is the third (:class:`lpe.number_systems.grids.Grid`). A backend writes codes or values of a flat
+The grid is the fourth (:class:`lpe.number_systems.grids.Grid`). A backend writes codes or values of a flat
 weight, in the parameter's row-major order, and must do so as ``reference`` does, bit for bit.
 """
 
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from lpe.number_systems.grids import ScaleAxis
+from lpe.number_systems.grids import Grid, ScaleAxis
 from lpe.number_systems.layouts import Layout
 
 
@@ -21,7 +22,7 @@ class Draw:
     Args:
         rounding: "nearest", "bernoulli" or "coupled".
         seed, name, member: the key of the random bits; ``name`` is the parameter's canonical name. Nearest
-            rounding has none.
+            rounding has none. Of several members, ``member`` is the first; the others follow it.
     """
 
     rounding: str
@@ -54,3 +55,30 @@ class Scales:
     def group(self, start: int, stop: int) -> Tensor:
         """Index into ``values`` of the elements start … stop − 1: int64 [stop − start]."""
         return self.layout.scale_group(self.axis, start, stop, self.values.device)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Stored weights that are codes of a number system: their values are level·s, in float32.
+
+    Args:
+        codes: flat [elements], as ``encode`` gives them: int8 of integers, uint8 of others.
+        scales: of the codes; those of the members drawn from them are others. grid: of the codes.
+    """
+
+    codes: Tensor
+    scales: Scales
+    grid: Grid
+
+    @property
+    def device(self) -> torch.device:
+        """Where the codes lie."""
+        return self.codes.device
+
+    def numel(self) -> int:
+        """Number of weights."""
+        return self.codes.numel()
+
+
+Stored = Tensor | Coded
+"""Flat weights from which members are drawn."""

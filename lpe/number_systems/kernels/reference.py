@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lpe.number_systems.grids import Grid
-from lpe.number_systems.kernels.arguments import Draw, Scales
-from lpe.number_systems.streams import random_lanes
+from lpe.number_systems.kernels.arguments import Draw, Scales, Stored
+from lpe.number_systems.streams import LANES, random_lanes
 
 COUPLING = 40503
 """What a further coupled member adds to the random lane, modulo 2¹⁶: ⌊2¹⁶/φ⌋, which is odd."""
@@ -89,55 +89,116 @@ def values_of(codes: Tensor, scale: Tensor, grid: Grid, table: Tensor) -> Tensor
     return (codes.float() if grid.uniform else table.take(codes.long())) * scale
 
 
-def encode(weight: Tensor, scales: Scales, grid: Grid, draw: Draw) -> Tensor:
-    """Codes of a flat weight.
+def encode(
+    weight: Stored,
+    scales: Scales,
+    grid: Grid,
+    draw: Draw,
+    members: int = 1,
+    starts: Tensor | None = None,
+    length: int | None = None,
+) -> Tensor:
+    """Codes of a flat weight, or of segments of it, for one member or several.
 
     Args:
-        weight: [elements], any floating dtype, in the parameter's row-major order.
+        weight: [elements], any floating dtype or codes, in the parameter's row-major order.
+        scales, grid: of the members. draw: its ``member`` is the first.
+        members: how many. starts: first elements of segments of ``length``, int64 [segments]; None: one
+            segment, the whole weight.
 
     Returns:
-        [elements], of ``code_type(grid)``.
+        [members, segments, length], of ``code_type(grid)``.
     """
-    codes = torch.empty(weight.shape, dtype=code_type(grid), device=weight.device)
+    first, count = segments(weight, starts, length)
+    codes = torch.empty((members, len(first), count), dtype=code_type(grid), device=weight.device)
     table = level_table(grid, weight.device)
-    for start, stop, _, part in _chunks_of_codes(weight, scales, grid, table, draw):
-        codes[start:stop] = part
+    for segment, place, _, part in _chunks_of_codes(weight, scales, grid, table, draw, members, first, count):
+        codes[:, segment, place] = part
     return codes
 
 
-def round_into(out: Tensor, weight: Tensor, scales: Scales, grid: Grid, draw: Draw) -> None:
-    """Write the values level·s of a flat weight into ``out`` [elements], as ``decode(encode(…))`` gives them.
+def round_into(
+    out: Tensor, weight: Stored, scales: Scales, grid: Grid, draw: Draw, starts: Tensor | None = None
+) -> None:
+    """Write the values level·s, in float32 and then cast, as ``decode(encode(…))`` gives them.
 
     The other arguments are :func:`encode`'s. No codes of the whole weight are held.
+
+    Args:
+        out: [members, segments, length], any floating dtype, contiguous.
     """
+    members, _, length = out.shape
+    first, count = segments(weight, starts, length)
     table = level_table(grid, weight.device)
-    for start, stop, group, part in _chunks_of_codes(weight, scales, grid, table, draw):
-        out[start:stop] = values_of(part, scales.values[group], grid, table)
+    for segment, place, group, part in _chunks_of_codes(
+        weight, scales, grid, table, draw, members, first, count
+    ):
+        out[:, segment, place] = values_of(part, scales.values[group], grid, table).to(out.dtype)
+
+
+def segments(weight: Stored, starts: Tensor | None, length: int | None) -> tuple[list[int], int]:
+    """First elements of the segments, and their length; without starts, the whole weight as one."""
+    if starts is None:
+        return [0], weight.numel()
+    assert length is not None
+    return starts.tolist(), length
+
+
+def stored_values(weight: Stored, start: int, stop: int) -> Tensor:
+    """Elements start … stop − 1 of stored weights: float32 [stop − start]."""
+    if isinstance(weight, Tensor):
+        return weight[start:stop].float()
+    table = level_table(weight.grid, weight.device)
+    scale = weight.scales.values[weight.scales.group(start, stop)]
+    return values_of(weight.codes[start:stop], scale, weight.grid, table)
 
 
 def _chunks_of_codes(
-    weight: Tensor, scales: Scales, grid: Grid, table: Tensor, draw: Draw
-) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """start, stop, scale groups and codes of CHUNK elements at a time."""
-    seed, name, member = draw.seed, draw.name, draw.member
-    for start in range(0, weight.numel(), CHUNK):
-        stop = min(start + CHUNK, weight.numel())
-        group = scales.group(start, stop)
-        lanes = None
-        if draw.rounding == "bernoulli":
-            lanes = random_lanes(seed, name, member, start, stop, weight.device)
-        elif draw.rounding == "coupled":
-            lanes = (random_lanes(seed, name, 0, start, stop, weight.device) + COUPLING * member) & 0xFFFF
-        part = weight[start:stop].float()
-        yield start, stop, group, round_codes(part, scales.inverses[group], grid, table, draw.rounding, lanes)
+    weight: Stored,
+    scales: Scales,
+    grid: Grid,
+    table: Tensor,
+    draw: Draw,
+    members: int,
+    starts: list[int],
+    length: int,
+) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
+    """Segment, place in it, scale groups and codes [members, chunk] of CHUNK elements at a time."""
+    for segment, first in enumerate(starts):
+        for offset in range(0, length, CHUNK):
+            stop = min(offset + CHUNK, length)
+            group = scales.group(first + offset, first + stop)
+            part = stored_values(weight, first + offset, first + stop)
+            codes = [
+                round_codes(part, scales.inverses[group], grid, table, draw.rounding, lanes)
+                for lanes in _lanes(draw, members, first + offset, first + stop, weight.device)
+            ]
+            yield segment, slice(offset, stop), group, torch.stack(codes)
 
 
-def decode(codes: Tensor, scales: Scales, grid: Grid, dtype: torch.dtype) -> Tensor:
-    """Values level·s of flat codes, computed in float32 and cast: [elements]."""
+def _lanes(draw: Draw, members: int, start: int, stop: int, device: torch.device) -> Iterator[Tensor | None]:
+    """The random numbers of each member, int64 [stop − start]; None each of nearest rounding."""
+    aligned = start - start % LANES
+
+    def drawn(member: int) -> Tensor:
+        return random_lanes(draw.seed, draw.name, member, aligned, stop, device)[start - aligned :]
+
+    shared = drawn(0) if draw.rounding == "coupled" else None
+    for member in range(draw.member, draw.member + members):
+        if draw.rounding == "nearest":
+            yield None
+        elif shared is not None:
+            yield (shared + COUPLING * member) & 0xFFFF
+        else:
+            yield drawn(member)
+
+
+def decode(codes: Tensor, scales: Scales, grid: Grid, dtype: torch.dtype, start: int = 0) -> Tensor:
+    """Values level·s of flat codes of the elements start …, computed in float32 and cast: [elements]."""
     values = torch.empty(codes.shape, dtype=dtype, device=codes.device)
     table = level_table(grid, codes.device)
-    for start in range(0, codes.numel(), CHUNK):
-        stop = min(start + CHUNK, codes.numel())
-        scale = scales.values[scales.group(start, stop)]
-        values[start:stop] = values_of(codes[start:stop], scale, grid, table)
+    for offset in range(0, codes.numel(), CHUNK):
+        stop = min(offset + CHUNK, codes.numel())
+        scale = scales.values[scales.group(start + offset, start + stop)]
+        values[offset:stop] = values_of(codes[offset:stop], scale, grid, table)
     return values
