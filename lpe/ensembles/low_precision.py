@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from lpe.ensembles.base import Ensemble
+from lpe.ensembles.on_the_fly import AllMembers
 from lpe.ensembles.selection import PlannedTensor, describe_plan, select_tensors
 from lpe.errors import InputError
 from lpe.modules import named_tensors, with_tensors
@@ -97,6 +98,10 @@ class LowPrecisionEnsemble(Ensemble):
 
     def _draw(self, name: str, index: int) -> Draw:
         return Draw(self.rounding, self.seed, name, self.first_member + index)
+
+    def as_module(self) -> AllMembers:
+        """All members as one module: a batch → logits [members, examples, classes]; see ``on_the_fly``."""
+        return AllMembers(self)
 
     @torch.no_grad()
     def member(self, index: int) -> nn.Module:

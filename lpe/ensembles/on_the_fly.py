@@ -128,18 +128,18 @@ class _Drawn(_Values):
         assert not isinstance(ensemble.system, FullPrecision)
         members_into(
             out,
-            ensemble.stored(self.name),
-            ensemble.scales(self.name),
+            ensemble._weights[self.name],
+            ensemble._scales[self.name],
             ensemble.system,
             planned.layout,
-            ensemble.draw(self.name, first),
+            ensemble._draw(self.name, first),
             starts,
         )
         return out
 
     def member(self, index: int) -> Tensor:
         self.how.add(WHOLE)
-        device = self.ensemble.scales(self.name).device
+        device = self.ensemble._scales[self.name].device
         out = torch.empty((1, 1, self.planned.numel), dtype=self.planned.dtype, device=device)
         return self.into(out, index, None).view(self.planned.shape)
 
@@ -387,7 +387,7 @@ class AllMembers(nn.Module):
                 if planned.quantised:
                     drawn = _Drawn(ensemble, planned, self._pass)
                     like = torch.empty(
-                        (), dtype=planned.dtype, device=ensemble.scales(planned.name).device
+                        (), dtype=planned.dtype, device=ensemble._scales[planned.name].device
                     ).expand(planned.shape)
                     self._drawn[planned.name] = drawn
                     placeholders[planned.name] = _Weight.of(drawn, like)
