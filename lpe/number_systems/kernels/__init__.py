@@ -46,6 +46,7 @@ class Backend(Protocol):
         members: int = 1,
         starts: Tensor | None = None,
         length: int | None = None,
+        out: Tensor | None = None,
     ) -> Tensor: ...
 
     def round_into(
@@ -95,7 +96,7 @@ def use(name: str) -> Iterator[None]:
 
 
 def _by_device(device: torch.device) -> str:
-    return "reference"
+    return device.type if device.type in BACKENDS else "reference"
 
 
 def _interpreted(name: str) -> bool:

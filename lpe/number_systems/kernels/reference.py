@@ -97,6 +97,7 @@ def encode(
     members: int = 1,
     starts: Tensor | None = None,
     length: int | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Codes of a flat weight, or of segments of it, for one member or several.
 
@@ -105,12 +106,14 @@ def encode(
         scales, grid: of the members. draw: its ``member`` is the first.
         members: how many. starts: first elements of segments of ``length``, int64 [segments]; None: one
             segment, the whole weight.
+        out: where to write them, as returned and contiguous; None: anew.
 
     Returns:
         [members, segments, length], of ``code_type(grid)``.
     """
     first, count = segments(weight, starts, length)
-    codes = torch.empty((members, len(first), count), dtype=code_type(grid), device=weight.device)
+    shape = (members, len(first), count)
+    codes = torch.empty(shape, dtype=code_type(grid), device=weight.device) if out is None else out
     table = level_table(grid, weight.device)
     for segment, place, _, part in _chunks_of_codes(weight, scales, grid, table, draw, members, first, count):
         codes[:, segment, place] = part
