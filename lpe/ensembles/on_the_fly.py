@@ -171,7 +171,7 @@ def _weights_in(values: Any) -> list[_Weight]:
 
 
 def _computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a function that is not known gives: a fact of the placeholder, or weights computed from weights."""
+    """What a function without a handler gives: a fact of the placeholder, or weights made from weights."""
     first = _weights_in((args, kwargs))[0]
     with torch._C.DisableTorchFunctionSubclass():
         shown = func(*args, **kwargs)
@@ -221,7 +221,7 @@ def _each_member(func: Callable[..., Tensor], inputs: Tensor, *args: Any, **kwar
 
 
 def _product(inputs: Tensor, weight: _Weight, bias: Tensor | None, outputs_first: bool) -> Tensor:
-    """All members' inputs [members·n, …, in] by their weights, [out, in] or [in, out]: [members·n, …, out]."""
+    """Inputs [members·n, …, in] by each member's weights, [out, in] or [in, out]: [members·n, …, out]."""
     drawn = weight.of_members
     assert isinstance(drawn, _Drawn)
     run = drawn.run
@@ -325,7 +325,8 @@ def _attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         mask = given.get(name)
         if mask is not None and (mask.dim() == 3 or name == "key_padding_mask"):
             masks[name] = run.by_member(mask, weight.name)
-    outputs, weights = [], []
+    outputs: list[Tensor] = []
+    weights: list[Any] = []
     for index in range(run.members):
         of_member = {id_: values[:, index] for id_, values in split.items()}
         own = _of_member(given, index)
