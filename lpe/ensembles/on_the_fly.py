@@ -17,7 +17,7 @@ over nothing else. Members one at a time over many batches draw each weight once
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -110,17 +110,25 @@ class _Drawn(_Values):
     """The members' values of a quantised weight, drawn from the stored one when asked for.
 
     Args:
+        keep: hold all members' values once they are drawn.
         how: which of the ways to draw it were used.
     """
 
     ensemble: LowPrecisionEnsemble
     planned: PlannedTensor
     run: _Pass
+    keep: bool
     how: set[str] = field(default_factory=set)
+    kept: Tensor | None = None
 
     @property
     def name(self) -> str:  # type: ignore[override]
         return self.planned.name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the stored weight lies."""
+        return self.ensemble._scales[self.name].device
 
     def into(self, out: Tensor, first: int, starts: Tensor | None) -> Tensor:
         """Draw members ``first`` … into ``out`` [members, segments, length]; returns it."""
@@ -137,11 +145,51 @@ class _Drawn(_Values):
         )
         return out
 
+    def held(self) -> Tensor | None:
+        """All members' values, of the shape [members, *the weight's], where they are kept."""
+        if self.keep and self.kept is None:
+            out = torch.empty(
+                (self.run.members, 1, self.planned.numel), dtype=self.planned.dtype, device=self.device
+            )
+            self.kept = self.into(out, 0, None).view(self.run.members, *self.planned.shape)
+        return self.kept
+
     def member(self, index: int) -> Tensor:
         self.how.add(WHOLE)
-        device = self.ensemble._scales[self.name].device
-        out = torch.empty((1, 1, self.planned.numel), dtype=self.planned.dtype, device=device)
+        if (held := self.held()) is not None:
+            return held[index]
+        out = torch.empty((1, 1, self.planned.numel), dtype=self.planned.dtype, device=self.device)
         return self.into(out, index, None).view(self.planned.shape)
+
+    def blocks(self, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
+        """A matrix's rows start … stop − 1 of all members, [members, stop − start, columns], block by block.
+
+        A block is gone with the next one.
+        """
+        self.how.add(BLOCKS)
+        rows, columns = self.planned.shape
+        if (held := self.held()) is not None:
+            yield 0, rows, held.to(dtype)
+            return
+        members = self.run.members
+        block = min(rows, max(1, BLOCK_BYTES // (members * columns * dtype.itemsize)))
+        buffer = torch.empty(members * block * columns, dtype=dtype, device=self.device)
+        for start in range(0, rows, block):
+            stop = min(start + block, rows)
+            values = buffer[: members * (stop - start) * columns].view(members, 1, -1)
+            starts = torch.tensor([start * columns], device=self.device)
+            yield start, stop, self.into(values, 0, starts).view(members, stop - start, columns)
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Some rows of a matrix, int64 [n], of all members: [members, n, columns]."""
+        self.how.add(ROWS)
+        if (held := self.held()) is not None:
+            return held[:, indices]
+        columns = self.planned.shape[1]
+        out = torch.empty(
+            (self.run.members, len(indices), columns), dtype=self.planned.dtype, device=self.device
+        )
+        return self.into(out, 0, indices * columns)
 
 
 @dataclass
@@ -225,31 +273,28 @@ def _product(inputs: Tensor, weight: _Weight, bias: Tensor | None, outputs_first
     drawn = weight.of_members
     assert isinstance(drawn, _Drawn)
     run = drawn.run
-    drawn.how.add(BLOCKS)
     dtype = weight.dtype
     if torch.is_autocast_enabled(inputs.device.type):
         dtype = torch.get_autocast_dtype(inputs.device.type)
         inputs, bias = inputs.to(dtype), None if bias is None else bias.to(dtype)
-    rows, columns = weight.shape
-    width = rows if outputs_first else columns
     grouped = run.by_member(inputs, drawn.name)
     flat = grouped.reshape(run.members, -1, grouped.shape[-1])
-    block = max(1, BLOCK_BYTES // (run.members * columns * dtype.itemsize))
-    buffer = torch.empty(run.members * min(block, rows) * columns, dtype=dtype, device=inputs.device)
-    out = torch.empty((*flat.shape[:2], width), dtype=dtype, device=inputs.device)
-    if not outputs_first:
-        out = out.zero_() if bias is None else out.copy_(bias)
-    for start in range(0, rows, block):
-        stop = min(start + block, rows)
-        values = buffer[: run.members * (stop - start) * columns].view(run.members, 1, -1)
-        starts = torch.tensor([start * columns], device=inputs.device)
-        part = drawn.into(values, 0, starts).view(run.members, stop - start, columns)
-        if not outputs_first:
-            out.baddbmm_(flat[:, :, start:stop], part)
-        elif bias is None:
-            out[:, :, start:stop] = torch.bmm(flat, part.mT)
+    width = weight.shape[0 if outputs_first else 1]
+    out: Tensor | None = None
+    for start, stop, values in drawn.blocks(dtype):
+        if outputs_first:
+            part = flat, values.mT, None if bias is None else bias[start:stop]
         else:
-            out[:, :, start:stop] = torch.baddbmm(bias[start:stop], flat, part.mT)
+            # A block is of inputs, and gives a part of the sum of every output.
+            part = flat[:, :, start:stop], values, bias if out is None else out
+        product = torch.bmm(*part[:2]) if part[2] is None else torch.baddbmm(part[2], *part[:2])
+        if not outputs_first or stop - start == width:
+            out = product
+            continue
+        if out is None:
+            out = product.new_empty((*product.shape[:2], width))
+        out[:, :, start:stop] = product
+    assert out is not None
     return out.view(*inputs.shape[:-1], width)
 
 
@@ -297,15 +342,12 @@ def _embedding(
     if not isinstance(weight.of_members, _Drawn):
         return _each_member(F.embedding, indices, weight)
     drawn = weight.of_members
-    drawn.how.add(ROWS)
     run = drawn.run
-    width = weight.shape[1]
     rows, places = run.by_member(indices, drawn.name).unique(return_inverse=True)
-    out = torch.empty((run.members, len(rows), width), dtype=weight.dtype, device=indices.device)
-    drawn.into(out, 0, rows.long() * width)
+    values = drawn.rows(rows.long())
     offsets = torch.arange(run.members, device=indices.device) * len(rows)
     places = places + offsets.view(-1, *[1] * (places.dim() - 1))
-    return F.embedding(places.flatten(0, 1), out.flatten(0, 1))
+    return F.embedding(places.flatten(0, 1), values.flatten(0, 1))
 
 
 _ATTENTION = inspect.signature(F.multi_head_attention_forward)
@@ -371,11 +413,15 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
 class AllMembers(nn.Module):
     """All members of an ensemble as one module; see :meth:`LowPrecisionEnsemble.as_module`.
 
+    Args:
+        keep: hold the members once they are drawn: for passes over many batches, of networks so small that
+            their members together are.
+
     Attributes:
         members: how many.
     """
 
-    def __init__(self, ensemble: LowPrecisionEnsemble) -> None:
+    def __init__(self, ensemble: LowPrecisionEnsemble, keep: bool = False) -> None:
         super().__init__()
         self.members = len(ensemble)
         self._ensemble = ensemble
@@ -386,12 +432,10 @@ class AllMembers(nn.Module):
         if not isinstance(ensemble.system, FullPrecision):
             for planned in ensemble.plan:
                 if planned.quantised:
-                    drawn = _Drawn(ensemble, planned, self._pass)
-                    like = torch.empty(
-                        (), dtype=planned.dtype, device=ensemble._scales[planned.name].device
-                    ).expand(planned.shape)
+                    drawn = _Drawn(ensemble, planned, self._pass, keep)
                     self._drawn[planned.name] = drawn
-                    placeholders[planned.name] = _Weight.of(drawn, like)
+                    like = torch.empty((), dtype=planned.dtype, device=drawn.device)
+                    placeholders[planned.name] = _Weight.of(drawn, like.expand(planned.shape))
         self.network = with_tensors(ensemble.model, placeholders)
 
     @torch.no_grad()

@@ -220,14 +220,26 @@ def _logits_in_turn(
 def _together(
     module: AllMembers, stream: Iterator[Batch], options: EvaluationOptions, timer: MemberTimer | None
 ) -> Iterator[Chunk]:
-    """Chunks of one batch."""
+    """Chunks of at most about CHUNK_BYTES of all members' logits and at least one batch."""
     device = device_of(module)
-    for index, inputs, targets in stream:
-        with timer.all_members() if timer else nullcontext():
-            logits = options.logits(module, options.placed(inputs, device), device)
-        for of_member in logits:
-            _check_logits(of_member, targets, index)
-        yield targets, (of_member.double() for of_member in logits)
+    batch = next(stream, None)
+    while batch is not None:
+        parts: list[Tensor] = []
+        every_target: list[Tensor] = []
+        held = size = 0
+        while batch is not None and held + size <= CHUNK_BYTES:
+            index, inputs, targets = batch
+            with timer.all_members() if timer else nullcontext():
+                logits = options.logits(module, options.placed(inputs, device), device)
+            for of_member in logits:
+                _check_logits(of_member, targets, index)
+            parts.append(logits)
+            every_target.append(targets)
+            size = logits.numel() * logits.element_size()
+            held += size
+            batch = next(stream, None)
+        chunk = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        yield torch.cat(every_target), (of_member.double() for of_member in chunk)
 
 
 def runs_together(ensemble: Ensemble, inputs: Any) -> bool:
@@ -253,6 +265,12 @@ def _can_run_together(ensemble: Ensemble) -> bool:
     return isinstance(ensemble, LowPrecisionEnsemble) and type(ensemble).member is LowPrecisionEnsemble.member
 
 
+def _is_small(ensemble: LowPrecisionEnsemble) -> bool:
+    """Whether all members may be held at once, as a chunk of inputs may."""
+    each = sum(planned.numel * planned.bits // 8 for planned in ensemble.plan if planned.quantised)
+    return len(ensemble) * each <= CHUNK_BYTES
+
+
 def _chunks(
     ensemble: Ensemble,
     batches: Iterable[Any],
@@ -269,7 +287,7 @@ def _chunks(
                 'LowPrecisionEnsemble; give members="one-by-one"'
             )
         assert isinstance(ensemble, LowPrecisionEnsemble)
-        yield from _together(ensemble.as_module(), stream, options, timer)
+        yield from _together(AllMembers(ensemble, keep=_is_small(ensemble)), stream, options, timer)
         return
     # A timer's times are those of members one after another.
     if members == "auto" and timer is None and (first := next(stream, None)) is not None:
@@ -287,7 +305,7 @@ def _module_for(ensemble: Ensemble, batch: Batch, options: EvaluationOptions) ->
     if not runs_together(ensemble, inputs):
         return None
     assert isinstance(ensemble, LowPrecisionEnsemble)
-    module = ensemble.as_module()
+    module = AllMembers(ensemble, keep=_is_small(ensemble))
     device = device_of(module)
     try:
         options.logits(module, options.placed(inputs, device), device)
