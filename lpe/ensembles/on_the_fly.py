@@ -37,8 +37,12 @@ from lpe.number_systems.rounding import members_into
 if TYPE_CHECKING:
     from lpe.ensembles.low_precision import LowPrecisionEnsemble
 
-BLOCK_BYTES = 1 << 19
-"""Bytes of all members' values of a block of a weight."""
+BLOCK_BYTES = 1 << 22
+BLOCK_ROWS = 256
+"""All members' values of a block of a weight take BLOCK_BYTES, or as many rows as there are positions of a
+member, up to BLOCK_ROWS, where that is more: a product of many positions with few rows reads its inputs too
+often. Measured by benchmarks/on_the_fly.py: blocks for the L2 cache (512 kB) are too small, since each costs a
+call."""
 
 BLOCKS, ROWS, WHOLE = "in blocks, for all members", "the rows looked up", "whole, a member at a time"
 """How a weight is drawn."""
@@ -161,10 +165,10 @@ class _Drawn(_Values):
         out = torch.empty((1, 1, self.planned.numel), dtype=self.planned.dtype, device=self.device)
         return self.into(out, index, None).view(self.planned.shape)
 
-    def blocks(self, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
+    def blocks(self, dtype: torch.dtype, positions: int) -> Iterator[tuple[int, int, Tensor]]:
         """A matrix's rows start … stop − 1 of all members, [members, stop − start, columns], block by block.
 
-        A block is gone with the next one.
+        A block is gone with the next one. ``positions``: of a member, with which each block is multiplied.
         """
         self.how.add(BLOCKS)
         rows, columns = self.planned.shape
@@ -172,7 +176,8 @@ class _Drawn(_Values):
             yield 0, rows, held.to(dtype)
             return
         members = self.run.members
-        block = min(rows, max(1, BLOCK_BYTES // (members * columns * dtype.itemsize)))
+        in_bytes = BLOCK_BYTES // (members * columns * dtype.itemsize)
+        block = min(rows, max(1, in_bytes, min(positions, BLOCK_ROWS)))
         buffer = torch.empty(members * block * columns, dtype=dtype, device=self.device)
         for start in range(0, rows, block):
             stop = min(start + block, rows)
@@ -280,21 +285,17 @@ def _product(inputs: Tensor, weight: _Weight, bias: Tensor | None, outputs_first
     grouped = run.by_member(inputs, drawn.name)
     flat = grouped.reshape(run.members, -1, grouped.shape[-1])
     width = weight.shape[0 if outputs_first else 1]
-    out: Tensor | None = None
-    for start, stop, values in drawn.blocks(dtype):
-        if outputs_first:
-            part = flat, values.mT, None if bias is None else bias[start:stop]
-        else:
+    out = torch.empty((*flat.shape[:2], width), dtype=dtype, device=inputs.device)
+    if not outputs_first:
+        out[:] = 0.0 if bias is None else bias
+    for start, stop, values in drawn.blocks(dtype, flat.shape[1]):
+        if not outputs_first:
             # A block is of inputs, and gives a part of the sum of every output.
-            part = flat[:, :, start:stop], values, bias if out is None else out
-        product = torch.bmm(*part[:2]) if part[2] is None else torch.baddbmm(part[2], *part[:2])
-        if not outputs_first or stop - start == width:
-            out = product
-            continue
-        if out is None:
-            out = product.new_empty((*product.shape[:2], width))
-        out[:, :, start:stop] = product
-    assert out is not None
+            out.baddbmm_(flat[:, :, start:stop], values)
+        elif bias is None:
+            torch.bmm(flat, values.mT, out=out[:, :, start:stop])
+        else:
+            torch.baddbmm(bias[start:stop], flat, values.mT, out=out[:, :, start:stop])
     return out.view(*inputs.shape[:-1], width)
 
 
