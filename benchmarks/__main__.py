@@ -1,6 +1,6 @@
 """The benchmarks: `python -m benchmarks` runs the quick ones and names the others.
 
-python -m benchmarks                 memory and construction, about five minutes of one core
+python -m benchmarks                 speed, memory, files: about a quarter of an hour on two cores
 python -m benchmarks assets …        one by name, with its own options (the same as benchmarks.assets)
 """
 
@@ -10,10 +10,12 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-QUICK = ("memory", "construction")
+QUICK = ("construction", "scaling", "packed", "evaluation", "on_the_fly", "memory")
 OTHERS = {
     "regression": "whether a metric of any method moved (two minutes; CI runs it)",
     "assets": "LPE-BSR on pre-trained weights and real data (LPE_ASSETS; 50 minutes)",
+    "coupling": "coupled against independent members, and members from 8 bits (an hour; LPE_ASSETS: more)",
+    "gpu": "bandwidth and decoding on a GPU",
     "language": "LPE-BSR on a pre-trained language model through lm-eval (LPE_ASSETS; 8 minutes)",
 }
 

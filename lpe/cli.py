@@ -2,6 +2,7 @@
 
     lpe evaluate MODEL …    NLL, error and calibration of every ensemble size, with memory and time
     lpe describe MODEL …    which tensors are rounded, which are not and why, and the memory
+    lpe pack MODEL …        write the ensemble to one file, b bits a weight and member or 8 for all members
     lpe systems             the number systems
 
 A MODEL is timm/NAME, open_clip/ARCHITECTURE:WEIGHTS or hf/FOLDER_OR_NAME. Weights come from a file
@@ -27,8 +28,11 @@ from torch import nn
 from lpe.command_line import Parser
 from lpe.ensembles.base import Ensemble, check_size, text_table
 from lpe.ensembles.gaussian import GaussianEnsemble
-from lpe.ensembles.low_precision import LowPrecisionEnsemble
+from lpe.ensembles.low_precision import BASES, LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
+from lpe.ensembles.packed_files import is_packed
+from lpe.ensembles.storage import KINDS as FILE_KINDS
+from lpe.ensembles.storage import check_base, check_kind, load, save
 from lpe.errors import InputError
 from lpe.evaluation.predict import evaluate, evaluate_temperature_scaled
 from lpe.evaluation.timing import MemberTimer
@@ -56,6 +60,8 @@ UNROUNDED = {torch.float32: "FP32", torch.bfloat16: "BF16", torch.float16: "FP16
 
 SIZE = 10
 DROPOUT_RATE = 0.1
+DEFAULTS = {"method": "lpe", "system": "int5", "scale_axis": "channel", "seed": 0}
+"""Of options that a packed file takes the place of: whether they were given must be known."""
 
 OF_KIND = {
     "data": ("timm", "open_clip"),
@@ -103,6 +109,11 @@ nearest (RTN), and of ensembles of 1 … SIZE members, with memory and milliseco
   lpe evaluate open_clip/ViT-L-14:openai --data imagenet --system int5
   lpe evaluate hf/my-llama --tasks arithmetic --include-path my_tasks --system int4 --csv results.csv
 
+--packed FILE measures the ensemble of a file of lpe pack; the model must be the one that was packed
+(--random-weights: its architecture alone, and only the file's own rows).
+
+  lpe evaluate timm/vit_small_patch16_224 --random-weights --packed vit.lpe --size 50 --data imagenet
+
 Images (--data): ImageNet's validation set as 1,000 class folders (also under val/) or as a flat folder with
 its labels, or a folder per class of your own, as many as the model has classes.
 """
@@ -110,6 +121,16 @@ DESCRIBE = """\
 Every tensor of the model: rounded or not, why, and its bits; and the memory of the ensemble.
 
   lpe describe timm/vit_base_patch16_224.augreg_in21k_ft_in1k --system int5 --size 20 --random-weights
+"""
+PACK = """\
+The ensemble as one file, which lpe.load and lpe evaluate --packed read on the model's architecture.
+
+  --kind members   (default) every member, packed: b bits a weight and member
+  --kind seeded    the weights once, as --base, and the seed: members are drawn from it, as many as one likes
+
+  lpe pack timm/vit_small_patch16_224.augreg_in21k_ft_in1k --system int5 --size 20 --kind seeded -o vit.lpe
+
+A packed file that is there already is written over once the new one is whole; any other file is left alone.
 """
 
 
@@ -148,12 +169,15 @@ def scale_axis(text: str) -> ScaleAxis:
 def _parser() -> Parser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = Parser(prog="lpe", description=__doc__, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", metavar="evaluate | describe | systems", required=True)
+    commands = parser.add_subparsers(
+        dest="command", metavar="evaluate | describe | pack | systems", required=True
+    )
 
     evaluating = commands.add_parser("evaluate", description=EVALUATE, formatter_class=raw)
     describing = commands.add_parser("describe", description=DESCRIBE, formatter_class=raw)
+    packing = commands.add_parser("pack", description=PACK, formatter_class=raw)
     commands.add_parser("systems", description="Every number system: bits, levels, largest value, scales.")
-    for command in (evaluating, describing):
+    for command in (evaluating, describing, packing):
         command.add_argument("model", metavar="MODEL", help=", ".join(KINDS))
         command.add_argument("--checkpoint", metavar="FILE", help="weights: safetensors, or a state dict")
         command.add_argument(
@@ -165,21 +189,24 @@ def _parser() -> Parser:
         )
         command.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights (float32; hf: its own)")
         ensemble = command.add_argument_group("ensemble")
-        ensemble.add_argument("--method", choices=tuple(METHODS), default="lpe", help="(lpe)")
-        ensemble.add_argument("--system", default="int5", help="number system, see lpe systems (int5)")
+        ensemble.add_argument("--method", choices=tuple(METHODS), help="(lpe)")
+        ensemble.add_argument("--system", help="number system, see lpe systems (int5)")
         ensemble.add_argument("--size", type=int, help=f"members ({SIZE}; 1 where all are alike)")
         ensemble.add_argument("--rounding", choices=ROUNDINGS, help="lpe (bernoulli)")
-        ensemble.add_argument(
-            "--scale-axis", default="channel", metavar="AXIS", help="channel, tensor, channels:K, block:K"
-        )
+        ensemble.add_argument("--scale-axis", metavar="AXIS", help="(channel), tensor, channels:K, block:K")
         ensemble.add_argument("--std", type=float, help="gaussian: of the noise (that of the rounding)")
         ensemble.add_argument("--rate", type=float, help=f"mc-dropout ({DROPOUT_RATE})")
-        ensemble.add_argument("--seed", type=int, default=0, help="of the random bits (0)")
+        ensemble.add_argument("--seed", type=int, help="of the random bits (0)")
         ensemble.add_argument("--include", action="append", metavar="PATTERN", help="only tensors so named")
         ensemble.add_argument("--exclude", action="append", metavar="PATTERN", help="no tensors so named")
+    evaluating.add_argument("--packed", metavar="FILE", help="the ensemble of a file of lpe pack")
     data = evaluating.add_argument_group("data")
     data.add_argument("--data", metavar="DIR", help="timm, open_clip: the folder of validation images")
-    data.add_argument("--templates", metavar="FILE", help="open_clip: a caption with {} a line (OpenAI's 80)")
+    for group in (data, packing):
+        group.add_argument(
+            "--templates", metavar="FILE", help="open_clip: a caption with {} a line (OpenAI's 80)"
+        )
+        group.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU where there is one)")
     data.add_argument("--tasks", metavar="A,B", help="hf: tasks of lm-eval, or of --include-path")
     data.add_argument("--include-path", metavar="DIR", help="hf: a folder of task files of your own")
     data.add_argument("--metrics", metavar="A,B", help="hf: such as nll,ece; every task must have them (all)")
@@ -194,11 +221,14 @@ def _parser() -> Parser:
     data.add_argument(
         "--workers", type=int, metavar="N", help="processes that read images (one a core, to 8)"
     )
-    data.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU where there is one)")
     output = evaluating.add_argument_group("output")
     output.add_argument("--calibrated", action="store_true", help="also the NLL under a fitted temperature")
     output.add_argument("--csv", type=Path, metavar="FILE", help="every size, every metric")
     output.add_argument("--json", type=Path, metavar="FILE", help="the same, with where it comes from")
+    file = packing.add_argument_group("file")
+    file.add_argument("--kind", choices=FILE_KINDS, default="members", help="(members)")
+    file.add_argument("--base", choices=tuple(BASES), help="seeded: what is held of each weight (int8)")
+    file.add_argument("-o", "--output", type=Path, metavar="FILE", required=True)
     return parser
 
 
@@ -209,7 +239,11 @@ def main(arguments: Sequence[str]) -> int:
         if asked.command == "systems":
             print(systems())
         elif asked.command == "describe":
+            _complete(asked)
             print(describe(asked))
+        elif asked.command == "pack":
+            _complete(asked)
+            print(pack(asked))
         else:
             _evaluate(asked, arguments)
     except InputError as error:
@@ -276,9 +310,73 @@ def describe(asked: argparse.Namespace) -> str:
     )
 
 
+def pack(asked: argparse.Namespace) -> str:
+    """Write the ensemble to a file; what was written."""
+    kind, name = _kind(asked)
+    _check_ensemble(asked)
+    base = check_kind(asked.kind, asked.base)
+    if asked.kind == "seeded":
+        if asked.method != "lpe":
+            raise InputError(f"--kind seeded is for --method lpe, not {asked.method}")
+        check_base(base, _system(asked), asked.rounding or "bernoulli")
+    path: Path = asked.output
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a file to write to")
+    if path.exists() and not is_packed(path):
+        raise InputError(f"{path} is there and is no packed ensemble; give another name, or remove it first")
+    check_writable(path.parent)
+    device = _device(asked.device)
+    if kind == "open_clip":
+        captions = _captions(asked)
+        model = _zero_shot(_clip(name, asked), *captions, device)
+    else:
+        model = _model(kind, name, asked)
+    ensemble = _ensemble(_placed(model, device, asked, kind), asked)
+    size = save(ensemble, path, asked.kind, asked.base)
+    title = f"wrote {path}: {size:,} bytes, {asked.kind}: {_members(len(ensemble))}"
+    if not isinstance(ensemble, LowPrecisionEnsemble) or isinstance(ensemble.system, FullPrecision):
+        return f"{title} of {METHODS[asked.method] if asked.method != 'lpe' else 'the model as it is'}"
+    return f"{title} of {ensemble.system.name}\n{_contents(ensemble, size, asked.kind, base)}"
+
+
+def _members(count: int) -> str:
+    return f"{count} member" if count == 1 else f"{count} members"
+
+
+def _contents(ensemble: LowPrecisionEnsemble, size: int, kind: str, base: str) -> str:
+    """The table of what a file holds of each weight."""
+    quantised = [planned for planned in ensemble.plan if planned.quantised]
+    weights = sum(planned.numel for planned in quantised)
+    leftovers = [planned for planned in ensemble.plan if planned.saved and not planned.quantised]
+    scales = sum(ensemble.scales(planned.name).numel() for planned in quantised)
+    leftover_bytes = sum(planned.numel * planned.bits for planned in leftovers) // 8
+    seeded = kind == "seeded"
+    if seeded:
+        scales = scales if base == "int8" else 0
+        what, code_bytes = f"weights as {base}", weights * BASES[base] // 8
+    else:
+        what = f"codes of {_members(len(ensemble))}"
+        code_bytes = ensemble.memory_bits() // 8 - 4 * scales - leftover_bytes
+    rows = [
+        (what, weights, code_bytes),
+        ("scales", scales, 4 * scales),
+        ("leftovers", sum(planned.numel for planned in leftovers), leftover_bytes),
+        ("header", None, size - code_bytes - 4 * scales - leftover_bytes),
+    ]
+    cells = [(row[0], "" if row[1] is None else f"{row[1]:,}", f"{row[2]:,}") for row in rows if row[2]]
+    bits = 8 * (code_bytes + 4 * scales) / weights
+    footer = f"{bits:.3f} bits a quantised weight (codes and scales)" + (
+        ", whatever the number of members" if seeded else ""
+    )
+    return text_table("In it:", ("what", "values", "bytes"), cells, footer)
+
+
 def _evaluate(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
     started = time.time()
     kind, name = _kind(asked)
+    if asked.packed is not None:
+        _check_packed(asked)
+    _complete(asked)
     for path in (asked.csv, asked.json):
         if path is not None:
             if path.is_dir():
@@ -288,17 +386,22 @@ def _evaluate(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
         raise InputError(f"--limit must be 1 or more, not {asked.limit}")
     if asked.batch_size is not None and asked.batch_size < 1:
         raise InputError(f"--batch-size must be 1 or more, not {asked.batch_size}")
-    _check_ensemble(asked)
+    if asked.packed is None:
+        _check_ensemble(asked)
     device = _device(asked.device)
     subject = _language(name, asked, device) if kind == "hf" else _images(kind, name, asked, device)
-    ensemble = _ensemble(subject.model, asked)
-    rows = _rows(subject, ensemble, asked)
+    if asked.packed is None:
+        ensemble = _ensemble(subject.model, asked)
+        rows = _rows(subject, ensemble, asked)
+    else:
+        ensemble = load(asked.packed, subject.model, asked.size, "any" if asked.random_weights else "same")
+        rows = _rows_of_packed(subject, ensemble, asked)
     print(_tables(subject, rows))
     told = provenance(
         ["lpe", *arguments],
         {**subject.record, "ensemble": _settings(ensemble, asked)},
         str(device),
-        [asked.seed],
+        [getattr(ensemble, "seed", asked.seed)],
         torch.get_num_threads(),
         started,
     )
@@ -348,6 +451,24 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
+def _complete(asked: argparse.Namespace) -> None:
+    """Fill in what was not given."""
+    for option, value in DEFAULTS.items():
+        if getattr(asked, option) is None:
+            setattr(asked, option, value)
+
+
+def _check_packed(asked: argparse.Namespace) -> None:
+    """What can be wrong with the options beside a packed file, before a model is loaded."""
+    for option in (*DEFAULTS, "rounding", "std", "rate", "include", "exclude"):
+        if getattr(asked, option) is not None:
+            raise InputError(f"--{option.replace('_', '-')} is settled by the packed file; leave it out")
+    if asked.size is not None:
+        check_size(asked.size)
+    if not Path(asked.packed).is_file():
+        raise InputError(f"there is no file {asked.packed}; lpe pack writes one")
+
+
 def _system(asked: argparse.Namespace) -> NumberSystem:
     return number_system(asked.system, scale_axis(asked.scale_axis))
 
@@ -387,6 +508,13 @@ def _ensemble(model: nn.Module, asked: argparse.Namespace) -> Ensemble:
 
 
 def _settings(ensemble: Ensemble, asked: argparse.Namespace) -> dict[str, object]:
+    if asked.packed is not None:
+        return {
+            "packed": asked.packed,
+            "size": len(ensemble),
+            **{key: getattr(ensemble, key) for key in ("seed", "rounding") if hasattr(ensemble, key)},
+            "system": _system_name(ensemble),
+        }
     return {
         "method": asked.method,
         "size": len(ensemble),
@@ -437,6 +565,24 @@ def _clip(name: str, asked: argparse.Namespace) -> Any:
     return clip.load_model(name, asked.checkpoint, asked.quick_gelu)
 
 
+def _captions(asked: argparse.Namespace) -> tuple[list[str] | None, list[str] | None]:
+    """Class names and templates of a zero-shot head; None for the usual ones."""
+    class_names = None if asked.class_names is None else _lines(asked.class_names, "class names")
+    templates = None if asked.templates is None else _lines(asked.templates, "templates")
+    if bad := next((each for each in templates or () if "{}" not in each), None):
+        raise InputError(f"the template {bad!r} in {asked.templates} has no {{}} for the class's name")
+    return class_names, templates
+
+
+def _zero_shot(
+    loaded: Any, class_names: list[str] | None, templates: list[str] | None, device: torch.device
+) -> nn.Module:
+    from lpe.substrates import clip
+
+    head = clip.zero_shot_head(loaded.model.to(device), loaded.tokenizer, class_names, templates)
+    return clip.ZeroShotClassifier(loaded.model, head)
+
+
 def _placed(model: nn.Module, device: torch.device, asked: argparse.Namespace, kind: str) -> nn.Module:
     """The model at the dtype asked for, on its device; a zero-shot head stays at float32."""
     from lpe.substrates.loading import parameter_bytes, require_memory
@@ -462,12 +608,7 @@ def _images(kind: str, name: str, asked: argparse.Namespace, device: torch.devic
         transform = imagenet.evaluation_transform(seen)
         record: dict[str, object] = {"model": f"timm/{imagenet.model_name(model)}", "data_config": seen}
     else:
-        from lpe.substrates import clip
-
-        class_names = None if asked.class_names is None else _lines(asked.class_names, "class names")
-        templates = None if asked.templates is None else _lines(asked.templates, "templates")
-        if bad := next((each for each in templates or () if "{}" not in each), None):
-            raise InputError(f"the template {bad!r} in {asked.templates} has no {{}} for the class's name")
+        class_names, templates = _captions(asked)
         loaded = _clip(name, asked)
         classes = imagenet.CLASSES if class_names is None else len(class_names)
         transform = loaded.preprocess
@@ -482,12 +623,11 @@ def _images(kind: str, name: str, asked: argparse.Namespace, device: torch.devic
         DTYPES[asked.dtype or "float32"],
     )
     if kind == "open_clip":
-        head = clip.zero_shot_head(loaded.model.to(device), loaded.tokenizer, class_names, templates)
-        model = clip.ZeroShotClassifier(loaded.model, head)
+        model = _zero_shot(loaded, class_names, templates, device)
     model = _placed(model, device, asked, kind)
-    sizes = shown_sizes(asked.size or SIZE) if asked.calibrated else False
 
     def measure(ensemble: Ensemble, timer: MemberTimer) -> pd.DataFrame:
+        sizes = shown_sizes(len(ensemble)) if asked.calibrated else False
         return evaluate(ensemble, data, calibrated=sizes, timer=timer)
 
     weights = ", random weights" if asked.random_weights else ""
@@ -560,37 +700,81 @@ def _rows(subject: Subject, ensemble: Ensemble, asked: argparse.Namespace) -> li
     """Every row of the result: the model as it is, it with a temperature, RTN, and every ensemble size."""
     system = _system(asked)
     patterns = {"include": asked.include, "exclude": asked.exclude}
-    single = LowPrecisionEnsemble(subject.model, FullPrecision(), 1, **patterns)
-    as_it_is = UNROUNDED.get(next(subject.model.parameters()).dtype, "unrounded")
     measured: list[dict[str, object]] = []
-
-    def add(method: str, of: Ensemble, numbers: str, rounding: str) -> None:
-        timer = MemberTimer(len(of), next(subject.model.parameters()).device)
-        table = subject.measure(of, timer)
-        milliseconds = timer.milliseconds_per_example()
-        for row in table.to_dict("records"):
-            size = int(row["size"])
-            identity = {"method": method, "number_system": numbers, "rounding": rounding}
-            generator = of.memory_bits(size, storage="generator")
-            cost = {"generator_bits": generator, "ms_per_example": milliseconds[size - 1]}
-            measured.append({**identity, **{str(key): value for key, value in row.items()}, **cost})
-
-    with _progress(subject, asked, len(ensemble)):
-        add(as_it_is, single, as_it_is.lower(), "")
-        measured += _with_temperature(subject, single, measured, f"{as_it_is} + temperature")
+    with _progress(subject, [subject.model], 3 + len(ensemble)):
+        as_it_is = _add_model(measured, subject, **patterns)
         if not isinstance(system, FullPrecision) and asked.method != "mc-dropout":
             nearest = LowPrecisionEnsemble(subject.model, system, 1, asked.seed, "nearest", **patterns)
-            add("RTN", nearest, system.name, "nearest")
+            measured += _measured(subject, "RTN", nearest, system.name, "nearest")
         if isinstance(ensemble, MCDropoutEnsemble):
-            add(METHODS[asked.method], ensemble, as_it_is.lower(), "")
+            measured += _measured(subject, METHODS[asked.method], ensemble, as_it_is.lower(), "")
         elif isinstance(ensemble, GaussianEnsemble):
-            add(METHODS[asked.method], ensemble, system.name, "")
+            measured += _measured(subject, METHODS[asked.method], ensemble, system.name, "")
         elif isinstance(ensemble, LowPrecisionEnsemble) and not isinstance(system, FullPrecision):
             if ensemble.rounding != "nearest":
-                add(_title(ensemble), ensemble, system.name, ensemble.rounding)
+                title = _title(ensemble.rounding)
+                measured += _measured(subject, title, ensemble, system.name, ensemble.rounding)
+    return _cleaned(measured, asked)
+
+
+def _rows_of_packed(
+    subject: Subject, ensemble: Ensemble, asked: argparse.Namespace
+) -> list[dict[str, object]]:
+    """Every size of a packed ensemble; before them the rows of the model, where it is the one packed."""
+    measured: list[dict[str, object]] = []
+    skeleton = getattr(ensemble, "model", subject.model)
+    own = 0 if asked.random_weights else 2
+    with _progress(subject, [subject.model, skeleton], own + len(ensemble)):
+        if own:
+            _add_model(measured, subject)
+        rounding = getattr(ensemble, "rounding", None) or ""
+        title = _title(rounding) if rounding else "packed"
+        measured += _measured(subject, title, ensemble, _system_name(ensemble), rounding)
+    return _cleaned(measured, asked)
+
+
+def _add_model(
+    measured: list[dict[str, object]],
+    subject: Subject,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+) -> str:
+    """Append the rows of the model as it is, and with a temperature; its name."""
+    name = UNROUNDED.get(next(subject.model.parameters()).dtype, "unrounded")
+    single = LowPrecisionEnsemble(subject.model, FullPrecision(), 1, include=include, exclude=exclude)
+    measured += _measured(subject, name, single, name.lower(), "")
+    measured += _with_temperature(subject, single, measured, f"{name} + temperature")
+    return name
+
+
+def _measured(
+    subject: Subject, method: str, ensemble: Ensemble, numbers: str, rounding: str
+) -> list[dict[str, object]]:
+    """A row per size, and per task where there are tasks."""
+    timer = MemberTimer(len(ensemble), next(subject.model.parameters()).device)
+    table = subject.measure(ensemble, timer)
+    milliseconds = timer.milliseconds_per_example()
+    rows = []
+    for row in table.to_dict("records"):
+        size = int(row["size"])
+        identity = {"method": method, "number_system": numbers, "rounding": rounding}
+        generator = ensemble.memory_bits(size, storage="generator")
+        cost = {"generator_bits": generator, "ms_per_example": milliseconds[size - 1]}
+        rows.append({**identity, **{str(key): value for key, value in row.items()}, **cost})
+    return rows
+
+
+def _cleaned(measured: Sequence[Mapping[str, object]], asked: argparse.Namespace) -> list[dict[str, object]]:
+    """The rows with the same columns each, as the files have them."""
     dropped = {"calibrated_ece", "calibrated_brier", *(() if asked.calibrated else ("calibrated_nll",))}
     columns = [each for each in dict.fromkeys(c for row in measured for c in row) if each not in dropped]
     return [{column: _plain(row.get(column)) for column in columns} for row in measured]
+
+
+def _system_name(ensemble: Ensemble) -> str:
+    """The number system's name; nothing where there is none, or one a part."""
+    name: str = getattr(getattr(ensemble, "system", None), "name", "")
+    return name
 
 
 def _with_temperature(
@@ -609,15 +793,15 @@ def _with_temperature(
     return rows
 
 
-def _title(ensemble: LowPrecisionEnsemble) -> str:
-    return METHODS["lpe"] if ensemble.rounding == "bernoulli" else f"LPE, {ensemble.rounding} rounding"
+def _title(rounding: str) -> str:
+    return METHODS["lpe"] if rounding == "bernoulli" else f"LPE, {rounding} rounding"
 
 
-def _progress(subject: Subject, asked: argparse.Namespace, size: int) -> Any:
+def _progress(subject: Subject, networks: Sequence[nn.Module], passes: int) -> Any:
     """A bar on stderr of passes over the data; lm-eval's tasks have their own."""
     from tqdm import tqdm
 
-    total = None if subject.batches is None else 3 + size
+    total = None if subject.batches is None else passes
     bar = tqdm(total=total, disable=None if total else True, leave=False, unit="pass", file=sys.stderr)
     if total:
         share = 1 / len(subject.batches)  # type: ignore[arg-type]
@@ -626,7 +810,8 @@ def _progress(subject: Subject, asked: argparse.Namespace, size: int) -> Any:
             bar.update(share)
 
         # Members are structural copies, and a copy keeps the hook: it sees every batch of every member.
-        subject.model.register_forward_hook(advance)
+        for network in {id(each): each for each in networks}.values():
+            network.register_forward_hook(advance)
     return bar
 
 

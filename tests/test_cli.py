@@ -239,6 +239,280 @@ def test_shown_sizes_are_1_2_5_of_each_decade_and_the_last(size: int, shown: lis
     assert cli.shown_sizes(size) == shown
 
 
+# Packed files.
+
+PACK = ["pack", f"timm/{VIT}", "--random-weights", "--system", "int5", "--size", 3, "--seed", 4]
+
+
+def random_ensemble(size: int = 3) -> lpe.LowPrecisionEnsemble:
+    return lpe.LowPrecisionEnsemble(imagenet.random_model(VIT), lpe.Int(5), size, seed=4)
+
+
+def cells_of_file(printed: str) -> dict[str, int]:
+    """The bytes of each part, from the table of what was written."""
+    rows = [[cell for cell in line.split("  ") if cell] for line in printed.splitlines()[3:-1]]
+    return {row[0]: int(row[-1].replace(",", "")) for row in rows}
+
+
+def test_pack_writes_what_save_writes(run: Run, tmp_path: Path) -> None:
+    for kind in ("members", "seeded"):
+        run(*PACK, "--kind", kind, "-o", tmp_path / "packed")
+        lpe.save(random_ensemble(), tmp_path / "saved", kind)
+        assert (tmp_path / "packed").read_bytes() == (tmp_path / "saved").read_bytes()
+
+
+def test_pack_writes_members_unless_told(run: Run, tmp_path: Path) -> None:
+    assert ", members: 3 members of int5" in run(*PACK, "-o", tmp_path / "e").splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [
+        (["--kind", "members"], "codes of 3 members"),
+        (["--kind", "seeded"], "weights as int8"),
+        (["--kind", "seeded", "--base", "bf16"], "weights as bf16"),
+        (["--kind", "seeded", "--base", "fp32"], "weights as fp32"),
+    ],
+)
+def test_pack_tells_the_bytes_of_weights_scales_and_leftovers(
+    run: Run, tmp_path: Path, options: list[str], weights: str
+) -> None:
+    printed = run(*PACK, *options, "-o", tmp_path / "e")
+    told = cells_of_file(printed)
+    ensemble = random_ensemble()
+    quantised = sum(planned.numel for planned in ensemble.plan if planned.quantised)
+    scales = sum(ensemble.scales(planned.name).numel() for planned in ensemble.plan if planned.quantised)
+    a_weight = {
+        "codes of 3 members": 3 * 5,
+        "weights as int8": 8,
+        "weights as bf16": 16,
+        "weights as fp32": 32,
+    }
+    scale_bytes = 4 * scales if a_weight[weights] < 16 else 0
+    assert told[weights] == quantised * a_weight[weights] // 8
+    assert told.get("scales", 0) == scale_bytes
+    assert told["leftovers"] == sum(p.numel * 4 for p in ensemble.plan if p.saved and not p.quantised)
+    assert sum(told.values()) == (tmp_path / "e").stat().st_size
+    bits = 8 * (told[weights] + scale_bytes) / quantised
+    assert printed.splitlines()[-1].startswith(f"{bits:.3f} bits a quantised weight")
+
+
+def test_pack_writes_other_methods_members(run: Run, tmp_path: Path) -> None:
+    model = [f"timm/{VIT}", "--random-weights", "--size", 2]
+    for method in ("gaussian", "mc-dropout"):
+        printed = run("pack", *model, "--method", method, "-o", tmp_path / "e")
+        assert printed.startswith(f"wrote {tmp_path / 'e'}: {(tmp_path / 'e').stat().st_size:,} bytes")
+        assert len(lpe.load(tmp_path / "e", imagenet.random_model(VIT))) == 2
+
+
+def test_pack_writes_over_a_packed_file(run: Run, tmp_path: Path) -> None:
+    run(*PACK, "-o", tmp_path / "e")
+    run(*PACK, "--kind", "seeded", "-o", tmp_path / "e")
+    assert isinstance(lpe.load(tmp_path / "e", imagenet.random_model(VIT)), lpe.LowPrecisionEnsemble)
+
+
+def test_pack_leaves_any_other_file_alone(error_of: Run, folder: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "vit.safetensors"
+    weights.write_bytes((folder / "vit.safetensors").read_bytes())
+    before = weights.read_bytes()
+    said = error_of("pack", f"timm/{VIT}", "--checkpoint", weights, "-o", weights)
+    assert f"{weights} is there and is no packed ensemble" in said
+    assert weights.read_bytes() == before and list(tmp_path.iterdir()) == [weights]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ([], "required: -o/--output"),
+        (["--system", "int8", "--kind", "seeded", "-o", "e"], "base='int8' cannot hold members of int8"),
+        (["--system", "fp8_e4m3", "--kind", "seeded", "-o", "e"], "take base='bf16' or 'fp32'"),
+        (["--system", "fp32", "--kind", "seeded", "-o", "e"], "fp32 does not round"),
+        (["--base", "bf16", "-o", "e"], "base='bf16' is for kind='seeded'"),
+        (["--kind", "seeded", "--base", "int4", "-o", "e"], "invalid choice: 'int4'"),
+        (["--kind", "zip", "-o", "e"], "invalid choice: 'zip'"),
+        (["--kind", "seeded", "--method", "gaussian", "-o", "e"], "--kind seeded is for --method lpe, not"),
+        (["--system", "int9", "-o", "e"], "9 bits; integers take 2 to 8"),
+        (["-o", "."], ". is a folder; give a file to write to"),
+        (["--checkpoint", "no/where", "-o", "e"], "there is no file no/where"),
+    ],
+)
+def test_pack_answers_what_it_cannot_do_in_one_line_and_writes_nothing(
+    error_of: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], wanted: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert wanted in error_of("pack", f"timm/{VIT}", *options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pack_that_is_interrupted_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+
+    def interrupted(tensors: object, path: Path, metadata: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(safetensors.torch, "save_file", interrupted)
+    assert cli.main([str(each) for each in (*PACK, "-o", tmp_path / "e")]) == 130
+    assert capsys.readouterr().err == "interrupted; nothing was written\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def packed(folder: Path) -> Path:
+    """The seeded file of the images' ViT."""
+    model = imagenet.load_model(VIT, folder / "vit.safetensors")
+    lpe.save(lpe.LowPrecisionEnsemble(model, lpe.Int(4), 2, seed=5), folder / "vit.lpe", kind="seeded")
+    return folder / "vit.lpe"
+
+
+def test_a_packed_file_is_evaluated_beside_its_model(
+    run: Run, folder: Path, packed: Path, tmp_path: Path
+) -> None:
+    run(*timm_arguments(folder), "--packed", packed, "--csv", tmp_path / "r.csv")
+    table = pd.read_csv(tmp_path / "r.csv", keep_default_na=False)
+    rows = [tuple(row) for row in table[["method", "number_system", "rounding", "size"]].to_numpy()]
+    assert rows == [
+        ("FP32", "fp32", "", 1),
+        ("FP32 + temperature", "fp32", "", 1),
+        ("LPE-BSR", "int4", "bernoulli", 1),
+        ("LPE-BSR", "int4", "bernoulli", 2),
+    ]
+    model = imagenet.load_model(VIT, folder / "vit.safetensors")
+    data = validation(folder / "images", evaluation_transform(data_config(model)), 4, classes=3)
+    wanted = lpe.evaluate(lpe.load(packed, model), data)
+    found = table[table["method"] == "LPE-BSR"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found[list(wanted.columns)].astype(wanted.dtypes), wanted, rtol=1e-11)
+
+
+def test_more_members_of_a_seeded_file_are_evaluated(run: Run, folder: Path, packed: Path) -> None:
+    rows = cells(run(*timm_arguments(folder), "--packed", packed, "--size", 4, "--limit", 2))
+    assert [row[2].strip() for row in rows] == ["1", "1", "1", "2", "4"]
+
+
+def test_an_architecture_alone_has_no_rows_of_its_own(run: Run, folder: Path, packed: Path) -> None:
+    # A thousand classes, as an architecture without weights has.
+    model = imagenet.random_model(VIT)
+    lpe.save(lpe.DeepEnsemble([model]), packed.parent / "thousand.lpe")
+    thousand = packed.parent / "thousand"
+    for name in imagenet.wnids():
+        (thousand / name).mkdir(parents=True)
+        (thousand / name / "0.JPEG").symlink_to(folder / "images" / "ant" / "0.png")
+    arguments = [
+        "evaluate",
+        f"timm/{VIT}",
+        "--random-weights",
+        "--data",
+        thousand,
+        "--limit",
+        2,
+        "--workers",
+        0,
+    ]
+    rows = cells(run(*arguments, "--packed", packed.parent / "thousand.lpe"))
+    assert [row[0] for row in rows] == ["packed"]
+
+
+def test_the_json_of_a_packed_file_names_it_and_what_it_holds(
+    run: Run, folder: Path, packed: Path, tmp_path: Path
+) -> None:
+    run(*timm_arguments(folder), "--packed", packed, "--limit", 2, "--json", tmp_path / "r.json")
+    told = json.loads((tmp_path / "r.json").read_text())["provenance"]
+    wanted = {"size": 2, "seed": 5, "rounding": "bernoulli", "system": "int4"}
+    assert {key: told["config"]["ensemble"][key] for key in wanted} == wanted
+    assert told["seeds"] == [5] and told["config"]["ensemble"]["packed"].endswith("vit.lpe")
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["--system", "int4"], "--system is settled by the packed file"),
+        (["--system", "int5"], "--system is settled by the packed file"),  # also the default, spelled out
+        (["--seed", "0"], "--seed is settled by the packed file"),
+        (["--method", "lpe"], "--method is settled by the packed file"),
+        (["--scale-axis", "channel"], "--scale-axis is settled by the packed file"),
+        (["--rounding", "bernoulli"], "--rounding is settled by the packed file"),
+        (["--exclude", "head*"], "--exclude is settled by the packed file"),
+        (["--size", "0"], "positive integer, not 0"),
+    ],
+)
+def test_options_that_a_packed_file_settles_are_refused(
+    error_of: Run, folder: Path, packed: Path, options: list[str], wanted: str
+) -> None:
+    assert wanted in error_of(*timm_arguments(folder), "--packed", packed, *options)
+
+
+def test_a_missing_packed_file_is_named_before_a_model_is_loaded(error_of: Run, folder: Path) -> None:
+    said = error_of("evaluate", "timm/resnet51", "--data", folder / "images", "--packed", "no/where")
+    assert "there is no file no/where; lpe pack writes one" in said
+
+
+def spoil(packed: Path, how: str) -> bytes:
+    whole = packed.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    return {
+        "truncated": whole[:-100],
+        "header": whole.replace(b'\\"seed\\": 5', b'\\"seed\\": 6', 1),
+        "data": whole[:header] + bytes([whole[header] ^ 1]) + whole[header + 1 :],
+        "newer": whole.replace(b'\\"version\\": 2', b'\\"version\\": 3', 1),
+    }[how]
+
+
+@pytest.mark.parametrize(
+    ("how", "wanted"),
+    [
+        ("truncated", "is no whole safetensors file"),
+        ("header", "was altered"),
+        ("data", "was altered"),
+        ("newer", "is of version 3, this lpe reads up to 2"),
+    ],
+)
+def test_a_spoiled_packed_file_is_refused_and_nothing_is_written(
+    folder: Path,
+    packed: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    how: str,
+    wanted: str,
+    error_of: Run,
+) -> None:
+    assert spoil(packed, how) != packed.read_bytes()
+    (tmp_path / "e").write_bytes(spoil(packed, how))
+    said = error_of(*timm_arguments(folder), "--packed", tmp_path / "e", "--csv", tmp_path / "r.csv")
+    assert wanted in said and list(tmp_path.iterdir()) == [tmp_path / "e"]
+
+
+def test_another_models_packed_file_is_refused(error_of: Run, folder: Path, tmp_path: Path) -> None:
+    lpe.save(random_ensemble(), tmp_path / "e")  # of a thousand classes
+    said = error_of(*timm_arguments(folder), "--packed", tmp_path / "e")
+    assert "is of another model: 'head.weight' is [1000, 64] there, [3, 64] here" in said
+
+
+def test_a_model_of_other_weights_than_were_packed_is_refused(
+    error_of: Run, folder: Path, packed: Path
+) -> None:
+    other = imagenet._created(VIT, num_classes=3)
+    save_file(other.state_dict(), folder / "other.safetensors")
+    arguments = [
+        folder / "other.safetensors" if each == folder / "vit.safetensors" else each
+        for each in timm_arguments(folder)
+    ]
+    assert "was made of other weights than this VisionTransformer's" in error_of(
+        *arguments, "--packed", packed
+    )
+
+
+def test_more_members_than_a_packed_file_holds_are_refused(
+    error_of: Run, folder: Path, tmp_path: Path
+) -> None:
+    model = imagenet.load_model(VIT, folder / "vit.safetensors")
+    lpe.save(lpe.LowPrecisionEnsemble(model, lpe.Int(4), 2), tmp_path / "e")
+    assert "holds 2 members, not 3" in error_of(
+        *timm_arguments(folder), "--packed", tmp_path / "e", "--size", 3
+    )
+
+
 # What is refused: one line, code 2, nothing written.
 
 
@@ -344,6 +618,19 @@ def tiny_clip(monkeypatch: pytest.MonkeyPatch) -> str:
     }
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny", config)
     return "tiny"
+
+
+def test_an_open_clip_classifier_is_packed_with_its_zero_shot_head(
+    run: Run, folder: Path, tmp_path: Path, tiny_clip: str
+) -> None:
+    (tmp_path / "names").write_text("ant\nbee\ncat\n")
+    (tmp_path / "templates").write_text("a {}\n")
+    texts = ["--class-names", tmp_path / "names", "--templates", tmp_path / "templates"]
+    model = [f"open_clip/{tiny_clip}", "--random-weights", *texts]
+    run("pack", *model, "--kind", "seeded", "--size", 2, "-o", tmp_path / "e", "--device", "cpu")
+    images = ["--data", folder / "images", "--workers", 0]
+    rows = cells(run("evaluate", *model, *images, "--packed", tmp_path / "e"))
+    assert [row[0] for row in rows] == ["LPE-BSR"] * 2
 
 
 def test_an_open_clip_model_is_evaluated_zero_shot_on_classes_of_ones_own(

@@ -15,15 +15,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.on_the_fly import AllMembers
 from lpe.ensembles.selection import PlannedTensor, describe_plan, select_tensors
 from lpe.errors import InputError
 from lpe.modules import named_tensors, with_tensors
-from lpe.number_systems.grids import FullPrecision, NumberSystem, check_system
-from lpe.number_systems.kernels.arguments import Draw
+from lpe.number_systems.grids import FullPrecision, LowPrecision, NumberSystem, check_system
+from lpe.number_systems.kernels.arguments import Draw, Stored
+from lpe.number_systems.packing import packed_bytes
 from lpe.number_systems.rounding import (
     absmax_scales,
     check_rounding,
@@ -35,8 +36,13 @@ from lpe.number_systems.streams import check_member, check_seed
 ALIGNMENT = 64
 """Elements: 128 bytes for 16-bit weights, what vectorised kernels ask of an address and more."""
 
-GENERATOR_BITS = 8
-"""Bits a weight of the one copy from which members can be drawn."""
+BASES = {"int8": 8, "bf16": 16, "fp32": 32}
+"""What members can be drawn from, and its bits a weight: integers (with scales), bfloat16 or float32."""
+
+
+def base_holds(base: str, system: LowPrecision, rounding: str) -> bool:
+    """Whether a base is finer than the members, so that they differ; to the nearest they never do."""
+    return rounding == "nearest" or BASES[base] > system.bits
 
 
 class LowPrecisionEnsemble(Ensemble):
@@ -69,6 +75,21 @@ class LowPrecisionEnsemble(Ensemble):
         exclude: str | Sequence[str] | None = None,
         first_member: int = 0,
     ) -> None:
+        self._begin(model, system, size, seed, rounding, first_member)
+        self.plan: list[PlannedTensor] = select_tensors(model, system, include, exclude)
+        weights = {entry.name: entry.tensor for entry in named_tensors(model)}
+        self._stored: dict[str, Stored] = {p.name: weights[p.name] for p in self._quantised}
+        self._scales: dict[str, Tensor] = {}
+        if not isinstance(system, FullPrecision):
+            with torch.no_grad():
+                self._scales = {
+                    planned.name: absmax_scales(weights[planned.name], system, planned.layout)
+                    for planned in self._quantised
+                }
+
+    def _begin(
+        self, model: nn.Module, system: NumberSystem, size: int, seed: int, rounding: str, first_member: int
+    ) -> None:
         super().__init__(size)
         self.model = model
         self.system = check_system(system)
@@ -76,28 +97,42 @@ class LowPrecisionEnsemble(Ensemble):
         self.rounding = check_rounding(rounding)
         self.first_member = check_member(first_member)
         check_member(first_member + size - 1)
-        self.plan: list[PlannedTensor] = select_tensors(model, system, include, exclude)
-        self._weights = {entry.name: entry.tensor for entry in named_tensors(model)}
-        self._scales: dict[str, torch.Tensor] = {}
-        if not isinstance(system, FullPrecision):
-            with torch.no_grad():
-                self._scales = {
-                    planned.name: absmax_scales(self._weights[planned.name], system, planned.layout)
-                    for planned in self.plan
-                    if planned.quantised
-                }
+
+    @property
+    def _quantised(self) -> list[PlannedTensor]:
+        return [planned for planned in self.plan if planned.quantised]
+
+    def stored(self, name: str) -> Stored:
+        """What the members of a quantised tensor are drawn from: the model's own tensor, or codes, flat.
+
+        Raises:
+            InputError: the tensor is not quantised.
+        """
+        if name not in self._stored:
+            raise InputError(f"{name!r} is not a quantised tensor of this ensemble")
+        return self._stored[name]
+
+    def scales(self, name: str) -> Tensor:
+        """The members' scales of a quantised tensor, as :func:`absmax_scales` gives them.
+
+        Raises:
+            InputError: the tensor is not quantised, or the number system does not round.
+        """
+        if name not in self._scales:
+            raise InputError(f"{name!r} is not a quantised tensor of this ensemble")
+        return self._scales[name]
+
+    def draw(self, name: str, index: int) -> Draw:
+        """How member ``index`` of a tensor is rounded: the key of its random bits."""
+        return Draw(self.rounding, self.seed, name, self.first_member + index)
 
     def codes(self, name: str, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and scales of one quantised tensor of one member; see ``lpe.encode``."""
-        planned = next((p for p in self.plan if p.name == name and p.quantised), None)
-        if planned is None or isinstance(self.system, FullPrecision):
-            raise InputError(f"{name!r} is not a quantised tensor of this ensemble")
-        scales = self._scales[name]
-        draw = self._draw(name, index)
-        return encode_with_scales(self._weights[name], scales, self.system, planned.layout, draw), scales
-
-    def _draw(self, name: str, index: int) -> Draw:
-        return Draw(self.rounding, self.seed, name, self.first_member + index)
+        scales = self.scales(name)
+        assert not isinstance(self.system, FullPrecision)
+        layout = next(planned.layout for planned in self.plan if planned.name == name)
+        draw = self.draw(name, index)
+        return encode_with_scales(self.stored(name), scales, self.system, layout, draw), scales
 
     def as_module(self) -> AllMembers:
         """All members as one module: a batch → logits [members, examples, classes]; see ``on_the_fly``."""
@@ -108,14 +143,14 @@ class LowPrecisionEnsemble(Ensemble):
         """Member ``index``: the base with its quantised tensors rounded and all others shared."""
         if isinstance(self.system, FullPrecision):
             return with_tensors(self.model, {})
-        quantised = [planned for planned in self.plan if planned.quantised]
+        quantised = self._quantised
         # One block of memory a dtype and device: the allocator gives a block so large back to the system as
         # soon as the member is gone, while tensors one by one leave holes, up to .3 of a member at ViT-S/16.
         # Each tensor starts on a multiple of ALIGNMENT elements, as it would had it been allocated alone.
         places: dict[str, slice] = {}
         sizes: dict[tuple[torch.dtype, torch.device], int] = {}
         for planned in quantised:
-            where = (planned.dtype, self._weights[planned.name].device)
+            where = (planned.dtype, self._stored[planned.name].device)
             start = sizes.get(where, 0)
             places[planned.name] = slice(start, start + planned.numel)
             sizes[where] = start + -(-planned.numel // ALIGNMENT) * ALIGNMENT
@@ -125,15 +160,15 @@ class LowPrecisionEnsemble(Ensemble):
         }
         rounded = {}
         for planned in quantised:
-            block = blocks[planned.dtype, self._weights[planned.name].device]
+            block = blocks[planned.dtype, self._stored[planned.name].device]
             values = block[places[planned.name]].view(planned.shape)
             round_with_scales(
                 values,
-                self._weights[planned.name],
+                self._stored[planned.name],
                 self._scales[planned.name],
                 self.system,
                 planned.layout,
-                self._draw(planned.name, index),
+                self.draw(planned.name, index),
             )
             rounded[planned.name] = values
         return with_tensors(self.model, rounded)
@@ -166,21 +201,30 @@ class LowPrecisionEnsemble(Ensemble):
             yield net
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
-        """Bits of n members; see :meth:`lpe.ensembles.base.Ensemble.memory_bits`.
+        """Bits of n members, as a file holds them; see :meth:`lpe.ensembles.base.Ensemble.memory_bits`.
 
-        "members": n × quantised weights × bits, plus scales × 32 and the other tensors once.
-        "generator": one 8-bit copy of the quantised weights with its scales, and the other tensors.
+        "members": n × the packed codes, plus scales × 32 and the other tensors once. The codes of a tensor
+        take whole bytes. Members to the nearest are all alike and count once.
+        "generator": the quantised weights once, as the smallest of BASES that can hold them (INT-8 with its
+        scales; bfloat16 under systems of 8 bits, which draw nothing from INT-8), and the other tensors.
         """
         n = self._check_storage(n, storage)
         leftovers = sum(p.numel * p.bits for p in self.plan if p.saved and not p.quantised)
-        weights = sum(p.numel for p in self.plan if p.quantised)
         if isinstance(self.system, FullPrecision):
-            return leftovers + sum(p.numel * p.bits for p in self.plan if p.quantised)
+            return leftovers + sum(p.numel * p.bits for p in self._quantised)
         scales = 32 * sum(scale.numel() for scale in self._scales.values())
         if storage == "generator":
-            return leftovers + scales + weights * GENERATOR_BITS
+            weights = BASES[self.base] * sum(p.numel for p in self._quantised)
+            return leftovers + weights + (scales if self.base == "int8" else 0)
         distinct = 1 if self.rounding == "nearest" else n
-        return leftovers + scales + weights * self.system.bits * distinct
+        codes = 8 * sum(packed_bytes(p.numel, self.system) for p in self._quantised)
+        return leftovers + scales + codes * distinct
+
+    @property
+    def base(self) -> str:
+        """Which of BASES the seeded kind of file needs at least."""
+        assert not isinstance(self.system, FullPrecision)
+        return next(base for base in BASES if base_holds(base, self.system, self.rounding))
 
     def describe(self) -> str:
         """A row per tensor: name, shape, quantised or not and why, bits a value in a member."""

@@ -3,19 +3,28 @@
 A code is stored as the index of its level, in b bits: a code c of integers, −q … q, as c + q, any other as
 it is. The bits of all codes follow one another, the lowest bit of each first, and the last byte is filled
 with zeros.
+
+:func:`packed_with_numpy` and :func:`unpacked_with_numpy` are the definition; large tensors go through
+``fast_packing``, which gives the same bytes.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lpe.errors import InputError
 from lpe.number_systems.grids import LowPrecision, grid_of
 from lpe.number_systems.kernels.reference import code_type
 
+FAST = 1 << 16
+"""Codes from which on importing numba pays."""
+
 _CHUNK = 1 << 20  # codes at a time, a multiple of 8: every chunk ends on a byte
+
+_Bytes = NDArray[np.uint8]
 
 
 def packed_bytes(count: int, system: LowPrecision) -> int:
@@ -25,18 +34,15 @@ def packed_bytes(count: int, system: LowPrecision) -> int:
 
 def pack(codes: Tensor, system: LowPrecision) -> Tensor:
     """Pack codes as ``encode`` gives them, of any shape, row-major: uint8 [packed_bytes]."""
-    indices = codes.detach().cpu().reshape(-1).to(torch.int16) - grid_of(system).lowest_code
-    shifted = indices.to(torch.uint8).numpy()
-    parts = [
-        np.packbits(
-            np.unpackbits(
-                shifted[start : start + _CHUNK, None], axis=1, count=system.bits, bitorder="little"
-            ),
-            bitorder="little",
-        )
-        for start in range(0, len(shifted), _CHUNK)
-    ]
-    return torch.from_numpy(np.concatenate(parts) if parts else np.empty(0, np.uint8))
+    lowest = grid_of(system).lowest_code
+    flat = codes.detach().cpu().reshape(-1).view(torch.uint8).numpy()
+    if len(flat) < FAST:
+        return torch.from_numpy(packed_with_numpy(flat, lowest, system.bits))
+    from lpe.number_systems.fast_packing import pack_into
+
+    packed = np.empty(packed_bytes(len(flat), system), np.uint8)
+    pack_into(packed, flat, lowest % 256, system.bits)
+    return torch.from_numpy(packed)
 
 
 def unpack(packed: Tensor, shape: tuple[int, ...], system: LowPrecision) -> Tensor:
@@ -52,16 +58,44 @@ def unpack(packed: Tensor, shape: tuple[int, ...], system: LowPrecision) -> Tens
             f"{len(packed)} bytes do not hold {count} codes of {system.bits} bits; "
             f"{packed_bytes(count, system)} are needed"
         )
-    weights = (1 << np.arange(system.bits)).astype(np.uint8)
-    raw = packed.numpy()
-    codes = np.empty(count, np.int16)
-    step = _CHUNK * system.bits // 8
-    for chunk, start in enumerate(range(0, len(raw), step)):
-        place = slice(chunk * _CHUNK, min((chunk + 1) * _CHUNK, count))
-        bits = np.unpackbits(
-            raw[start : start + step], count=(place.stop - place.start) * system.bits, bitorder="little"
-        )
-        codes[place] = bits.reshape(-1, system.bits) @ weights
-    if count and int(codes.max()) >= len(grid.levels):
+    if count < FAST:
+        codes, largest = unpacked_with_numpy(packed.numpy(), count, grid.lowest_code, system.bits)
+    else:
+        from lpe.number_systems.fast_packing import unpack_into
+
+        codes = np.empty(count, np.uint8)
+        largest = unpack_into(codes, packed.numpy(), grid.lowest_code % 256, system.bits)
+    if largest >= len(grid.levels):
         raise InputError(f"the bytes hold a code that {system.name} does not have; the file is damaged")
-    return torch.from_numpy(codes + grid.lowest_code).to(code_type(grid)).reshape(shape)
+    return torch.from_numpy(codes).view(code_type(grid)).reshape(shape)
+
+
+def packed_with_numpy(codes: _Bytes, lowest: int, bits: int) -> _Bytes:
+    """Packed codes, of codes [count] whose bytes are read as unsigned; ``lowest`` is the lowest code."""
+    parts = [
+        np.packbits(
+            np.unpackbits(
+                (codes[start : start + _CHUNK] - np.uint8(lowest % 256))[:, None],
+                axis=1,
+                count=bits,
+                bitorder="little",
+            ),
+            bitorder="little",
+        )
+        for start in range(0, len(codes), _CHUNK)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, np.uint8)
+
+
+def unpacked_with_numpy(packed: _Bytes, count: int, lowest: int, bits: int) -> tuple[_Bytes, int]:
+    """Codes [count], their bytes unsigned, and the largest index among them (0 of none)."""
+    weights = (1 << np.arange(bits)).astype(np.uint8)
+    indices = np.empty(count, np.uint8)
+    step = _CHUNK * bits // 8
+    for chunk, start in enumerate(range(0, len(packed), step)):
+        place = slice(chunk * _CHUNK, min((chunk + 1) * _CHUNK, count))
+        held = np.unpackbits(
+            packed[start : start + step], count=(place.stop - place.start) * bits, bitorder="little"
+        )
+        indices[place] = held.reshape(-1, bits) @ weights
+    return indices + np.uint8(lowest % 256), int(indices.max(initial=0))

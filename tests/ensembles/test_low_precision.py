@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import lpe
 from lpe.modules import named_tensors
+from lpe.number_systems.rounding import members_into
 
 INT4 = lpe.Int(4)
 CODEBOOK = lpe.Codebook([-1.0, -0.4, 0.1, 0.3, 0.5])
@@ -156,7 +157,8 @@ def test_a_larger_ensemble_begins_with_the_members_of_a_smaller() -> None:
 
 
 # Memory, counted by hand. Quantised: conv 4·2·9, up 4·3·4, proj 6·8, embed 7·8 (the head is tied), last 3·7.
-QUANTISED = 72 + 48 + 48 + 56 + 21
+NUMELS = (72, 48, 48, 56, 21)
+QUANTISED = sum(NUMELS)
 # One scale an output channel: conv 4, up 2 groups of 3, proj 8, embed 7, last 3.
 SCALES = 4 + 6 + 8 + 7 + 3
 # In float32: biases of conv, up and head; norm's weight, bias, mean and variance. In bfloat16: last's bias.
@@ -164,9 +166,14 @@ SCALES = 4 + 6 + 8 + 7 + 3
 LEFTOVER_BITS = 32 * (4 + 6 + 7) + 32 * 4 * 6 + 16 * 3 + 64
 
 
+def packed(bits: int) -> int:
+    """Bits of one member's codes: each tensor's in whole bytes."""
+    return sum(8 * -(-numel * bits // 8) for numel in NUMELS)
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_stored_members_take_their_codes_each_and_scales_and_leftovers_once(n: int) -> None:
-    assert ensemble_of().memory_bits(n) == n * QUANTISED * 4 + SCALES * 32 + LEFTOVER_BITS
+    assert ensemble_of().memory_bits(n) == n * packed(4) + SCALES * 32 + LEFTOVER_BITS
 
 
 def test_memory_is_that_of_all_members_unless_told() -> None:
@@ -174,9 +181,22 @@ def test_memory_is_that_of_all_members_unless_told() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 3])
-@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize("bits", [2, 7])
 def test_the_generator_takes_one_copy_of_8_bits_whatever_the_members(bits: int, n: int) -> None:
     found = ensemble_of(system=lpe.Int(bits)).memory_bits(n, storage="generator")
+    assert found == QUANTISED * 8 + SCALES * 32 + LEFTOVER_BITS
+
+
+@pytest.mark.parametrize(
+    "system", [lpe.Int(8), lpe.Float(4, 3), lpe.Float(5, 2), lpe.Codebook(range(200))], ids=lambda s: s.name
+)
+def test_the_generator_of_members_of_8_bits_is_bfloat16_which_has_no_scales(system: Any) -> None:
+    found = ensemble_of(system=system).memory_bits(3, storage="generator")
+    assert found == QUANTISED * 16 + LEFTOVER_BITS
+
+
+def test_an_8_bit_copy_generates_the_one_member_to_the_nearest() -> None:
+    found = ensemble_of(system=lpe.Int(8), rounding="nearest").memory_bits(3, storage="generator")
     assert found == QUANTISED * 8 + SCALES * 32 + LEFTOVER_BITS
 
 
@@ -185,10 +205,37 @@ def test_the_generator_takes_one_copy_of_8_bits_whatever_the_members(bits: int, 
     [(lpe.Float(4, 3), 8), (lpe.Float(3, 2), 6), (lpe.Float(2, 1), 4), (lpe.NF4(), 4), (CODEBOOK, 3)],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_members_of_other_systems_take_their_bits_and_the_generator_8(system: Any, bits: int) -> None:
-    ensemble = ensemble_of(system=system)
-    assert ensemble.memory_bits(2) == 2 * QUANTISED * bits + SCALES * 32 + LEFTOVER_BITS
-    assert ensemble.memory_bits(2, storage="generator") == QUANTISED * 8 + SCALES * 32 + LEFTOVER_BITS
+def test_members_of_other_systems_take_their_bits(system: Any, bits: int) -> None:
+    assert ensemble_of(system=system).memory_bits(2) == 2 * packed(bits) + SCALES * 32 + LEFTOVER_BITS
+
+
+@pytest.mark.parametrize("system", [lpe.Float(3, 2), lpe.NF4(), CODEBOOK], ids=lambda system: system.name)
+def test_the_generator_of_other_systems_below_8_bits_takes_8(system: Any) -> None:
+    found = ensemble_of(system=system).memory_bits(2, storage="generator")
+    assert found == QUANTISED * 8 + SCALES * 32 + LEFTOVER_BITS
+
+
+def test_what_members_are_drawn_from_their_scales_and_their_key_draw_a_member() -> None:
+    ensemble = ensemble_of(seed=9, first_member=2)
+    layout = next(planned.layout for planned in ensemble.plan if planned.name == "up.weight")
+    values = torch.empty(2, 1, layout.numel)
+    members_into(
+        values,
+        ensemble.stored("up.weight"),
+        ensemble.scales("up.weight"),
+        INT4,
+        layout,
+        ensemble.draw("up.weight", 0),
+    )
+    for index in (0, 1):
+        wanted = rounded(2 + index, seed=9)["up.weight"]
+        assert torch.equal(values[index, 0].view(layout.shape), wanted)
+
+
+@pytest.mark.parametrize("of", ["stored", "scales"])
+def test_what_is_not_quantised_has_nothing_to_be_drawn_from(of: str) -> None:
+    with pytest.raises(lpe.InputError, match="'conv.bias' is not a quantised tensor"):
+        getattr(ensemble_of(), of)("conv.bias")
 
 
 def test_codes_times_scales_are_a_members_weights_in_other_systems() -> None:
@@ -206,7 +253,7 @@ def test_describe_names_another_system_and_its_bits() -> None:
 
 def test_members_to_the_nearest_are_counted_once() -> None:
     found = ensemble_of(rounding="nearest").memory_bits(3)
-    assert found == QUANTISED * 4 + SCALES * 32 + LEFTOVER_BITS
+    assert found == packed(4) + SCALES * 32 + LEFTOVER_BITS
 
 
 @pytest.mark.parametrize("storage", ["members", "generator"])
@@ -225,7 +272,7 @@ def test_the_full_precision_count_is_that_of_the_state_dict_with_tied_tensors_on
 def test_blocks_of_inputs_have_a_scale_each_also_the_shorter_last() -> None:
     blocks = 4 * 4 + 6 * 2 + 8 * 2 + 7 * 2 + 3 * 2  # of 18, 8, 6, 8 and 7 inputs, cut into fives
     found = ensemble_of(system=lpe.Int(4, lpe.PerBlock(5))).memory_bits(1)
-    assert found == QUANTISED * 4 + blocks * 32 + LEFTOVER_BITS
+    assert found == packed(4) + blocks * 32 + LEFTOVER_BITS
 
 
 def test_memory_grows_with_every_member() -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -259,7 +260,7 @@ def test_elements_beyond_two_to_the_32_take_the_high_word_of_the_block() -> None
         grid,
         draw("bernoulli"),
         1,
-        torch.tensor([start]),
+        np.array([start]),
         37,
         cpu._CODES,
         codes=got.view(-1).numpy(),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
 
 import lpe
 from lpe.number_systems import packing
+from lpe.number_systems.grids import LowPrecision, grid_of
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -34,7 +39,7 @@ OTHERS = [
 @pytest.mark.parametrize("system", OTHERS, ids=lambda system: system.name)
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 1000])
 def test_codes_of_other_systems_come_back_from_as_few_bytes_as_they_need(
-    system: lpe.Float | lpe.NF4 | lpe.Codebook, count: int
+    system: LowPrecision, count: int
 ) -> None:
     codes = (torch.arange(count) * 7 % len(system.levels)).to(torch.uint8)
     packed = packing.pack(codes, system)
@@ -74,3 +79,75 @@ def test_too_few_bytes_are_refused() -> None:
 def test_a_code_outside_the_system_is_refused(system: lpe.Int | lpe.Float | lpe.Codebook, byte: int) -> None:
     with pytest.raises(lpe.InputError, match=f"a code that {system.name} does not have"):
         packing.unpack(torch.tensor([byte], dtype=torch.uint8), (1,), system)
+
+
+# The fast path against the definition: every system, and counts that are no multiples of 8.
+
+SYSTEMS = [*(lpe.Int(bits) for bits in range(2, 9)), *OTHERS]
+COUNTS = [0, 1, 7, 8, 9, 15, 1000, packing.FAST, packing.FAST + 3]
+
+
+def codes_of(system: LowPrecision, count: int) -> torch.Tensor:
+    grid = grid_of(system)
+    indices = torch.randint(len(grid.levels), (count,), generator=torch.Generator().manual_seed(count))
+    return (indices + grid.lowest_code).to(torch.int8 if grid.uniform else torch.uint8)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
+def test_fast_packing_writes_the_bytes_of_the_definition(
+    system: LowPrecision, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = codes_of(system, count)
+    wanted = packing.packed_with_numpy(
+        codes.view(torch.uint8).numpy(), grid_of(system).lowest_code, system.bits
+    )
+    monkeypatch.setattr(packing, "FAST", 0)
+    monkeypatch.setattr(packing, "packed_with_numpy", None)
+    assert packing.pack(codes, system).numpy().tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
+def test_fast_unpacking_reads_what_the_definition_packed(
+    system: LowPrecision, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = codes_of(system, count)
+    packed = packing.packed_with_numpy(
+        codes.view(torch.uint8).numpy(), grid_of(system).lowest_code, system.bits
+    )
+    monkeypatch.setattr(packing, "FAST", 0)
+    monkeypatch.setattr(packing, "unpacked_with_numpy", None)
+    found = packing.unpack(torch.from_numpy(packed), (count,), system)
+    assert found.dtype == codes.dtype and torch.equal(found, codes)
+
+
+@pytest.mark.parametrize("place", [0, 8, 16])
+def test_fast_unpacking_refuses_a_code_outside_the_system_wherever_it_stands(
+    place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "FAST", 0)
+    packed = torch.zeros(17, dtype=torch.uint8)
+    packed[place] = 255
+    with pytest.raises(lpe.InputError, match="a code that int8 does not have"):
+        packing.unpack(packed, (17,), lpe.Int(8))
+
+
+def test_both_paths_read_arbitrary_bytes_alike() -> None:
+    from lpe.number_systems import fast_packing
+
+    raw = np.random.default_rng(0).integers(256, size=5 * 125, dtype=np.uint8)
+    codes = np.empty(1000, np.uint8)
+    largest = fast_packing.unpack_into(codes, raw, -15 % 256, 5)
+    wanted, wanted_largest = packing.unpacked_with_numpy(raw, 1000, -15, 5)
+    assert (codes == wanted).all() and largest == wanted_largest == 31
+
+
+def test_small_tensors_are_packed_without_numba() -> None:
+    program = (
+        "import sys, torch, lpe; from lpe.number_systems.packing import pack, unpack; "
+        "unpack(pack(torch.zeros(9, dtype=torch.int8), lpe.Int(5)), (9,), lpe.Int(5)); "
+        "print('numba' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout == "False\n"

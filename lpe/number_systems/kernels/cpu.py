@@ -12,8 +12,9 @@ needs them. No step may be reordered or fused (``fastmath`` stays off): the code
 
 T = 65536 (p rounds to 1) is written as the next code and T = 0, so that T has 16 bits.
 
-Threads: numba's own layers either do not survive a fork or must not be entered by two threads at a time, so
-pieces of the work run without the interpreter's lock in a pool of this module's.
+Threads: pieces of a large weight run, without the interpreter's lock, in a pool of this module's. OpenMP
+would start them faster, but its idle threads go on spinning for milliseconds, beside those of torch's own
+OpenMP, and each then holds up the other; and it does not survive a fork.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numba
@@ -30,9 +31,10 @@ import torch
 from numba import float32, int32, int64, uint16, uint32, uint64
 from torch import Tensor
 
-from lpe.number_systems.grids import Grid, PerTensor
+from lpe.number_systems.grids import Grid, PerTensor, ScaleAxis
 from lpe.number_systems.kernels.arguments import Coded, Draw, Scales, Stored
 from lpe.number_systems.kernels.reference import COUPLING, code_type
+from lpe.number_systems.layouts import Layout
 from lpe.number_systems.streams import LANES, tensor_id
 
 BLOCKS = 256
@@ -41,8 +43,8 @@ BLOCKS = 256
 CHUNK = BLOCKS * LANES
 """Elements of a chunk."""
 
-PIECE = 1 << 17
-"""Elements, over all members, that are worth handing to another thread."""
+PIECE = 1 << 19
+"""Elements, over all members, that are worth handing to another thread: half a millisecond."""
 
 _ROUNDINGS = {"nearest": 0, "bernoulli": 1, "coupled": 2}
 PART = 1 << 20
@@ -72,23 +74,29 @@ def _compiled(function: Callable[..., Any]) -> Any:
 @_compiled
 def _random_lanes(words, blocks, block, k0, k1, identity, member):  # type: ignore[no-untyped-def]
     """Philox4x32-10: the four words of each block, two by two in 64 bits, which lie as its eight lanes do."""
-    for i in range(blocks):
-        counter = block + uint64(i)
-        c0, c1, c2, c3 = counter, counter >> _HALF, identity, member
+    # Two blocks at a time: the products of one wait while those of the other go on. Of an odd number the last
+    # is followed by one more, which nobody reads.
+    half = (blocks + 1) // 2
+    for i in range(half):
+        j = i + half
+        here, there = block + uint64(i), block + uint64(j)
+        c0, c1, c2, c3 = here, here >> _HALF, identity, member
+        d0, d1, d2, d3 = there, there >> _HALF, identity, member
         a, b = k0, k1
         for _ in range(10):
-            # What stands in the high halves of c0 … c3 is left there: the product of two low halves, one
+            # What stands in the high halves of the words is left there: the product of two low halves, one
             # instruction, does not see it.
-            product0 = (c0 & _MASK) * _M0
-            product1 = (c2 & _MASK) * _M1
-            c0 = (product1 >> _HALF) ^ c1 ^ a
-            c1 = product1
-            c2 = (product0 >> _HALF) ^ c3 ^ b
-            c3 = product0
+            c_product0, d_product0 = (c0 & _MASK) * _M0, (d0 & _MASK) * _M0
+            c_product1, d_product1 = (c2 & _MASK) * _M1, (d2 & _MASK) * _M1
+            c0, d0 = (c_product1 >> _HALF) ^ c1 ^ a, (d_product1 >> _HALF) ^ d1 ^ a
+            c2, d2 = (c_product0 >> _HALF) ^ c3 ^ b, (d_product0 >> _HALF) ^ d3 ^ b
+            c1, c3, d1, d3 = c_product1, c_product0, d_product1, d_product0
             a = (a + _W0) & _MASK
             b = (b + _W1) & _MASK
         words[2 * i] = (c0 & _MASK) | (c1 << _HALF)
         words[2 * i + 1] = (c2 & _MASK) | (c3 << _HALF)
+        words[2 * j] = (d0 & _MASK) | (d1 << _HALF)
+        words[2 * j + 1] = (d2 & _MASK) | (d3 << _HALF)
 
 
 @_compiled
@@ -119,19 +127,28 @@ def _group_run(element, place):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _spread(buffer, table, start, count, place, filled):  # type: ignore[no-untyped-def]
-    """Each element's entry of a table of groups. ``filled`` is the one group that all places hold, or −1."""
+def _entry(table, group, finite):  # type: ignore[no-untyped-def]
+    value = table[group]
+    return float32(0) if finite and not value < float32(np.inf) else value
+
+
+@_compiled
+def _spread(buffer, table, finite, start, count, place, filled):  # type: ignore[no-untyped-def]
+    """Each element's entry of a table of groups; where only ``finite`` ones are wanted, 0 for others.
+
+    ``filled`` is the one group that all places hold, or −1; so is what is returned.
+    """
     group, stop = _group_run(start, place)
     if stop >= start + count:
         if filled != group:
-            value = table[group]
+            value = _entry(table, group, finite)
             for i in range(CHUNK):
                 buffer[i] = value
         return group
     done = int64(0)
     while done < count:
         group, stop = _group_run(start + done, place)
-        value = table[group]
+        value = _entry(table, group, finite)
         part = buffer[done : min(stop - start, count)]
         for i in range(len(part)):
             part[i] = value
@@ -161,14 +178,16 @@ def _read(buffer, kind, floats, halves, codes, scale, levels, start, count):  # 
 
 
 @_compiled
-def _neighbours_uniform(below, threshold, weights, inverse, count, q):  # type: ignore[no-untyped-def]
+def _neighbours_uniform(below, threshold, positions, weights, inverse, count, q):  # type: ignore[no-untyped-def]
     """The lower neighbour's code and T; beyond the grid its end and T = 0, as clamped codes would be."""
     for i in range(count):
         v = min(max(weights[i] * inverse[i], -q), q)
         floor = np.floor(v)
-        t = int32(np.rint((v - floor) * float32(65536)))
-        below[i] = int32(floor) + (t >> int32(16))
-        threshold[i] = t
+        # Whole numbers up to 2²³: exact. Two loops, since the first then needs one width of numbers only.
+        positions[i] = int32(floor * float32(65536) + np.rint((v - floor) * float32(65536)))
+    for i in range(count):
+        below[i] = positions[i] >> int32(16)
+        threshold[i] = positions[i]
 
 
 @_compiled
@@ -280,6 +299,7 @@ def _round(  # type: ignore[no-untyped-def]
     inverse = np.empty(CHUNK, np.float32)
     scale = np.empty(CHUNK, np.float32)
     base_scale = np.empty(CHUNK, np.float32)
+    positions = np.empty(CHUNK, np.int32)
     below = np.empty(CHUNK, np.int8)
     chosen = np.empty(CHUNK, np.int8)
     threshold = np.empty(CHUNK, np.uint16)
@@ -296,7 +316,7 @@ def _round(  # type: ignore[no-untyped-def]
         if count <= 0:
             continue
         if read_kind == _CODES:
-            base_filled = _spread(base_scale, base_scales, start, count, base_place, base_filled)
+            base_filled = _spread(base_scale, base_scales, False, start, count, base_place, base_filled)
         weights = _read(
             buffer,
             read_kind,
@@ -308,9 +328,9 @@ def _round(  # type: ignore[no-untyped-def]
             start - origin,
             count,
         )
-        inverse_filled = _spread(inverse, inverses, start, count, place, inverse_filled)
+        inverse_filled = _spread(inverse, inverses, uniform, start, count, place, inverse_filled)
         if write_kind != _CODES:
-            scale_filled = _spread(scale, values, start, count, place, scale_filled)
+            scale_filled = _spread(scale, values, False, start, count, place, scale_filled)
         if not uniform:
             _neighbours_levels(
                 below, threshold, buffer, weights, inverse, count, levels, zero, lookup, nearest
@@ -318,7 +338,7 @@ def _round(  # type: ignore[no-untyped-def]
         elif nearest:
             _nearest_uniform(below, weights, inverse, count, float32(zero))
         else:
-            _neighbours_uniform(below, threshold, weights, inverse, count, float32(zero))
+            _neighbours_uniform(below, threshold, positions, weights, inverse, count, float32(zero))
         block = uint64(aligned // LANES)
         blocks = (start + count - aligned + LANES - 1) // LANES
         lanes = words.view(np.uint16)[start - aligned :]
@@ -362,7 +382,7 @@ _POOLS = _Pools()
 _NO_FLOATS = np.empty(0, np.float32)
 _NO_HALVES = np.empty(0, np.uint16)
 _NO_CODES = np.empty(0, np.int8)
-_WHOLE = torch.zeros(1, dtype=torch.int64)
+_WHOLE = np.zeros(1, np.int64)
 _DIRECT = (torch.float32, torch.bfloat16)
 _NO_PLACE = np.array([2, 0, 1, 1, 1, 1, 1, 1, 1], np.int64)
 
@@ -384,9 +404,8 @@ def _levels(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def _place(scales_layout: Any, axis: Any) -> np.ndarray:
+def _place(layout: Layout, axis: ScaleAxis) -> np.ndarray:
     """What tells an element's group: see ``_group_run``."""
-    layout = scales_layout
     numel = layout.numel
     if isinstance(axis, PerTensor) or not numel:
         return np.array([2, max(numel, 1), 1, 1, 1, 1, 1, 1, 1], np.int64)
@@ -400,17 +419,26 @@ def _place(scales_layout: Any, axis: Any) -> np.ndarray:
     return np.array([1, *common, inputs, outputs, kernel], np.int64)
 
 
-def _inverses(scales: Scales, grid: Grid) -> np.ndarray:
-    """1/s; of a uniform grid 0 where it is not finite, which makes v the 0 that it must be."""
-    inverses = scales.inverses
-    return (inverses.nan_to_num(0.0, 0.0, 0.0) if grid.uniform else inverses).numpy()
+def _of_scales(scales: Scales) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """s and 1/s [groups], and what tells an element's group; kept with the scales, for small weights."""
+    kept: dict[str, Any] = scales.__dict__
+    if "_arrays" not in kept:
+        place = _place(scales.layout, scales.axis)
+        kept["_arrays"] = (scales.values.numpy(), scales.inverses.numpy(), place)
+    arrays: tuple[np.ndarray, np.ndarray, np.ndarray] = kept["_arrays"]
+    return arrays
+
+
+@lru_cache(maxsize=1 << 14)
+def _identity(name: str) -> np.uint64:
+    return np.uint64(tensor_id(name))
 
 
 def _as_numpy(tensor: Tensor) -> tuple[int, np.ndarray, np.ndarray]:
     """(kind, float32 elements, bfloat16 elements as 16 bits) of a flat tensor; one of the arrays is empty."""
-    if tensor.dtype == torch.bfloat16:
-        return _BFLOAT16, _NO_FLOATS, tensor.view(torch.uint16).numpy()
-    return _FLOAT32, tensor.numpy(), _NO_HALVES
+    if tensor.dtype is torch.float32:
+        return _FLOAT32, tensor.numpy(), _NO_HALVES
+    return _BFLOAT16, _NO_FLOATS, tensor.view(torch.uint16).numpy()
 
 
 def _run(
@@ -419,7 +447,7 @@ def _run(
     grid: Grid,
     draw: Draw,
     members: int,
-    starts: Tensor,
+    starts: np.ndarray,
     length: int,
     write_kind: int,
     codes: np.ndarray = _NO_CODES,
@@ -433,11 +461,11 @@ def _run(
         read_kind, read_floats, read_halves = _CODES, _NO_FLOATS, _NO_HALVES
         read_codes = weight.codes.view(torch.int8).numpy()
         base_levels = _levels(weight.grid)[0]
-        base_scales = weight.scales.values.numpy()
-        base_place = _place(weight.scales.layout, weight.scales.axis)
+        base_scales, _, base_place = _of_scales(weight.scales)
     else:
         read_kind, read_floats, read_halves = _as_numpy(weight.detach().contiguous())
     levels, lookup = _levels(grid)
+    values, inverses, place = _of_scales(scales)
     arguments: tuple[Any, ...] = (
         read_kind,
         read_floats,
@@ -450,9 +478,9 @@ def _run(
         codes,
         floats,
         halves,
-        scales.values.numpy(),
-        _inverses(scales, grid),
-        _place(scales.layout, scales.axis),
+        values,
+        inverses,
+        place,
         levels,
         grid.zero,
         grid.uniform,
@@ -460,16 +488,17 @@ def _run(
         _ROUNDINGS[draw.rounding],
         np.uint64(draw.seed & 0xFFFFFFFF),
         np.uint64(draw.seed >> 32),
-        np.uint64(tensor_id(draw.name)),
+        _identity(draw.name),
         np.uint64(draw.member),
         members,
         origin,
-        starts.contiguous().numpy(),
+        starts,
         length,
     )
-    units = len(starts) * ((length + LANES - 1 + CHUNK - 1) // CHUNK)
+    segments = len(starts)
+    units = segments * ((length + LANES - 1 + CHUNK - 1) // CHUNK)
     threads = torch.get_num_threads()
-    count = min(threads, len(starts) * length * members // PIECE, units)
+    count = min(threads, segments * length * members // PIECE, units)
     if count <= 1:
         _round(*arguments, 0, units)
         return
@@ -487,22 +516,23 @@ def _run(
 
 def _parts(
     weight: Stored, starts: Tensor | None, length: int, whole: bool
-) -> Iterator[tuple[Stored, int, Tensor, slice, slice]]:
+) -> Iterator[tuple[Stored, int, np.ndarray, slice | None, slice | None]]:
     """The work in one part or, not ``whole``, in parts of PART elements.
 
     Yields:
         stored weights that the kernel reads as they are, the element that the first of them is, the starts
-        and, of the outputs, the segments and the places.
+        and, of the outputs, the segments and the places (None: all of them).
     """
-    starts = _WHOLE if starts is None else starts
-    if whole and (isinstance(weight, Coded) or weight.dtype in _DIRECT):
-        yield weight, 0, starts, slice(None), slice(None)
+    firsts = _WHOLE if starts is None else starts.contiguous().numpy()
+    direct = isinstance(weight, Coded) or weight.dtype in _DIRECT
+    if whole and direct:
+        yield weight, 0, firsts, None, None
         return
-    for segment, first in enumerate(starts.tolist()):
+    for segment, first in enumerate(firsts.tolist()):
         for offset in range(0, length, PART):
             place = slice(offset, min(offset + PART, length))
-            here = (torch.tensor([first + offset]), slice(segment, segment + 1), place)
-            if isinstance(weight, Coded) or weight.dtype in _DIRECT:
+            here = (np.array([first + offset]), slice(segment, segment + 1), place)
+            if isinstance(weight, Coded) or direct:
                 yield weight, 0, *here
             else:
                 yield weight[first + offset : first + place.stop].float(), first + offset, *here
@@ -527,10 +557,10 @@ def encode(
     if not codes.numel():
         return codes
     for part, origin, firsts, segment, place in _parts(weight, starts, length, whole=True):
-        piece = codes[:, segment, place].contiguous()
-        flat = piece.view(-1).view(torch.int8).numpy()
+        piece = codes if segment is None else codes[:, segment, place].contiguous()
+        flat = piece.view(-1).numpy().view(np.int8)
         _run(part, scales, grid, draw, members, firsts, piece.shape[2], _CODES, codes=flat, origin=origin)
-        if piece.data_ptr() != codes[:, segment, place].data_ptr():
+        if segment is not None and members > 1:  # the piece was a copy
             codes[:, segment, place] = piece
     return codes
 
@@ -544,7 +574,7 @@ def round_into(
     members, _, length = out.shape
     direct = out.dtype in _DIRECT
     for part, origin, firsts, segment, place in _parts(weight, starts, length, whole=direct):
-        piece = out[:, segment, place]
+        piece = out if segment is None else out[:, segment, place]
         values = piece
         if not (direct and piece.is_contiguous()):
             values = torch.empty(piece.shape, dtype=out.dtype if direct else torch.float32)
@@ -575,7 +605,7 @@ def _values(write_kind, floats, halves, codes, values, place, levels, start, len
     filled = int64(-1)
     for offset in range(0, length, CHUNK):
         count = min(length - offset, CHUNK)
-        filled = _spread(scale, values, start + offset, count, place, filled)
+        filled = _spread(scale, values, False, start + offset, count, place, filled)
         _write(write_kind, none, floats, halves, codes[offset:], scale, levels, buffer, offset, count)
 
 
@@ -584,13 +614,14 @@ def decode(codes: Tensor, scales: Scales, grid: Grid, dtype: torch.dtype, start:
     values = torch.empty(codes.shape, dtype=dtype if dtype == torch.bfloat16 else torch.float32)
     if codes.numel():
         kind, floats, halves = _as_numpy(values)
+        scale_values, _, place = _of_scales(scales)
         _values(
             kind,
             floats,
             halves,
             codes.contiguous().view(torch.int8).numpy(),
-            scales.values.numpy(),
-            _place(scales.layout, scales.axis),
+            scale_values,
+            place,
             _levels(grid)[0],
             start,
             len(codes),

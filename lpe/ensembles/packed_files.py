@@ -1,0 +1,125 @@
+"""One safetensors file and its header: written whole, and read whole and unaltered or not at all.
+
+The header is JSON in the file's metadata, under ``lpe``. Its ``sha256`` is the hash of its own text, with
+zeros where the hash stands, and of every tensor's name, type, shape and bytes. Files of version 1 have no
+hash. One ensemble gives the same file every time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from lpe.errors import InputError
+from lpe.modules import named_tensors
+from lpe.records import replacing
+
+FORMAT = "lpe ensemble"
+VERSION = 2
+
+_UNHASHED = "0" * 64  # where the hash will stand
+
+
+def contents_hash(tensors: Mapping[str, Tensor], about: str = "") -> str:
+    """SHA-256 of named tensors, whatever their order and device, and of a text: 64 hexadecimal digits."""
+    # A hash a tensor, for several run at once: hashing lets go of Python's lock.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        digests = dict(zip(tensors, pool.map(_bytes_hash, tensors.values()), strict=True))
+    whole = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        line = [name, str(tensor.dtype), list(tensor.shape), digests[name]]
+        whole.update(b"\n" + json.dumps(line).encode())
+    return whole.hexdigest()
+
+
+def _bytes_hash(tensor: Tensor) -> str:
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(raw.numpy().data).hexdigest()
+
+
+def weights_hash(model: nn.Module) -> str:
+    """What tells a model's weights from others: the hash of its saved tensors, under canonical names.
+
+    Raises:
+        InputError: a model on the meta device, which has no weights.
+    """
+    saved = {entry.name: entry.tensor for entry in named_tensors(model) if entry.saved}
+    if any(tensor.is_meta for tensor in saved.values()):
+        raise InputError(f"this {type(model).__name__} has no weights (device meta) to know it by")
+    return contents_hash(saved)
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> int:
+    """Write a file, whole or not at all; its size in bytes.
+
+    Raises:
+        InputError: it can't be written there.
+    """
+    first = {"format": FORMAT, "version": VERSION, "sha256": _UNHASHED}
+    about = json.dumps({**first, **header, "sha256": _UNHASHED})
+    # One entry: safetensors writes several in any order.
+    metadata = {"lpe": about.replace(_UNHASHED, contents_hash(tensors, about), 1)}
+    try:
+        with replacing(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            safetensors.torch.save_file(dict(tensors), temporary, metadata=metadata)
+            temporary.chmod(mode)  # safetensors makes its files private
+        return path.stat().st_size
+    except (OSError, safetensors.SafetensorError) as error:
+        why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise InputError(f"cannot write {path} ({why})") from None
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file.
+
+    Raises:
+        InputError: no such file, a truncated or altered one, one of something else or of a newer version.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            about = (file.metadata() or {}).get("lpe", "{}")
+            header = json.loads(about)
+            # Copies: what safetensors gives is the file itself, which may be written over or cut short later.
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise InputError(f"{path} is no whole safetensors file ({str(error).splitlines()[0]})") from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise InputError(f"{path} holds no ensemble; lpe.save writes one")
+    version = header.get("version")
+    if not isinstance(version, int) or version < 1:
+        raise InputError(f"{path} is damaged: its version is {version!r}")
+    if version > VERSION:
+        raise InputError(f"{path} is of version {version}, this lpe reads up to {VERSION}; update lpe")
+    hashed = header.get("sha256")
+    if version > 1 or hashed is not None:
+        if not isinstance(hashed, str) or hashed != contents_hash(
+            tensors, about.replace(hashed, _UNHASHED, 1)
+        ):
+            raise InputError(
+                f"{path} was altered: its contents are not those that were hashed when it was written"
+            )
+    return header, tensors
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file is one of these, to be trusted or not."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("lpe", "{}"))
+    except (OSError, ValueError, safetensors.SafetensorError):
+        return False
+    return isinstance(header, dict) and header.get("format") == FORMAT

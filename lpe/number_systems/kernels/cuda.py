@@ -1,0 +1,701 @@
+"""The rounding rules as Triton kernels, for CUDA devices; bit for bit those of ``reference``.
+
+A program takes BLOCKS blocks of eight elements, each of which shares one Philox call a member; a thread takes
+one block. A program loads a stored weight once, finds its lower neighbour and threshold T once, and then goes
+through the members, drawing random numbers and storing codes or values.
+
+What would take a compiled kernel off the reference's bits, and what keeps it on them:
+
+- a product and a sum fused into one: ``enable_fp_fusion=False`` at every launch;
+- approximate division: ``tl.div_rn`` is IEEE's;
+- subnormals flushed to zero: that ``libdevice`` does, and ``tl.floor``, neither of which is here;
+- ties that do not go to even: rounding to an integer is adding and subtracting a large number;
+- Triton's interpreter, which rounds to bfloat16 in its own way: bfloat16 goes through integers here.
+
+With TRITON_INTERPRET=1 in the environment before triton is imported, the same kernels run on the CPU, slowly.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpe.errors import InputError
+from lpe.number_systems.grids import Grid, PerChannel
+from lpe.number_systems.kernels.arguments import Coded, Draw, Scales, Stored
+from lpe.number_systems.kernels.reference import COUPLING, code_type, level_table
+from lpe.number_systems.streams import LANES, tensor_id
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError as missing:
+    raise InputError(
+        "the cuda kernels need the package triton, which is not installed; pip install triton, "
+        "or set LPE_KERNELS=reference"
+    ) from missing
+
+BLOCKS = 128
+"""Blocks of eight elements in a program, a power of two: one a thread."""
+
+WARPS = 4
+"""Warps, of 32 threads each, in a program."""
+
+INT32_ELEMENTS = 2**31 - LANES * BLOCKS
+"""Up to so many elements, the arithmetic of scale groups is in int32: 64-bit division is slow on a GPU."""
+
+# How a weight's elements are stored.
+FLOAT = tl.constexpr(0)
+BFLOAT16 = tl.constexpr(1)  # as int16, the upper half of a float32
+INTEGERS = tl.constexpr(2)
+INDICES = tl.constexpr(3)
+
+# Roundings.
+NEAREST = tl.constexpr(0)
+BERNOULLI = tl.constexpr(1)
+COUPLED = tl.constexpr(2)
+ROUNDINGS = {"nearest": 0, "bernoulli": 1, "coupled": 2}
+
+# How a scale group follows from an element.
+ONE = tl.constexpr(0)  # one for all
+EXTENTS = tl.constexpr(1)  # so many consecutive elements
+ROW_BLOCKS = tl.constexpr(2)  # blocks of the inputs of a row, the last one shorter
+CHANNELS = tl.constexpr(3)  # channels along the second axis
+CHANNEL_BLOCKS = tl.constexpr(4)  # blocks of the inputs of a channel along the second axis
+
+SHIFT = tl.constexpr(COUPLING)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """How the scale group of an element follows from its index, as the kernels have it.
+
+    Args:
+        form: one of the above. a_block: whether the eight elements of a block always share a scale.
+        period: elements of a row; with the output on the second axis, of an index of the first axis.
+        extent: elements, channels or inputs that share a scale, as the form has it.
+        groups: scales of a row.
+        outputs, inputs, inner: with the output on the second axis, the length of that axis, that of the first
+            within a channel group, and the product of all others.
+    """
+
+    form: int
+    a_block: bool
+    period: int = 1
+    extent: int = 1
+    groups: int = 1
+    outputs: int = 1
+    inputs: int = 1
+    inner: int = 1
+
+    @classmethod
+    def of(cls, scales: Scales) -> Groups:
+        """Of a weight that is not empty."""
+        layout, axis = scales.layout, scales.axis
+        rows, columns = layout.rows, layout.columns
+        groups_of_rows, groups = layout.scale_shape(axis)
+        if groups_of_rows * groups == 1:
+            return cls(ONE.value, True)
+        row_extent, column_extent = axis.extent(rows, columns)
+        by_channels = isinstance(axis, PerChannel)
+        if layout.output_axis == 1:
+            outputs, inputs = layout.shape[1], layout.shape[0] // layout.channel_groups
+            inner = layout.numel // (layout.shape[0] * outputs)
+            extent = row_extent if by_channels else min(column_extent, columns)
+            return cls(
+                CHANNELS.value if by_channels else CHANNEL_BLOCKS.value,
+                inner % LANES == 0 and (by_channels or extent % LANES == 0),
+                outputs * inner,
+                extent,
+                groups,
+                outputs,
+                inputs,
+                inner,
+            )
+        if by_channels or columns % column_extent == 0 or groups == 1:
+            extent = row_extent * min(column_extent, columns)
+            return cls(EXTENTS.value, extent % LANES == 0, extent=extent)
+        a_block = columns % LANES == 0 and column_extent % LANES == 0
+        return cls(ROW_BLOCKS.value, a_block, columns, column_extent, groups)
+
+    def lengths(self, prefix: str = "") -> dict[str, int]:
+        """Those of the kernels' arguments that this gives."""
+        names = ("period", "extent", "groups", "outputs", "inputs", "inner")
+        return {prefix + name: getattr(self, name) for name in names}
+
+
+@triton.jit
+def group_of(
+    element: tl.tensor,
+    FORM: tl.constexpr,
+    WIDE: tl.constexpr,
+    period: tl.tensor,
+    extent: tl.tensor,
+    groups: tl.tensor,
+    outputs: tl.tensor,
+    inputs: tl.tensor,
+    inner: tl.tensor,
+) -> tl.tensor:
+    """Index into the scales of elements, int64; see :class:`Groups` for the lengths."""
+    if not WIDE:
+        element = element.to(tl.int32)
+    if FORM == ONE:
+        group = element * 0
+    elif FORM == EXTENTS:
+        group = element // extent
+    elif FORM == ROW_BLOCKS:
+        row = element // period
+        group = row * groups + (element - row * period) // extent
+    else:
+        first = element // period
+        channel_group = first // inputs
+        within = element - first * period
+        output = within // inner
+        row = channel_group * outputs + output
+        if FORM == CHANNELS:
+            group = row // extent
+        else:
+            column = (first - channel_group * inputs) * inner + (within - output * inner)
+            group = row * groups + column // extent
+    return group.to(tl.int64)
+
+
+@triton.jit
+def scales_at(
+    scales: tl.tensor,
+    block: tl.tensor,
+    element: tl.tensor,
+    there: tl.tensor,
+    inside: tl.tensor,
+    A_BLOCK: tl.constexpr,
+    FORM: tl.constexpr,
+    WIDE: tl.constexpr,
+    period: tl.tensor,
+    extent: tl.tensor,
+    groups: tl.tensor,
+    outputs: tl.tensor,
+    inputs: tl.tensor,
+    inner: tl.tensor,
+) -> tl.tensor:
+    """The scales of elements [BLOCKS, 8]; [BLOCKS, 1] where the eight of a block share one."""
+    if A_BLOCK:
+        group = group_of(block * 8, FORM, WIDE, period, extent, groups, outputs, inputs, inner)
+        scale = tl.load(scales + group, mask=there, other=0.0)[:, None]
+    else:
+        group = group_of(element, FORM, WIDE, period, extent, groups, outputs, inputs, inner)
+        scale = tl.load(scales + group, mask=inside, other=0.0)
+    return scale
+
+
+@triton.jit
+def stored_value(bits: tl.tensor, STORED: tl.constexpr, table: tl.tensor, mask: tl.tensor) -> tl.tensor:
+    """Float32 of stored floats; of codes, their level."""
+    if STORED == BFLOAT16:
+        value = (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    elif STORED == INDICES:
+        value = tl.load(table + bits.to(tl.int64), mask=mask, other=0.0)
+    else:
+        value = bits.to(tl.float32)
+    return value
+
+
+@triton.jit
+def bfloat16_bits(value: tl.tensor) -> tl.tensor:
+    """Float32 rounded to bfloat16, ties to even: int16."""
+    bits = value.to(tl.uint32, bitcast=True)
+    rounding = tl.add((bits >> 16) & 1, 0x7FFF, sanitize_overflow=False)
+    bits = tl.add(bits, rounding, sanitize_overflow=False) >> 16
+    return tl.where(value == value, bits, 0x7FC0).to(tl.int16)
+
+
+@triton.jit
+def store_value(place: tl.tensor, value: tl.tensor, mask: tl.tensor, STORED: tl.constexpr) -> None:
+    """Store float32 values in the dtype that ``place`` has, rounded to nearest, ties to even."""
+    if STORED == BFLOAT16:
+        tl.store(place, bfloat16_bits(value), mask=mask)
+    else:
+        tl.store(place, value.to(place.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def nearest_integer(value: tl.tensor) -> tl.tensor:
+    """Of float32 within ±2²², ties to even, as float32."""
+    # The sum is beyond 2²³, where float32 has whole numbers only.
+    return (value + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def lanes_of(
+    block: tl.tensor,
+    tensor: tl.tensor,
+    member: tl.tensor,
+    key_low: tl.tensor,
+    key_high: tl.tensor,
+    BLOCKS: tl.constexpr,
+) -> tl.tensor:
+    """The random numbers of blocks, int64 [BLOCKS]: int32 [BLOCKS, 8]; all else is uint32."""
+    c0 = block.to(tl.uint32)
+    c1 = (block >> 32).to(tl.uint32)
+    c2 = tensor
+    c3 = member
+    k0 = key_low
+    k1 = key_high
+    for _ in tl.static_range(10):
+        high0 = tl.umulhi(c0, 0xD2511F53)
+        high1 = tl.umulhi(c2, 0xCD9E8D57)
+        low0 = tl.mul(c0, 0xD2511F53, sanitize_overflow=False)
+        low1 = tl.mul(c2, 0xCD9E8D57, sanitize_overflow=False)
+        c0 = high1 ^ c1 ^ k0
+        c1 = low1
+        c2 = high0 ^ c3 ^ k1
+        c3 = low0
+        k0 = tl.add(k0, 0x9E3779B9, sanitize_overflow=False)
+        k1 = tl.add(k1, 0xBB67AE85, sanitize_overflow=False)
+    # Word 2i + j at [:, i, j], then its low and high half at [:, i, j, 0] and [:, i, j, 1].
+    words = tl.join(tl.join(c0, c2), tl.join(c1, c3))
+    halves = tl.join(words & 0xFFFF, words >> 16)
+    return tl.reshape(halves, [BLOCKS, 8]).to(tl.int32)
+
+
+@triton.jit
+def lower_neighbour(
+    v: tl.tensor, table: tl.tensor, levels: tl.tensor, SEARCH: tl.constexpr, BLOCKS: tl.constexpr
+) -> tl.tensor:
+    """Index of the greatest level ≤ v but the last, or else 0: int32 [BLOCKS, 8]. 2^SEARCH > levels − 2."""
+    index = tl.zeros([BLOCKS, 8], dtype=tl.int32)
+    for bit in tl.static_range(SEARCH):
+        further = index + (1 << (SEARCH - 1 - bit))
+        level = tl.load(table + further, mask=further < levels - 1, other=float("inf"))
+        index = tl.where(level <= v, further, index)
+    return index
+
+
+@triton.jit
+def neighbours(
+    w: tl.tensor,
+    inverse: tl.tensor,
+    inside: tl.tensor,
+    table: tl.tensor,
+    levels: tl.tensor,
+    zero: tl.tensor,
+    ROUNDING: tl.constexpr,
+    UNIFORM: tl.constexpr,
+    SEARCH: tl.constexpr,
+    BLOCKS: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:
+    """The lower neighbour's code and the threshold T; of nearest rounding, code and 0: int32 [BLOCKS, 8]."""
+    lowest = tl.load(table)
+    highest = tl.load(table + levels - 1)
+    v = tl.where(tl.abs(inverse) < float("inf"), w * inverse, tl.load(table + zero))
+    threshold = tl.zeros([BLOCKS, 8], dtype=tl.int32)
+    if UNIFORM:
+        # A step further than codes go: no code changes for it, and no value is too large for what follows.
+        v = tl.minimum(tl.maximum(v, lowest - 1.0), highest + 1.0)
+        if ROUNDING == NEAREST:
+            low = nearest_integer(v).to(tl.int32)
+        else:
+            nearest = nearest_integer(v)
+            floor = tl.where(nearest > v, nearest - 1.0, nearest)
+            low = floor.to(tl.int32)
+            threshold = nearest_integer((v - floor) * 65536.0).to(tl.int32)
+    else:
+        v = tl.minimum(tl.maximum(v, lowest), highest)
+        low = lower_neighbour(v, table, levels, SEARCH, BLOCKS)
+        lower = tl.load(table + low, mask=inside, other=0.0)
+        upper = tl.load(table + low + 1, mask=inside, other=1.0)
+        p = tl.div_rn(v - lower, upper - lower)
+        if ROUNDING == NEAREST:
+            up = (p > 0.5) | ((p == 0.5) & (((low - zero) & 1) == 1))
+            low = low + up.to(tl.int32)
+        else:
+            threshold = nearest_integer(p * 65536.0).to(tl.int32)
+    return low, threshold
+
+
+@triton.jit
+def codes_of(
+    low: tl.tensor,
+    threshold: tl.tensor,
+    shared: tl.tensor,
+    block: tl.tensor,
+    tensor: tl.tensor,
+    member: tl.tensor,
+    key_low: tl.tensor,
+    key_high: tl.tensor,
+    zero: tl.tensor,
+    ROUNDING: tl.constexpr,
+    UNIFORM: tl.constexpr,
+    BLOCKS: tl.constexpr,
+) -> tl.tensor:
+    """A member's codes, int32 [BLOCKS, 8]; ``shared`` are member 0's random numbers, of coupled rounding."""
+    code = low
+    if ROUNDING == BERNOULLI:
+        lanes = lanes_of(block, tensor, member, key_low, key_high, BLOCKS)
+        code = low + (lanes < threshold).to(tl.int32)
+    if ROUNDING == COUPLED:
+        shift = tl.mul(member, SHIFT, sanitize_overflow=False) & 0xFFFF
+        lanes = (shared + shift.to(tl.int32)) & 0xFFFF
+        code = low + (lanes < threshold).to(tl.int32)
+    if UNIFORM:
+        # float32's error in w·(1/Δ) may put the largest weight a little outside.
+        code = tl.minimum(tl.maximum(code, -zero), zero)
+    return code
+
+
+@triton.jit
+def level_of(code: tl.tensor, table: tl.tensor, inside: tl.tensor, UNIFORM: tl.constexpr) -> tl.tensor:
+    """The levels of codes, float32."""
+    if UNIFORM:
+        level = code.to(tl.float32)
+    else:
+        level = tl.load(table + code, mask=inside, other=0.0)
+    return level
+
+
+@triton.jit(
+    do_not_specialize=[
+        "members",
+        "segments",
+        "blocks_a_segment",
+        "levels",
+        "zero",
+        "key_low",
+        "key_high",
+        "tensor",
+        "member",
+        "period",
+        "extent",
+        "groups",
+        "outputs",
+        "inputs",
+        "inner",
+        "stored_period",
+        "stored_extent",
+        "stored_groups",
+        "stored_outputs",
+        "stored_inputs",
+        "stored_inner",
+    ]
+)
+def _round(
+    out: tl.tensor,
+    weight: tl.tensor,
+    starts: tl.tensor,
+    members: tl.tensor,
+    segments: tl.tensor,
+    length: tl.tensor,
+    stride: tl.tensor,
+    blocks_a_segment: tl.tensor,
+    table: tl.tensor,
+    levels: tl.tensor,
+    zero: tl.tensor,
+    values: tl.tensor,
+    inverses: tl.tensor,
+    key_low: tl.tensor,
+    key_high: tl.tensor,
+    tensor: tl.tensor,
+    member: tl.tensor,
+    period: tl.tensor,
+    extent: tl.tensor,
+    groups: tl.tensor,
+    outputs: tl.tensor,
+    inputs: tl.tensor,
+    inner: tl.tensor,
+    stored_table: tl.tensor,
+    stored_values: tl.tensor,
+    stored_period: tl.tensor,
+    stored_extent: tl.tensor,
+    stored_groups: tl.tensor,
+    stored_outputs: tl.tensor,
+    stored_inputs: tl.tensor,
+    stored_inner: tl.tensor,
+    ROUNDING: tl.constexpr,
+    UNIFORM: tl.constexpr,
+    SEARCH: tl.constexpr,
+    STORED: tl.constexpr,
+    OUT: tl.constexpr,
+    VALUES: tl.constexpr,
+    SEGMENTED: tl.constexpr,
+    FORM: tl.constexpr,
+    A_BLOCK: tl.constexpr,
+    STORED_FORM: tl.constexpr,
+    STORED_A_BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCKS: tl.constexpr,
+) -> None:
+    """Codes, or values, of all members in ``out`` [members, segments, length]; stride is segments·length."""
+    block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS).to(tl.int64)
+    lane = tl.arange(0, 8).to(tl.int64)[None, :]
+    if SEGMENTED:
+        # The segments' blocks one after another; a segment that begins within a block may need one more.
+        segment = block // blocks_a_segment
+        there = segment < segments
+        start = tl.load(starts + segment, mask=there, other=0)
+        block = start // 8 + (block - segment * blocks_a_segment)
+        there = there & (block * 8 < start + length)
+        element = block[:, None] * 8 + lane
+        inside = there[:, None] & (element >= start[:, None]) & (element < (start + length)[:, None])
+        place = element + (segment * length - start)[:, None]
+    else:
+        there = block * 8 < length
+        element = block[:, None] * 8 + lane
+        inside = element < length
+        place = element
+
+    bits = tl.load(weight + element, mask=inside, other=0)
+    w = stored_value(bits, STORED, stored_table, inside)
+    if STORED >= INTEGERS:
+        w *= scales_at(
+            stored_values,
+            block,
+            element,
+            there,
+            inside,
+            STORED_A_BLOCK,
+            STORED_FORM,
+            WIDE,
+            stored_period,
+            stored_extent,
+            stored_groups,
+            stored_outputs,
+            stored_inputs,
+            stored_inner,
+        )
+    inverse = scales_at(
+        inverses,
+        block,
+        element,
+        there,
+        inside,
+        A_BLOCK,
+        FORM,
+        WIDE,
+        period,
+        extent,
+        groups,
+        outputs,
+        inputs,
+        inner,
+    )
+    scale = inverse
+    if VALUES:
+        scale = scales_at(
+            values,
+            block,
+            element,
+            there,
+            inside,
+            A_BLOCK,
+            FORM,
+            WIDE,
+            period,
+            extent,
+            groups,
+            outputs,
+            inputs,
+            inner,
+        )
+
+    low, threshold = neighbours(w, inverse, inside, table, levels, zero, ROUNDING, UNIFORM, SEARCH, BLOCKS)
+    key_low = key_low.to(tl.uint32, bitcast=True)
+    key_high = key_high.to(tl.uint32, bitcast=True)
+    tensor = tensor.to(tl.uint32, bitcast=True)
+    drawn = member.to(tl.uint32, bitcast=True)
+    shared = threshold
+    if ROUNDING == COUPLED:
+        shared = lanes_of(block, tensor, drawn ^ drawn, key_low, key_high, BLOCKS)
+    at = out
+    for _ in range(members):
+        code = codes_of(
+            low, threshold, shared, block, tensor, drawn, key_low, key_high, zero, ROUNDING, UNIFORM, BLOCKS
+        )
+        if VALUES:
+            level = level_of(code, table, inside, UNIFORM)
+            store_value(at + place, level * scale, inside, OUT)
+        else:
+            tl.store(at + place, code.to(at.dtype.element_ty), mask=inside)
+        at += stride
+        drawn = tl.add(drawn, 1, sanitize_overflow=False)
+
+
+@triton.jit(do_not_specialize=["period", "extent", "groups", "outputs", "inputs", "inner"])
+def _decode(
+    out: tl.tensor,
+    codes: tl.tensor,
+    start: tl.tensor,
+    length: tl.tensor,
+    table: tl.tensor,
+    values: tl.tensor,
+    period: tl.tensor,
+    extent: tl.tensor,
+    groups: tl.tensor,
+    outputs: tl.tensor,
+    inputs: tl.tensor,
+    inner: tl.tensor,
+    STORED: tl.constexpr,
+    OUT: tl.constexpr,
+    FORM: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCKS: tl.constexpr,
+) -> None:
+    """Values, in ``out`` [length], of the codes of the elements ``start`` …"""
+    place = tl.program_id(0).to(tl.int64) * (BLOCKS * 8) + tl.arange(0, BLOCKS * 8).to(tl.int64)
+    inside = place < length
+    level = stored_value(tl.load(codes + place, mask=inside, other=0), STORED, table, inside)
+    group = group_of(place + start, FORM, WIDE, period, extent, groups, outputs, inputs, inner)
+    store_value(out + place, level * tl.load(values + group, mask=inside, other=0.0), inside, OUT)
+
+
+def encode(
+    weight: Stored,
+    scales: Scales,
+    grid: Grid,
+    draw: Draw,
+    members: int = 1,
+    starts: Tensor | None = None,
+    length: int | None = None,
+) -> Tensor:
+    """Codes of a flat weight, or of segments of it, for one member or several: see ``reference.encode``."""
+    segments = 1 if starts is None else len(starts)
+    if starts is None:
+        length = weight.numel()
+    assert length is not None
+    codes = torch.empty((members, segments, length), dtype=code_type(grid), device=weight.device)
+    _launch_round(codes, weight, scales, grid, draw, starts, values=False)
+    return codes
+
+
+def round_into(
+    out: Tensor, weight: Stored, scales: Scales, grid: Grid, draw: Draw, starts: Tensor | None = None
+) -> None:
+    """Write the values level·s, in float32 and then cast: see ``reference.round_into``."""
+    _launch_round(out, weight, scales, grid, draw, starts, values=True)
+
+
+def decode(codes: Tensor, scales: Scales, grid: Grid, dtype: torch.dtype, start: int = 0) -> Tensor:
+    """Values level·s of flat codes of the elements start …: see ``reference.decode``."""
+    values = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+    length = codes.numel()
+    if not length:
+        return values
+    stored, bits = storage(values)
+    groups = Groups.of(scales)
+    launch(
+        _decode,
+        (-(-length // (BLOCKS * LANES)),),
+        codes.device,
+        out=bits,
+        codes=codes.contiguous(),
+        start=start,
+        length=length,
+        table=_table(grid, codes.device),
+        values=scales.values,
+        **groups.lengths(),
+        STORED=INTEGERS.value if grid.uniform else INDICES.value,
+        OUT=stored,
+        FORM=groups.form,
+        WIDE=start + length > INT32_ELEMENTS,
+        BLOCKS=BLOCKS,
+    )
+    return values
+
+
+def _launch_round(
+    out: Tensor,
+    weight: Stored,
+    scales: Scales,
+    grid: Grid,
+    draw: Draw,
+    starts: Tensor | None,
+    values: bool,
+) -> None:
+    """Codes or values of the members in ``out`` [members, segments, length]."""
+    if not out.numel():
+        return
+    members, segments, length = out.shape
+    out_as, out_bits = storage(out)
+    blocks = -(-length // LANES) if starts is None else -(-(length + LANES - 1) // LANES)
+    launch(
+        _round,
+        (-(-segments * blocks // BLOCKS),),
+        weight.device,
+        out=out_bits,
+        starts=None if starts is None else starts.contiguous(),
+        members=members,
+        segments=segments,
+        length=length,
+        stride=segments * length,
+        blocks_a_segment=blocks,
+        OUT=out_as,
+        VALUES=values,
+        SEGMENTED=starts is not None,
+        BLOCKS=BLOCKS,
+        **rounding_arguments(weight, scales, grid, draw),
+    )
+
+
+def rounding_arguments(weight: Stored, scales: Scales, grid: Grid, draw: Draw) -> dict[str, Any]:
+    """Those of a kernel's arguments that say what is rounded, and how."""
+    groups = Groups.of(scales)
+    table = stored_table = _table(grid, weight.device)
+    stored_values, stored_groups = scales.values, groups
+    if isinstance(weight, Coded):
+        stored_as, stored_bits = (INTEGERS if weight.grid.uniform else INDICES).value, weight.codes
+        stored_table = _table(weight.grid, weight.device)
+        stored_values, stored_groups = weight.scales.values, Groups.of(weight.scales)
+    else:
+        stored_as, stored_bits = storage(weight)
+    return dict(
+        weight=stored_bits.contiguous(),
+        table=table,
+        levels=len(grid.levels),
+        zero=grid.zero,
+        values=scales.values,
+        inverses=scales.inverses,
+        key_low=_int32(draw.seed),
+        key_high=_int32(draw.seed >> 32),
+        tensor=_int32(tensor_id(draw.name)),
+        member=_int32(draw.member),
+        **groups.lengths(),
+        stored_table=stored_table,
+        stored_values=stored_values,
+        **stored_groups.lengths("stored_"),
+        ROUNDING=ROUNDINGS[draw.rounding],
+        UNIFORM=grid.uniform,
+        SEARCH=0 if grid.uniform else (len(grid.levels) - 2).bit_length(),
+        STORED=stored_as,
+        FORM=groups.form,
+        A_BLOCK=groups.a_block,
+        STORED_FORM=stored_groups.form,
+        STORED_A_BLOCK=stored_groups.a_block,
+        WIDE=weight.numel() > INT32_ELEMENTS,
+    )
+
+
+def storage(floats: Tensor) -> tuple[int, Tensor]:
+    """How the elements are stored, and a tensor of what the kernels load and store."""
+    if floats.dtype == torch.bfloat16:
+        return BFLOAT16.value, floats.view(torch.int16)
+    return FLOAT.value, floats
+
+
+@lru_cache(maxsize=256)
+def _table(grid: Grid, device: torch.device) -> Tensor:
+    """The levels, copied to the device once."""
+    return level_table(grid, device)
+
+
+def _int32(word: int) -> int:
+    """The lower 32 bits as a signed number, so that kernels get one type of all."""
+    return (word + 2**31) % 2**32 - 2**31
+
+
+def launch(kernel: Any, programs: tuple[int, ...], device: torch.device, **arguments: Any) -> None:
+    """Run a kernel on the device, with the options that keep it to the reference's bits."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[programs](**arguments, num_warps=WARPS, enable_fp_fusion=False)
