@@ -192,11 +192,11 @@ class LowPrecisionEnsemble(Ensemble):
                     if planned.quantised:
                         round_with_scales(
                             tensors[planned.name],
-                            self._weights[planned.name],
+                            self._stored[planned.name],
                             self._scales[planned.name],
                             self.system,
                             planned.layout,
-                            self._draw(planned.name, index),
+                            self.draw(planned.name, index),
                         )
             yield net
 

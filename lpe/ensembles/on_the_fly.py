@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 1 << 22
 BLOCK_ROWS = 256
-"""All members' values of a block of a weight take BLOCK_BYTES, or as many rows as there are positions of a
-member, up to BLOCK_ROWS, where that is more: a product of many positions with few rows reads its inputs too
-often. Measured by benchmarks/on_the_fly.py: blocks for the L2 cache (512 kB) are too small, since each costs a
-call."""
+"""How much of a weight is a block: all members' values of it take BLOCK_BYTES, or it has as many rows as a
+member has positions, up to BLOCK_ROWS, where that is more (many positions by few rows read the inputs too
+often). Measured, see benchmarks/on_the_fly.py: blocks for an L2 cache of 512 kB lose, for each costs a call.
+"""
 
 BLOCKS, ROWS, WHOLE = "in blocks, for all members", "the rows looked up", "whole, a member at a time"
 """How a weight is drawn."""
@@ -132,7 +132,7 @@ class _Drawn(_Values):
     @property
     def device(self) -> torch.device:
         """Where the stored weight lies."""
-        return self.ensemble._scales[self.name].device
+        return self.ensemble.scales(self.name).device
 
     def into(self, out: Tensor, first: int, starts: Tensor | None) -> Tensor:
         """Draw members ``first`` … into ``out`` [members, segments, length]; returns it."""
@@ -140,11 +140,11 @@ class _Drawn(_Values):
         assert not isinstance(ensemble.system, FullPrecision)
         members_into(
             out,
-            ensemble._weights[self.name],
-            ensemble._scales[self.name],
+            ensemble.stored(self.name),
+            ensemble.scales(self.name),
             ensemble.system,
             planned.layout,
-            ensemble._draw(self.name, first),
+            ensemble.draw(self.name, first),
             starts,
         )
         return out
