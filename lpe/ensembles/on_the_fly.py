@@ -90,9 +90,6 @@ class _Weight(Tensor):
         result = NotImplemented if handler is None else handler(*args, **(kwargs or {}))
         return _computed(func, args, kwargs or {}) if result is NotImplemented else result
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Weight:
-        return self
-
 
 class _Values:
     """The members' values of a weight."""
@@ -223,20 +220,28 @@ def _weights_in(values: Any) -> list[_Weight]:
     return [value for value in tree_flatten(values)[0] if isinstance(value, _Weight)]
 
 
+_WRITING = {
+    f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "matmul", "and", "or", "xor", "pow")
+} | {
+    "__set__",
+    "__setitem__",
+}
+
+
 def _computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What a function without a handler gives: a fact of the placeholder, or weights made from weights."""
     first = _weights_in((args, kwargs))[0]
+    called = getattr(func, "__name__", str(func))
+    if "out" in kwargs or called in _WRITING or (called.endswith("_") and not called.endswith("__")):
+        raise InputError(
+            f"the model changes {first.of_members.name!r}, or something by it, in place ({called}); take the "
+            "members one by one"
+        )
     with torch._C.DisableTorchFunctionSubclass():
         shown = func(*args, **kwargs)
     flat = tree_flatten(shown)[0]
     if not any(isinstance(value, Tensor) for value in flat):
         return shown
-    called = getattr(func, "__name__", str(func))
-    if "out" in kwargs or (called.endswith("_") and not called.endswith("__")) or called.startswith("__i"):
-        raise InputError(
-            f"the model changes {first.of_members.name!r}, or something by it, in place ({called}); take the "
-            "members one by one"
-        )
     if isinstance(shown, Tensor):
         if shown is first:
             return first
@@ -426,6 +431,7 @@ class AllMembers(nn.Module):
         super().__init__()
         self.members = len(ensemble)
         self._ensemble = ensemble
+        self._keep = keep
         self._pass = _Pass(self.members)
         self._drawn: dict[str, _Drawn] = {}
         self._is_checked = False
@@ -507,6 +513,10 @@ class AllMembers(nn.Module):
                 f"of up to {scale:.3g}): it mixes the examples of a batch, or keeps the batch elsewhere than "
                 "first; take the members one by one"
             )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AllMembers:
+        # There is nothing to copy: the weights are the ensemble's.
+        return AllMembers(self._ensemble, self._keep)
 
     def train(self, mode: bool = True) -> AllMembers:
         """Stays in eval mode, as members are."""
