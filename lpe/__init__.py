@@ -15,7 +15,7 @@ from lpe.ensembles.snapshot import SnapshotEnsemble
 from lpe.ensembles.storage import load, save
 from lpe.ensembles.swag import SWAGEnsemble
 from lpe.errors import InputError
-from lpe.evaluation.predict import evaluate, member_log_probs
+from lpe.evaluation.predict import EvaluationOptions, evaluate, member_log_probs
 from lpe.number_systems.grids import (
     NF4,
     Codebook,
@@ -35,6 +35,7 @@ __all__ = [
     "Codebook",
     "CyclicalSGLDEnsemble",
     "DeepEnsemble",
+    "EvaluationOptions",
     "Float",
     "FullPrecision",
     "GaussianEnsemble",

@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from lpe.ensembles.packed_files import is_packed
 from lpe.ensembles.storage import KINDS as FILE_KINDS
 from lpe.ensembles.storage import check_base, check_kind, load, save
 from lpe.errors import InputError
-from lpe.evaluation.predict import evaluate, evaluate_temperature_scaled
+from lpe.evaluation.predict import PLAIN, EvaluationOptions, evaluate, evaluate_temperature_scaled
 from lpe.evaluation.timing import MemberTimer
 from lpe.number_systems.grids import (
     FullPrecision,
@@ -70,6 +70,10 @@ OF_KIND = {
     "class_names": ("open_clip",),
     "templates": ("open_clip",),
     "quick_gelu": ("open_clip",),
+    "members": ("timm", "open_clip"),
+    "autocast": ("timm", "open_clip"),
+    "channels_last": ("timm", "open_clip"),
+    "pin_memory": ("timm", "open_clip"),
     "tasks": ("hf",),
     "include_path": ("hf",),
     "metrics": ("hf",),
@@ -142,6 +146,7 @@ class Subject:
         title: of the table. model: on its device. batches: of images; None for a language model, which is
             measured on tasks. record: what determines the numbers, for the provenance.
         measure: (ensemble, timer) → a row per size, and per task where there are tasks.
+        options: of the forward passes on images.
     """
 
     title: str
@@ -149,6 +154,7 @@ class Subject:
     batches: Iterable[Any] | None
     record: Mapping[str, object]
     measure: Callable[[Ensemble, MemberTimer], pd.DataFrame]
+    options: EvaluationOptions = PLAIN
 
 
 def scale_axis(text: str) -> ScaleAxis:
@@ -221,6 +227,13 @@ def _parser() -> Parser:
     data.add_argument(
         "--workers", type=int, metavar="N", help="processes that read images (one a core, to 8)"
     )
+    passes = evaluating.add_argument_group("forward passes on images")
+    passes.add_argument(
+        "--members", choices=("one-by-one", "together"), help="(one-by-one); together: lpe only, at once"
+    )
+    passes.add_argument("--autocast", action="store_true", help="mixed precision, with bfloat16")
+    passes.add_argument("--channels-last", action="store_true", help="how images lie in memory")
+    passes.add_argument("--pin-memory", action="store_true", help="GPU: send batches without waiting")
     output = evaluating.add_argument_group("output")
     output.add_argument("--calibrated", action="store_true", help="also the NLL under a fitted temperature")
     output.add_argument("--csv", type=Path, metavar="FILE", help="every size, every metric")
@@ -388,7 +401,11 @@ def _evaluate(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
         raise InputError(f"--batch-size must be 1 or more, not {asked.batch_size}")
     if asked.packed is None:
         _check_ensemble(asked)
+    if asked.members == "together" and asked.method != "lpe":
+        raise InputError(f"--members together is for --method lpe, not {asked.method}")
     device = _device(asked.device)
+    if asked.pin_memory and device.type != "cuda":
+        raise InputError(f"--pin-memory is for batches on their way to a GPU, not to --device {device}")
     subject = _language(name, asked, device) if kind == "hf" else _images(kind, name, asked, device)
     if asked.packed is None:
         ensemble = _ensemble(subject.model, asked)
@@ -626,9 +643,12 @@ def _images(kind: str, name: str, asked: argparse.Namespace, device: torch.devic
         model = _zero_shot(loaded, class_names, templates, device)
     model = _placed(model, device, asked, kind)
 
+    options = EvaluationOptions(asked.autocast, asked.channels_last, asked.pin_memory)
+    members = asked.members or "one-by-one"
+
     def measure(ensemble: Ensemble, timer: MemberTimer) -> pd.DataFrame:
         sizes = shown_sizes(len(ensemble)) if asked.calibrated else False
-        return evaluate(ensemble, data, calibrated=sizes, timer=timer)
+        return evaluate(ensemble, data, calibrated=sizes, timer=timer, members=members, options=options)
 
     weights = ", random weights" if asked.random_weights else ""
     record |= {
@@ -639,9 +659,11 @@ def _images(kind: str, name: str, asked: argparse.Namespace, device: torch.devic
         "classes": classes,
         "batch_size": data.batch_size,
         "dtype": asked.dtype or "float32",
+        "members": members,
+        **asdict(options),
     }
     title = f"{record['model']}{weights}, {len(data.paths):,} images of {classes:,} classes"
-    return Subject(title, model, data, record, measure)
+    return Subject(title, model, data, record, measure, options)
 
 
 def _language(name: str, asked: argparse.Namespace, device: torch.device) -> Subject:
@@ -783,7 +805,8 @@ def _with_temperature(
     """Rows of the single model with a temperature, fitted for each half of the examples on the other."""
     if subject.batches is not None:
         same = {column: measured[0][column] for column in UNSCALED if column in measured[0]}
-        return [same | {"method": method} | evaluate_temperature_scaled(single, subject.batches)]
+        found = evaluate_temperature_scaled(single, subject.batches, options=subject.options)
+        return [same | {"method": method} | found]
     rows = []
     for row in measured:  # the calibrated metrics of tasks come with the others
         scaled = {metric: row.get(f"calibrated_{metric}") for metric in ("nll", "ece", "brier")}

@@ -17,6 +17,8 @@ HEAVY = {
     "scipy",
     "pandas",
     "ivon",
+    "numba",
+    "triton",
 }
 
 

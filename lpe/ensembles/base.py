@@ -97,6 +97,14 @@ class Ensemble(ABC, Sequence[nn.Module]):
     def __iter__(self) -> Iterator[nn.Module]:
         return (self.member(index) for index in range(self.size))
 
+    def in_turn(self) -> Iterator[nn.Module]:
+        """The members in order, each only until the next is asked for, which may take its memory.
+
+        For whoever runs one after another: drop a member's name before asking for the next one.
+        """
+        for index in range(self.size):
+            yield self.member(index)
+
     @torch.no_grad()
     def predict(self, inputs: Any) -> Tensor:
         """Mean of the members' probabilities, as log-probabilities [examples, classes].
@@ -104,9 +112,10 @@ class Ensemble(ABC, Sequence[nn.Module]):
         The members' logits are upcast to float64 and their mean is taken by log-sum-exp.
         """
         total: Tensor | None = None
-        for index in range(self.size):
+        turn = self.in_turn()
+        for _ in range(self.size):
             # No name for the member: it would live on while the next one is made.
-            log_probs = apply(self.member(index), inputs).double().log_softmax(dim=-1)
+            log_probs = apply(next(turn), inputs).double().log_softmax(dim=-1)
             total = log_probs if total is None else torch.logaddexp(total, log_probs)
         assert total is not None
         return total - math.log(self.size)

@@ -16,7 +16,6 @@ that makes the members differ; and that training goes on for long enough to use 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,38 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from lpe.ensembles.base import Ensemble, text_table
+from lpe.ensembles.tiling import examples_of, tile
 from lpe.errors import InputError
 from lpe.modules import SPATIAL_DIMENSIONS, apply, named_tensors, tensor_bits, with_tensors
 from lpe.number_systems.streams import canonical_name, check_seed, normal
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-def tile(inputs: Any, members: int) -> Any:
-    """A batch once for each member, member by member: [examples, …] → [members·examples, …].
-
-    Args:
-        inputs: a tensor, or a tuple, list or dict of them, each with the examples first. What is no tensor,
-            or has no dimension, stays as it is.
-    """
-    if isinstance(inputs, Tensor):
-        return torch.cat([inputs] * members) if inputs.dim() else inputs
-    if isinstance(inputs, Mapping):
-        return {key: tile(value, members) for key, value in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return tuple(tile(value, members) for value in inputs)
-    return inputs
-
-
-def _examples(inputs: Any) -> int | None:
-    """How many examples a batch has: the length of its first tensor."""
-    if isinstance(inputs, Tensor):
-        return len(inputs) if inputs.dim() else None
-    if isinstance(inputs, Mapping):
-        inputs = tuple(inputs.values())
-    if isinstance(inputs, tuple | list):
-        return next((found for value in inputs if (found := _examples(value)) is not None), None)
-    return None
 
 
 @dataclass
@@ -133,7 +106,7 @@ class BatchEnsembleModule(nn.Module):
         if args and kwargs:
             raise InputError("give the inputs by position or by keyword, not some by each")
         inputs = tile(kwargs or args, self.members)
-        self._batch.examples = _examples(inputs) or 0
+        self._batch.examples = examples_of(inputs) or 0
         try:
             return apply(self.network, inputs)
         finally:

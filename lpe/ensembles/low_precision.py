@@ -12,12 +12,13 @@ What matters: the bits (too many and the members are alike, too few and each is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from lpe.ensembles.base import Ensemble
+from lpe.ensembles.on_the_fly import AllMembers
 from lpe.ensembles.selection import PlannedTensor, describe_plan, select_tensors
 from lpe.errors import InputError
 from lpe.modules import named_tensors, with_tensors
@@ -133,6 +134,10 @@ class LowPrecisionEnsemble(Ensemble):
         draw = self.draw(name, index)
         return encode_with_scales(self.stored(name), scales, self.system, layout, draw), scales
 
+    def as_module(self) -> AllMembers:
+        """All members as one module: a batch → logits [members, examples, classes]; see ``on_the_fly``."""
+        return AllMembers(self)
+
     @torch.no_grad()
     def member(self, index: int) -> nn.Module:
         """Member ``index``: the base with its quantised tensors rounded and all others shared."""
@@ -167,6 +172,33 @@ class LowPrecisionEnsemble(Ensemble):
             )
             rounded[planned.name] = values
         return with_tensors(self.model, rounded)
+
+    @torch.no_grad()
+    def in_turn(self) -> Iterator[nn.Module]:
+        """The members in order, all in the modules and the memory of the first: each is gone with the next.
+
+        Nothing of a network may outlive its weights: a module that keeps what it computed from them, rounded,
+        would keep the first member's.
+        """
+        if type(self).member is not LowPrecisionEnsemble.member:
+            yield from super().in_turn()
+            return
+        net = self.member(0)
+        tensors = {entry.name: entry.tensor for entry in named_tensors(net)}
+        yield net
+        for index in range(1, self.size):
+            if not isinstance(self.system, FullPrecision):
+                for planned in self.plan:
+                    if planned.quantised:
+                        round_with_scales(
+                            tensors[planned.name],
+                            self._stored[planned.name],
+                            self._scales[planned.name],
+                            self.system,
+                            planned.layout,
+                            self.draw(planned.name, index),
+                        )
+            yield net
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """Bits of n members, as a file holds them; see :meth:`lpe.ensembles.base.Ensemble.memory_bits`.

@@ -49,6 +49,11 @@ class CompositeEnsemble(Ensemble):
         part = bisect_right(self._starts, index) - 1
         return self.part(part).member(index - self._starts[part])
 
+    def in_turn(self) -> Iterator[nn.Module]:
+        """The members in order, each only until the next is asked for."""
+        for index in range(len(self._starts) - 1):
+            yield from self.part(index).in_turn()  # no name for the part: it would outlive its turn
+
     def _prefix(self, n: int) -> list[tuple[int, int]]:
         """(part, its members taken) of the first n members; only the last part may be taken in part."""
         return [

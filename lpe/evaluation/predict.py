@@ -1,17 +1,25 @@
 """From an ensemble and batches to the metrics of every prefix size 1 … M, out of one evaluation.
 
-The batches are taken a *chunk* at a time; within a chunk each member is made once and runs over the chunk's
-batches, while running sums of probabilities (by log-sum-exp) and of logits grow by one member at a time. A
-chunk of one batch is "batches outside, members inside", a chunk of all batches is "members outside, batches
-inside", and the bytes that a chunk may hold choose between them: members that are already there need no
-chunk, members that cost a construction are worth one. The numbers are the same.
+Each batch is read (and decoded) once for all members. Members run one by one or together, with the same
+numbers up to float rounding:
+
+    one by one   The batches are taken a *chunk* at a time. The first member runs over the batches as they
+                 come, each further one over the chunk, while running sums of probabilities (by log-sum-exp)
+                 and of logits grow by one member at a time. A chunk of one batch is "batches outside, members
+                 inside", a chunk of all batches is "members outside, batches inside", and the bytes that a
+                 chunk may hold choose between them: members that are already there need no chunk, members
+                 that cost a construction are worth one. Data larger than a chunk is still read once; then
+                 each member is made once a chunk.
+    together     A batch at a time goes through all members at once (``ensemble.as_module()``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +27,8 @@ from torch import Tensor, nn
 
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.cascade import Cascade
+from lpe.ensembles.low_precision import LowPrecisionEnsemble
+from lpe.ensembles.on_the_fly import AllMembers
 from lpe.errors import InputError
 from lpe.evaluation.cascades import evaluate_cascade
 from lpe.evaluation.metrics import EnsembleMetrics, fit_temperature, mean_log_probs, nll, temperature_scaled
@@ -32,14 +42,64 @@ CHUNK_BYTES = 1 << 28
 """Bytes of inputs and running sums that a chunk may hold: large against a batch, small against a model."""
 
 
+MEMBERS = ("auto", "one-by-one", "together")
+
+TOGETHER_WORK = 1 << 22
+"""Quantised weights × examples (tokens, where the inputs are token ids) up to which members run together on
+the CPU; see :func:`runs_together`."""
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How forward passes are computed. They may change numbers, so they belong into what is recorded.
+
+    Args:
+        autocast: torch's mixed precision, with bfloat16.
+        channels_last: images [examples, channels, height, width] with the channels last in memory, which
+            convolutions may run faster on.
+        pin_memory: batches go to a GPU through pinned memory, without waiting for it; elsewhere nothing.
+    """
+
+    autocast: bool = False
+    channels_last: bool = False
+    pin_memory: bool = False
+
+    def placed(self, inputs: Any, device: torch.device) -> Any:
+        """The inputs (tensor, tuple, list or dict of them) on a device, as the passes take them."""
+        if isinstance(inputs, Mapping):
+            return {key: self.placed(value, device) for key, value in inputs.items()}
+        if isinstance(inputs, tuple | list):
+            return tuple(self.placed(value, device) for value in inputs)
+        if not isinstance(inputs, Tensor):
+            return inputs
+        if self.pin_memory and device.type == "cuda" and inputs.device.type == "cpu":
+            inputs = inputs.pin_memory().to(device, non_blocking=True)
+        inputs = inputs.to(device)
+        if self.channels_last and inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return inputs
+
+    def logits(self, net: nn.Module, inputs: Any, device: torch.device) -> Tensor:
+        """The logits of placed inputs; see :func:`lpe.modules.apply`."""
+        if not self.autocast:
+            return apply(net, inputs)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            return apply(net, inputs)
+
+
+PLAIN = EvaluationOptions()
+
+
 def _bytes(inputs: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(inputs))
+
+
+def _tensors(inputs: Any) -> Iterator[Tensor]:
     if isinstance(inputs, Tensor):
-        return inputs.numel() * inputs.element_size()
-    if isinstance(inputs, Mapping):
-        return sum(_bytes(value) for value in inputs.values())
-    if isinstance(inputs, tuple | list):
-        return sum(_bytes(value) for value in inputs)
-    return 0
+        yield inputs
+    elif isinstance(inputs, Mapping | tuple | list):
+        for value in inputs.values() if isinstance(inputs, Mapping) else inputs:
+            yield from _tensors(value)
 
 
 def _held_bytes(inputs: Any, targets: Tensor, classes: int) -> int:
@@ -83,38 +143,196 @@ def _check_logits(logits: Tensor, targets: Tensor, index: int) -> None:
         raise InputError(f"batch {index}: the model returned {bad_values} logits that are NaN or +infinity")
 
 
-def _chunks(
-    batches: Iterable[Any], budget: int, classes: list[int]
-) -> Iterator[list[tuple[int, Any, Tensor]]]:
-    """Batches as (index, inputs, targets), in chunks of at most ``budget`` bytes and at least one batch.
+Batch = tuple[int, Any, Tensor]
+"""A batch's place in the stream, its inputs and its targets."""
 
-    ``classes`` holds their number once the first chunk has run, and 0 before.
-    """
-    chunk: list[tuple[int, Any, Tensor]] = []
-    held = 0
+Chunk = tuple[Tensor, Iterator[Tensor]]
+"""Targets [examples] of some batches, and each member's logits of them, float64 [examples, classes]."""
+
+
+def _stream(batches: Iterable[Any]) -> Iterator[Batch]:
+    """The batches, checked, without those that are empty."""
     for index, batch in enumerate(batches):
         inputs, targets = _checked(batch, index)
-        if not len(targets):
-            continue
-        # Until the first chunk has run nobody knows the classes, and sums over a vocabulary are large: it
-        # is one batch.
-        if chunk and (not classes[0] or held + _held_bytes(inputs, targets, classes[0]) > budget):
+        if len(targets):
+            yield index, inputs, targets
+
+
+def _in_chunks(stream: Iterator[Batch], budget: float, classes: list[int]) -> Iterator[list[Batch]]:
+    """Batches of at most ``budget`` bytes together, and at least one.
+
+    ``classes`` holds their number once the first chunk has run, and 0 before; that chunk is one batch, since
+    nobody knows how large the sums over classes are.
+    """
+    chunk: list[Batch] = []
+    held = 0
+    for batch in stream:
+        size = _held_bytes(*batch[1:], classes[0])
+        if chunk and (not classes[0] or held + size > budget):
             yield chunk
             chunk, held = [], 0
-        chunk.append((index, inputs, targets))
-        held += _held_bytes(inputs, targets, classes[0])
+        chunk.append(batch)
+        held += size
     if chunk:
         yield chunk
 
 
-def _member_logits(net: nn.Module, chunk: list[tuple[int, Any, Tensor]]) -> Tensor:
-    device = device_of(net)
-    parts = []
-    for index, inputs, targets in chunk:
-        logits = apply(net, to_device(inputs, device))
-        _check_logits(logits, targets, index)
-        parts.append(logits.double())
-    return torch.cat(parts)
+def _timed(timer: MemberTimer | None, index: int) -> AbstractContextManager[None]:
+    return timer.member(index) if timer else nullcontext()
+
+
+def _one_by_one(
+    ensemble: Ensemble,
+    stream: Iterator[Batch],
+    budget: float,
+    options: EvaluationOptions,
+    timer: MemberTimer | None,
+) -> Iterator[Chunk]:
+    """Chunks of at most about ``budget`` bytes and at least one batch."""
+    while (batch := next(stream, None)) is not None:
+        turn = ensemble.in_turn()
+        with _timed(timer, 0):
+            net = next(turn)
+        device = device_of(net)
+        chunk: list[Batch] = []
+        of_first: list[Tensor] = []
+        held = 0
+        while batch is not None:
+            index, inputs, targets = batch
+            with _timed(timer, 0):
+                inputs = options.placed(inputs, device)
+                logits = options.logits(net, inputs, device)
+            _check_logits(logits, targets, index)
+            chunk.append((index, inputs, targets))
+            of_first.append(logits.double())
+            size = _held_bytes(inputs, targets, logits.shape[1])
+            held += size
+            # The next batch is taken to be as large as this one.
+            batch = next(stream, None) if held + size <= budget else None
+        del net
+        every_target = torch.cat([targets for _, _, targets in chunk])
+        yield every_target, _logits_in_turn(ensemble, turn, chunk, of_first, options, timer)
+
+
+def _logits_in_turn(
+    ensemble: Ensemble,
+    turn: Iterator[nn.Module],
+    chunk: list[Batch],
+    of_first: list[Tensor],
+    options: EvaluationOptions,
+    timer: MemberTimer | None,
+) -> Iterator[Tensor]:
+    """The members' logits of a chunk; those of the first member are there."""
+    yield torch.cat(of_first)
+    of_first.clear()
+    for index in range(1, len(ensemble)):
+        with _timed(timer, index):
+            net = next(turn)
+            device = device_of(net)
+            parts = []
+            for place, inputs, targets in chunk:
+                logits = options.logits(net, to_device(inputs, device), device)
+                _check_logits(logits, targets, place)
+                parts.append(logits.double())
+            del net  # it would live on while the next one is made
+        yield torch.cat(parts)
+
+
+def _together(
+    module: AllMembers, stream: Iterator[Batch], options: EvaluationOptions, timer: MemberTimer | None
+) -> Iterator[Chunk]:
+    """Chunks of at most about CHUNK_BYTES of all members' logits and at least one batch."""
+    device = device_of(module)
+    batch = next(stream, None)
+    while batch is not None:
+        parts: list[Tensor] = []
+        every_target: list[Tensor] = []
+        held = size = 0
+        while batch is not None and held + size <= CHUNK_BYTES:
+            index, inputs, targets = batch
+            with timer.all_members() if timer else nullcontext():
+                logits = options.logits(module, options.placed(inputs, device), device)
+            for of_member in logits:
+                _check_logits(of_member, targets, index)
+            parts.append(logits)
+            every_target.append(targets)
+            size = logits.numel() * logits.element_size()
+            held += size
+            batch = next(stream, None)
+        chunk = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        yield torch.cat(every_target), (of_member.double() for of_member in chunk)
+
+
+def runs_together(ensemble: Ensemble, inputs: Any) -> bool:
+    """Whether members on a batch like this one run together, where nothing else was asked for.
+
+    They do where that was measured to be faster (benchmarks/on_the_fly.py and its results): small work for
+    each member, which is mostly the calling of many small operations. The rule knows of the machine only
+    whether it is a CPU, so that a record is computed in one way wherever it is computed again.
+    """
+    if not _can_run_together(ensemble):
+        return False
+    assert isinstance(ensemble, LowPrecisionEnsemble)
+    weights = sum(planned.numel for planned in ensemble.plan if planned.quantised)
+    first = next(_tensors(inputs), None)
+    if first is None or first.dim() == 0 or len(ensemble) == 1:
+        return False
+    each = len(first) if torch.is_floating_point(first) else first.numel()
+    return weights * each <= TOGETHER_WORK
+
+
+def _can_run_together(ensemble: Ensemble) -> bool:
+    # A subclass with members of its own has no module of them.
+    return isinstance(ensemble, LowPrecisionEnsemble) and type(ensemble).member is LowPrecisionEnsemble.member
+
+
+def _is_small(ensemble: LowPrecisionEnsemble) -> bool:
+    """Whether all members may be held at once, as a chunk of inputs may."""
+    each = sum(planned.numel * planned.bits // 8 for planned in ensemble.plan if planned.quantised)
+    return len(ensemble) * each <= CHUNK_BYTES
+
+
+def _chunks(
+    ensemble: Ensemble,
+    batches: Iterable[Any],
+    budget: float,
+    members: str,
+    options: EvaluationOptions,
+    timer: MemberTimer | None,
+) -> Iterator[Chunk]:
+    stream = _stream(batches)
+    if members == "together":
+        if not _can_run_together(ensemble):
+            raise InputError(
+                f"members of {type(ensemble).__name__} cannot run together, only those of "
+                'LowPrecisionEnsemble; give members="one-by-one"'
+            )
+        assert isinstance(ensemble, LowPrecisionEnsemble)
+        yield from _together(AllMembers(ensemble, keep=_is_small(ensemble)), stream, options, timer)
+        return
+    # A timer's times are those of members one after another.
+    if members == "auto" and timer is None and (first := next(stream, None)) is not None:
+        module = _module_for(ensemble, first, options)
+        stream = chain([first], stream)
+        if module is not None:
+            yield from _together(module, stream, options, timer)
+            return
+    yield from _one_by_one(ensemble, stream, budget, options, timer)
+
+
+def _module_for(ensemble: Ensemble, batch: Batch, options: EvaluationOptions) -> AllMembers | None:
+    """All members as one module, where they run together on batches like this one."""
+    _, inputs, _ = batch
+    if not runs_together(ensemble, inputs):
+        return None
+    assert isinstance(ensemble, LowPrecisionEnsemble)
+    module = AllMembers(ensemble, keep=_is_small(ensemble))
+    device = device_of(module)
+    try:
+        options.logits(module, options.placed(inputs, device), device)
+    except InputError:
+        return None  # what is wrong may be the batch: then one by one says so
+    return module
 
 
 @torch.no_grad()
@@ -124,6 +342,8 @@ def evaluate(
     calibrated: bool | Collection[int] = False,
     chunk_bytes: int | None = None,
     timer: MemberTimer | None = None,
+    members: str = "auto",
+    options: EvaluationOptions = PLAIN,
 ) -> pd.DataFrame:
     """The metrics of every prefix of an ensemble.
 
@@ -136,7 +356,12 @@ def evaluate(
             classes] each, in memory.
         chunk_bytes: bytes of inputs and running sums held at a time; None: one batch for members that are
             there, CHUNK_BYTES for members that must be made. It never changes a result beyond float rounding.
-        timer: takes the time of each member, made and run; one of as many members.
+        timer: takes the time of each member, made and run; one of as many members. Where members run
+            together each takes an equal share.
+        members: "one-by-one"; "together", all members of a LowPrecisionEnsemble at once on each batch; or
+            "auto", together where :func:`runs_together` says so, the model can, and no timer is given. The
+            numbers are the same up to float rounding.
+        options: of the forward passes, see :class:`EvaluationOptions`; they may change numbers.
 
     Returns:
         A row per size 1 … M: size, nll, err (fraction), ece, average_loss, ambiguity, ensemble_loss, brier,
@@ -144,16 +369,18 @@ def evaluate(
 
     Raises:
         InputError: an empty stream, a batch that is no pair, shapes that do not fit, a label out of range,
-            NaN logits, a timer of another number of members.
+            NaN logits, a timer of another number of members, members that cannot run together.
     """
     import pandas as pd
 
     if isinstance(ensemble, Cascade):
         if timer is not None:
             raise InputError("a cascade has no time a member; time its predict instead")
+        if members != "auto" or options != PLAIN:
+            raise InputError("a cascade runs its members in its own way; leave members and options out")
         budget = CHUNK_BYTES if chunk_bytes is None else chunk_bytes
         seen = [0]
-        return evaluate_cascade(ensemble, _chunks(batches, budget, seen), seen, calibrated)
+        return evaluate_cascade(ensemble, _in_chunks(_stream(batches), budget, seen), seen, calibrated)
     if timer is not None and len(timer.seconds) != len(ensemble):
         raise InputError(
             f"the timer is of {len(timer.seconds)} members, the ensemble has {len(ensemble)}; make it of as "
@@ -163,24 +390,21 @@ def evaluate(
         chunk_bytes = 0 if ensemble.members_are_stored else CHUNK_BYTES
     if isinstance(calibrated, bool):
         calibrated = range(1, len(ensemble) + 1) if calibrated else ()
+    if members not in MEMBERS:
+        raise InputError(f"members must be one of {', '.join(MEMBERS)}, not {members!r}")
     metrics = [EnsembleMetrics() for _ in range(len(ensemble))]
     kept: list[list[Tensor]] = [[] for _ in range(len(ensemble))]
     all_targets: list[Tensor] = []
-    classes = [0]
-    for chunk in _chunks(batches, chunk_bytes, classes):
-        targets = torch.cat([targets for _, _, targets in chunk])
+    for targets, of_members in _chunks(ensemble, batches, chunk_bytes, members, options, timer):
         all_targets.append(targets)
         if timer:
             timer.examples += len(targets)
         log_sum = sum_logits = sum_nll = torch.empty(0)
-        for index in range(len(ensemble)):
-            with timer.member(index) if timer else nullcontext():
-                logits = _member_logits(ensemble.member(index), chunk)
+        for index, logits in enumerate(of_members):
             targets = targets.to(logits.device)
             log_probs = logits.log_softmax(dim=-1)
             member_nll = -log_probs.gather(1, targets[:, None])[:, 0]
             if index == 0:
-                classes[0] = logits.shape[1]
                 log_sum, sum_logits, sum_nll = log_probs, logits, member_nll
             else:
                 log_sum = torch.logaddexp(log_sum, log_probs)
@@ -208,42 +432,40 @@ def evaluate(
 
 
 @torch.no_grad()
-def member_log_probs(ensemble: Ensemble, batches: Iterable[Any]) -> tuple[Tensor, Tensor]:
+def member_log_probs(
+    ensemble: Ensemble, batches: Iterable[Any], options: EvaluationOptions = PLAIN
+) -> tuple[Tensor, Tensor]:
     """Every member's log-probabilities, kept: for checks, and for few members or few classes.
 
-    Batches in a list are taken at once, so that each member is made once; of a stream, and of data that is
-    read anew each time, no more than CHUNK_BYTES are held.
+    Members run one by one. Batches in a list are taken at once, so that each member is made once; of a
+    stream, and of data that is read anew each time, no more than CHUNK_BYTES are held.
 
     Returns:
         float64 [members, examples, classes], and the targets, int64 [examples].
     """
     log_probs: list[list[Tensor]] = [[] for _ in range(len(ensemble))]
     all_targets: list[Tensor] = []
-    classes = [0]
-    chunks: Iterable[list[tuple[int, Any, Tensor]]] = _chunks(batches, CHUNK_BYTES, classes)
-    if isinstance(batches, Sequence):
-        chunks = (
-            [[(index, *_checked(batch, index)) for index, batch in enumerate(batches)]] if batches else []
-        )
-    for chunk in chunks:
-        all_targets += [targets for _, _, targets in chunk]
-        for index, of_member in enumerate(log_probs):
-            # No name for the member: it would live on while the next one is made.
-            of_member.append(_member_logits(ensemble.member(index), chunk).log_softmax(dim=-1).cpu())
-        classes[0] = log_probs[0][-1].shape[1]
-    if not sum(map(len, all_targets)):
+    budget = math.inf if isinstance(batches, Sequence) else CHUNK_BYTES
+    for targets, of_members in _one_by_one(ensemble, _stream(batches), budget, options, None):
+        all_targets.append(targets)
+        for index, logits in enumerate(of_members):
+            log_probs[index].append(logits.log_softmax(dim=-1).cpu())
+    if not all_targets:
         raise InputError("the batches are empty; there is nothing to evaluate")
     return torch.stack([torch.cat(of_member) for of_member in log_probs]), torch.cat(all_targets)
 
 
 @torch.no_grad()
 def evaluate_temperature_scaled(
-    ensemble: Ensemble, batches: Iterable[Any], validation: Iterable[Any] | None = None
+    ensemble: Ensemble,
+    batches: Iterable[Any],
+    validation: Iterable[Any] | None = None,
+    options: EvaluationOptions = PLAIN,
 ) -> dict[str, float]:
     """Metrics of the whole ensemble after temperature scaling.
 
     Args:
-        ensemble, batches: as in :func:`evaluate`.
+        ensemble, batches, options: as in :func:`evaluate`.
         validation: batches to fit the temperature on. None: it is fitted on one half of the batches' examples
             and scored on the other, both ways, so that the NLL is the calibrated NLL.
 
@@ -254,7 +476,7 @@ def evaluate_temperature_scaled(
     Raises:
         InputError: as :func:`evaluate`; fewer than two examples to fit on one half of.
     """
-    log_probs, targets = member_log_probs(ensemble, batches)
+    log_probs, targets = member_log_probs(ensemble, batches, options)
     if validation is None:
         if len(targets) < 2:
             raise InputError(
@@ -262,7 +484,7 @@ def evaluate_temperature_scaled(
             )
         scaled = temperature_scaled(mean_log_probs(log_probs), targets)
     else:
-        fitted, fitted_targets = member_log_probs(ensemble, validation)
+        fitted, fitted_targets = member_log_probs(ensemble, validation, options)
         temperature = fit_temperature(mean_log_probs(fitted), fitted_targets)
         scaled = (mean_log_probs(log_probs) / temperature).log_softmax(dim=-1)
     metrics = EnsembleMetrics()

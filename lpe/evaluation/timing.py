@@ -43,8 +43,18 @@ class MemberTimer:
         yield
         self.seconds[index] += self._now() - start
 
+    @contextmanager
+    def all_members(self) -> Iterator[None]:
+        """Adds an equal share of what the block takes to every member's seconds."""
+        start = self._now()
+        yield
+        share = (self._now() - start) / len(self.seconds)
+        self.seconds = [seconds + share for seconds in self.seconds]
+
     def milliseconds_per_example(self, examples: int | None = None) -> list[float]:
         """What a prediction of every prefix costs: entry n − 1 is of the first n members, one after another.
+
+        Of members that ran together (:meth:`all_members`) it is n shares of all of them.
 
         Making the members is included, as often as they were made: once for all examples where the data fits
         the evaluation's chunk, else once a chunk.

@@ -535,9 +535,10 @@ class EnsembleLM(HFLM):
         with tqdm(total=len(batches) * size, desc="members × batches", disable=None) as bar:
             for chunk in self._chunks(batches, held):
                 running = [_Running(keep_all) for _ in chunk]
+                turn = self.ensemble.in_turn()
                 for member in range(size):
                     with self.timer.member(member) if self.timer else nullcontext():
-                        net = self.ensemble.member(member)
+                        net = next(turn)
                         for batch, so_far in zip(chunk, running, strict=True):
                             self._run(net, member, batch, so_far, greedy, members, prefixes, is_greedy)
                             bar.update()

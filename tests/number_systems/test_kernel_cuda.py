@@ -372,6 +372,18 @@ def _(device: str) -> None:
         assert_same(kernels().decode(codes.to(device), there, grid, torch.float32, start), expected)
 
 
+@case("codes written where they are asked for")
+def _(device: str) -> None:
+    weight, grid, draw = corners(), grid_of(lpe.Int(5)), Draw("bernoulli", SEED, "w", 2)
+    scales = scales_of(weight, lpe.Int(5), Layout((8, 13)))
+    out = torch.full((4, 1, 104), 77, dtype=torch.int8, device=device)
+    there = (weight.flatten().to(device), scales_on(scales, device))
+    made = kernels().encode(*there, grid, draw, 3, out=out[:3])
+    assert made.data_ptr() == out.data_ptr()
+    assert_same(out[:3], reference.encode(weight.flatten(), scales, grid, draw, 3))
+    assert (out[3] == 77).all()
+
+
 # A linear layer of all members, to the rounding of its sums.
 
 
@@ -409,7 +421,7 @@ def check_linear(
     assert ((actual.double() - expected).abs() <= bound).all()
 
 
-for _shape in ((6, 24), (5, 13), (3, 1), (4, 1100), (5, 1003), (0, 8), (8, 0)):
+for _shape in ((6, 24), (5, 13), (3, 1), (4, 1100), (5, 1003), (3, 1048), (0, 8), (8, 0)):
     for _system in (lpe.Int(4), lpe.NF4(lpe.PerBlock(8))):
 
         @case(f"a linear layer of shape {list(_shape)}, {_system.name}")

@@ -318,6 +318,20 @@ def neighbours(
 
 
 @triton.jit
+def coupled_lanes(shared: tl.tensor, member: tl.tensor) -> tl.tensor:
+    """A coupled member's random numbers, from those of member 0: int32."""
+    shift = tl.mul(member, SHIFT, sanitize_overflow=False) & 0xFFFF
+    return (shared + shift.to(tl.int32)) & 0xFFFF
+
+
+@triton.jit
+def clamped(code: tl.tensor, zero: tl.tensor) -> tl.tensor:
+    """Codes of a uniform grid, within it."""
+    # float32's error in w·(1/Δ) may put the largest weight a little outside.
+    return tl.minimum(tl.maximum(code, -zero), zero)
+
+
+@triton.jit
 def codes_of(
     low: tl.tensor,
     threshold: tl.tensor,
@@ -338,12 +352,10 @@ def codes_of(
         lanes = lanes_of(block, tensor, member, key_low, key_high, BLOCKS)
         code = low + (lanes < threshold).to(tl.int32)
     if ROUNDING == COUPLED:
-        shift = tl.mul(member, SHIFT, sanitize_overflow=False) & 0xFFFF
-        lanes = (shared + shift.to(tl.int32)) & 0xFFFF
+        lanes = coupled_lanes(shared, member)
         code = low + (lanes < threshold).to(tl.int32)
     if UNIFORM:
-        # float32's error in w·(1/Δ) may put the largest weight a little outside.
-        code = tl.minimum(tl.maximum(code, -zero), zero)
+        code = clamped(code, zero)
     return code
 
 
@@ -559,13 +571,15 @@ def encode(
     members: int = 1,
     starts: Tensor | None = None,
     length: int | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Codes of a flat weight, or of segments of it, for one member or several: see ``reference.encode``."""
     segments = 1 if starts is None else len(starts)
     if starts is None:
         length = weight.numel()
     assert length is not None
-    codes = torch.empty((members, segments, length), dtype=code_type(grid), device=weight.device)
+    shape = (members, segments, length)
+    codes = torch.empty(shape, dtype=code_type(grid), device=weight.device) if out is None else out
     _launch_round(codes, weight, scales, grid, draw, starts, values=False)
     return codes
 

@@ -18,11 +18,14 @@ from torch import Tensor
 from lpe.number_systems.grids import Grid
 from lpe.number_systems.kernels.arguments import Draw, Scales, Stored
 from lpe.number_systems.kernels.cuda import (
+    BERNOULLI,
     BFLOAT16,
     COUPLED,
     INTEGERS,
+    NEAREST,
     bfloat16_bits,
-    codes_of,
+    clamped,
+    coupled_lanes,
     lanes_of,
     launch,
     level_of,
@@ -39,6 +42,28 @@ ROWS = 4
 
 COLUMN_BLOCKS = 64
 """Blocks of eight inputs of a program, a power of two; fewer where the weight has fewer."""
+
+
+@triton.jit
+def member_value(
+    code: tl.tensor,
+    scale: tl.tensor,
+    zero: tl.tensor,
+    table: tl.tensor,
+    inside: tl.tensor,
+    x: tl.tensor,
+    X: tl.constexpr,
+    UNIFORM: tl.constexpr,
+) -> tl.tensor:
+    """Values of codes, rounded to the dtype of ``x``, in float32."""
+    if UNIFORM:
+        code = clamped(code, zero)
+    value = level_of(code, table, inside, UNIFORM) * scale
+    if X == BFLOAT16:
+        value = stored_value(bfloat16_bits(value), X, table, inside)
+    else:
+        value = value.to(x.dtype.element_ty).to(tl.float32)
+    return value
 
 
 @triton.jit(
@@ -112,6 +137,7 @@ def _linear(
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMN_BLOCKS: tl.constexpr,
+    WHOLE_BLOCKS: tl.constexpr,
 ) -> None:
     """Sums over a chunk of the inputs in ``out`` [chunks, members, batch, rows], float32."""
     BLOCKS: tl.constexpr = ROWS * COLUMN_BLOCKS
@@ -124,7 +150,11 @@ def _linear(
     block = begin // 8 + (index % COLUMN_BLOCKS).to(tl.int64)
     there = (row < rows) & (block * 8 < end)
     element = block[:, None] * 8 + tl.arange(0, 8).to(tl.int64)[None, :]
-    inside = there[:, None] & (element >= begin[:, None]) & (element < end[:, None])
+    if WHOLE_BLOCKS:
+        # A mask that eight elements share lets them be loaded at once.
+        inside = tl.broadcast_to(there[:, None], [BLOCKS, 8])
+    else:
+        inside = there[:, None] & (element >= begin[:, None]) & (element < end[:, None])
     column = element - (row * columns)[:, None]
 
     w = stored_value(tl.load(weight + element, mask=inside, other=0), STORED, stored_table, inside)
@@ -189,16 +219,19 @@ def _linear(
     output = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS).to(tl.int64)
     to = out + tl.program_id(1).to(tl.int64) * members * batch * rows
     of_member = x
+    # A member's weight is one of two, each as a member's own weights are kept.
+    lower = member_value(low, scale, zero, table, inside, x, X, UNIFORM)
+    upper = lower
+    if ROUNDING != NEAREST:
+        upper = member_value(low + 1, scale, zero, table, inside, x, X, UNIFORM)
     for _ in range(members):
-        code = codes_of(
-            low, threshold, shared, block, tensor, drawn, key_low, key_high, zero, ROUNDING, UNIFORM, BLOCKS
-        )
-        value = level_of(code, table, inside, UNIFORM) * scale
-        # As a member's own weights are kept.
-        if X == BFLOAT16:
-            value = stored_value(bfloat16_bits(value), X, table, inside)
-        else:
-            value = value.to(x.dtype.element_ty).to(tl.float32)
+        value = lower
+        if ROUNDING == BERNOULLI:
+            lanes = lanes_of(block, tensor, drawn, key_low, key_high, BLOCKS)
+            value = tl.where(lanes < threshold, upper, lower)
+        if ROUNDING == COUPLED:
+            lanes = coupled_lanes(shared, drawn)
+            value = tl.where(lanes < threshold, upper, lower)
         of_example = of_member
         for _example in range(batch):
             given = stored_value(tl.load(of_example + column, mask=inside, other=0), X, table, inside)
@@ -254,6 +287,7 @@ def member_linear(x: Tensor, weight: Stored, scales: Scales, grid: Grid, draw: D
         X=x_as,
         ROWS=ROWS,
         COLUMN_BLOCKS=column_blocks,
+        WHOLE_BLOCKS=columns % LANES == 0,
         **rounding_arguments(weight, scales, grid, draw),
     )
     return (sums[0] if chunks == 1 else sums.sum(dim=0)).to(x.dtype)

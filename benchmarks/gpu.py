@@ -1,0 +1,587 @@
+"""Members on a GPU: bytes a second against a copy, and batch-1 decoding of 1 and 10 members against one pass.
+
+    python -m benchmarks.gpu                        (all of it: some minutes, 35 GB of the GPU's memory)
+    python -m benchmarks.gpu --layers 4 --weights 16777216 167772160           (6 GB)
+
+**Bandwidth.** Matrices of 16.8 M, 168 M and 1 G weights, stored as float32, bfloat16 or INT-8 codes, a scale
+for each output channel, are rounded to INT-5 and written as codes (int8) or values (bfloat16). The bytes that
+must be read and written, divided by the time, are compared with ``copy_`` of float32 that moves as many bytes
+(half of them read); scales are not counted. "Each further" is what a member adds to a call that makes
+several: (5 members − 1) / 4; it reads nothing. At 16.8 M both sides may live in the GPU's cache.
+
+**Decoding.** The linear layers of LLaMa-3-8B, 7.0 G random weights, one token: one pass of bfloat16
+``F.linear``, against 1 and 10 INT-5 members by ``cuda_linear.member_linear``, which reads each stored weight
+once for all members, from INT-8 codes and from bfloat16; every member has its own activations. Beside it what
+a loop over members costs that rounds each weight to memory first. With ``--layers`` fewer than 32 distinct
+layers are passed in turn, each of which is larger than a cache.
+
+Jobs run in turn, after a call that compiles them, whose seconds are told; medians of 5 repeats, by CUDA
+events. Each job is captured as a CUDA graph and replayed, on both sides alike, so that no launch from Python
+is timed; decoding is timed both ways, and promises are about the graphs.
+
+It keeps its promises, or says which is broken and exits with 1. At the largest number of weights, one
+independent member, written as bfloat16, is made at 70 % of the copy's bytes a second or more, from bfloat16
+and from INT-8 codes. Ten members, independent or coupled, decoded from INT-8, take at most twice one pass.
+
+**What to expect: an estimate for an H100 (SXM), not a measurement.** Its 132 multiprocessors at 1.755 GHz
+issue 128 instructions of single lanes a cycle, of which 64 of integers, so 3.0e13 and 1.5e13 a second; it
+reads 3.35 TB/s. One bfloat16 pass reads 14.0 GB: 4.2 ms at full speed, 4.6 ms at 90 %.
+
+Twice that, over the 7.0e10 weights of ten members, leaves 3.9 instructions for a weight of a member, 2.0 of
+them of integers. Philox takes 20 wide products and 20 exclusive ors for 8 weights, 5 instructions a weight,
+before any weight is rounded: **ten independent members cannot keep the promise**, whatever the kernel. With
+lane, compare, select and multiply-add it is 9, of which 5.5 of integers beside the products: 21 ms to issue
+them, 26 ms for the integers, so 5 to 6 passes at the least. Coupled members draw once; add, compare, select
+and multiply-add are 4, of which 3 of integers: 9.5 ms and 14 ms, 3 passes. With two predicated multiply-adds
+for the select it is 9.5 ms both ways, and a tenth of what is done once for a weight (15 instructions or more)
+on top: **coupled members are expected between 2 and 3 passes**, by hand-written code. Members that are kept
+are no way out: ten of INT-5, packed, are 44 GB, 13 ms or 3 passes.
+
+The kernel is far from that. In the machine code that Triton 3.9 makes of it for sm_90, a weight of an
+independent member takes 17 instructions and one of a coupled member 12, the sums over a program's threads
+included, and a weight 57 or 63 once for all members: 53 ms and 42 ms to issue, 12 and 9 passes, so **both
+promises about decoding are expected to break**. What is left to take out: the sums after every member (3 of
+those 17), Philox's keys, computed anew for every member, and the work on a weight's place and scale.
+
+Bandwidth has the same limit. One member of 1 G weights takes 54 instructions a weight from bfloat16 and
+58 from INT-8, 2.0 ms and 2.1 ms to issue, where a copy at 90 % of full speed takes 1.4 ms and 1.1 ms: at most
+73 % and 51 % of it. So the promise from bfloat16 is at its edge, and **the one from INT-8 is expected to
+break** until that kernel sheds instructions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import lpe
+from benchmarks.command import conditions, parser
+from lpe.ensembles.base import text_table
+from lpe.errors import InputError
+from lpe.number_systems import kernels, rounding
+from lpe.number_systems.grids import grid_of
+from lpe.number_systems.kernels.arguments import Coded, Draw, Scales, Stored
+from lpe.number_systems.layouts import Layout
+from lpe.records import check_writable, write_provenance, write_table
+
+BITS = 5
+REPEATS = 5
+LEAST_SECONDS = 0.02
+"""What a timing of a job lasts at least, by calling it again."""
+
+WEIGHTS = (2**24, 10 * 2**24, 2**30)
+COLUMNS_OF_WEIGHT = 4096
+FURTHER = 4
+BYTES_A_WEIGHT = 32
+"""Of memory, for all that the bandwidth's jobs hold, and what making it takes."""
+
+STORED_BYTES = {"float32": 4, "bfloat16": 2, "INT-8": 1}
+WRITTEN_BYTES = {"codes": 1, "bfloat16": 2}
+COPY = "copy"
+NEAREST = "nearest"
+MEMBER = "independent member"
+COUPLED = "coupled member, the first"
+NEXT_MEMBER = "each further independent member"
+NEXT_COUPLED = "each further coupled member"
+ROUNDINGS = {NEAREST: "nearest", MEMBER: "bernoulli", COUPLED: "coupled"}
+FURTHER_OF = {NEXT_MEMBER: MEMBER, NEXT_COUPLED: COUPLED}
+BANDWIDTH_COLUMNS = (
+    "what",
+    "stored",
+    "writes",
+    "weights",
+    "bytes",
+    "repeats",
+    "median_seconds",
+    "gigabytes_per_second",
+    "of_a_copy",
+)
+
+LAYERS = 32
+LLAMA_3_8B = (
+    (4096, 4096),
+    (1024, 4096),
+    (1024, 4096),
+    (4096, 4096),
+    (14336, 4096),
+    (14336, 4096),
+    (4096, 14336),
+)
+"""[out, in] of a layer's q, k, v, o, gate, up and down."""
+
+MEMBERS = (1, 10)
+FORWARD = "one bfloat16 pass"
+READ_ONCE = {"bernoulli": "independent members", "coupled": "coupled members"}
+ONE_BY_ONE = "independent members, each rounded to memory and multiplied"
+DECODE_COLUMNS = ("what", "stored", "members", "run", "weights", "repeats", "median_seconds", "times_a_pass")
+GRAPH = "graph"
+LAUNCHED = "launched"
+
+COPY_PROMISE = 0.7
+PASS_PROMISE = 2.0
+
+
+@dataclass
+class Timer:
+    """Medians of jobs on one device, and what their first calls took.
+
+    Args:
+        device: where the jobs run; on a GPU, by its own clock.
+        repeats: timed rounds. least_seconds: what a timing lasts at least.
+    """
+
+    device: torch.device
+    repeats: int = REPEATS
+    least_seconds: float = LEAST_SECONDS
+    first_calls: float = 0.0
+
+    def medians(self, jobs: Mapping[str, Callable[[], object]], graph: bool) -> dict[str, float]:
+        """Median seconds of one call of each job, the jobs in turn; of its replayed graph on a GPU."""
+        runs: dict[str, Callable[[], object]] = {}
+        calls: dict[str, int] = {}
+        for name, job in jobs.items():
+            self.first_calls += self._seconds(job, 1, own_clock=False)
+            runs[name] = self._graph_of(job) if graph and self.device.type == "cuda" else job
+            calls[name] = 1
+            if self.least_seconds:
+                calls[name] = min(1000, math.ceil(self.least_seconds / self._seconds(runs[name], 1)))
+        seconds: dict[str, list[float]] = {name: [] for name in jobs}
+        for _ in range(self.repeats):
+            for name, run in runs.items():
+                # Untimed, so that what the job before has put out of the caches comes back.
+                run()
+                seconds[name].append(self._seconds(run, calls[name]))
+        return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+    def _seconds(self, run: Callable[[], object], calls: int, own_clock: bool = True) -> float:
+        """Of one call, of so many: by the GPU's events, or by this process's clock until all is done."""
+        if self.device.type != "cuda" or not own_clock:
+            self._wait()
+            started = time.perf_counter()
+            for _ in range(calls):
+                run()
+            self._wait()
+            return (time.perf_counter() - started) / calls
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._wait()
+        begin.record()
+        for _ in range(calls):
+            run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1000 / calls
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _graph_of(self, job: Callable[[], object]) -> Callable[[], object]:
+        """What replays the job's launches."""
+        side = torch.cuda.Stream(self.device)
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(side):
+            job()
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            job()
+        replay: Callable[[], object] = graph.replay
+        return replay
+
+
+def member_scales(weight: Tensor) -> Scales:
+    """Of the members of a matrix."""
+    layout = Layout(tuple(weight.shape))
+    system = lpe.Int(BITS)
+    return Scales.of(rounding.absmax_scales(weight, system, layout), layout, system.scale)
+
+
+def int8_of(weight: Tensor) -> Coded:
+    """A matrix as INT-8 codes."""
+    system, layout = lpe.Int(8), Layout(tuple(weight.shape))
+    scales = Scales.of(rounding.absmax_scales(weight, system, layout), layout, system.scale)
+    draw = Draw("nearest", 0, "", 0)
+    codes = kernels.of(weight.device).encode(weight.view(-1), scales, grid_of(system), draw)
+    return Coded(codes.view(-1), scales, grid_of(system))
+
+
+@torch.no_grad()
+def bandwidth(timer: Timer, weights: int, columns: int = COLUMNS_OF_WEIGHT) -> list[dict[str, object]]:
+    """A row for each copy and each way of rounding a matrix of so many weights."""
+    device, grid = timer.device, grid_of(lpe.Int(BITS))
+    backend = kernels.of(device)
+    generator = torch.Generator(device).manual_seed(0)
+    weight = torch.randn((weights // columns, columns), device=device, generator=generator)
+    count = weight.numel()
+    scales = member_scales(weight)
+    stored: dict[str, Stored] = {
+        "float32": weight.view(-1),
+        "bfloat16": weight.view(-1).bfloat16(),
+        "INT-8": int8_of(weight),
+    }
+    # The values have room for the largest copy too, which is of 6 bytes a weight, where FURTHER is 2 or more.
+    codes = torch.empty((1 + FURTHER, 1, count), dtype=torch.int8, device=device)
+    values = torch.empty((1 + FURTHER, 1, count), dtype=torch.bfloat16, device=device)
+    copied = values.view(-1).view(torch.float32)
+
+    def rounded(source: Stored, writes: str, draw: Draw, members: int) -> Callable[[], object]:
+        if writes == "codes":
+            out = codes[:members]
+            return lambda: backend.encode(source, scales, grid, draw, members, out=out)
+        return lambda: backend.round_into(values[:members], source, scales, grid, draw)
+
+    def copy_of(moved: int) -> Callable[[], object]:
+        elements = moved // 8
+        return lambda: copied[elements : 2 * elements].copy_(copied[:elements])
+
+    Case = tuple[str, str, str]
+    jobs: dict[str, Callable[[], object]] = {}
+    cases: dict[str, Case] = {}
+    moved: dict[str, int] = {}
+    for name, source in stored.items():
+        for writes, width in WRITTEN_BYTES.items():
+            for what in (NEAREST, MEMBER, COUPLED, NEXT_MEMBER, NEXT_COUPLED):
+                key = f"{what}, {name}, {writes}"
+                draw = Draw(ROUNDINGS[FURTHER_OF.get(what, what)], 0, "weight", 0)
+                members = 1 + FURTHER if what in FURTHER_OF else 1
+                jobs[key] = rounded(source, writes, draw, members)
+                cases[key] = (what, name, writes)
+                moved[key] = count * (width + (0 if what in FURTHER_OF else STORED_BYTES[name]))
+    copies = {length: f"{COPY} {length}" for length in sorted(set(moved.values()))}
+    for length, key in copies.items():
+        jobs[key] = copy_of(length)
+        cases[key] = (COPY, "float32", "float32")
+        moved[key] = length // 8 * 8
+    seconds = timer.medians(jobs, graph=True)
+    for key, (what, name, writes) in cases.items():
+        if what in FURTHER_OF:
+            seconds[key] -= seconds[f"{FURTHER_OF[what]}, {name}, {writes}"]
+            seconds[key] /= FURTHER
+    speed = {key: moved[key] / seconds[key] / 1e9 for key in jobs}
+    return [
+        {
+            "what": what,
+            "stored": name,
+            "writes": writes,
+            "weights": count,
+            "bytes": moved[key],
+            "repeats": timer.repeats,
+            "median_seconds": seconds[key],
+            "gigabytes_per_second": speed[key],
+            "of_a_copy": 1.0 if what == COPY else speed[key] / speed[copies[moved[key]]],
+        }
+        for key, (what, name, writes) in cases.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer of the stack.
+
+    Args:
+        weight: bfloat16 [out, in]. coded: the same as INT-8. scales: of the members.
+        name: keys their random bits.
+    """
+
+    weight: Tensor
+    coded: Coded
+    scales: Scales
+    name: str
+
+    def stored(self, name: str) -> Stored:
+        """From what members are drawn."""
+        return self.coded if name == "INT-8" else self.weight.view(-1)
+
+
+def stack(device: torch.device, shapes: Sequence[tuple[int, int]], layers: int) -> Iterator[Linear]:
+    """Random linear layers, made one after another."""
+    generator = torch.Generator(device).manual_seed(0)
+    for layer in range(layers):
+        for place, (rows, columns) in enumerate(shapes):
+            weight = torch.randn((rows, columns), device=device, generator=generator) / columns**0.5
+            yield Linear(weight.bfloat16(), int8_of(weight), member_scales(weight), f"{layer}.{place}")
+
+
+@torch.no_grad()
+def decoding(
+    timer: Timer,
+    shapes: Sequence[tuple[int, int]] = LLAMA_3_8B,
+    layers: int = LAYERS,
+    distinct: int = LAYERS,
+    members: Sequence[int] = MEMBERS,
+) -> list[dict[str, object]]:
+    """A row for one bfloat16 pass and each way of passing members, one token each."""
+    device, grid = timer.device, grid_of(lpe.Int(BITS))
+    backend = kernels.of(device)
+    member_linear = import_module("lpe.number_systems.kernels.cuda_linear").member_linear
+    made = list(stack(device, shapes, distinct))
+    passed = [made[place % len(made)] for place in range(layers * len(shapes))]
+    generator = torch.Generator(device).manual_seed(1)
+    inputs = {
+        columns: torch.randn((max(members), 1, columns), device=device, generator=generator).bfloat16()
+        for _, columns in shapes
+    }
+    room = torch.empty(max(rows * columns for rows, columns in shapes), dtype=torch.bfloat16, device=device)
+
+    def forward() -> None:
+        for linear in passed:
+            F.linear(inputs[linear.weight.shape[1]][0], linear.weight)
+
+    def read_once(stored: str, rounded: str, count: int) -> None:
+        for linear in passed:
+            x = inputs[linear.weight.shape[1]][:count]
+            draw = Draw(rounded, 0, linear.name, 0)
+            member_linear(x, linear.stored(stored), linear.scales, grid, draw)
+
+    def one_by_one(stored: str, count: int) -> None:
+        for member in range(count):
+            for linear in passed:
+                out = room[: linear.weight.numel()]
+                draw = Draw("bernoulli", 0, linear.name, member)
+                source = linear.stored(stored)
+                backend.round_into(out.view(1, 1, -1), source, linear.scales, grid, draw)
+                F.linear(inputs[linear.weight.shape[1]][member], out.view_as(linear.weight))
+
+    jobs: dict[str, Callable[[], object]] = {FORWARD: forward}
+    cases = {FORWARD: (FORWARD, "bfloat16", 1)}
+    for count in members:
+        for stored in ("INT-8", "bfloat16"):
+            for rounded, what in READ_ONCE.items():
+                jobs[f"{what}, {stored}, {count}"] = partial(read_once, stored, rounded, count)
+                cases[f"{what}, {stored}, {count}"] = (what, stored, count)
+        jobs[f"{ONE_BY_ONE}, {count}"] = partial(one_by_one, "INT-8", count)
+        cases[f"{ONE_BY_ONE}, {count}"] = (ONE_BY_ONE, "INT-8", count)
+    rows: list[dict[str, object]] = []
+    for run in (GRAPH, LAUNCHED) if device.type == "cuda" else (LAUNCHED,):
+        seconds = timer.medians(jobs, graph=run == GRAPH)
+        rows += [
+            {
+                "what": what,
+                "stored": stored,
+                "members": count,
+                "run": run,
+                "weights": sum(linear.weight.numel() for linear in passed),
+                "repeats": timer.repeats,
+                "median_seconds": seconds[key],
+                "times_a_pass": seconds[key] / seconds[FORWARD],
+            }
+            for key, (what, stored, count) in cases.items()
+        ]
+    return rows
+
+
+def driver_version() -> str:
+    """Of NVIDIA's driver, as its own tool tells."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.partition("\n")[0].strip() or "unknown"
+
+
+def fitting(device: torch.device, weights: Sequence[int]) -> list[int]:
+    """Those sizes that the GPU's free memory holds; of others a line is printed."""
+    free = torch.cuda.mem_get_info(device)[0]
+    fits = [count for count in weights if count * BYTES_A_WEIGHT <= free]
+    for count in sorted(set(weights) - set(fits)):
+        needed = count * BYTES_A_WEIGHT / 1e9
+        print(f"left out: {count:,} weights need {needed:.0f} GB, and {free / 1e9:.0f} GB are free")
+    return fits
+
+
+def record(
+    timer: Timer,
+    out: Path,
+    weights: Sequence[int],
+    columns: int,
+    shapes: Sequence[tuple[int, int]],
+    layers: int,
+    distinct: int,
+    members: Sequence[int],
+) -> None:
+    """Measure all of it, and write ``gpu_bandwidth.csv``, ``gpu_decoding.csv`` and ``gpu.json``."""
+    started = time.time()
+    measured: list[dict[str, object]] = []
+    for count in weights:
+        measured += bandwidth(timer, count, columns)
+        _give_memory_back(timer.device)
+    write_table(measured, out / "gpu_bandwidth.csv", BANDWIDTH_COLUMNS)
+    write_table(decoding(timer, shapes, layers, distinct, members), out / "gpu_decoding.csv", DECODE_COLUMNS)
+    config = {
+        "system": lpe.Int(BITS),
+        "repeats": timer.repeats,
+        "weights": list(weights),
+        "shapes": [list(shape) for shape in shapes],
+        "layers": layers,
+        "distinct_layers": distinct,
+        "first_calls_seconds": round(timer.first_calls, 1),
+        "driver": driver_version(),
+        "cuda": torch.version.cuda or "none",
+    }
+    write_provenance(
+        out / "gpu.json",
+        ["benchmarks/gpu.py"],
+        config,
+        timer.device.type,
+        [0],
+        torch.get_num_threads(),
+        started,
+    )
+
+
+def _give_memory_back(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure, write, print; 1 where a promise is broken, 2 after one line about bad input or no GPU."""
+    options = parser("gpu", __doc__)
+    options.add_argument("--layers", type=int, default=LAYERS, help="distinct layers, 1 to 32 (%(default)s)")
+    options.add_argument(
+        "--weights", type=int, nargs="+", default=list(WEIGHTS), help="sizes for the bandwidth"
+    )
+    asked = options.parse_args(arguments)
+    try:
+        if not 1 <= asked.layers <= LAYERS:
+            raise InputError(f"--layers is {asked.layers}; give 1 to {LAYERS}")
+        if min(asked.weights) < COLUMNS_OF_WEIGHT:
+            raise InputError(f"--weights has {min(asked.weights)}; give {COLUMNS_OF_WEIGHT} or more")
+        if not torch.cuda.is_available():
+            raise InputError(
+                "there is no CUDA device here; run benchmarks.gpu on a machine with an NVIDIA GPU"
+            )
+        check_writable(asked.out)
+        device = torch.device("cuda")
+        weights = fitting(device, asked.weights)
+        if not weights:
+            raise InputError("no size fits the GPU's free memory; give fewer --weights")
+        record(
+            Timer(device),
+            asked.out,
+            weights,
+            COLUMNS_OF_WEIGHT,
+            LLAMA_3_8B,
+            LAYERS,
+            asked.layers,
+            MEMBERS,
+        )
+    except torch.OutOfMemoryError:
+        print("error: the GPU's memory does not hold the stack; give fewer --layers", file=sys.stderr)
+        return 2
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table_text(asked.out))
+    verdicts = promises(asked.out)
+    for _, line in verdicts:
+        print(line)
+    return 0 if all(kept for kept, _ in verdicts) else 1
+
+
+def promises(folder: Path) -> list[tuple[bool, str]]:
+    """Whether each promise is kept, and a line that says so, from the files alone."""
+    found = []
+    table = pd.read_csv(folder / "gpu_bandwidth.csv")
+    largest = int(table["weights"].max())
+    for stored in ("bfloat16", "INT-8"):
+        chosen = table[
+            (table["weights"] == largest)
+            & (table["what"] == MEMBER)
+            & (table["stored"] == stored)
+            & (table["writes"] == "bfloat16")
+        ]
+        share = float(chosen["of_a_copy"].iloc[0])
+        what = f"{MEMBER}, {stored} to bfloat16, {largest:,} weights: {share:.1%} of a copy"
+        kept = share >= COPY_PROMISE
+        found.append((kept, f"{_verdict(kept)}: {what}, at least {COPY_PROMISE:.0%} promised"))
+    table = pd.read_csv(folder / "gpu_decoding.csv")
+    if GRAPH in set(table["run"]):
+        table = table[table["run"] == GRAPH]
+    most = table["members"].max()
+    for what in READ_ONCE.values():
+        chosen = table[(table["what"] == what) & (table["members"] == most) & (table["stored"] == "INT-8")]
+        times = float(chosen["times_a_pass"].iloc[0])
+        kept = times <= PASS_PROMISE
+        line = f"{most} {what} decoded from INT-8: {times:.3g} times {FORWARD}"
+        found.append((kept, f"{_verdict(kept)}: {line}, at most {PASS_PROMISE:g} promised"))
+    return found
+
+
+def _verdict(kept: bool) -> str:
+    return "kept" if kept else "broken"
+
+
+def table_text(folder: Path) -> str:
+    """The tables with their conditions, from the files alone."""
+    tables = []
+    for weights, rows in pd.read_csv(folder / "gpu_bandwidth.csv").groupby("weights"):
+        ways = [
+            (
+                str(row["what"]),
+                str(row["stored"]),
+                str(row["writes"]),
+                f"{row['bytes'] / 1e6:.4g}",
+                f"{1000 * row['median_seconds']:.4g}",
+                f"{row['gigabytes_per_second']:.4g}",
+                f"{row['of_a_copy']:.1%}",
+            )
+            for _, row in rows.iterrows()
+        ]
+        header = ("what", "stored", "writes", "MB", "ms", "GB/s", "of a copy")
+        tables.append(text_table(f"{weights:,} weights rounded to INT-{BITS}", header, ways))
+    table = pd.read_csv(folder / "gpu_decoding.csv")
+    cells = [
+        (
+            str(row["what"]),
+            str(row["stored"]),
+            str(row["members"]),
+            str(row["run"]),
+            f"{1000 * row['median_seconds']:.4g}",
+            f"{row['times_a_pass']:.3g}",
+        )
+        for _, row in table.iterrows()
+    ]
+    config = _told(folder / "gpu.json")["config"]
+    title = (
+        f"One token through {table['weights'].iloc[0]:,} weights ({config['layers']} layers, "
+        f"{config['distinct_layers']} distinct), INT-{BITS}"
+    )
+    tables.append(text_table(title, ("what", "stored", "members", "run", "ms", "times a pass"), cells))
+    return "\n\n".join(tables) + "\n" + gpu_conditions(folder / "gpu.json")
+
+
+def gpu_conditions(path: Path) -> str:
+    """GPU, driver and compilation, and what every benchmark tells, in two lines."""
+    told = _told(path)
+    config = told["config"]
+    return (
+        f"medians of {config['repeats']}; {told['device'].get('gpu', 'no GPU')}, driver {config['driver']}, "
+        f"CUDA {config['cuda']}; first calls, compilation included: {config['first_calls_seconds']} s\n"
+        f"{conditions(path)}"
+    )
+
+
+def _told(path: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return told
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,537 @@
+"""All members of a low precision ensemble as one module, which holds the stored weights and no member's.
+
+The members' batches go through the network as one batch, member by member: [members·examples, …]. Norms,
+attention and residuals are the network's own code. Where a quantised weight was stands a placeholder without
+memory, and a function that is given it is computed for all members:
+
+    Linear, GPT-2's Conv1D, x @ weight   a block of the stored weight's rows at a time: the block is read
+                                         once, all members' values of it are drawn, one batched product
+    Embedding                            only the rows that are looked up are drawn, each once
+    convolutions, attention's projections inside ``F.multi_head_attention_forward``, weights that
+    are computed from a quantised one    a member at a time, from its whole weight
+
+What matters: it draws every weight anew in each pass, which a single batch amortises over its examples and
+over nothing else. Members one at a time over many batches draw each weight once, whatever is computed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_flatten, tree_map
+
+from lpe.ensembles.base import text_table
+from lpe.ensembles.selection import PlannedTensor
+from lpe.ensembles.tiling import examples_of, tile
+from lpe.errors import InputError
+from lpe.modules import apply, with_tensors
+from lpe.number_systems.grids import FullPrecision
+from lpe.number_systems.rounding import members_into
+
+if TYPE_CHECKING:
+    from lpe.ensembles.low_precision import LowPrecisionEnsemble
+
+BLOCK_BYTES = 1 << 22
+BLOCK_ROWS = 256
+"""How much of a weight is a block: all members' values of it take BLOCK_BYTES, or it has as many rows as a
+member has positions, up to BLOCK_ROWS, where that is more (many positions by few rows read the inputs too
+often). Measured, see benchmarks/on_the_fly.py: blocks for an L2 cache of 512 kB lose, for each costs a call.
+"""
+
+BLOCKS, ROWS, WHOLE = "in blocks, for all members", "the rows looked up", "whole, a member at a time"
+"""How a weight is drawn."""
+
+
+@dataclass
+class _Pass:
+    """The pass that is under way; every weight of a module sees this object."""
+
+    members: int
+    examples: int = 0
+
+    def by_member(self, values: Tensor, name: str, dimension: int = 0) -> Tensor:
+        """Values of all members, split: [members·n, …] → [members, n, …], at ``dimension``."""
+        if isinstance(values, _Weight):
+            values = values.of_members.of_each_members_own(self)
+        length = values.shape[dimension] if values.dim() > dimension else 0
+        if not self.examples or length % (self.members * self.examples) or not length:
+            raise InputError(
+                f"{name!r} meets a tensor of shape {list(values.shape)}, of which dimension {dimension} is "
+                f"not that of the batch, {self.examples} examples of {self.members} members: members cannot "
+                "be told apart there; take the members one by one"
+            )
+        return values.unflatten(dimension, (self.members, -1))
+
+
+class _Weight(Tensor):
+    """Stands where a quantised weight was: NaN, of its shape and without memory."""
+
+    of_members: _Values
+
+    @staticmethod
+    def of(values: _Values, like: Tensor) -> _Weight:
+        """A placeholder of the shape, type and device of ``like``."""
+        placeholder = torch.full((), torch.nan, dtype=like.dtype, device=like.device)
+        weight = placeholder.expand(like.shape).as_subclass(_Weight)
+        weight.of_members = values
+        return weight
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        handler = _HANDLERS.get(func)
+        result = NotImplemented if handler is None else handler(*args, **(kwargs or {}))
+        return _computed(func, args, kwargs or {}) if result is NotImplemented else result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Weight:
+        return self
+
+
+class _Values:
+    """The members' values of a weight."""
+
+    name: str
+
+    def member(self, index: int) -> Tensor:
+        """Those of one member, of the weight's shape."""
+        raise NotImplementedError
+
+    def of_each_members_own(self, run: _Pass) -> Tensor:
+        """Of values that were computed for the whole batch, each member's examples as it has them."""
+        parts = [run.by_member(self.member(m), self.name)[m] for m in range(run.members)]
+        return torch.cat(parts)
+
+
+@dataclass
+class _Drawn(_Values):
+    """The members' values of a quantised weight, drawn from the stored one when asked for.
+
+    Args:
+        keep: hold all members' values once they are drawn.
+        how: which of the ways to draw it were used.
+    """
+
+    ensemble: LowPrecisionEnsemble
+    planned: PlannedTensor
+    run: _Pass
+    keep: bool
+    how: set[str] = field(default_factory=set)
+    kept: Tensor | None = None
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.planned.name
+
+    @property
+    def device(self) -> torch.device:
+        """Where the stored weight lies."""
+        return self.ensemble.scales(self.name).device
+
+    def into(self, out: Tensor, first: int, starts: Tensor | None) -> Tensor:
+        """Draw members ``first`` … into ``out`` [members, segments, length]; returns it."""
+        ensemble, planned = self.ensemble, self.planned
+        assert not isinstance(ensemble.system, FullPrecision)
+        members_into(
+            out,
+            ensemble.stored(self.name),
+            ensemble.scales(self.name),
+            ensemble.system,
+            planned.layout,
+            ensemble.draw(self.name, first),
+            starts,
+        )
+        return out
+
+    def held(self) -> Tensor | None:
+        """All members' values, of the shape [members, *the weight's], where they are kept."""
+        if self.keep and self.kept is None:
+            out = torch.empty(
+                (self.run.members, 1, self.planned.numel), dtype=self.planned.dtype, device=self.device
+            )
+            self.kept = self.into(out, 0, None).view(self.run.members, *self.planned.shape)
+        return self.kept
+
+    def member(self, index: int) -> Tensor:
+        self.how.add(WHOLE)
+        if (held := self.held()) is not None:
+            return held[index]
+        out = torch.empty((1, 1, self.planned.numel), dtype=self.planned.dtype, device=self.device)
+        return self.into(out, index, None).view(self.planned.shape)
+
+    def blocks(self, dtype: torch.dtype, positions: int) -> Iterator[tuple[int, int, Tensor]]:
+        """A matrix's rows start … stop − 1 of all members, [members, stop − start, columns], block by block.
+
+        A block is gone with the next one. ``positions``: of a member, with which each block is multiplied.
+        """
+        self.how.add(BLOCKS)
+        rows, columns = self.planned.shape
+        if (held := self.held()) is not None:
+            yield 0, rows, held.to(dtype)
+            return
+        members = self.run.members
+        in_bytes = BLOCK_BYTES // (members * columns * dtype.itemsize)
+        block = min(rows, max(1, in_bytes, min(positions, BLOCK_ROWS)))
+        buffer = torch.empty(members * block * columns, dtype=dtype, device=self.device)
+        for start in range(0, rows, block):
+            stop = min(start + block, rows)
+            values = buffer[: members * (stop - start) * columns].view(members, 1, -1)
+            starts = torch.tensor([start * columns], device=self.device)
+            yield start, stop, self.into(values, 0, starts).view(members, stop - start, columns)
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Some rows of a matrix, int64 [n], of all members: [members, n, columns]."""
+        self.how.add(ROWS)
+        if (held := self.held()) is not None:
+            return held[:, indices]
+        columns = self.planned.shape[1]
+        out = torch.empty(
+            (self.run.members, len(indices), columns), dtype=self.planned.dtype, device=self.device
+        )
+        return self.into(out, 0, indices * columns)
+
+
+@dataclass
+class _Computed(_Values):
+    """What a function makes of a weight, computed for a member when asked for."""
+
+    func: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    name: str
+    place: int | None
+
+    def member(self, index: int) -> Tensor:
+        args, kwargs = _of_member((self.args, self.kwargs), index)
+        result = self.func(*args, **kwargs)
+        found: Tensor = result if self.place is None else tree_flatten(result)[0][self.place]
+        return found
+
+
+def _of_member(values: Any, index: int) -> Any:
+    """Arguments with each weight as one member has it."""
+    return tree_map(lambda v: v.of_members.member(index) if isinstance(v, _Weight) else v, values)
+
+
+def _weights_in(values: Any) -> list[_Weight]:
+    return [value for value in tree_flatten(values)[0] if isinstance(value, _Weight)]
+
+
+def _computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a function without a handler gives: a fact of the placeholder, or weights made from weights."""
+    first = _weights_in((args, kwargs))[0]
+    with torch._C.DisableTorchFunctionSubclass():
+        shown = func(*args, **kwargs)
+    flat = tree_flatten(shown)[0]
+    if not any(isinstance(value, Tensor) for value in flat):
+        return shown
+    called = getattr(func, "__name__", str(func))
+    if "out" in kwargs or (called.endswith("_") and not called.endswith("__")) or called.startswith("__i"):
+        raise InputError(
+            f"the model changes {first.of_members.name!r}, or something by it, in place ({called}); take the "
+            "members one by one"
+        )
+    if isinstance(shown, Tensor):
+        if shown is first:
+            return first
+        return _Weight.of(_Computed(func, args, kwargs, first.of_members.name, None), shown)
+    made = [
+        _Weight.of(_Computed(func, args, kwargs, first.of_members.name, place), value)
+        if isinstance(value, Tensor)
+        else value
+        for place, value in enumerate(flat)
+    ]
+    return type(shown)(made) if isinstance(shown, tuple | list) and len(made) == len(shown) else shown
+
+
+def _pass_of(*values: Any) -> _Pass:
+    """The pass that a weight among the values belongs to."""
+    return next(_root(weight.of_members).run for weight in _weights_in(values))
+
+
+def _root(values: _Values) -> _Drawn:
+    while isinstance(values, _Computed):
+        values = _weights_in((values.args, values.kwargs))[0].of_members
+    assert isinstance(values, _Drawn)
+    return values
+
+
+def _each_member(func: Callable[..., Tensor], inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A function of the batch and of weights, for one member after another."""
+    weight = _weights_in((inputs, args, kwargs))[0].of_members
+    parts = _pass_of(inputs, args, kwargs).by_member(inputs, weight.name)
+    outputs = []
+    for index, part in enumerate(parts):
+        own_args, own_kwargs = _of_member((args, kwargs), index)
+        outputs.append(func(part, *own_args, **own_kwargs))
+    return torch.cat(outputs)
+
+
+def _product(inputs: Tensor, weight: _Weight, bias: Tensor | None, outputs_first: bool) -> Tensor:
+    """Inputs [members·n, …, in] by each member's weights, [out, in] or [in, out]: [members·n, …, out]."""
+    drawn = weight.of_members
+    assert isinstance(drawn, _Drawn)
+    run = drawn.run
+    dtype = weight.dtype
+    if torch.is_autocast_enabled(inputs.device.type):
+        dtype = torch.get_autocast_dtype(inputs.device.type)
+        inputs, bias = inputs.to(dtype), None if bias is None else bias.to(dtype)
+    grouped = run.by_member(inputs, drawn.name)
+    flat = grouped.reshape(run.members, -1, grouped.shape[-1])
+    width = weight.shape[0 if outputs_first else 1]
+    out = torch.empty((*flat.shape[:2], width), dtype=dtype, device=inputs.device)
+    if not outputs_first:
+        out[:] = 0.0 if bias is None else bias
+    for start, stop, values in drawn.blocks(dtype, flat.shape[1]):
+        if not outputs_first:
+            # A block is of inputs, and gives a part of the sum of every output.
+            out.baddbmm_(flat[:, :, start:stop], values)
+        elif bias is None:
+            torch.bmm(flat, values.mT, out=out[:, :, start:stop])
+        else:
+            torch.baddbmm(bias[start:stop], flat, values.mT, out=out[:, :, start:stop])
+    return out.view(*inputs.shape[:-1], width)
+
+
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    if not isinstance(weight, _Weight) or weight.dim() != 2:
+        return NotImplemented
+    if isinstance(weight.of_members, _Drawn) and not isinstance(bias, _Weight):
+        return _product(inputs, weight, bias, outputs_first=True)
+    return _each_member(F.linear, inputs, weight, bias)
+
+
+def _addmm(bias: Tensor, inputs: Tensor, weight: Tensor, **scaled: Any) -> Any:
+    of_conv1d = isinstance(weight, _Weight) and not isinstance(inputs, _Weight) and bias.dim() == 1
+    if not of_conv1d or isinstance(bias, _Weight) or scaled:
+        return NotImplemented
+    assert isinstance(weight, _Weight)
+    if isinstance(weight.of_members, _Drawn):
+        return _product(inputs, weight, bias, outputs_first=False)
+    return _each_member(lambda values, matrix: torch.addmm(bias, values, matrix), inputs, weight)
+
+
+def _matmul(inputs: Tensor, weight: Tensor) -> Any:
+    if not isinstance(weight, _Weight) or weight.dim() != 2 or inputs.dim() < 2:
+        return NotImplemented
+    if isinstance(weight.of_members, _Drawn):
+        return _product(inputs, weight, None, outputs_first=False)
+    return _each_member(torch.matmul, inputs, weight)
+
+
+def _embedding(
+    indices: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    *_: Any,
+    **__: Any,
+) -> Any:
+    if not isinstance(weight, _Weight):
+        return NotImplemented
+    if max_norm is not None:
+        raise InputError(
+            f"{weight.of_members.name!r} is an embedding with max_norm, which changes it in place; take the "
+            "members one by one"
+        )
+    if not isinstance(weight.of_members, _Drawn):
+        return _each_member(F.embedding, indices, weight)
+    drawn = weight.of_members
+    run = drawn.run
+    rows, places = run.by_member(indices, drawn.name).unique(return_inverse=True)
+    values = drawn.rows(rows.long())
+    offsets = torch.arange(run.members, device=indices.device) * len(rows)
+    places = places + offsets.view(-1, *[1] * (places.dim() - 1))
+    return F.embedding(places.flatten(0, 1), values.flatten(0, 1))
+
+
+_ATTENTION = inspect.signature(F.multi_head_attention_forward)
+
+
+def _attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    """``F.multi_head_attention_forward``, whose batch comes second: [tokens, members·n, embedding]."""
+    given = _ATTENTION.bind(*args, **kwargs).arguments
+    weight = _weights_in(given)[0].of_members
+    run = _pass_of(given)
+    split: dict[int, Tensor] = {}
+    for name in ("query", "key", "value"):
+        # One tensor for all three stays one: attention then projects it once.
+        split[id(given[name])] = run.by_member(given[name], weight.name, 1)
+    masks = {}
+    for name in ("key_padding_mask", "attn_mask", "static_k", "static_v"):
+        mask = given.get(name)
+        if mask is not None and (mask.dim() == 3 or name == "key_padding_mask"):
+            masks[name] = run.by_member(mask, weight.name)
+    outputs: list[Tensor] = []
+    weights: list[Any] = []
+    for index in range(run.members):
+        of_member = {id_: values[:, index] for id_, values in split.items()}
+        own = _of_member(given, index)
+        own |= {name: of_member[id(given[name])] for name in ("query", "key", "value")}
+        own |= {name: mask[index] for name, mask in masks.items()}
+        output, attended = F.multi_head_attention_forward(**own)
+        outputs.append(output)
+        weights.append(attended)
+    return torch.cat(outputs, dim=1), None if weights[0] is None else torch.cat(weights)
+
+
+def _itself(weight: Tensor, *_: Any) -> Tensor:
+    return weight
+
+
+_HANDLERS: dict[Any, Callable[..., Any]] = {
+    F.linear: _linear,
+    torch.addmm: _addmm,
+    torch.matmul: _matmul,
+    torch.mm: _matmul,
+    Tensor.matmul: _matmul,
+    Tensor.__matmul__: _matmul,
+    Tensor.mm: _matmul,
+    F.embedding: _embedding,
+    F.multi_head_attention_forward: _attention,
+    **{
+        convolution: lambda *args, _of=convolution, **kwargs: _each_member(_of, *args, **kwargs)
+        for convolution in (
+            torch.conv1d,
+            torch.conv2d,
+            torch.conv3d,
+            torch.conv_transpose1d,
+            torch.conv_transpose2d,
+            torch.conv_transpose3d,
+        )
+    },
+    Tensor.detach: _itself,
+    Tensor.requires_grad_: _itself,
+}
+
+
+class AllMembers(nn.Module):
+    """All members of an ensemble as one module; see :meth:`LowPrecisionEnsemble.as_module`.
+
+    Args:
+        keep: hold the members once they are drawn: for passes over many batches, of networks so small that
+            their members together are.
+
+    Attributes:
+        members: how many.
+    """
+
+    def __init__(self, ensemble: LowPrecisionEnsemble, keep: bool = False) -> None:
+        super().__init__()
+        self.members = len(ensemble)
+        self._ensemble = ensemble
+        self._pass = _Pass(self.members)
+        self._drawn: dict[str, _Drawn] = {}
+        self._is_checked = False
+        placeholders = {}
+        if not isinstance(ensemble.system, FullPrecision):
+            for planned in ensemble.plan:
+                if planned.quantised:
+                    drawn = _Drawn(ensemble, planned, self._pass, keep)
+                    self._drawn[planned.name] = drawn
+                    like = torch.empty((), dtype=planned.dtype, device=drawn.device)
+                    placeholders[planned.name] = _Weight.of(drawn, like.expand(planned.shape))
+        self.network = with_tensors(ensemble.model, placeholders)
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Logits [members, examples, classes].
+
+        Args:
+            The batch as :func:`lpe.evaluate` has it, a tensor, tuple, list or dict, or as the network takes
+            it, by position or by keyword. The examples come first in every tensor.
+
+        Raises:
+            InputError: inputs both by position and by keyword; a model whose members cannot be told apart by
+                the first dimension, or that is not computed right for all members at once.
+        """
+        if args and kwargs:
+            raise InputError("give the inputs by position or by keyword, not some by each")
+        inputs = kwargs or (args[0] if len(args) == 1 else args)
+        if self._is_checked:
+            return self._logits(inputs)
+        index = self.members - 1
+        alone = apply(self._ensemble.member(index), inputs)
+        logits = self._first_logits(inputs)
+        self._check(alone, logits[index])
+        self._is_checked = True
+        return logits
+
+    def _logits(self, inputs: Any) -> Tensor:
+        if not self._drawn:
+            return apply(self.network, inputs).expand(self.members, -1, -1)
+        self._pass.examples = examples_of(inputs) or 0
+        try:
+            logits = apply(self.network, tile(inputs, self.members))
+            if isinstance(logits, _Weight):
+                logits = logits.of_members.of_each_members_own(self._pass)
+        finally:
+            self._pass.examples = 0
+        return logits.unflatten(0, (self.members, -1))
+
+    def _first_logits(self, inputs: Any) -> Tensor:
+        """The same, where what is wrong may be that members are computed at once: one alone has just run."""
+        try:
+            return self._logits(inputs)
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            what = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+            raise InputError(
+                f"{type(self._ensemble.model).__name__} runs one member, but not all at once ({what}); take "
+                "the members one by one"
+            ) from None
+
+    def _check(self, alone: Tensor, together: Tensor) -> None:
+        """InputError unless a member's logits are what it gives alone, to the square root of an epsilon."""
+        name = type(self._ensemble.model).__name__
+        if alone.shape != together.shape:
+            raise InputError(
+                f"{name} gives logits of shape {list(together.shape)} for a member among all, and of "
+                f"{list(alone.shape)} for it alone; take the members one by one"
+            )
+        finite = alone.isfinite()
+        same = torch.equal(alone[~finite], together[~finite])
+        a, b = alone[finite].double(), together[finite].double()
+        scale = float(a.abs().max()) if len(a) else 0.0
+        error = float((a - b).abs().max()) if len(a) else 0.0
+        if not same or not error <= scale * torch.finfo(alone.dtype).eps ** 0.5:
+            raise InputError(
+                f"{name} gives other logits for a member among all members than for it alone (by {error:.3g} "
+                f"of up to {scale:.3g}): it mixes the examples of a batch, or keeps the batch elsewhere than "
+                "first; take the members one by one"
+            )
+
+    def train(self, mode: bool = True) -> AllMembers:
+        """Stays in eval mode, as members are."""
+        super().train(False)
+        return self
+
+    def _apply(self, *_: Any, **__: Any) -> AllMembers:
+        raise InputError(
+            "all members as a module cannot be moved or cast, since the ensemble is not moved with it: move "
+            "the model, then make the ensemble and its module anew"
+        )
+
+    def state_dict(self, *_: Any, **__: Any) -> Any:
+        """Refused: there is nothing in it that the ensemble has not."""
+        raise InputError("all members as a module hold no weights of their own; save the ensemble: lpe.save")
+
+    def describe(self) -> str:
+        """A row per tensor: name, shape, and how it was drawn in the passes so far, or that it is shared."""
+        rows = []
+        for planned in self._ensemble.plan:
+            drawn = self._drawn.get(planned.name)
+            how = "shared" if drawn is None else "; ".join(sorted(drawn.how)) or "not used yet"
+            rows.append((planned.name, "×".join(map(str, planned.shape)) or "scalar", how, planned.reason))
+        whole = sum(d.planned.numel for d in self._drawn.values() if WHOLE in d.how)
+        every = sum(d.planned.numel for d in self._drawn.values())
+        title = f"{self.members} members of {type(self._ensemble.model).__name__} as one module"
+        footer = f"{every:,} values drawn anew in each pass, {whole:,} of them whole, a member at a time"
+        return text_table(title, ("tensor", "shape", "drawn", "why"), rows, footer)

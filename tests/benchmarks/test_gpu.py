@@ -1,0 +1,193 @@
+"""The GPU's benchmark: what it runs and writes, on tiny shapes.
+
+Its kernels run in Triton's interpreter on the CPU, as a program of its own, for triton decides at import
+whether it interprets; and on a GPU where there is one. Its times are not looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import lpe
+from benchmarks import gpu
+
+COLUMNS = 64
+WEIGHTS = (4 * COLUMNS,)
+SHAPES = ((8, 32),)
+LAYERS, DISTINCT, MEMBERS = 2, 1, (1, 2)
+
+
+def record(device: str, folder: Path) -> None:
+    """All of the benchmark, on tiny shapes."""
+    timer = gpu.Timer(torch.device(device), repeats=1, least_seconds=0.0)
+    gpu.record(timer, folder, WEIGHTS, COLUMNS, SHAPES, LAYERS, DISTINCT, MEMBERS)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the benchmark writes, its kernels interpreted."""
+    if find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    folder = tmp_path_factory.mktemp("gpu")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "LPE_KERNELS": "cuda"}
+    environment["PYTHONPATH"] = str(Path(lpe.__file__).parents[1])
+    command = [sys.executable, __file__, str(folder)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return folder
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., Path]:
+    """Writes tables with these shares of a copy and times a pass; all others are poor."""
+
+    def write(shares: dict[str, float], times: dict[str, float]) -> Path:
+        bandwidth = [
+            (gpu.MEMBER, stored, writes, weights, share)
+            for stored in ("bfloat16", "INT-8")
+            for writes, weights, share in (
+                ("codes", 200, 0.1),
+                ("bfloat16", 100, 0.1),
+                ("bfloat16", 200, shares[stored]),
+            )
+        ]
+        columns = ["what", "stored", "writes", "weights", "of_a_copy"]
+        pd.DataFrame(bandwidth, columns=columns).to_csv(tmp_path / "gpu_bandwidth.csv")
+        decoding = [
+            (what, stored, members, run, value)
+            for what in gpu.READ_ONCE.values()
+            for stored, members, run, value in (
+                ("INT-8", 10, "graph", times[what]),
+                ("INT-8", 10, "launched", 9.0),
+                ("INT-8", 1, "graph", 9.0),
+                ("bfloat16", 10, "graph", 9.0),
+            )
+        ]
+        columns = ["what", "stored", "members", "run", "times_a_pass"]
+        pd.DataFrame(decoding, columns=columns).to_csv(tmp_path / "gpu_decoding.csv")
+        return tmp_path
+
+    return write
+
+
+def test_every_way_of_rounding_has_a_row_of_every_size(recorded: Path) -> None:
+    table = pd.read_csv(recorded / "gpu_bandwidth.csv")
+    ways = table[table["what"] != gpu.COPY].value_counts(["what", "stored", "writes", "weights"])
+    assert len(ways) == 5 * 3 * 2 * len(WEIGHTS) and (ways == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("what", "stored", "writes", "bytes_a_weight"),
+    [
+        (gpu.MEMBER, "bfloat16", "bfloat16", 4),
+        (gpu.MEMBER, "INT-8", "bfloat16", 3),
+        (gpu.NEAREST, "float32", "codes", 5),
+        (gpu.COUPLED, "INT-8", "codes", 2),
+        (gpu.NEXT_MEMBER, "float32", "bfloat16", 2),
+        (gpu.NEXT_COUPLED, "float32", "codes", 1),
+    ],
+)
+def test_bytes_are_those_read_and_written(
+    recorded: Path, what: str, stored: str, writes: str, bytes_a_weight: int
+) -> None:
+    table = pd.read_csv(recorded / "gpu_bandwidth.csv")
+    rows = table[(table["what"] == what) & (table["stored"] == stored) & (table["writes"] == writes)]
+    assert (rows["bytes"] == bytes_a_weight * rows["weights"]).all() and len(rows) == len(WEIGHTS)
+
+
+def test_a_share_is_of_the_copy_of_as_many_bytes(recorded: Path) -> None:
+    table = pd.read_csv(recorded / "gpu_bandwidth.csv")
+    copies = table[table["what"] == gpu.COPY].set_index(["weights", "bytes"])["gigabytes_per_second"]
+    rows = table[table["what"] != gpu.COPY]
+    of_copy = [
+        copies[weights, length] for weights, length in zip(rows["weights"], rows["bytes"], strict=True)
+    ]
+    assert (rows["of_a_copy"] * of_copy).to_list() == pytest.approx(rows["gigabytes_per_second"].to_list())
+
+
+def test_every_way_of_decoding_has_a_row(recorded: Path) -> None:
+    table = pd.read_csv(recorded / "gpu_decoding.csv")
+    found = set(zip(table["what"], table["stored"], table["members"], strict=True))
+    expected = {(gpu.FORWARD, "bfloat16", 1)}
+    for members in MEMBERS:
+        expected.add((gpu.ONE_BY_ONE, "INT-8", members))
+        for what in gpu.READ_ONCE.values():
+            expected |= {(what, stored, members) for stored in ("INT-8", "bfloat16")}
+    assert found == expected and len(table) == len(expected)
+
+
+def test_decoding_passes_distinct_layers_in_turn(recorded: Path) -> None:
+    table = pd.read_csv(recorded / "gpu_decoding.csv")
+    assert set(table["weights"]) == {LAYERS * sum(rows * columns for rows, columns in SHAPES)}
+
+
+def test_the_table_tells_its_conditions(recorded: Path) -> None:
+    text = gpu.table_text(recorded)
+    assert f"{LAYERS} layers, {DISTINCT} distinct" in text
+    assert "driver" in text and "first calls, compilation included" in text and "no GPU" in text
+
+
+def test_what_is_recorded_gives_every_verdict(recorded: Path) -> None:
+    assert len(gpu.promises(recorded)) == 4
+
+
+def test_promises_at_their_bounds_are_kept(written: Callable[..., Path]) -> None:
+    times = dict.fromkeys(gpu.READ_ONCE.values(), 2.0)
+    found = gpu.promises(written({"bfloat16": 0.7, "INT-8": 0.7}, times))
+    assert all(kept and line.startswith("kept: ") for kept, line in found)
+
+
+@pytest.mark.parametrize("broken", range(4))
+def test_a_broken_promise_is_seen(written: Callable[..., Path], broken: int) -> None:
+    shares = {stored: 0.69 if broken == place else 0.9 for place, stored in enumerate(("bfloat16", "INT-8"))}
+    times = {what: 2.01 if broken == place else 1.0 for place, what in enumerate(gpu.READ_ONCE.values(), 2)}
+    found = gpu.promises(written(shares, times))
+    assert [not kept for kept, _ in found] == [place == broken for place in range(4)]
+    assert found[broken][1].startswith("broken: ")
+
+
+def test_the_stack_has_the_linear_weights_of_llama_3_8b() -> None:
+    layer = sum(rows * columns for rows, columns in gpu.LLAMA_3_8B)
+    # 8.03 G parameters, without two embeddings of 128,256 tokens and 65 norms.
+    assert gpu.LAYERS * layer == 8_030_261_248 - (2 * 128_256 + 65) * 4096
+
+
+def test_without_a_gpu_it_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main(["--out", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and "no CUDA device" in captured.err
+    assert captured.out == "" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [["--layers", "0"], ["--layers", "33"], ["--weights", "4095"]])
+def test_options_out_of_range_are_refused_in_one_line(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert gpu.main(options) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and options[0] in message and options[1] in message
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_decoding_is_timed_with_and_without_graphs(tmp_path: Path) -> None:
+    record("cuda", tmp_path)
+    assert set(pd.read_csv(tmp_path / "gpu_decoding.csv")["run"]) == {gpu.GRAPH, gpu.LAUNCHED}
+    assert (pd.read_csv(tmp_path / "gpu_bandwidth.csv")["median_seconds"].notna()).all()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    gpu.FURTHER = 2
+    record("cpu", Path(sys.argv[1]))
