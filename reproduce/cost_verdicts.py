@@ -291,10 +291,12 @@ def _family_lines(series: Series, at: pd.DataFrame, times: pd.DataFrame, family:
     if curve:
         shown = ", ".join(f"{_percent(*share)} with {networks:.2f}" for networks, share in curve)
         points = [(1.0, 0.0), *((networks, share) for networks, (share, *_) in curve)]
-        least = crossing([*points, (_all_networks(family), 1.0)], SHARE)
+        polygon = [*points, (_all_networks(family), 1.0)]
+        first, lasting = crossings(polygon, SHARE)
         lines.append(
             f"    least confident first, share of the gain on test examples: {shown} networks an example; "
-            f"{100 * SHARE:g} % with {least:.2f}"
+            f"{100 * SHARE:g} % first with {first:.2f}"
+            + ("" if first == lasting else f", and no less from {lasting:.2f} on")
         )
     return lines
 
@@ -313,18 +315,18 @@ def _curve(
     return sorted((row.networks, _share(series, family, row.method, whole, "nll")) for row in _rows(rows))
 
 
-def crossing(points: Sequence[tuple[float, float]], level: float) -> float:
-    """The least x from which on a polygon's y stays at or above a level.
+def crossings(points: Sequence[tuple[float, float]], level: float) -> tuple[float, float]:
+    """Where a polygon first reaches a level, and from where on it stays at or above it.
 
     Args:
-        points: (x, y) by increasing x, the last of them at or above the level.
+        points: (x, y) by increasing x, the first below the level and the last at or above it.
     """
-    above = points[-1][0]
-    for (x0, y0), (x1, y1) in zip(points[-2::-1], points[:0:-1], strict=True):
-        if y0 < level:
-            return x0 + (x1 - x0) * (level - y0) / (y1 - y0)
-        above = x0
-    return above
+    found = [
+        x0 + (x1 - x0) * (level - y0) / (y1 - y0)
+        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False)
+        if y0 < level <= y1
+    ]
+    return found[0], found[-1]
 
 
 def _alone(series: Series, family: CascadeFamily, metric: str) -> pd.Series:
