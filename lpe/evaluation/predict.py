@@ -48,8 +48,8 @@ MEMBERS = ("auto", "one-by-one", "together")
 TOGETHER_MEMBERS = 10
 TOGETHER_WORK = 1 << 22
 TOGETHER_WEIGHTS = 1 << 20
-"""Least members, most quantised weights × examples (tokens, where the inputs are token ids), and most quantised
-weights with which members run together on the CPU; see :func:`runs_together`."""
+"""Least members, most quantised weights × examples (tokens, where the inputs are token ids), and most
+quantised weights with which members run together on the CPU; see :func:`runs_together`."""
 
 
 @dataclass(frozen=True)
