@@ -42,7 +42,7 @@ from lpe.records import check_writable, write_provenance, write_table
 from lpe.substrates import digits
 
 BITS = 5
-REPEATS = 5
+REPEATS = 3
 THREADS = 1
 CLASSES = 10
 
@@ -119,9 +119,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], tupl
         lambda examples: torch.randint(512, (examples, TOKENS)),
         (1, 8, 64),
     ),
-    "ResNet-18, 32×32 pixels": (lambda: vision_transformer("resnet18"), images(32, 3), (1, 8, 64)),
-    "ViT-T/16": (lambda: vision_transformer("vit_tiny_patch16_224"), images(224, 3), (1, 8)),
-    "ViT-S/16": (lambda: vision_transformer("vit_small_patch16_224"), images(224, 3), (1, 8)),
+    "ResNet-18, 32×32 pixels": (lambda: vision_transformer("resnet18"), images(32, 3), (1, 8)),
+    "ViT-T/16": (lambda: vision_transformer("vit_tiny_patch16_224"), images(224, 3), (1,)),
+    "ViT-S/16": (lambda: vision_transformer("vit_small_patch16_224"), images(224, 3), (1,)),
 }
 """Name → how it is made, its inputs, and the batch sizes."""
 
