@@ -160,10 +160,16 @@ BESIDE = 1.12
 """Between the bit widths that are drawn from one memory, as a factor."""
 
 
-def _drawn(at: pd.DataFrame, picture: Picture) -> pd.DataFrame:
-    """The points that the picture shows, and that the front is taken of: cascades to all members only."""
-    to_few = at["method"].str.startswith("cascade") & (at["number_system"] != "fp32")
-    return at[~(to_few & (at["size"] < picture.size))]
+def _drawn(at: pd.DataFrame, picture: Picture, cost: str) -> pd.DataFrame:
+    """The points that a panel shows, and that its front is taken of.
+
+    Of the cascades, those to all members; against memory, which is the same for every window, the tuned one.
+    """
+    cascade = at["method"].str.startswith("cascade")
+    hidden = cascade & (at["number_system"] != "fp32") & (at["size"] < picture.size)
+    if cost.endswith("bits"):
+        hidden |= cascade & ~at["method"].str.endswith(f": {HEADLINE}")
+    return at[~hidden]
 
 
 def _panel(axes: Axes, at: pd.DataFrame, picture: Picture, metric: str, cost: str, factor: float) -> None:
@@ -273,13 +279,12 @@ def draw_picture(
     """Draw cost.pdf and cost.png; returns their paths and what there is to say."""
     series = Series(record, picture)
     at = levels(series, times)
-    shown = _drawn(at, picture)
     with panels.style():
         figure, rows = panels.plt.subplots(2, len(COSTS), figsize=(panels.TEXT_WIDTH, 4.6), sharey="row")
         letters = iter("abcdefgh")
         for line, (metric, y_label) in zip(rows, ROWS, strict=True):
             for axes, (cost, factor, x_label), title in zip(line, COSTS, TITLES, strict=True):
-                _panel(axes, shown, picture, metric, cost, factor)
+                _panel(axes, _drawn(at, picture, cost), picture, metric, cost, factor)
                 axes.set_xlabel(x_label)
                 panels.label_panel(axes, next(letters), title)
             line[0].set_ylabel(y_label)

@@ -47,7 +47,7 @@ SEED = 0
 IMAGES = 5000
 BLOCKS = 20
 BATCH = 100
-TIMED = 250
+TIMED = 100
 """Images of the timed batch, evenly spread over the scored ones."""
 DEPTHS = (20, 32)
 CODE = (

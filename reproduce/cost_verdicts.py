@@ -295,8 +295,8 @@ def _family_lines(series: Series, at: pd.DataFrame, times: pd.DataFrame, family:
         first, lasting = crossings(polygon, SHARE)
         lines.append(
             f"    least confident first, share of the gain on test examples: {shown} networks an example; "
-            f"{100 * SHARE:g} % first with {first:.2f}"
-            + ("" if first == lasting else f", and no less from {lasting:.2f} on")
+            f"{100 * SHARE:g} % first with {first:.2f}, {_time_at(first, at, family)}"
+            + ("" if first == lasting else f"; and no less from {lasting:.2f} on")
         )
     return lines
 
@@ -306,13 +306,46 @@ def _all_networks(family: CascadeFamily) -> float:
     return family.size + (family.first != "DE")
 
 
+def _time_at(networks: float, at: pd.DataFrame, family: CascadeFamily) -> str:
+    """Milliseconds per example at so many networks, between the cascades that were timed."""
+    texts = []
+    for column, how in (("ms", "made"), ("ms_kept", "kept")):
+        if family.first == "DE" and how == "made":
+            continue
+        curve = _timed_curve(at, family, column)
+        if np.isfinite(curve[:, 1]).all():
+            texts.append(f"{np.interp(networks, *curve.T):.3g} ms {how} (all members: {curve[-1, 1]:.3g})")
+    return " or ".join(texts) or "no time"
+
+
+def _timed_curve(at: pd.DataFrame, family: CascadeFamily, column: str) -> np.ndarray:
+    """(networks an example, milliseconds) [points, 2] of the first stage, the cascades, and everything."""
+    if family.first == "DE":
+        first, whole = at[(at["method"] == "DE") & (at["size"] == 1)], at[at["method"] == "DE"]
+    else:
+        system = "fp32" if family.first == FP32 else family.number_system
+        first = at[(at["method"] == family.first) & (at["number_system"] == system)]
+        whole = at[(at["method"] == "LPE-BSR") & (at["number_system"] == family.number_system)]
+        whole = whole[whole["rounding"] == family.rounding]
+    before = float(first[column].iloc[0])
+    alone = float(whole[whole["size"] == family.size][column].iloc[0])
+    last = alone if family.first == "DE" else before + alone
+    between = [(row.networks, getattr(row, column)) for row in _rows(_going(at, family))]
+    return np.array([(1.0, before), *sorted(between), (_all_networks(family), last)])
+
+
+def _going(at: pd.DataFrame, family: CascadeFamily) -> pd.DataFrame:
+    """The cascades in which a share of the examples goes on."""
+    rows = at[(at["number_system"] == family.number_system) & (at["size"] == family.size)]
+    return rows[rows["method"].isin([cascade_name(family.first, target) for target in TARGETS[:-1]])]
+
+
 def _curve(
     series: Series, at: pd.DataFrame, family: CascadeFamily, whole: dict[str, pd.Series]
 ) -> list[tuple[float, tuple[float, float, float]]]:
     """(networks an example, share of the gain) of the cascades in which a share of the examples goes on."""
-    rows = at[(at["number_system"] == family.number_system) & (at["size"] == family.size)]
-    rows = rows[rows["method"].isin([cascade_name(family.first, target) for target in TARGETS[:-1]])]
-    return sorted((row.networks, _share(series, family, row.method, whole, "nll")) for row in _rows(rows))
+    rows = _rows(_going(at, family))
+    return sorted((row.networks, _share(series, family, row.method, whole, "nll")) for row in rows)
 
 
 def crossings(points: Sequence[tuple[float, float]], level: float) -> tuple[float, float]:

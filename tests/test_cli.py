@@ -169,6 +169,32 @@ def test_the_json_has_the_rows_and_where_they_come_from(run: Run, folder: Path, 
     assert where["seeds"] == [0] and where["device"]["device"] == "cpu" and "timm" in where["packages"]
 
 
+def test_members_together_have_the_rows_of_members_one_by_one(run: Run, folder: Path, tmp_path: Path) -> None:
+    tables = []
+    for members in ("one-by-one", "together"):
+        run(*timm_arguments(folder), "--size", 2, "--members", members, "--csv", tmp_path / "r.csv")
+        tables.append(pd.read_csv(tmp_path / "r.csv").drop(columns="ms_per_example"))
+    pd.testing.assert_frame_equal(*tables, rtol=1e-4)
+
+
+def test_the_json_tells_how_the_passes_ran(run: Run, folder: Path, tmp_path: Path) -> None:
+    options = ["--members", "together", "--autocast", "--channels-last"]
+    for given, told in (([], ("one-by-one", False, False)), (options, ("together", True, True))):
+        run(*timm_arguments(folder), "--size", 2, "--limit", 2, *given, "--json", tmp_path / "r.json")
+        config = json.loads((tmp_path / "r.json").read_text())["provenance"]["config"]
+        found = tuple(config[key] for key in ("members", "autocast", "channels_last"))
+        assert found == told and config["pin_memory"] is False
+
+
+def test_autocast_reaches_every_row_of_the_model(run: Run, folder: Path, tmp_path: Path) -> None:
+    tables = []
+    for options in ([], ["--autocast"]):
+        run(*timm_arguments(folder), "--size", 1, *options, "--csv", tmp_path / "r.csv")
+        tables.append(pd.read_csv(tmp_path / "r.csv").set_index("method")["nll"])
+    assert (tables[0] != tables[1]).all()
+    assert list(tables[1]) == pytest.approx(list(tables[0]), rel=0.05)
+
+
 def test_no_rounding_leaves_the_models_own_rows(run: Run, folder: Path) -> None:
     assert [row[0] for row in cells(run(*timm_arguments(folder), "--system", "fp32"))] == [
         "FP32",
@@ -538,6 +564,15 @@ def test_more_members_than_a_packed_file_holds_are_refused(
         (["evaluate", "timm/resnet50", "--data", ".", "--size", "0"], "positive integer, not 0"),
         (["evaluate", "timm/resnet50", "--data", ".", "--size", "two"], "invalid int value: 'two'"),
         (["evaluate", "timm/resnet50", "--data", ".", "--limit", "0"], "--limit must be 1 or more"),
+        (
+            ["evaluate", "timm/resnet50", "--data", ".", "--members", "together", "--method", "gaussian"],
+            "--members together is for --method lpe, not gaussian",
+        ),
+        (
+            ["evaluate", "timm/resnet50", "--data", ".", "--pin-memory", "--device", "cpu"],
+            "--pin-memory is for batches on their way to a GPU, not to --device cpu",
+        ),
+        (["evaluate", "hf/x", "--autocast"], "--autocast is for timm and open_clip models, not for hf"),
         (["evaluate", "timm/resnet50", "--data", ".", "--batch-size", "0"], "--batch-size must be 1 or more"),
         (["evaluate", "timm/resnet50", "--data", ".", "--rounding", "nearest", "--size", "3"], "all alike"),
         (["evaluate", "timm/resnet50", "--data", ".", "--system", "fp32", "--size", "3"], "all alike"),

@@ -34,6 +34,7 @@ from lpe.evaluation.cascades import evaluate_cascade
 from lpe.evaluation.metrics import EnsembleMetrics, fit_temperature, mean_log_probs, nll, temperature_scaled
 from lpe.evaluation.timing import MemberTimer
 from lpe.modules import apply, device_of, to_device
+from lpe.number_systems.grids import FullPrecision
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,9 +45,11 @@ CHUNK_BYTES = 1 << 28
 
 MEMBERS = ("auto", "one-by-one", "together")
 
+TOGETHER_MEMBERS = 10
 TOGETHER_WORK = 1 << 22
-"""Quantised weights × examples (tokens, where the inputs are token ids) up to which members run together on
-the CPU; see :func:`runs_together`."""
+TOGETHER_WEIGHTS = 1 << 20
+"""Least members, most quantised weights × examples (tokens, where the inputs are token ids), and most
+quantised weights with which members run together on the CPU; see :func:`runs_together`."""
 
 
 @dataclass(frozen=True)
@@ -273,12 +276,14 @@ def runs_together(ensemble: Ensemble, inputs: Any) -> bool:
     if not _can_run_together(ensemble):
         return False
     assert isinstance(ensemble, LowPrecisionEnsemble)
-    weights = sum(planned.numel for planned in ensemble.plan if planned.quantised)
     first = next(_tensors(inputs), None)
-    if first is None or first.dim() == 0 or len(ensemble) == 1:
+    rounds = not isinstance(ensemble.system, FullPrecision)
+    on_cpu = device_of(ensemble.model).type == "cpu"
+    if first is None or first.dim() == 0 or len(ensemble) < TOGETHER_MEMBERS or not (on_cpu and rounds):
         return False
+    weights = sum(planned.numel for planned in ensemble.plan if planned.quantised)
     each = len(first) if torch.is_floating_point(first) else first.numel()
-    return weights * each <= TOGETHER_WORK
+    return weights <= TOGETHER_WEIGHTS and weights * each <= TOGETHER_WORK
 
 
 def _can_run_together(ensemble: Ensemble) -> bool:

@@ -238,6 +238,45 @@ def test_iteration_gives_the_members_in_order() -> None:
     assert all(same(weights_of(m), e) for m, e in zip(ensemble, expected, strict=True))
 
 
+@pytest.mark.parametrize("rounding", ["bernoulli", "coupled", "nearest"])
+def test_in_turn_come_the_members_in_order(rounding: str) -> None:
+    ensemble = ensemble_of(net(), rounding=rounding)
+    expected = [weights_of(ensemble[index]) for index in range(3)]
+    assert all(same(weights_of(m), e) for m, e in zip(ensemble.in_turn(), expected, strict=True))
+
+
+def test_in_turn_come_models_as_they_are_where_nothing_is_rounded() -> None:
+    model = net()
+    ensemble = lpe.LowPrecisionEnsemble(model, lpe.FullPrecision(), 2)
+    assert [same(weights_of(m), weights_of(model)) for m in ensemble.in_turn()] == [True, True]
+
+
+def test_members_in_turn_take_the_memory_of_the_first() -> None:
+    model = net()
+    pointers = [[e.tensor.data_ptr() for e in named_tensors(m)] for m in ensemble_of(model).in_turn()]
+    base = [entry.tensor.data_ptr() for entry in named_tensors(model)]
+    assert pointers[0] == pointers[1] == pointers[2]
+    assert [a == b for a, b in zip(pointers[0], base, strict=True)].count(False) == len(OWN)
+
+
+def test_in_turn_come_the_members_that_a_subclass_makes() -> None:
+    class Negated(lpe.LowPrecisionEnsemble):
+        def member(self, index: int) -> nn.Module:
+            member = super().member(index)
+            return with_tensors(member, {"conv.weight": -member.get_parameter("conv.weight").detach()})
+
+    ensemble = Negated(net(), INT4, 2)
+    assert all(same(weights_of(m), weights_of(ensemble[i])) for i, m in enumerate(ensemble.in_turn()))
+
+
+def test_members_in_turn_leave_the_base_as_it_was() -> None:
+    model = net()
+    before = checksum(model)
+    for member in ensemble_of(model).in_turn():
+        member(IMAGES)
+    assert checksum(model) == before
+
+
 @pytest.mark.parametrize("cut", [slice(None), slice(1, None), slice(None, None, -2), slice(5, 9)])
 def test_a_slice_gives_the_members_of_its_indices(cut: slice) -> None:
     ensemble = ensemble_of(net())

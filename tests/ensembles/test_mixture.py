@@ -312,6 +312,13 @@ def test_a_part_that_is_no_ensemble_is_refused_naming_it() -> None:
 
 
 @pytest.mark.parametrize("ensemble", [lambda: lpe.Mixture(deep(), int4), union], ids=["mixture", "union"])
+def test_in_turn_come_the_members_in_order(ensemble: Callable[[], Ensemble]) -> None:
+    members = list(ensemble())
+    found = [same(member, expected) for member, expected in zip(ensemble().in_turn(), members, strict=True)]
+    assert found == [True] * len(members)
+
+
+@pytest.mark.parametrize("ensemble", [lambda: lpe.Mixture(deep(), int4), union], ids=["mixture", "union"])
 def test_evaluate_takes_it_at_every_size(ensemble: Callable[[], Ensemble]) -> None:
     targets: Tensor = torch.tensor([0, 1, 2, 3])
     table = lpe.evaluate(ensemble(), [(INPUTS, targets)])

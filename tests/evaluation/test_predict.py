@@ -15,8 +15,18 @@ import torch
 from torch import Tensor, nn
 
 import lpe
+from lpe.ensembles.on_the_fly import AllMembers
 from lpe.evaluation.metrics import METRICS, fit_temperature, mean_log_probs, nll, temperature_scaled
-from lpe.evaluation.predict import device_of, evaluate_temperature_scaled, member_log_probs, to_device
+from lpe.evaluation.predict import (
+    TOGETHER_MEMBERS,
+    TOGETHER_WORK,
+    device_of,
+    evaluate_temperature_scaled,
+    member_log_probs,
+    runs_together,
+    to_device,
+)
+from lpe.evaluation.timing import MemberTimer
 
 EXAMPLES, FEATURES, CLASSES, SIZE = 23, 6, 4, 5
 COLUMNS = ["size", *METRICS, "memory_bits"]
@@ -180,6 +190,274 @@ def test_evaluation_builds_no_graph() -> None:
     model.register_forward_hook(lambda *_: grad_modes.append(torch.is_grad_enabled()))
     lpe.evaluate(ensemble_of(model=model), batches())
     assert not any(grad_modes)
+
+
+# Reading: each batch once, the first member as they come
+
+
+class Decoded(torch.utils.data.Dataset[tuple[Tensor, int]]):
+    """Examples that count how often each is decoded."""
+
+    def __init__(self) -> None:
+        self.times = [0] * EXAMPLES
+
+    def __len__(self) -> int:
+        return EXAMPLES
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.times[index] += 1
+        return INPUTS[index], int(TARGETS[index])
+
+
+@pytest.mark.parametrize("members", ["one-by-one", "together"])
+@pytest.mark.parametrize("chunk_bytes", [0, 1000, None], ids=["a batch a chunk", "some", "one chunk"])
+def test_every_example_is_decoded_once_for_all_members(chunk_bytes: int | None, members: str) -> None:
+    data = Decoded()
+    loader = torch.utils.data.DataLoader(data, batch_size=7)
+    found = lpe.evaluate(ensemble_of(), loader, chunk_bytes=chunk_bytes, members=members)
+    assert data.times == [1] * EXAMPLES
+    assert_same(found, lpe.evaluate(ensemble_of(), batches()))
+
+
+def test_the_first_member_runs_over_a_batch_before_the_next_is_read() -> None:
+    events: list[str] = []
+
+    def reading() -> Iterator[tuple[Tensor, Tensor]]:
+        for index, batch in enumerate(batches(12)):
+            events.append(f"read {index}")
+            yield batch
+
+    model = net()
+    model.register_forward_hook(lambda *_: events.append("run"))
+    lpe.evaluate(ensemble_of(2, model), reading(), members="one-by-one")
+    assert events == ["read 0", "run", "read 1", "run", "run", "run"]
+
+
+# Members together
+
+
+def small(model: nn.Module | None = None) -> lpe.LowPrecisionEnsemble:
+    """An ensemble whose members run together unless told otherwise."""
+    return ensemble_of(20, model)
+
+
+@pytest.mark.parametrize("chunk", [1, 1000, 1 << 28])
+def test_members_together_give_the_numbers_of_members_one_by_one(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lpe.evaluation.predict.CHUNK_BYTES", chunk)
+    together = lpe.evaluate(ensemble_of(), batches(), calibrated=True, members="together")
+    one_by_one = lpe.evaluate(ensemble_of(), batches(), calibrated=True, members="one-by-one")
+    # The calibrated NLL's temperature is found to 10⁻⁶.
+    columns = ["calibrated_nll"]
+    assert_same(together.drop(columns=columns), one_by_one.drop(columns=columns))
+    assert list(together["calibrated_nll"]) == pytest.approx(list(one_by_one["calibrated_nll"]), rel=1e-9)
+
+
+def test_members_in_another_order_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = AllMembers.forward
+    monkeypatch.setattr(AllMembers, "forward", lambda self, *inputs: real(self, *inputs).flip(0))
+    with pytest.raises(AssertionError):
+        assert_same(
+            lpe.evaluate(ensemble_of(), batches(), members="together"),
+            lpe.evaluate(ensemble_of(), batches(), members="one-by-one"),
+        )
+
+
+def passes(ensemble: lpe.Ensemble | Any, stream: Any, **options: Any) -> list[int]:
+    """The examples of every forward pass of ``ensemble.model``."""
+    seen: list[int] = []
+    hook = ensemble.model.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    lpe.evaluate(ensemble, stream, **options)
+    hook.remove()
+    return seen
+
+
+def test_small_work_runs_together_unless_told_otherwise() -> None:
+    # All members once to see whether they can, beside one alone, then batch by batch.
+    assert passes(small(), batches(12)) == [12, 240, 240, 220]
+
+
+def test_told_so_members_run_one_by_one() -> None:
+    assert passes(small(), batches(12), members="one-by-one") == [12, 11] * 20
+
+
+def test_under_a_timer_members_run_one_by_one_unless_told_otherwise() -> None:
+    assert passes(small(), batches(12), timer=MemberTimer(20)) == [12, 11] * 20
+    timer = MemberTimer(20)
+    assert passes(small(), batches(12), timer=timer, members="together") == [12, 240, 220]
+    assert len(set(timer.seconds)) == 1 and timer.seconds[0] > 0 and timer.examples == EXAMPLES
+
+
+WEIGHTS = FEATURES * 8 + 8 * CLASSES
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "inputs", "together"),
+    [
+        (small, INPUTS, True),
+        (small, {"a": INPUTS}, True),
+        (small, torch.zeros(TOGETHER_WORK // WEIGHTS, 1), True),
+        (small, torch.zeros(TOGETHER_WORK // WEIGHTS + 1, 1), False),
+        (small, torch.zeros(4, TOGETHER_WORK // WEIGHTS // 4, dtype=torch.int64), True),
+        (small, torch.zeros(4, TOGETHER_WORK // WEIGHTS // 4 + 1, dtype=torch.int64), False),
+        (small, 3, False),
+        (lambda: ensemble_of(TOGETHER_MEMBERS), INPUTS, True),
+        (lambda: ensemble_of(TOGETHER_MEMBERS - 1), INPUTS, False),
+        (lambda: Counted(net(), lpe.Int(3), 20), INPUTS, False),
+        (lambda: lpe.DeepEnsemble([net()] * 20), INPUTS, False),
+        (lambda: lpe.LowPrecisionEnsemble(net(), lpe.FullPrecision(), 20), INPUTS, False),
+        (lambda: lpe.LowPrecisionEnsemble(net().to("meta"), lpe.Int(3), 20), INPUTS, False),
+    ],
+    ids=[
+        "small work",
+        "of a dict",
+        "as much as may be",
+        "more than may be",
+        "as many tokens as may be",
+        "more tokens than may be",
+        "no tensor",
+        "as few members as may be",
+        "fewer members",
+        "members of one's own",
+        "other methods",
+        "no rounding",
+        "not on a CPU",
+    ],
+)
+def test_members_run_together_where_that_was_measured_to_be_faster(
+    ensemble: Callable[[], Any], inputs: Any, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "lpe.ensembles.selection.check_weight", lambda *_: None
+    )  # a meta tensor has no values
+    assert runs_together(ensemble(), inputs) is together
+
+
+class Centred(Net):
+    """Subtracts the mean of the batch: not a function of each example alone."""
+
+    def forward(self, a: Tensor, b: Tensor | None = None) -> Any:
+        logits = super().forward(a, b)
+        return logits - logits.mean(dim=0)
+
+
+def centred() -> nn.Module:
+    model = Centred().double()
+    model.load_state_dict(net().state_dict())
+    return model
+
+
+def test_members_that_cannot_run_together_run_one_by_one_unless_told_otherwise() -> None:
+    found = lpe.evaluate(small(centred()), batches())
+    assert_same(found, lpe.evaluate(small(centred()), batches(), members="one-by-one"))
+
+
+def test_told_so_members_that_cannot_run_together_are_refused() -> None:
+    with pytest.raises(lpe.InputError, match="take the members one by one"):
+        lpe.evaluate(small(centred()), batches(), members="together")
+
+
+def test_other_methods_members_are_refused_together() -> None:
+    with pytest.raises(lpe.InputError, match="members of DeepEnsemble cannot run together"):
+        lpe.evaluate(lpe.DeepEnsemble([net()]), batches(), members="together")
+
+
+def test_an_unknown_way_to_run_members_is_refused() -> None:
+    with pytest.raises(lpe.InputError, match="auto, one-by-one, together, not 'at once'"):
+        lpe.evaluate(ensemble_of(), batches(), members="at once")
+
+
+def test_members_that_are_small_beside_a_chunk_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[bool] = []
+    real = AllMembers.__init__
+
+    def recorded(self: AllMembers, ensemble: Any, keep: bool = False) -> None:
+        made.append(keep)
+        real(self, ensemble, keep)
+
+    monkeypatch.setattr(AllMembers, "__init__", recorded)
+    for chunk in (SIZE * WEIGHTS * 8 - 1, SIZE * WEIGHTS * 8):
+        monkeypatch.setattr("lpe.evaluation.predict.CHUNK_BYTES", chunk)
+        lpe.evaluate(ensemble_of(), batches(), members="together")
+    assert made == [False, True]
+
+
+# Options of the passes
+
+
+class Seeing(nn.Module):
+    """Notes what its convolution is given, and under which types it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, CLASSES, 3)
+        self.seen: list[tuple[bool, torch.dtype]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.conv(images)
+        last = images.is_contiguous(memory_format=torch.channels_last)
+        self.seen.append((last and not images.is_contiguous(), features.dtype))
+        return features.mean(dim=(2, 3))
+
+
+def seeing() -> Seeing:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Seeing()
+
+
+IMAGES = torch.from_numpy(GENERATOR.normal(size=(EXAMPLES, 2, 5, 5))).float()
+
+
+@pytest.mark.parametrize("members", ["one-by-one", "together"])
+@pytest.mark.parametrize(
+    ("options", "seen"),
+    [
+        ({}, (False, torch.float32)),
+        ({"channels_last": True}, (True, torch.float32)),
+        ({"autocast": True}, (False, torch.bfloat16)),
+        ({"pin_memory": True}, (False, torch.float32)),  # on a CPU nothing
+    ],
+    ids=["plain", "channels last", "autocast", "pinned"],
+)
+def test_passes_run_as_the_options_say(options: dict[str, bool], seen: Any, members: str) -> None:
+    notes: list[Any] = []
+    model = seeing()
+    model.seen = notes
+    # A member's list is a copy: the hook of a copy is the model's own.
+    model.register_forward_hook(lambda module, *_: notes.append(module.seen[-1]))
+    ensemble = lpe.LowPrecisionEnsemble(model, lpe.Int(3), 2)
+    lpe.evaluate(ensemble, [(IMAGES, TARGETS)], members=members, options=lpe.EvaluationOptions(**options))
+    assert set(notes) == {seen}
+
+
+@pytest.mark.parametrize(
+    "use", [lpe.member_log_probs, evaluate_temperature_scaled], ids=lambda use: use.__name__
+)
+def test_options_reach_every_use(use: Callable[..., Any]) -> None:
+    ensemble = lpe.LowPrecisionEnsemble(seeing(), lpe.Int(3), 2)
+    notes: list[bool] = []
+    ensemble.model.register_forward_hook(lambda *_: notes.append(torch.is_autocast_enabled("cpu")))
+    use(ensemble, [(IMAGES, TARGETS)], options=lpe.EvaluationOptions(autocast=True))
+    assert notes == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "within"), [({"channels_last": True}, 1e-5), ({"autocast": True}, 1e-2)], ids=str
+)
+def test_options_change_numbers_within_their_precision(options: dict[str, bool], within: float) -> None:
+    ensemble = lpe.LowPrecisionEnsemble(seeing(), lpe.Int(3), 3)
+    plain = lpe.evaluate(ensemble, [(IMAGES, TARGETS)])
+    found = lpe.evaluate(ensemble, [(IMAGES, TARGETS)], options=lpe.EvaluationOptions(**options))
+    assert list(found["nll"]) == pytest.approx(list(plain["nll"]), rel=within)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: memory is pinned for it")
+def test_pinned_batches_give_the_same_numbers_on_a_gpu() -> None:
+    ensemble = lpe.LowPrecisionEnsemble(net().cuda(), lpe.Int(3), SIZE)
+    found = lpe.evaluate(ensemble, batches(), options=lpe.EvaluationOptions(pin_memory=True))
+    assert_same(found, lpe.evaluate(ensemble, batches()))
 
 
 # Inputs and outputs

@@ -86,6 +86,14 @@ def test_milliseconds_per_example_are_of_the_first_n_members_together(clock: Clo
     assert timer.milliseconds_per_example(10) == [100, 300, 700]
 
 
+def test_members_that_run_together_have_equal_shares(clock: Clock) -> None:
+    timer = MemberTimer(4)
+    for seconds in (2.0, 6.0):
+        with timer.all_members():
+            clock.now += seconds
+    assert timer.seconds == [2, 2, 2, 2]
+
+
 def test_the_timer_changes_no_number(clock: Clock) -> None:
     without = lpe.evaluate(SlowEnsemble(2, clock), BATCHES)
     timed = lpe.evaluate(SlowEnsemble(2, clock), BATCHES, timer=MemberTimer(2))

@@ -365,6 +365,8 @@ def test_a_sure_gain_is_said_with_the_cascades_share_its_networks_and_its_millis
     assert "2.500 [-3.853, 8.853] ms members made or 1.000" in said
     # Half of the gain with 2 networks and all of it with 5: 95 % in between.
     assert "50 [50, 50] % with 2.00 networks an example; 95 % first with 4.70" in said
+    # All take as long here: RTN, the cascade (and with all members, RTN and they).
+    assert "with 4.70, 4.75 ms made (all members: 5) or 1.9 ms kept (all members: 2)" in said
 
 
 def test_a_level_is_crossed_where_it_is_first_reached_and_where_it_is_kept_from() -> None:
