@@ -2,7 +2,7 @@
 
     python -m benchmarks.on_the_fly
 
-Costs about eight minutes of one core. Times are CPU seconds of one thread, which other processes stretch less
+Costs about four minutes of one core. Times are CPU seconds of one thread, which other processes stretch less
 than wall time; each is the median of REPEATS, the ways of doing the same taken in turn. The layer is a Linear
 of random weights, of M INT-5 members, on some positions (rows of inputs) a member; its weight is stored as
 float32 or as INT-8 codes.
@@ -11,8 +11,8 @@ float32 or as INT-8 codes.
     dequantise    each member made from the stored weight, then its product
     on the fly    ``as_module()``, with blocks of all members' values of two sizes
 
-Whole networks: ``lpe.evaluate`` with ``members="one-by-one"`` and ``members="together"``, on one batch and on
-four, making and checking included. From the ratios comes the rule of ``evaluate``'s ``members="auto"``
+Whole networks: ``lpe.evaluate`` with ``members="one-by-one"`` and ``members="together"``, on one batch, with
+making and checking included. From the ratios comes the rule of ``evaluate``'s ``members="auto"``
 (``lpe.evaluation.predict.runs_together``), whose choice stands in the table.
 
 It writes benchmarks/results/on_the_fly_layer.csv and on_the_fly_evaluate.csv, and prints both.
@@ -53,7 +53,7 @@ POSITIONS = (1, 8, 64)
 BLOCKS = (1 << 19, 1 << 22)
 """Bytes: the L2 cache of the machine that the committed table is of, and what is used."""
 
-BATCHES = (1, 4)
+BATCHES = (1,)
 TOKENS = 64
 
 Data = list[tuple[Tensor, Tensor]]
