@@ -207,16 +207,8 @@ def _panel(axes: Axes, at: pd.DataFrame, picture: Picture, metric: str, cost: st
         line(of("LPE-BSR", system, "coupled"), f"LPE-BSR, {name}, coupled", band=True, **style)
         nearest: dict[str, Any] = {"linestyle": "none", "marker": "X", "markersize": 5.5, "zorder": 5}
         line(of("RTN", system, "nearest"), f"RTN, {name}", **{**style, **nearest}, **EDGE)
-        dotted = {
-            "linestyle": ":",
-            "linewidth": 0.8,
-            "markersize": 4,
-            "markerfacecolor": "white",
-            "zorder": 4,
-        }
         for first, shape in FIRSTS.items():
-            chosen = at["method"].str.startswith(f"cascade from {first}: ") & (at["number_system"] == system)
-            line(at[chosen], f"cascade from {first}, {name}", **{**style, **dotted, "marker": shape})
+            cascades(first, f"cascade from {first}, {name}", system, color=colour, marker=shape, aside=aside)
     deep = of("DE")
     if len(deep):
         colour, marker = DEEP

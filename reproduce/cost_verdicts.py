@@ -13,7 +13,7 @@ from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from reproduce import cost_times
 from reproduce.claims import LEVEL, interval
-from reproduce.cost_measures import HEADLINE, SHARE, TARGETS, cascade_name
+from reproduce.cost_measures import HEADLINE, SHARE, cascade_name
 from reproduce.summaries import FP32, MEGABIT, SCALED
 from reproduce.tables import plain_number
 
@@ -287,12 +287,14 @@ def _family_lines(series: Series, at: pd.DataFrame, times: pd.DataFrame, family:
     texts.append(f"{_with_interval(networks, 2)} networks an example")
     texts.append(_milliseconds(times, tuned, family, series.picture))
     lines = [f"{family.title()}: {gain}; tuned for {100 * SHARE:g} %: {', '.join(texts)}"]
-    curve = _curve(series, at, family, whole)
+    # All cascades, by what they cost.
+    rows = sorted(_rows(_of_family(at, family)), key=lambda row: row.networks)
+    shares = [_share(series, family, row.method, whole, "nll") for row in rows]
+    curve = [(row, share) for row, share in zip(rows, shares, strict=True) if row.method != tuned]
     if curve:
-        shown = ", ".join(f"{_percent(*share)} with {networks:.2f}" for networks, share in curve)
-        points = [(1.0, 0.0), *((networks, share) for networks, (share, *_) in curve)]
-        polygon = [*points, (_all_networks(family), 1.0)]
-        first, lasting = crossings(polygon, SHARE)
+        shown = ", ".join(f"{_percent(*share)} with {row.networks:.2f}" for row, share in curve)
+        points = [(row.networks, share[0]) for row, share in zip(rows, shares, strict=True)]
+        first, lasting = crossings([(1.0, 0.0), *points, (_all_networks(family), 1.0)], SHARE)
         lines.append(
             f"    least confident first, share of the gain on test examples: {shown} networks an example; "
             f"{100 * SHARE:g} % first with {first:.2f}, {_time_at(first, at, family)}"
@@ -330,22 +332,14 @@ def _timed_curve(at: pd.DataFrame, family: CascadeFamily, column: str) -> np.nda
     before = float(first[column].iloc[0])
     alone = float(whole[whole["size"] == family.size][column].iloc[0])
     last = alone if family.first == "DE" else before + alone
-    between = [(row.networks, getattr(row, column)) for row in _rows(_going(at, family))]
+    between = [(row.networks, getattr(row, column)) for row in _rows(_of_family(at, family))]
     return np.array([(1.0, before), *sorted(between), (_all_networks(family), last)])
 
 
-def _going(at: pd.DataFrame, family: CascadeFamily) -> pd.DataFrame:
-    """The cascades in which a share of the examples goes on."""
+def _of_family(at: pd.DataFrame, family: CascadeFamily) -> pd.DataFrame:
+    """The cascades of a family."""
     rows = at[(at["number_system"] == family.number_system) & (at["size"] == family.size)]
-    return rows[rows["method"].isin([cascade_name(family.first, target) for target in TARGETS[:-1]])]
-
-
-def _curve(
-    series: Series, at: pd.DataFrame, family: CascadeFamily, whole: dict[str, pd.Series]
-) -> list[tuple[float, tuple[float, float, float]]]:
-    """(networks an example, share of the gain) of the cascades in which a share of the examples goes on."""
-    rows = _rows(_going(at, family))
-    return sorted((row.networks, _share(series, family, row.method, whole, "nll")) for row in rows)
+    return rows[rows["method"].str.startswith(f"cascade from {family.first}: ")]
 
 
 def crossings(points: Sequence[tuple[float, float]], level: float) -> tuple[float, float]:
