@@ -16,15 +16,15 @@ def medians(
     """Median seconds of one call of each job, the jobs in turn.
 
     Args:
-        jobs: by name; each is given the number of the repeat, 0 in the round that is not timed.
+        jobs: by name; each is given the number of the round, 0 in one that is not timed.
         repeats: timed rounds. calls: how often a job is called in a round (1): what takes microseconds needs
             many.
-        warm: call a job once, untimed, before each timing: what the job before has put out of the caches
-            comes back. Jobs of seconds do without.
+        warm: call a job once, untimed, before each timing, for what the job before has put out of the caches,
+            and begin with a round that is not timed. Jobs of half a minute do without.
     """
     calls = calls or {}
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
-    for repeat in range(repeats + 1):
+    for repeat in range(0 if warm else 1, repeats + 1):
         for name, job in jobs.items():
             many = calls.get(name, 1)
             if warm:

@@ -17,6 +17,7 @@ over nothing else. Members one at a time over many batches draw each weight once
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -91,14 +92,14 @@ class _Weight(Tensor):
         return _computed(func, args, kwargs or {}) if result is NotImplemented else result
 
 
-class _Values:
+class _Values(ABC):
     """The members' values of a weight."""
 
     name: str
 
+    @abstractmethod
     def member(self, index: int) -> Tensor:
         """Those of one member, of the weight's shape."""
-        raise NotImplementedError
 
     def of_each_members_own(self, run: _Pass) -> Tensor:
         """Of values that were computed for the whole batch, each member's examples as it has them."""

@@ -240,9 +240,9 @@ def test_a_copy_whose_members_lose_more_than_the_margin_is_worse(tmp_path: Path)
 
 
 def test_a_finished_record_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured(tmp_path, substrate(), seeds=2)
+    first = measured(tmp_path, substrate(), seeds=2)
     monkeypatch.setattr(coupling, "measured_rows", None)
-    measured(tmp_path, substrate(), seeds=2)
+    assert measured(tmp_path, substrate(), seeds=2).equals(first)
 
 
 def test_a_killed_run_goes_on_to_the_same_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
