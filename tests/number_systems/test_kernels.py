@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 import lpe
 from lpe.number_systems import kernels, rounding
 from lpe.number_systems.grids import LowPrecision, ScaleAxis, grid_of
-from lpe.number_systems.kernels import cpu, reference
+from lpe.number_systems.kernels import cpu, cpu_code, reference, teams
 from lpe.number_systems.kernels.arguments import Coded, Draw, Scales, Stored
 from lpe.number_systems.layouts import Layout
 
@@ -203,10 +204,20 @@ def test_members_at_once_are_the_members_one_by_one(rounding_name: str) -> None:
 
 @pytest.mark.parametrize("rounding_name", ROUNDINGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("of_torch", [True, False], ids=["torch's threads", "a pool"])
 def test_pieces_on_two_threads_are_the_whole(
-    rounding_name: str, dtype: torch.dtype, two_threads: None, monkeypatch: pytest.MonkeyPatch
+    rounding_name: str,
+    dtype: torch.dtype,
+    of_torch: bool,
+    two_threads: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(cpu, "PIECE", 1000)
+    if not of_torch:
+        monkeypatch.setattr(teams, "uses_openmp", lambda: False)
+    elif not teams.uses_openmp():
+        pytest.skip("torch's threads cannot be had here")
+    monkeypatch.setattr(cpu, "WORTH_A_TEAM", 1000)
+    monkeypatch.setattr(cpu, "WORTH_A_POOL", 1000)
     monkeypatch.setattr(cpu, "PART", 4096)
     layout = Layout((9, 2777))
     weight = hard_weight(layout, dtype)
@@ -260,10 +271,10 @@ def test_elements_beyond_two_to_the_32_take_the_high_word_of_the_block() -> None
         grid,
         draw("bernoulli"),
         1,
-        np.array([start]),
+        cpu._Kept.of(np.array([start])),
         37,
-        cpu._CODES,
-        codes=got.view(-1).numpy(),
+        cpu_code.CODES,
+        got,
         origin=start,
     )
     assert torch.equal(got[0, 0], expected)
@@ -339,12 +350,23 @@ def test_a_forked_process_rounds_on_threads_of_its_own(two_threads: None) -> Non
     assert done.returncode == 0
 
 
+def test_memory_that_is_not_contiguous_is_refused() -> None:
+    layout = Layout((3, 50))
+    weight = hard_weight(layout)
+    system, _, scales = arguments(weight, "int5", lpe.PerChannel(), layout)
+    out = torch.zeros((2, 1, 300), dtype=torch.int8)[:, :, ::2]
+    with pytest.raises(AssertionError):
+        cpu.encode(weight, scales, grid_of(system), draw("bernoulli"), 2, out=out)
+    assert not out.any()
+
+
 def test_a_second_process_finds_the_machine_code_on_disk(tmp_path: Path) -> None:
     program = (
         "import torch, lpe\n"
-        "from lpe.number_systems.kernels import cpu\n"
-        "lpe.encode(torch.ones(3, 5), lpe.Int(5))\n"
-        "print(sum(cpu._round.stats.cache_hits.values()), sum(cpu._round.stats.cache_misses.values()))\n"
+        "from lpe.number_systems.kernels import cpu_code\n"
+        "lpe.decode(*lpe.encode(torch.ones(3, 5), lpe.Int(5)), lpe.Int(5))\n"
+        "decoded = cpu_code.decode.stats\n"
+        "print(cpu_code.share.cache_hits, sum(decoded.cache_hits.values()))\n"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     runs = [
@@ -353,16 +375,28 @@ def test_a_second_process_finds_the_machine_code_on_disk(tmp_path: Path) -> None
         ).stdout.split()
         for _ in range(2)
     ]
-    assert runs == [["0", "1"], ["1", "0"]]
+    assert runs == [["0", "0"], ["1", "1"]]
 
 
-def test_without_a_place_for_machine_code_it_is_made_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    njit = cpu.numba.njit
+@pytest.mark.parametrize("compiler", ["njit", "cfunc"])
+def test_without_a_place_for_machine_code_it_is_made_in_memory(
+    compiler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_compiler = getattr(numba, compiler)
 
     def refusing(*arguments: object, **options: object) -> object:
         if options.pop("cache", False):
             raise RuntimeError("cannot cache function: no locator available")
-        return njit(*arguments, **options)
+        return true_compiler(*arguments, **options)
 
-    monkeypatch.setattr(cpu.numba, "njit", refusing)
-    assert cpu._compiled(lambda a, b: a + b)(1, 2) == 3
+    monkeypatch.setattr(numba, compiler, refusing)
+    if compiler == "njit":
+        assert cpu_code.compiled(lambda a, b: a + b)(1, 2) == 3
+    else:
+        numbers = np.array([1, 2])
+        teams.run(cpu_code.for_threads(_swap).address, numbers.ctypes.data, 1)
+        assert list(numbers) == [2, 1]
+
+
+def _swap(numbers):  # type: ignore[no-untyped-def]
+    numbers[0], numbers[1] = numbers[1], numbers[0]
