@@ -27,9 +27,8 @@ from tqdm import tqdm
 
 import lpe
 from benchmarks import cifar_resnet, stories
-from benchmarks.command import assets_folder, conditions, parser
+from benchmarks.command import assets_folder, conditions, one_line_of_bad_input, parser
 from lpe.ensembles.base import Ensemble, text_table
-from lpe.errors import InputError
 from lpe.evaluation.metrics import METRICS
 from lpe.evaluation.predict import evaluate_temperature_scaled
 from lpe.evaluation.timing import MemberTimer
@@ -233,24 +232,21 @@ def table_text(substrate: Substrate, records: Records, times: Path) -> str:
     return text_table(substrate.name, header, rows)
 
 
+@one_line_of_bad_input
 def main(arguments: Sequence[str]) -> int:
     """Measure, then print the tables; 2 after one line about bad input."""
     options = parser("assets", __doc__)
     options.add_argument("--only", choices=tuple(SUBSTRATES), help="one of the tables (default: all)")
     asked = options.parse_args(arguments)
     torch.set_num_threads(THREADS)
-    try:
-        assets = assets_folder()
-        check_writable(asked.out)
-        for table in [asked.only] if asked.only else SUBSTRATES:
-            run(table, assets, asked.out)
-            records = Records(asked.out / f"assets_{table}.csv")
-            for substrate in SUBSTRATES[table]:
-                print(table_text(substrate, records, times_file(table, asked.out)), end="\n\n")
-            print(conditions(asked.out / f"assets_{table}.json"), end="\n\n")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    assets = assets_folder()
+    check_writable(asked.out)
+    for table in [asked.only] if asked.only else SUBSTRATES:
+        run(table, assets, asked.out)
+        records = Records(asked.out / f"assets_{table}.csv")
+        for substrate in SUBSTRATES[table]:
+            print(table_text(substrate, records, times_file(table, asked.out)), end="\n\n")
+        print(conditions(asked.out / f"assets_{table}.json"), end="\n\n")
     return 0
 
 

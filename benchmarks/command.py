@@ -5,11 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
+
+import torch
 
 from lpe.command_line import Parser
 from lpe.errors import InputError
-from lpe.records import REPOSITORY
+from lpe.records import REPOSITORY, write_provenance, write_table
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 
@@ -25,6 +30,43 @@ def parser(benchmark: str, description: str | None) -> Parser:
         "--out", type=Path, default=RESULTS, help="folder of the results (default: %(default)s)"
     )
     return made
+
+
+def one_line_of_bad_input(main: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
+    """A command whose InputError is one line and the exit code 2."""
+
+    @wraps(main)
+    def reporting(arguments: Sequence[str]) -> int:
+        try:
+            return main(arguments)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+
+    return reporting
+
+
+def write_results(
+    out: Path,
+    benchmark: str,
+    tables: Mapping[str, Sequence[Mapping[str, object]]],
+    columns: Sequence[str] | None,
+    config: Mapping[str, object],
+    started: float,
+    threads: int | None = None,
+) -> None:
+    """Write tables measured on this CPU as CSV and, beside them, the conditions as ``<benchmark>.json``.
+
+    Args:
+        tables: rows by the file's name without its ending. columns: of all tables; None: those of the rows.
+        config: what was measured. started: ``time.time()`` before. threads: torch's here, or in
+            the processes that were measured.
+    """
+    for name, rows in tables.items():
+        write_table(list(rows), out / f"{name}.csv", list(rows[0]) if columns is None else columns)
+    command = [f"benchmarks/{benchmark}.py"]
+    threads = torch.get_num_threads() if threads is None else threads
+    write_provenance(out / f"{benchmark}.json", command, dict(config), "cpu", [0], threads, started)
 
 
 def assets_folder() -> Path:

@@ -28,16 +28,15 @@ import pandas as pd
 import torch
 
 import lpe
-from benchmarks.command import conditions, parser
+from benchmarks.command import conditions, one_line_of_bad_input, parser, write_results
 from benchmarks.peers import bernoulli_bsr, gfloat_stochastic, plain_bsr, qpytorch
 from benchmarks.timing import medians
 from lpe.ensembles.base import text_table
-from lpe.errors import InputError
 from lpe.number_systems import kernels, rounding
 from lpe.number_systems.grids import grid_of
 from lpe.number_systems.kernels.arguments import Coded, Draw, Scales
 from lpe.number_systems.layouts import Layout
-from lpe.records import check_writable, write_provenance, write_table
+from lpe.records import check_writable
 
 BITS = 5
 REPEATS = 5
@@ -140,27 +139,16 @@ def measure(shape: tuple[int, int], absent: dict[str, str]) -> list[dict[str, ob
     ]
 
 
+@one_line_of_bad_input
 def main(arguments: Sequence[str]) -> int:
     """Measure, write, print; 1 where a promise is broken, 2 after one line about bad input."""
     asked = parser("construction", __doc__).parse_args(arguments)
-    try:
-        check_writable(asked.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    check_writable(asked.out)
     started = time.time()
     absent: dict[str, str] = {}
     rows = [row for shape in SHAPES for row in measure(shape, absent)]
-    write_table(rows, asked.out / "construction.csv", COLUMNS)
-    write_provenance(
-        asked.out / "construction.json",
-        ["benchmarks/construction.py"],
-        {"shapes": SHAPES, "system": lpe.Int(BITS), "repeats": REPEATS, "not_installed": sorted(absent)},
-        "cpu",
-        [0],
-        torch.get_num_threads(),
-        started,
-    )
+    config = {"shapes": SHAPES, "system": lpe.Int(BITS), "repeats": REPEATS, "not_installed": sorted(absent)}
+    write_results(asked.out, "construction", {"construction": rows}, COLUMNS, config, started)
     print(table_text(asked.out))
     for name, why in absent.items():
         print(f"left out: {name} ({why})")

@@ -66,7 +66,7 @@ from tqdm import tqdm
 
 import lpe
 from benchmarks import cifar_resnet, stories
-from benchmarks.command import assets_folder, conditions, parser
+from benchmarks.command import assets_folder, conditions, one_line_of_bad_input, parser
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.errors import InputError
 from lpe.modules import apply
@@ -694,6 +694,7 @@ def report(tables: Sequence[str], out: Path, seeds: int) -> None:
             print(f"{table}: {conditions(out / f'coupling_{table}.json')}")
 
 
+@one_line_of_bad_input
 def main(arguments: Sequence[str]) -> int:
     """Measure, then print the tables; 2 after one line about bad input."""
     options = parser("coupling", __doc__)
@@ -704,25 +705,21 @@ def main(arguments: Sequence[str]) -> int:
     )
     asked = options.parse_args(arguments)
     torch.set_num_threads(THREADS)
-    try:
-        if asked.seeds < 1:
-            raise InputError(f"--seeds must be 1 or more, not {asked.seeds}")
-        check_writable(asked.out)
-        tables = [asked.only] if asked.only else list(TABLES)
-        if not asked.plot_only:
-            for table in tables:
-                try:
-                    substrates = TABLES[table]()
-                except InputError as error:
-                    if asked.only:
-                        raise
-                    print(f"{table}: skipped, {error}", file=sys.stderr)
-                    continue
-                run(table, substrates, asked.out, asked.seeds)
-        report(tables, asked.out, asked.seeds)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if asked.seeds < 1:
+        raise InputError(f"--seeds must be 1 or more, not {asked.seeds}")
+    check_writable(asked.out)
+    tables = [asked.only] if asked.only else list(TABLES)
+    if not asked.plot_only:
+        for table in tables:
+            try:
+                substrates = TABLES[table]()
+            except InputError as error:
+                if asked.only:
+                    raise
+                print(f"{table}: skipped, {error}", file=sys.stderr)
+                continue
+            run(table, substrates, asked.out, asked.seeds)
+    report(tables, asked.out, asked.seeds)
     return 0
 
 

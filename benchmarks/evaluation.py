@@ -24,13 +24,12 @@ import torch
 from torch import Tensor, nn
 
 import lpe
-from benchmarks.command import conditions, parser
+from benchmarks.command import conditions, one_line_of_bad_input, parser, write_results
 from benchmarks.peers import plain_bsr
 from benchmarks.timing import medians
 from benchmarks.vit import NAME, image_batch, vit_small
 from lpe.ensembles.base import text_table
-from lpe.errors import InputError
-from lpe.records import check_writable, write_provenance, write_table
+from lpe.records import check_writable
 
 MEMBERS = 20
 BATCH = 32
@@ -87,26 +86,14 @@ def measure() -> list[dict[str, object]]:
     ]
 
 
+@one_line_of_bad_input
 def main(arguments: Sequence[str]) -> int:
     """Measure, write, print; 1 where the promise is broken, 2 after one line about bad input."""
     asked = parser("evaluation", __doc__).parse_args(arguments)
-    try:
-        check_writable(asked.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    check_writable(asked.out)
     started = time.time()
-    rows = measure()
-    write_table(rows, asked.out / "evaluation.csv", COLUMNS)
-    write_provenance(
-        asked.out / "evaluation.json",
-        ["benchmarks/evaluation.py"],
-        {"network": f"timm {NAME}", "system": lpe.Int(BITS), "batch": BATCH, "promise": PROMISE},
-        "cpu",
-        [0],
-        torch.get_num_threads(),
-        started,
-    )
+    config = {"network": f"timm {NAME}", "system": lpe.Int(BITS), "batch": BATCH, "promise": PROMISE}
+    write_results(asked.out, "evaluation", {"evaluation": measure()}, COLUMNS, config, started)
     print(table_text(asked.out))
     return 0 if _of_members(pd.read_csv(asked.out / "evaluation.csv")) <= PROMISE else 1
 

@@ -70,7 +70,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import lpe
-from benchmarks.command import conditions, parser
+from benchmarks.command import conditions, one_line_of_bad_input, parser
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from lpe.number_systems import kernels, rounding
@@ -450,6 +450,7 @@ def _give_memory_back(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
+@one_line_of_bad_input
 def main(arguments: Sequence[str]) -> int:
     """Measure, write, print; 1 where a promise is broken, 2 after one line about bad input or no GPU."""
     options = parser("gpu", __doc__)
@@ -483,11 +484,7 @@ def main(arguments: Sequence[str]) -> int:
             MEMBERS,
         )
     except torch.OutOfMemoryError:
-        print("error: the GPU's memory does not hold the stack; give fewer --layers", file=sys.stderr)
-        return 2
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        raise InputError("the GPU's memory does not hold the stack; give fewer --layers") from None
     print(table_text(asked.out))
     verdicts = promises(asked.out)
     for _, line in verdicts:

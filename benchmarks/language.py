@@ -27,9 +27,8 @@ import torch
 
 import lpe
 from benchmarks import stories
-from benchmarks.command import assets_folder, conditions, parser
+from benchmarks.command import assets_folder, conditions, one_line_of_bad_input, parser
 from lpe.ensembles.base import Ensemble, text_table
-from lpe.errors import InputError
 from lpe.evaluation.timing import MemberTimer
 from lpe.records import Records, check_writable, write_provenance
 
@@ -169,20 +168,17 @@ def _cells(
         )
 
 
+@one_line_of_bad_input
 def main(arguments: Sequence[str]) -> int:
     """Measure, then print the tables; 2 after one line about bad input."""
     asked = parser("language", __doc__).parse_args(arguments)
     torch.set_num_threads(THREADS)
-    try:
-        assets = assets_folder()
-        check_writable(asked.out)
-        run(assets, asked.out)
-        for task in TASKS:
-            print(table_text(task, asked.out), end="\n\n")
-        print(conditions(asked.out / f"{RECORD}.json"))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    assets = assets_folder()
+    check_writable(asked.out)
+    run(assets, asked.out)
+    for task in TASKS:
+        print(table_text(task, asked.out), end="\n\n")
+    print(conditions(asked.out / f"{RECORD}.json"))
     return 0
 
 

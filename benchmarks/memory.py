@@ -32,11 +32,11 @@ import torch
 from torch import Tensor, nn
 
 import lpe
-from benchmarks.command import conditions, parser
+from benchmarks.command import conditions, one_line_of_bad_input, parser, write_results
 from benchmarks.vit import NAME, float32_bytes, image_batch, vit_small
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
-from lpe.records import REPOSITORY, check_writable, write_provenance, write_table
+from lpe.records import REPOSITORY, check_writable
 
 PROMISE = 1.1
 """Members' weights alive at the peak, above plain forward passes."""
@@ -143,36 +143,25 @@ def run_in_child(case: str) -> dict[str, int]:
     return measured
 
 
+@one_line_of_bad_input
 def main(arguments: Sequence[str]) -> int:
     """Measure, write, print; 1 where the promise is broken, 2 after one line about bad input."""
     options = parser("memory", __doc__)
     options.add_argument("--case", choices=tuple(CASES), help="one case, in this process, as JSON")
     asked = options.parse_args(arguments)
-    try:
-        if asked.case:
-            print(json.dumps(run_case(asked.case)))
-            return 0
-        check_writable(asked.out)
-        started = time.time()
-        found = {case: measure(case) for case in CASES}
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if asked.case:
+        print(json.dumps(run_case(asked.case)))
+        return 0
+    check_writable(asked.out)
+    started = time.time()
+    found = {case: measure(case) for case in CASES}
     counts = {"plain": 0, "members": MEMBERS, "copies": COPIES}
     rows = [
         {"case": case, "what": CASES[case], "copies_or_members": counts[case], **measured}
         for case, measured in found.items()
     ]
-    write_table(rows, asked.out / "memory.csv", COLUMNS)
-    write_provenance(
-        asked.out / "memory.json",
-        ["benchmarks/memory.py"],
-        {"network": f"timm {NAME}", "batch": 2, "repeats": REPEATS, "promise": PROMISE},
-        "cpu",
-        [0],
-        THREADS,
-        started,
-    )
+    config = {"network": f"timm {NAME}", "batch": 2, "repeats": REPEATS, "promise": PROMISE}
+    write_results(asked.out, "memory", {"memory": rows}, COLUMNS, config, started, THREADS)
     print(table_text(asked.out))
     return 0 if found["members"]["above_plain_members"] <= PROMISE else 1
 

@@ -33,12 +33,11 @@ import torch
 from torch import Tensor, nn
 
 import lpe
-from benchmarks.command import conditions, parser
+from benchmarks.command import conditions, one_line_of_bad_input, parser, write_results
 from lpe.ensembles import on_the_fly
 from lpe.ensembles.base import text_table
-from lpe.errors import InputError
 from lpe.evaluation.predict import evaluate, runs_together
-from lpe.records import check_writable, write_provenance, write_table
+from lpe.records import check_writable
 from lpe.substrates import digits
 
 BITS = 5
@@ -286,27 +285,16 @@ def table_text(folder: Path) -> str:
     return f"{of_layer}\n\n{text_table(title, header, rows, footer)}"
 
 
+@one_line_of_bad_input
 def main(arguments: Sequence[str]) -> int:
     """Measure, write, print; 2 after one line about bad input."""
     asked = parser("on_the_fly", __doc__).parse_args(arguments)
     torch.set_num_threads(THREADS)
     started = time.time()
-    try:
-        check_writable(asked.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for name, rows in (("layer", layer_rows()), ("evaluate", evaluate_rows())):
-        write_table(rows, asked.out / f"on_the_fly_{name}.csv", list(rows[0]))
-    write_provenance(
-        asked.out / "on_the_fly.json",
-        ["benchmarks/on_the_fly.py"],
-        {"bits": BITS, "repeats": REPEATS, "clock": "CPU time of the process"},
-        "cpu",
-        [0],
-        THREADS,
-        started,
-    )
+    check_writable(asked.out)
+    tables = {"on_the_fly_layer": layer_rows(), "on_the_fly_evaluate": evaluate_rows()}
+    config = {"bits": BITS, "repeats": REPEATS, "clock": "CPU time of the process"}
+    write_results(asked.out, "on_the_fly", tables, None, config, started)
     print(table_text(asked.out))
     return 0
 

@@ -21,14 +21,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 import lpe
-from benchmarks.command import conditions, parser
+from benchmarks.command import conditions, one_line_of_bad_input, parser, write_results
 from benchmarks.vit import NAME, float32_bytes, vit_small
 from lpe.ensembles.base import text_table
-from lpe.errors import InputError
-from lpe.records import check_writable, write_provenance, write_table
+from lpe.records import check_writable
 
 MEMBERS = 20
 WIDTHS = range(2, 9)
@@ -86,26 +84,15 @@ def measure() -> list[dict[str, object]]:
     return rows
 
 
+@one_line_of_bad_input
 def main(arguments: Sequence[str]) -> int:
     """Measure, write, print; 1 where the promise is broken, 2 after one line about bad input."""
     asked = parser("packed", __doc__).parse_args(arguments)
-    try:
-        check_writable(asked.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    check_writable(asked.out)
     started = time.time()
     rows = measure()
-    write_table(rows, asked.out / "packed.csv", COLUMNS)
-    write_provenance(
-        asked.out / "packed.json",
-        ["benchmarks/packed.py"],
-        {"network": f"timm {NAME}", "members": MEMBERS, "float32_bytes": float32_bytes(vit_small())},
-        "cpu",
-        [0],
-        torch.get_num_threads(),
-        started,
-    )
+    config = {"network": f"timm {NAME}", "members": MEMBERS, "float32_bytes": float32_bytes(vit_small())}
+    write_results(asked.out, "packed", {"packed": rows}, COLUMNS, config, started)
     print(table_text(asked.out))
     bits, most = PROMISE
     found = next(row["bits_a_weight"] for row in rows if row["kind"] == "seeded" and row["bits"] == bits)

@@ -22,15 +22,14 @@ import pandas as pd
 import torch
 
 import lpe
-from benchmarks.command import conditions, parser
+from benchmarks.command import conditions, one_line_of_bad_input, parser, write_results
 from benchmarks.timing import medians
 from lpe.ensembles.base import text_table
-from lpe.errors import InputError
 from lpe.number_systems import kernels, rounding
 from lpe.number_systems.grids import grid_of
 from lpe.number_systems.kernels.arguments import Draw, Scales
 from lpe.number_systems.layouts import Layout
-from lpe.records import check_writable, write_provenance, write_table
+from lpe.records import check_writable
 
 BITS = 5
 REPEATS = 3
@@ -87,25 +86,14 @@ def _made(
         kernels.of(flat.device).encode(flat, scales, grid_of(system), draw, out=out)
 
 
+@one_line_of_bad_input
 def main(arguments: Sequence[str]) -> int:
     """Measure, write, print; 1 where the promise is broken, 2 after one line about bad input."""
     asked = parser("scaling", __doc__).parse_args(arguments)
-    try:
-        check_writable(asked.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    check_writable(asked.out)
     started = time.time()
-    write_table(measure(), asked.out / "scaling.csv", COLUMNS)
-    write_provenance(
-        asked.out / "scaling.json",
-        ["benchmarks/scaling.py"],
-        {"system": lpe.Int(BITS), "repeats": REPEATS, "promise": PROMISE},
-        "cpu",
-        [0],
-        torch.get_num_threads(),
-        started,
-    )
+    config = {"system": lpe.Int(BITS), "repeats": REPEATS, "promise": PROMISE}
+    write_results(asked.out, "scaling", {"scaling": measure()}, COLUMNS, config, started)
     print(table_text(asked.out))
     largest = float(pd.read_csv(asked.out / "scaling.csv")["times_the_smallest"].max())
     return 0 if largest <= PROMISE else 1
