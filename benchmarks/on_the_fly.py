@@ -2,7 +2,7 @@
 
     python -m benchmarks.on_the_fly
 
-Costs about four minutes of one core. Times are CPU seconds of one thread, which other processes stretch less
+Costs about six minutes of one core. Times are CPU seconds of one thread, which other processes stretch less
 than wall time; each is the median of REPEATS, the ways of doing the same taken in turn. The layer is a Linear
 of random weights, of M INT-5 members, on some positions (rows of inputs) a member; its weight is stored as
 float32 or as INT-8 codes.
@@ -52,7 +52,10 @@ POSITIONS = (1, 8, 64)
 BLOCKS = (1 << 19, 1 << 22)
 """Bytes: the L2 cache of the machine that the committed table is of, and what is used."""
 
-BATCHES = (1,)
+BATCHES = (1, 4)
+SEVERAL_BATCHES, REPEATED = 1e8, 1e9
+"""Weights times examples times members up to which it does not take too long."""
+
 TOKENS = 64
 
 Data = list[tuple[Tensor, Tensor]]
@@ -124,7 +127,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], tupl
 }
 """Name → how it is made, its inputs, and the batch sizes."""
 
-ENSEMBLES = (5, 20)
+ENSEMBLES = (5, 10, 20)
 
 
 def medians(ways: Sequence[Callable[[], object]], repeats: int = REPEATS) -> list[float]:
@@ -217,15 +220,15 @@ def evaluate_rows() -> list[dict[str, object]]:
                 x = inputs(count)
                 for batches in BATCHES:
                     data: Data = [(x, torch.zeros(count, dtype=torch.int64))] * batches
-                    large = weights * count * size > 1e9
-                    if large and batches > 1:
-                        continue  # it takes long, and says what one batch says
+                    work = weights * count * size
+                    if work > SEVERAL_BATCHES and batches > 1:
+                        continue
                     one_by_one, together = medians(
                         [
                             partial(evaluate, ensemble, data, members="one-by-one"),
                             partial(evaluate, ensemble, data, members="together"),
                         ],
-                        1 if large else REPEATS,
+                        1 if work > REPEATED else REPEATS,
                     )
                     rows.append(
                         {

@@ -22,8 +22,9 @@ from lpe.number_systems.streams import LANES, tensor_id
 
 WORTH_A_TEAM = 1 << 15
 WORTH_A_POOL = 1 << 19
-"""Elements, over all members, that are worth other threads: torch's grain size where they are torch's own, half
-a millisecond's where a pool has to be woken."""
+"""Elements, over all members, that are worth other threads: torch's grain size where they are torch's own,
+half a millisecond's where a pool has to be woken.
+"""
 
 PIECES = 16
 """Pieces of a thread, where there are as many chunks: a core that is busy elsewhere holds up one only."""
