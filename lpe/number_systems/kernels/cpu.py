@@ -26,7 +26,7 @@ WORTH_A_POOL = 1 << 19
 half a millisecond's where a pool has to be woken.
 """
 
-PIECES = 16
+PIECES = 8
 """Pieces of a thread, where there are as many chunks: a core that is busy elsewhere holds up one only."""
 
 PART = 1 << 20
