@@ -14,6 +14,7 @@ QUICK = ("construction", "scaling", "packed", "evaluation", "on_the_fly", "memor
 OTHERS = {
     "regression": "whether a metric of any method moved (two minutes; CI runs it)",
     "assets": "LPE-BSR on pre-trained weights and real data (LPE_ASSETS; 50 minutes)",
+    "compiled": "whether torch.compile pays (six minutes, and a C++ compiler)",
     "coupling": "coupled against independent members, and members from 8 bits (an hour; LPE_ASSETS: more)",
     "gpu": "bandwidth, and decoding of 10 members against one pass (a CUDA device; minutes)",
     "language": "LPE-BSR on a pre-trained language model through lm-eval (LPE_ASSETS; 8 minutes)",
