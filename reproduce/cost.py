@@ -2,12 +2,13 @@
 
     python reproduce/cost.py
     python reproduce/cost.py --time
-    LPE_ASSETS=<folder> python reproduce/cost.py --assets [--time]
+    LPE_ASSETS=<folder> python reproduce/cost.py --assets [--only resnets|stories] [--time]
 
 Costs about 15 minutes on 2 cores for the training seeds of ``digits`` from nothing, and 5 minutes after the
 other figures, whose networks it takes. Times are measured where there is no cost_times.csv, and anew with
---time: one thread, about 3 minutes, on a machine that does nothing else. --assets: ResNet-20 and ResNet-32
-on CIFAR-10's test images instead, into figures/assets/, about 20 minutes of one core.
+--time: one thread, about 3 minutes, on a machine that does nothing else. --assets: pre-trained models
+instead, into figures/assets/: ResNet-20 and ResNet-32 on CIFAR-10's test images (cost), about 20 minutes of
+one core, and stories260k on contexts of TinyStories (cost_stories), about TODO.
 
 Compared are the single FP32 model, it with temperature scaling, the next larger single model, RTN, LPE-BSR
 of 1 to 20 independent and coupled members, a deep ensemble (DE), and cascades: RTN or FP32, whose less
@@ -151,7 +152,7 @@ COSTS = (
     ("generator_bits", MEGABIT, "Mbit"),
 )
 TITLES = ("time, members made", "time, members kept", "memory, n members", "memory to draw from")
-ROWS = (("nll", "test NLL (nats per image)"), ("calibrated_nll", "calibrated NLL (nats per image)"))
+ROWS = (("nll", "test NLL"), ("calibrated_nll", "calibrated NLL"))
 MARKED = (1, 2, 5, 10)
 """Sizes that have a marker, beside the largest."""
 DEEP = (panels.VERMILION, "s")
@@ -216,11 +217,12 @@ def _panel(axes: Axes, at: pd.DataFrame, picture: Picture, metric: str, cost: st
         cascades("DE", "cascade from DE's first", color=colour, marker="^")
     single: dict[str, Any] = {"color": panels.BLACK, "linestyle": "none", "zorder": 6, **EDGE}
     line(of(FP32), f"{picture.names[0]}, FP32", **single, marker="*", markersize=8)
-    larger = at[(at["substrate"] == picture.larger) & (at["method"] == FP32)]
     if metric == "nll":
         # Its calibrated NLL is FP32's.
         line(of(SCALED), f"{picture.names[0]}, FP32 + temperature", **single, marker="P", markersize=5)
-    line(larger, f"{picture.names[1]}, FP32", **single, marker="h", markersize=6)
+    if picture.larger is not None:
+        larger = at[(at["substrate"] == picture.larger) & (at["method"] == FP32)]
+        line(larger, f"{picture.names[1]}, FP32", **single, marker="h", markersize=6)
     _draw_front(axes, at, metric, cost, factor)
     _limit(axes, at, metric)
     panels.memory_axis(axes, "")
@@ -268,20 +270,20 @@ def _legend(figure: Figure, axes: Axes, columns: int) -> None:
 def draw_picture(
     record: pd.DataFrame, times: pd.DataFrame, picture: Picture, folder: Path
 ) -> tuple[list[Path], list[str]]:
-    """Draw cost.pdf and cost.png; returns their paths and what there is to say."""
+    """Draw the picture as PDF and PNG; returns their paths and what there is to say."""
     series = Series(record, picture)
     at = levels(series, times)
     with panels.style():
         figure, rows = panels.plt.subplots(2, len(COSTS), figsize=(panels.TEXT_WIDTH, 4.6), sharey="row")
         letters = iter("abcdefgh")
-        for line, (metric, y_label) in zip(rows, ROWS, strict=True):
+        for line, (metric, named) in zip(rows, ROWS, strict=True):
             for axes, (cost, factor, x_label), title in zip(line, COSTS, TITLES, strict=True):
                 _panel(axes, _drawn(at, picture, cost), picture, metric, cost, factor)
                 axes.set_xlabel(x_label)
                 panels.label_panel(axes, next(letters), title)
-            line[0].set_ylabel(y_label)
+            line[0].set_ylabel(f"{named} (nats per {picture.example})")
         _legend(figure, rows[0][0], len(picture.bits) + 1)
-        paths = panels.save(figure, folder, "cost")
+        paths = panels.save(figure, folder, picture.stem)
     return paths, [
         *table_lines(at, picture),
         *gain_lines(series, at),
