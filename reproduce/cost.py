@@ -8,13 +8,14 @@ Costs about 15 minutes on 2 cores for the training seeds of ``digits`` from noth
 other figures, whose networks it takes. Times are measured where there is no cost_times.csv, and anew with
 --time: one thread, about 3 minutes, on a machine that does nothing else. --assets: pre-trained models
 instead, into figures/assets/: ResNet-20 and ResNet-32 on CIFAR-10's test images (cost), about 20 minutes of
-one core, and stories260k on contexts of TinyStories (cost_stories), about TODO.
+one core, and stories260k on contexts of TinyStories (cost_stories), about 14.
 
-Compared are the single FP32 model, it with temperature scaling, the next larger single model, RTN, LPE-BSR
-of 1 to 20 independent and coupled members, a deep ensemble (DE), and cascades: RTN or FP32, whose less
-confident examples go on to the LPE-BSR members, and DE's first member, whose go on to the others: 2 to 40 %
-of them, or as many as have 95 % of the ensemble's gain on validation examples. It prints a table, what each
-gains over FP32 and over RTN, and what a cascade costs for 95 % of the ensemble's gain.
+Compared are the single FP32 model, it with temperature scaling, RTN, LPE-BSR of 1 to 20 independent and
+coupled members, and cascades: RTN or FP32, whose less confident examples go on to the LPE-BSR members, 2 to
+40 % of them, or as many as have 95 % of the ensemble's gain on validation examples. Where there are such: the
+next larger single model, and a deep ensemble (DE), with cascades from its first member to the others. It
+prints a table, what each gains over FP32 and over RTN, and what a cascade costs for 95 % of the ensemble's
+gain.
 
     columns  milliseconds per example, with members made for every batch, and kept in memory as float32
              modules; memory of n stored members, and of the smallest thing from which they can be drawn
@@ -165,9 +166,11 @@ def _drawn(at: pd.DataFrame, picture: Picture, cost: str) -> pd.DataFrame:
     """The points that a panel shows, and that its front is taken of.
 
     Of the cascades, those to all members; against memory, which is the same for every window, the tuned one.
+    Where nothing goes on, a cascade is its first stage, which is shown.
     """
     cascade = at["method"].str.startswith("cascade")
     hidden = cascade & (at["number_system"] != "fp32") & (at["size"] < picture.size)
+    hidden |= cascade & (at["networks"] <= 1)
     if cost.endswith("bits"):
         hidden |= cascade & ~at["method"].str.endswith(f": {HEADLINE}")
     return at[~hidden]

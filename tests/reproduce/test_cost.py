@@ -426,6 +426,20 @@ def test_a_picture_without_a_next_larger_model_has_all_but_it(
     assert stem == "cost_alone"
 
 
+@pytest.mark.parametrize("cost_shown", ["ms", "memory_bits"])
+def test_a_cascade_from_which_nothing_goes_on_is_not_drawn_beside_its_first_stage(cost_shown: str) -> None:
+    record = whole_record(0.2, 0.9)
+    nothing = record["method"].str.startswith("cascade from FP32") & (
+        record["metric"] == "members_per_example"
+    )
+    for networks, shown in ((1.0, False), (1.1, True)):
+        changed = record.assign(value=record["value"].mask(nothing, networks))
+        at = levels(Series(changed, PICTURE), times_of(record))
+        methods = set(cost._drawn(at, PICTURE, cost_shown)["method"])
+        assert ("cascade from FP32: 95 % of the gain" in methods) == shown
+        assert "cascade from RTN: 95 % of the gain" in methods
+
+
 def test_nats_are_said_to_be_per_what_an_example_of_the_picture_is(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
