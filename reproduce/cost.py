@@ -2,18 +2,20 @@
 
     python reproduce/cost.py
     python reproduce/cost.py --time
-    LPE_ASSETS=<folder> python reproduce/cost.py --assets [--time]
+    LPE_ASSETS=<folder> python reproduce/cost.py --assets [--only resnets|stories] [--time]
 
 Costs about 15 minutes on 2 cores for the training seeds of ``digits`` from nothing, and 5 minutes after the
 other figures, whose networks it takes. Times are measured where there is no cost_times.csv, and anew with
---time: one thread, about 3 minutes, on a machine that does nothing else. --assets: ResNet-20 and ResNet-32
-on CIFAR-10's test images instead, into figures/assets/, about 20 minutes of one core.
+--time: one thread, about 3 minutes, on a machine that does nothing else. --assets: pre-trained models
+instead, into figures/assets/: ResNet-20 and ResNet-32 on CIFAR-10's test images (cost), about 20 minutes of
+one core, and stories260k on contexts of TinyStories (cost_stories), about 14.
 
-Compared are the single FP32 model, it with temperature scaling, the next larger single model, RTN, LPE-BSR
-of 1 to 20 independent and coupled members, a deep ensemble (DE), and cascades: RTN or FP32, whose less
-confident examples go on to the LPE-BSR members, and DE's first member, whose go on to the others: 2 to 40 %
-of them, or as many as have 95 % of the ensemble's gain on validation examples. It prints a table, what each
-gains over FP32 and over RTN, and what a cascade costs for 95 % of the ensemble's gain.
+Compared are the single FP32 model, it with temperature scaling, RTN, LPE-BSR of 1 to 20 independent and
+coupled members, and cascades: RTN or FP32, whose less confident examples go on to the LPE-BSR members, 2 to
+40 % of them, or as many as have 95 % of the ensemble's gain on validation examples. Where there are such: the
+next larger single model, and a deep ensemble (DE), with cascades from its first member to the others. It
+prints a table, what each gains over FP32 and over RTN, and what a cascade costs for 95 % of the ensemble's
+gain.
 
     columns  milliseconds per example, with members made for every batch, and kept in memory as float32
              modules; memory of n stored members, and of the smallest thing from which they can be drawn
@@ -151,7 +153,7 @@ COSTS = (
     ("generator_bits", MEGABIT, "Mbit"),
 )
 TITLES = ("time, members made", "time, members kept", "memory, n members", "memory to draw from")
-ROWS = (("nll", "test NLL (nats per image)"), ("calibrated_nll", "calibrated NLL (nats per image)"))
+ROWS = (("nll", "test NLL"), ("calibrated_nll", "calibrated NLL"))
 MARKED = (1, 2, 5, 10)
 """Sizes that have a marker, beside the largest."""
 DEEP = (panels.VERMILION, "s")
@@ -164,9 +166,11 @@ def _drawn(at: pd.DataFrame, picture: Picture, cost: str) -> pd.DataFrame:
     """The points that a panel shows, and that its front is taken of.
 
     Of the cascades, those to all members; against memory, which is the same for every window, the tuned one.
+    Where nothing goes on, a cascade is its first stage, which is shown.
     """
     cascade = at["method"].str.startswith("cascade")
     hidden = cascade & (at["number_system"] != "fp32") & (at["size"] < picture.size)
+    hidden |= cascade & (at["networks"] <= 1)
     if cost.endswith("bits"):
         hidden |= cascade & ~at["method"].str.endswith(f": {HEADLINE}")
     return at[~hidden]
@@ -216,11 +220,12 @@ def _panel(axes: Axes, at: pd.DataFrame, picture: Picture, metric: str, cost: st
         cascades("DE", "cascade from DE's first", color=colour, marker="^")
     single: dict[str, Any] = {"color": panels.BLACK, "linestyle": "none", "zorder": 6, **EDGE}
     line(of(FP32), f"{picture.names[0]}, FP32", **single, marker="*", markersize=8)
-    larger = at[(at["substrate"] == picture.larger) & (at["method"] == FP32)]
     if metric == "nll":
         # Its calibrated NLL is FP32's.
         line(of(SCALED), f"{picture.names[0]}, FP32 + temperature", **single, marker="P", markersize=5)
-    line(larger, f"{picture.names[1]}, FP32", **single, marker="h", markersize=6)
+    if picture.larger is not None:
+        larger = at[(at["substrate"] == picture.larger) & (at["method"] == FP32)]
+        line(larger, f"{picture.names[1]}, FP32", **single, marker="h", markersize=6)
     _draw_front(axes, at, metric, cost, factor)
     _limit(axes, at, metric)
     panels.memory_axis(axes, "")
@@ -268,20 +273,20 @@ def _legend(figure: Figure, axes: Axes, columns: int) -> None:
 def draw_picture(
     record: pd.DataFrame, times: pd.DataFrame, picture: Picture, folder: Path
 ) -> tuple[list[Path], list[str]]:
-    """Draw cost.pdf and cost.png; returns their paths and what there is to say."""
+    """Draw the picture as PDF and PNG; returns their paths and what there is to say."""
     series = Series(record, picture)
     at = levels(series, times)
     with panels.style():
         figure, rows = panels.plt.subplots(2, len(COSTS), figsize=(panels.TEXT_WIDTH, 4.6), sharey="row")
         letters = iter("abcdefgh")
-        for line, (metric, y_label) in zip(rows, ROWS, strict=True):
+        for line, (metric, named) in zip(rows, ROWS, strict=True):
             for axes, (cost, factor, x_label), title in zip(line, COSTS, TITLES, strict=True):
                 _panel(axes, _drawn(at, picture, cost), picture, metric, cost, factor)
                 axes.set_xlabel(x_label)
                 panels.label_panel(axes, next(letters), title)
-            line[0].set_ylabel(y_label)
+            line[0].set_ylabel(f"{named} (nats per {picture.example})")
         _legend(figure, rows[0][0], len(picture.bits) + 1)
-        paths = panels.save(figure, folder, "cost")
+        paths = panels.save(figure, folder, picture.stem)
     return paths, [
         *table_lines(at, picture),
         *gain_lines(series, at),

@@ -1,17 +1,15 @@
-"""The cost picture on real pre-trained weights: ResNet-20, and ResNet-32 as the next larger single model.
+"""The cost pictures on real pre-trained weights, each of one of cost_subjects.SUBJECTS, by one path.
 
-5,000 of CIFAR-10's test images as the assets have them, evenly spread over the classes: those at even
-positions validate temperatures and windows, those at odd positions are scored. There is one checkpoint, so
-intervals are over blocks of scored images, dealt out in turn; a row of the record is of one block, which is
-named in the column "point". stories260k is left out: its examples are tokens, which share a forward pass, and
-a cascade needs examples that can go on one by one.
+Cascades need examples that can go on one by one: images, and of the language model contexts, whose target is
+the next token. A row of the record is of one block of the scored examples, which are dealt out in turn; the
+block is named in the column "point".
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import lpe
-from benchmarks import cifar_resnet
 from benchmarks.command import assets_folder
 from lpe.command_line import Parser
 from lpe.ensembles.base import Ensemble
@@ -38,61 +35,66 @@ from reproduce.cost_measures import (
     rows_of_predictions,
     single_predictions,
 )
+from reproduce.cost_subjects import SUBJECTS, Examples, Model, Subject
 from reproduce.cost_verdicts import Picture
 
 SCALE = "assets"
 BITS = (5, 4)
 SIZE, FEW = 20, 5
 SEED = 0
-IMAGES = 5000
 BLOCKS = 20
 BATCH = 100
 TIMED = 100
-"""Images of the timed batch, evenly spread over the scored ones."""
-DEPTHS = (20, 32)
+"""Examples of the timed batch, evenly spread over the scored ones."""
 CODE = (
     "lpe/modules.py",
     "lpe/ensembles/selection.py",
     "lpe/number_systems/grids.py",
     "lpe/number_systems/layouts.py",
     "lpe/number_systems/streams.py",
-    "benchmarks/cifar_resnet.py",
 )
-"""What log-probabilities depend on. Not the kernels: whichever is used, the codes are the same."""
+"""What log-probabilities depend on, beside the subject's own. Not the kernels: the codes are the same."""
 
 
-def substrate(depth: int) -> str:
-    """As the record has it."""
-    return f"ResNet-{depth}, {cifar_resnet.DATASET}"
-
-
-def picture() -> Picture:
-    """What the assets' picture is of."""
-    own, larger = map(substrate, DEPTHS)
+def picture(subject: Subject) -> Picture:
+    """What the picture of a subject is of."""
     return Picture(
-        own, larger, BITS, SIZE, ("ResNet-20", "ResNet-32"), ("point", f"{BLOCKS} blocks of images")
+        subject.own.substrate,
+        None if subject.larger is None else subject.larger.substrate,
+        BITS,
+        SIZE,
+        tuple(model.name for model in subject.models),
+        ("point", f"{BLOCKS} blocks of {subject.units}"),
+        subject.example,
+        subject.stem,
     )
 
 
 @dataclass(frozen=True)
-class Images:
-    """All test images with their targets, and what is known of ensembles on them, kept in the store."""
+class Measuring:
+    """A subject with its examples and networks; what is known of ensembles on them is kept in the store.
 
-    images: Tensor
-    targets: Tensor
+    Args:
+        nets: of ``subject.models``, in their order.
+    """
+
+    subject: Subject
+    examples: Examples
+    nets: Sequence[nn.Module]
     store: Store
     bar: tqdm
 
-    def known(self, ensemble: Ensemble, depth: int) -> Known:
-        """An ensemble of ResNets of a depth with its members' log-probabilities."""
+    def known(self, ensemble: Ensemble, model: Model) -> Known:
+        """An ensemble of networks of a model with its members' log-probabilities."""
+        examples = self.examples
         config: dict[str, object] = {
             "phase": "log-probabilities of the cost picture",
-            "depth": depth,
-            "images": len(self.targets),
+            **model.config,
+            self.subject.examples: len(examples.targets),
             "members": len(ensemble),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
-            "code": source_hash(*CODE),
+            "code": source_hash(*CODE, self.subject.code),
         }
         if isinstance(ensemble, lpe.LowPrecisionEnsemble):
             config |= {
@@ -102,97 +104,133 @@ class Images:
             }
 
         def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-            batches = list(zip(self.images.split(BATCH), self.targets.split(BATCH), strict=True))
+            batches = list(zip(examples.inputs.split(BATCH), examples.targets.split(BATCH), strict=True))
             return {"log_probs": lpe.member_log_probs(ensemble, batches)[0]}, {}
 
         log_probs = self.store.get_or_make(config, make).tensors["log_probs"]
         self.bar.update(len(ensemble))
-        even, odd = log_probs[:, ::2], log_probs[:, 1::2]
-        return Known(ensemble, even, self.targets[::2], odd, self.targets[1::2])
-
-
-def measure(nets: Sequence[nn.Module], images: Images) -> list[dict[str, object]]:
-    """Rows of the record."""
-    scored = images.targets[1::2]
-    own, larger = (
-        images.known(lpe.DeepEnsemble([net]), depth) for net, depth in zip(nets, DEPTHS, strict=True)
-    )
-    found: list[tuple[str, list[Prediction]]] = [
-        (substrate(DEPTHS[0]), [*single_predictions(own)]),
-        (substrate(DEPTHS[1]), [next(single_predictions(larger))]),
-    ]
-    for bits in BITS:
-        drawn = low_precision_predictions(
-            nets[0], bits, SIZE, FEW, SEED, own, lambda ensemble: images.known(ensemble, DEPTHS[0])
+        validating, scored = examples.validating, examples.scored
+        return Known(
+            ensemble,
+            log_probs[:, validating],
+            examples.targets[validating],
+            log_probs[:, scored],
+            examples.targets[scored],
         )
-        found.append((substrate(DEPTHS[0]), [*drawn]))
+
+    def known_own(self, ensemble: Ensemble) -> Known:
+        """An ensemble of the subject's own model with its members' log-probabilities."""
+        return self.known(ensemble, self.subject.own)
+
+
+def predictions(measuring: Measuring) -> Iterator[tuple[str, Iterator[Prediction]]]:
+    """What is predicted on the scored examples, by substrate."""
+    models, nets = measuring.subject.models, measuring.nets
+    own, *larger = (
+        measuring.known(lpe.DeepEnsemble([net]), model) for net, model in zip(nets, models, strict=True)
+    )
+    yield models[0].substrate, single_predictions(own)
+    for model, single in zip(models[1:], larger, strict=True):
+        yield model.substrate, iter([next(single_predictions(single))])
+    for bits in BITS:
+        drawn = low_precision_predictions(nets[0], bits, SIZE, FEW, SEED, own, measuring.known_own)
+        yield models[0].substrate, drawn
+
+
+def measure(measuring: Measuring) -> list[dict[str, object]]:
+    """Rows of the record.
+
+    Raises:
+        InputError: what is scored makes no blocks of whole images or stories.
+    """
+    units, scored = measuring.examples.units, measuring.examples.scored
+    if units % BLOCKS:
+        raise InputError(f"{units} {measuring.subject.units} are scored, which make no {BLOCKS} equal blocks")
+    targets = measuring.examples.targets[scored]
     rows: list[dict[str, object]] = []
-    for name, predictions in found:
-        for (method, system, rounding), of_key in rows_of_predictions([predictions], scored, BLOCKS).items():
+    for name, found in predictions(measuring):
+        for (method, system, rounding), of_key in rows_of_predictions([found], targets, BLOCKS).items():
             named = {"scale": SCALE, "substrate": name, "method": method, "seed": SEED}
             rows += [{**named, "number_system": system, "rounding": rounding, **row} for row in of_key]
     return rows
 
 
-def measure_times(nets: Sequence[nn.Module], images: Images, out: Path) -> None:
-    """Write cost_times.csv and its conditions."""
+def measure_times(measuring: Measuring, name: str, out: Path) -> None:
+    """Write the times and their conditions.
+
+    Args:
+        name: the subject's, for --only.
+    """
     started = time.time()
-    inputs = images.images[1 :: len(images.targets) // TIMED][:TIMED]
-    own = images.known(lpe.DeepEnsemble([nets[0]]), DEPTHS[0])
+    subject, nets = measuring.subject, measuring.nets
+    scored = measuring.examples.inputs[measuring.examples.scored]
+    inputs = scored[:: len(scored) // TIMED][:TIMED]
+    own = measuring.known_own(lpe.DeepEnsemble([nets[0]]))
     members = []
     for bits in BITS:
-        pair = [
-            lpe.LowPrecisionEnsemble(nets[0], lpe.Int(bits), size, SEED, rounding)
+        drawn, nearest = (
+            measuring.known_own(lpe.LowPrecisionEnsemble(nets[0], lpe.Int(bits), size, SEED, rounding))
             for size, rounding in ((SIZE, CASCADED), (1, "nearest"))
-        ]
-        drawn, nearest = (images.known(ensemble, DEPTHS[0]) for ensemble in pair)
+        )
         members.append((drawn, nearest))
-    named = [(substrate(depth), net) for depth, net in zip(DEPTHS, nets, strict=True)]
-    items = cost_times.timed_methods(named[0], named[1], None, BITS, SIZE, inputs, SEED)
+    named = [(model.substrate, net) for model, net in zip(subject.models, nets, strict=True)]
+    larger = named[1] if len(named) > 1 else None
+    items = cost_times.timed_methods(named[0], larger, None, BITS, SIZE, inputs, SEED)
     items += cost_times.timed_cascades(named[0][0], own, None, members, FEW, inputs, SEED, all_targets=True)
-    rows = cost_times.rows_of_times(items, len(inputs), images.bar)
-    command = ["reproduce/cost.py", "--assets", "--time"]
-    cost_times.write(rows, out, command, len(inputs), [SEED], started)
+    rows = cost_times.rows_of_times(items, len(inputs), measuring.bar)
+    command = ["reproduce/cost.py", "--assets", "--only", name, "--time"]
+    cost_times.write(rows, out, command, len(inputs), [SEED], started, subject.stem)
+
+
+def measure_subject(name: str, assets: Path, out: Path, arguments: Sequence[str], again: bool) -> None:
+    """Write a subject's record, its provenance, and its times where there are none, or ``again``."""
+    started, subject = time.time(), SUBJECTS[name]
+    nets = [model.load(assets) for model in subject.models]
+    total = len(nets) + len(BITS) * (1 + 2 * SIZE)
+    with tqdm(total=total, desc=f"{name}, members", leave=False, file=sys.stderr) as bar:
+        measuring = Measuring(subject, subject.load(assets), nets, Store(), bar)
+        write_table(measure(measuring), out / f"{subject.stem}.csv", COLUMNS)
+        if again or not (out / f"{subject.stem}_times.csv").is_file():
+            measure_times(measuring, name, out)
+    config = {
+        **subject.config,
+        "bits": BITS,
+        "members": SIZE,
+        "few": FEW,
+        subject.examples: len(measuring.examples.targets),
+        "blocks": BLOCKS,
+    }
+    command = ["reproduce/cost.py", "--assets", *arguments]
+    write_provenance(out / f"{subject.stem}.json", command, config, "cpu", [SEED], 1, started)
+
+
+def draw(subject: Subject, folder: Path) -> list[str]:
+    """Draw a subject's picture from its record and times; returns what there is to say."""
+    from reproduce.cost import draw_picture
+
+    record = panels.read_record(folder / f"{subject.stem}.csv", COLUMNS)
+    times = panels.read_record(folder / f"{subject.stem}_times.csv", cost_times.COLUMNS)
+    return draw_picture(record, times, picture(subject), folder)[1]
 
 
 def run(arguments: Sequence[str], again: bool) -> int:
-    """Measure what the store lacks, write the record, draw it; 2 after one line about bad input."""
-    from reproduce.cost import TIMES, draw_picture
-
+    """Measure what the store lacks, write the records, draw them; 2 after one line about bad input."""
     options = Parser(prog="reproduce/cost.py --assets", description=__doc__)
+    options.add_argument("--only", choices=tuple(SUBJECTS), help="one of the pictures (default: all)")
     options.add_argument(
         "--out", type=Path, default=REPOSITORY / "figures" / SCALE, help="folder of the results"
     )
-    options.add_argument("--plot-only", action="store_true", help="redraw from the record in the folder")
+    options.add_argument("--plot-only", action="store_true", help="redraw from the records in the folder")
     try:
         asked = options.parse_args(arguments)
-        started = time.time()
         torch.set_num_threads(1)
-        if not asked.plot_only:
-            assets = assets_folder()
-            check_writable(asked.out)
-            nets = [cifar_resnet.load_resnet(assets, depth) for depth in DEPTHS]
-            total = len(DEPTHS) + len(BITS) * (1 + 2 * SIZE)
-            with tqdm(total=total, desc="members", leave=False, file=sys.stderr) as bar:
-                images = Images(*cifar_resnet.test_images(assets, IMAGES), Store(), bar)
-                write_table(measure(nets, images), asked.out / "cost.csv", COLUMNS)
-                if again or not (asked.out / TIMES).is_file():
-                    measure_times(nets, images, asked.out)
-            config = {
-                "depths": DEPTHS,
-                "bits": BITS,
-                "members": SIZE,
-                "few": FEW,
-                "images": IMAGES,
-                "blocks": BLOCKS,
-            }
-            command = ["reproduce/cost.py", "--assets", *arguments]
-            write_provenance(asked.out / "cost.json", command, config, "cpu", [SEED], 1, started)
-        record = panels.read_record(asked.out / "cost.csv", COLUMNS)
-        times = panels.read_record(asked.out / TIMES, cost_times.COLUMNS)
-        _, lines = draw_picture(record, times, picture(), asked.out)
+        for name in [asked.only] if asked.only else SUBJECTS:
+            if not asked.plot_only:
+                assets = assets_folder()
+                check_writable(asked.out)
+                measure_subject(name, assets, asked.out, arguments, again)
+            print("\n".join(draw(SUBJECTS[name], asked.out)), flush=True)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("\n".join(lines))
     return 0

@@ -86,8 +86,9 @@ def write(
     examples: int,
     seeds: Sequence[int],
     started: float,
+    stem: str = "cost",
 ) -> None:
-    """Write cost_times.csv and, beside it, the conditions as cost_times.json."""
+    """Write cost_times.csv, or that of another stem, and, beside it, the conditions as JSON."""
     config = {
         "examples_a_batch": examples,
         "repeats": REPEATS,
@@ -95,8 +96,8 @@ def write(
         "load_average": round(os.getloadavg()[0], 2),
     }
     threads = torch.get_num_threads()
-    write_provenance(out / "cost_times.json", command, config, "cpu", seeds, threads, started)
-    write_table(rows, out / "cost_times.csv", COLUMNS)
+    write_provenance(out / f"{stem}_times.json", command, config, "cpu", seeds, threads, started)
+    write_table(rows, out / f"{stem}_times.csv", COLUMNS)
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -131,7 +132,7 @@ def _prefixes(ensemble: Ensemble, inputs: Any, sizes: Sequence[int]) -> Callable
 
 def timed_methods(
     own: tuple[str, nn.Module],
-    larger: tuple[str, nn.Module],
+    larger: tuple[str, nn.Module] | None,
     deep: Ensemble | None,
     bits: Sequence[int],
     size: int,
@@ -141,11 +142,11 @@ def timed_methods(
     """The single models, RTN, LPE-BSR and DE of one training seed.
 
     Args:
-        own, larger: substrate and FP32 network. seed: the training seed.
+        own, larger: substrate and FP32 network; larger None: there is none. seed: the training seed.
     """
     items = []
     substrate, net = own
-    for name, module in (own, larger):
+    for name, module in [own] if larger is None else [own, larger]:
         key = (name, FP32, "fp32", "", 1, seed, KEPT)
         items.append(Timed([key], _predicting(lpe.DeepEnsemble([module]), inputs)))
     for width in bits:

@@ -26,17 +26,20 @@ class Picture:
     """What a cost picture is of.
 
     Args:
-        substrate, larger: of the model, and of the next larger single one. bits: of LPE-BSR.
-        size: its members. names: what the two models are called. unit: of the intervals: a column of the
-            record, and what it holds in words.
+        substrate, larger: of the model, and of the next larger single one, if there is one.
+        bits: of LPE-BSR. size: its members. names: what the model, or both, are called.
+        unit: of the intervals: a column of the record, and what it holds in words.
+        example: what a nat is per. stem: its files' names begin with it.
     """
 
     substrate: str
-    larger: str
+    larger: str | None
     bits: tuple[int, ...]
     size: int
-    names: tuple[str, str]
+    names: tuple[str, ...]
     unit: tuple[str, str] = ("seed", "training seeds")
+    example: str = "image"
+    stem: str = "cost"
 
 
 KEY = ["substrate", "method", "number_system", "rounding", "size"]
@@ -75,7 +78,8 @@ class Series:
         """
         if (*key, metric) not in self._by_key:
             named = ", ".join(str(part) for part in (*key, metric) if part != "")
-            raise InputError(f"cost.csv has no rows: {named}; run reproduce/cost.py without --plot-only")
+            record = f"{self.picture.stem}.csv"
+            raise InputError(f"{record} has no rows: {named}; run reproduce/cost.py without --plot-only")
         return self._by_key[*key, metric]
 
     def values(

@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import lpe
-from lpe.evaluation.metrics import mean_log_probs, nll, temperature_scaled
+from lpe.evaluation.metrics import nll, temperature_scaled
 from lpe.records import COLUMNS
-from reproduce import cost, cost_assets, cost_measures, cost_times, cost_verdicts
+from reproduce import cost, cost_measures, cost_times, cost_verdicts, panels
 from reproduce.cost_measures import HEADLINE, Known, Prediction, Target, known
 from reproduce.cost_verdicts import Picture, Series, front, levels, share_of_gain
 from reproduce.scales import DIGITS, Scale
@@ -396,6 +397,73 @@ def test_a_record_without_a_methods_rows_says_which_and_what_to_do() -> None:
         said_of(record)
 
 
+ALONE = Picture("own", None, (3,), 4, ("B",), example="token", stem="cost_alone")
+
+
+def drawn_figure(
+    picture: Picture, record: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> tuple[Figure, list[str], str]:
+    """The figure, what is said, and the stem of the files."""
+    saved: list[tuple[Figure, str]] = []
+    monkeypatch.setattr(panels, "save", lambda figure, _, name: saved.append((figure, name)))
+    _, said = cost.draw_picture(record, times_of(record), picture, tmp_path)
+    ((figure, name),) = saved
+    panels.plt.close(figure)
+    return figure, said, name
+
+
+def test_a_picture_without_a_next_larger_model_has_all_but_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    record = whole_record(0.2, 0.9)
+    both, both_said, _ = drawn_figure(PICTURE, record, monkeypatch, tmp_path)
+    alone, said, stem = drawn_figure(ALONE, record[record["substrate"] == "own"], monkeypatch, tmp_path)
+    texts, of_both = ([text.get_text() for text in each.legends[0].get_texts()] for each in (alone, both))
+    assert [text for text in of_both if text not in texts] == ["L, FP32"]
+    assert [line for line in both_said if line not in said and not line.startswith("own")] == [
+        line for line in both_said if "L FP32" in line
+    ]
+    assert stem == "cost_alone"
+
+
+@pytest.mark.parametrize("cost_shown", ["ms", "memory_bits"])
+def test_a_cascade_from_which_nothing_goes_on_is_not_drawn_beside_its_first_stage(cost_shown: str) -> None:
+    record = whole_record(0.2, 0.9)
+    nothing = record["method"].str.startswith("cascade from FP32") & (
+        record["metric"] == "members_per_example"
+    )
+    for networks, shown in ((1.0, False), (1.1, True)):
+        changed = record.assign(value=record["value"].mask(nothing, networks))
+        at = levels(Series(changed, PICTURE), times_of(record))
+        methods = set(cost._drawn(at, PICTURE, cost_shown)["method"])
+        assert ("cascade from FP32: 95 % of the gain" in methods) == shown
+        assert "cascade from RTN: 95 % of the gain" in methods
+
+
+def test_nats_are_said_to_be_per_what_an_example_of_the_picture_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    record = whole_record(0.2, 0.9)
+    for picture, expected in ((PICTURE, "image"), (ALONE, "token")):
+        own = record if picture.larger else record[record["substrate"] == "own"]
+        figure, _, _ = drawn_figure(picture, own, monkeypatch, tmp_path)
+        labels = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()]
+        assert labels == [f"test NLL (nats per {expected})", f"calibrated NLL (nats per {expected})"]
+
+
+def test_without_a_next_larger_model_the_others_are_timed_all_the_same() -> None:
+    net, inputs = network(0), batch(2)[0]
+    alone, both = (
+        [
+            key
+            for item in cost_times.timed_methods(("own", net), larger, None, (3,), 3, inputs, 0)
+            for key in item.keys
+        ]
+        for larger in (None, ("larger", net))
+    )
+    assert alone == [key for key in both if key[0] == "own"]
+
+
 # From nothing to the picture.
 
 
@@ -461,74 +529,18 @@ def test_a_second_run_measures_and_times_nothing_again_until_it_is_asked_to(
     assert (tmp_path / "out" / "cost_times.json").exists()
 
 
-# The assets' picture, on networks and images made up here.
-
-
-@pytest.fixture
-def made_up(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    del quick
-    settings = {"SIZE": 3, "FEW": 2, "BITS": (4,), "BLOCKS": 4, "TIMED": 8}
-    for name, value in settings.items():
-        monkeypatch.setattr(cost_assets, name, value)
-    inputs, targets = batch(3, 64)
-    monkeypatch.setattr(cost_assets, "assets_folder", lambda: tmp_path)
-    monkeypatch.setattr(cost_assets.cifar_resnet, "load_resnet", lambda _, depth: network(depth))
-    monkeypatch.setattr(cost_assets.cifar_resnet, "test_images", lambda *_: (inputs, targets))
-    monkeypatch.setenv("LPE_STORE", str(tmp_path / "work" / "store"))
-
-
-@pytest.mark.usefixtures("made_up")
-def test_the_assets_record_is_of_blocks_of_the_images_at_odd_positions(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cost.main(["--assets", "--out", str(tmp_path / "out")]) == 0
-    assert "ResNet-32 FP32" in capsys.readouterr().out
-    record = pd.read_csv(tmp_path / "out" / "cost.csv", keep_default_na=False)
-    rows = record[(record["method"] == "FP32") & (record["metric"] == "nll")]
-    rows = rows[rows["substrate"].str.startswith("ResNet-20")]
-    inputs, targets = batch(3, 64)
-    log_probs = lpe.DeepEnsemble([network(20)]).predict(inputs)
-    expected = [nll(log_probs[1::2][block::4], targets[1::2][block::4]) for block in range(4)]
-    assert rows["value"].tolist() == pytest.approx(expected)
-    drawn = record[(record["method"] == "LPE-BSR") & (record["rounding"] == "coupled")]
-    (first,) = drawn[(drawn["size"] == 3) & (drawn["metric"] == "nll") & (drawn["point"] == "block 0 of 4")][
-        "value"
-    ]
-    ensemble = lpe.LowPrecisionEnsemble(network(20), lpe.Int(4), 3, 0, "coupled")
-    together = mean_log_probs(lpe.member_log_probs(ensemble, [(inputs, targets)])[0])
-    assert first == pytest.approx(nll(together[1::2][::4], targets[1::2][::4]))
-
-
-@pytest.mark.usefixtures("made_up")
-def test_the_assets_log_probabilities_come_from_the_store_and_redrawing_needs_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "out"
-    assert cost.main(["--assets", "--out", str(out)]) == 0
-    record, drawn = (out / "cost.csv").read_bytes(), (out / "cost.png").read_bytes()
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("members ran that have run already")
-
-    monkeypatch.setattr("lpe.member_log_probs", refuse)
-    (out / "cost.csv").unlink()
-    assert cost.main(["--assets", "--out", str(out)]) == 0
-    assert (out / "cost.csv").read_bytes() == record
-    monkeypatch.setenv("LPE_STORE", str(tmp_path / "elsewhere" / "store"))
-    (out / "cost.png").unlink()
-    assert cost.main(["--assets", "--plot-only", "--out", str(out)]) == 0
-    assert (out / "cost.png").read_bytes() == drawn
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--assets"], "LPE_ASSETS is not set"),
         (["--assets", "--scale", "digits"], "unrecognized arguments: --scale digits"),
-        (["--assets", "--plot-only"], "cannot read the record"),
+        (["--assets", "--only", "stories"], "LPE_ASSETS is not set"),
+        (["--assets", "--only", "vits"], "invalid choice: 'vits' (choose from"),
+        (["--assets", "--plot-only"], "cost.csv"),
+        (["--assets", "--only", "stories", "--plot-only"], "cost_stories.csv"),
         (["--scale", "huge"], "unknown scale 'huge'"),
     ],
-    ids=["assets", "option", "record", "scale"],
+    ids=["assets", "option", "assets of one", "picture", "record", "record of one", "scale"],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
     arguments: list[str],

@@ -1,0 +1,152 @@
+"""What the cost pictures on real pre-trained weights are of: ResNets on images, a language model on stories.
+
+Half of the images or stories validates temperatures and windows, the other half is scored. There is one
+checkpoint of each model, so intervals are over blocks of what is scored. Contexts of one story resemble each
+other, so a story is on one side alone, and in one block alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import cifar_resnet, stories
+
+IMAGES = 5000
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples with their targets, and which of them are for what.
+
+    Args:
+        inputs: [examples, …]. targets: int64 [examples]. validating, scored: of the examples.
+        units: images or stories that are scored: scored example i is of number i mod ``units``, so that
+            examples that are dealt out in turn to blocks, of which ``units`` is a multiple, are whole units.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    validating: slice
+    scored: slice
+    units: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """A pre-trained model.
+
+    Args:
+        substrate: as the record has it. name: as the picture has it. load: from the assets' folder, in eval
+            mode. config: what its log-probabilities depend on, beside the members and the code.
+    """
+
+    substrate: str
+    name: str
+    load: Callable[[Path], nn.Module]
+    config: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What one picture is of.
+
+    Args:
+        stem: its files' names begin with it. own: the model. larger: the next larger single one.
+        load: the examples, from the assets' folder. example: what a nat is per.
+        examples, units: what examples, and what blocks are made of, are called.
+        config: for the provenance of the record. code: beside the library, what log-probabilities depend on.
+    """
+
+    stem: str
+    own: Model
+    larger: Model | None
+    load: Callable[[Path], Examples]
+    example: str
+    examples: str
+    units: str
+    config: Mapping[str, object]
+    code: str
+
+    @property
+    def models(self) -> list[Model]:
+        """The model, and the next larger one if there is one."""
+        return [self.own] if self.larger is None else [self.own, self.larger]
+
+
+def _resnet(depth: int) -> Model:
+    substrate = f"ResNet-{depth}, {cifar_resnet.DATASET}"
+    # The function is looked up when it is called.
+    return Model(
+        substrate,
+        f"ResNet-{depth}",
+        lambda assets: cifar_resnet.load_resnet(assets, depth),
+        {"depth": depth},
+    )
+
+
+def load_images(assets: Path) -> Examples:
+    """IMAGES test images, evenly spread over the classes; those at odd positions are scored."""
+    images, targets = cifar_resnet.test_images(assets, IMAGES)
+    scored = slice(1, None, 2)
+    return Examples(images, targets, slice(0, None, 2), scored, len(targets[scored]))
+
+
+def load_contexts(assets: Path) -> Examples:
+    """Contexts of all stories; those at even positions, one more than the others, are scored."""
+    return examples_of_stories(stories.story_tokens(assets, None, None))
+
+
+def examples_of_stories(tokens: list[Tensor]) -> Examples:
+    """Contexts of stories, first all that are scored.
+
+    Args:
+        tokens: of each story, int64 [tokens of the story].
+    """
+    scored, validating = (stories.contexts(tokens[start::2]) for start in (0, 1))
+    inputs, targets = (torch.cat(both) for both in zip(scored, validating, strict=True))
+    count = len(scored[1])
+    return Examples(inputs, targets, slice(count, None), slice(0, count), len(tokens[::2]))
+
+
+def _load_language_model(assets: Path) -> nn.Module:
+    return stories.LastToken(stories.load_stories260k(assets).language_model).eval()
+
+
+_CONTEXTS: dict[str, object] = {"tokens": stories.CONTEXT, "contexts_a_story": stories.CONTEXTS}
+
+SUBJECTS = {
+    "resnets": Subject(
+        stem="cost",
+        own=_resnet(20),
+        larger=_resnet(32),
+        load=load_images,
+        example="image",
+        examples="images",
+        units="images",
+        config={"depths": (20, 32)},
+        code="benchmarks/cifar_resnet.py",
+    ),
+    "stories": Subject(
+        stem="cost_stories",
+        own=Model(
+            f"stories260k, TinyStories, contexts of {stories.CONTEXT} tokens",
+            "stories260k",
+            _load_language_model,
+            {"model": "stories260k", "transformers": version("transformers"), **_CONTEXTS},
+        ),
+        larger=None,
+        load=load_contexts,
+        example="token",
+        examples="contexts",
+        units="stories",
+        config=_CONTEXTS,
+        code="benchmarks/stories.py",
+    ),
+}
+"""By the name that --only takes."""
