@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 import lpe
 from benchmarks.command import conditions, one_line_of_bad_input, parser, write_results
+from benchmarks.stories import LastToken
 from lpe.ensembles import on_the_fly
 from lpe.ensembles.base import text_table
 from lpe.evaluation.predict import evaluate, runs_together
@@ -76,14 +77,12 @@ def vision_transformer(name: str) -> nn.Module:
     return made
 
 
-class LastToken(nn.Module):
+def language_model() -> nn.Module:
     """A Llama of stories260k's shape; the logits of the token after the last."""
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    def __init__(self) -> None:
-        super().__init__()
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        self.language_model = LlamaForCausalLM(
+    return LastToken(
+        LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=512,
                 hidden_size=64,
@@ -93,11 +92,7 @@ class LastToken(nn.Module):
                 num_key_value_heads=4,
             )
         )
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [examples, vocabulary] of token ids [examples, tokens]."""
-        logits: Tensor = self.language_model(input_ids=tokens, use_cache=False, logits_to_keep=1).logits
-        return logits[:, -1]
+    )
 
 
 def images(side: int, channels: int) -> Callable[[int], Tensor]:
@@ -117,7 +112,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], tupl
         (1, 8, 64),
     ),
     f"Llama of stories260k's shape, {TOKENS} tokens": (
-        LastToken,
+        language_model,
         lambda examples: torch.randint(512, (examples, TOKENS)),
         (1, 8, 64),
     ),

@@ -42,11 +42,10 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 28
 """Bytes of inputs and running sums that a chunk may hold: large against a batch, small against a model."""
 
-
 MEMBERS = ("auto", "one-by-one", "together")
 
 TOGETHER_MEMBERS = 10
-TOGETHER_WORK = 1 << 22
+TOGETHER_WORK = 1 << 24
 TOGETHER_WEIGHTS = 1 << 20
 """Least members, most quantised weights × examples (tokens, where the inputs are token ids), and most
 quantised weights with which members run together on the CPU; see :func:`runs_together`."""
