@@ -4,9 +4,9 @@
 
 Costs about five minutes, on all cores that torch uses, and 6 GB. A float32 matrix of 10 M, 100 M and 1,000 M
 weights, and one of 1 M, which stays in the caches; INT-5, a scale for each output channel; 1, 10 and 100
-independent members, one after another as an ensemble makes them, as codes into memory that is there. The cases
-run in turn, three times each; it prints the median nanoseconds a weight and member, and each in units of 10 M
-weights and one member.
+independent members, one after another as an ensemble makes them, as codes into memory that is there. The
+cases run in turn, three times each, a small one again and again until a billion weights are made; it prints
+the median nanoseconds a weight and member, and each in units of 10 M weights and one member.
 
 It promises at most 1.1 times that at any size, says where that is broken, and exits with 1 then.
 """
@@ -38,7 +38,7 @@ COLUMNS_OF_WEIGHT = 1024
 WEIGHTS = tuple(factor * 2**20 for factor in (10, 100, 1000, 1))
 MEMBERS = (1, 10, 100)
 PROMISE = 1.1
-LEAST = 2**27
+LEAST = 2**30
 """Weights and members that a timed call rounds at least, by repeating it."""
 COLUMNS = ("weights", "members", "repeats", "median_seconds", "nanoseconds", "times_the_smallest")
 
