@@ -78,9 +78,16 @@ from reproduce.summaries import FP32, MEGABIT, SCALED
 TIMES = "cost_times.csv"
 
 
+def seeds_of(session: Session) -> list[int]:
+    """The picture's training seeds: those that were asked for (--seeds), or the scale's for it."""
+    if session.seeds == session.claim_seeds:
+        return session.seeds
+    return session.claim_seeds[: session.scale.cost_seeds]
+
+
 def wanted(session: Session) -> list[Unit]:
-    """The units that the picture shows, at the seeds of training-free claims."""
-    return units([COST, COST_RIVALS], session.claim_seeds)
+    """The units that the picture shows, all at the same seeds."""
+    return units([COST, COST_RIVALS], seeds_of(session))
 
 
 def compute(session: Session, again: bool = False) -> dict[str, object]:
@@ -96,16 +103,16 @@ def compute(session: Session, again: bool = False) -> dict[str, object]:
 
 def measure_times(session: Session) -> None:
     """Write cost_times.csv and its conditions: all at the first seed, the tuned cascades at every seed."""
-    started, chosen = time.time(), session.scale
+    started, chosen, seeds = time.time(), session.scale, seeds_of(session)
     items: list[cost_times.Timed] = []
     # The folds of the images differ by one: every time is of as many.
-    examples = min(len(digits_batches(seed)[1][0][1]) for seed in session.seeds)
-    for seed in session.seeds:
+    examples = min(len(digits_batches(seed)[1][0][1]) for seed in seeds)
+    for seed in seeds:
         batches = digits_batches(seed)
         inputs = batches[1][0][0][:examples]
         solution = point(session, "SGD", seed)
         deep = known(deep_family(session, seed).make(0), *batches)
-        if seed == session.seeds[0]:
+        if seed == seeds[0]:
             items += cost_times.timed_methods(
                 (chosen.substrate, solution.net),
                 (larger_substrate(chosen), larger_point(session, seed).net),
@@ -123,13 +130,13 @@ def measure_times(session: Session) -> None:
             )
             members.append((known(drawn, *batches), known(nearest, *batches)))
         single = known_point(solution, batches)
-        few, is_first = few_members(chosen), seed == session.seeds[0]
+        few, is_first = few_members(chosen), seed == seeds[0]
         items += cost_times.timed_cascades(
             chosen.substrate, single, deep, members, few, inputs, seed, all_targets=is_first
         )
     with session.progress(0, "times") as bar:
         rows = cost_times.rows_of_times(items, examples, bar)
-    cost_times.write(rows, session.out, ["reproduce/cost.py", "--time"], examples, session.seeds, started)
+    cost_times.write(rows, session.out, ["reproduce/cost.py", "--time"], examples, seeds, started)
 
 
 def picture_of(chosen: Scale) -> Picture:

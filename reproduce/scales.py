@@ -204,6 +204,7 @@ class Scale:
     dropout_rate: float
     memory_models: int
     claim_seeds: int
+    cost_seeds: int
     networks: dict[str, DigitsNetwork]
     table_bits: tuple[int, ...]
     scale_axes: tuple[ScaleAxis, ...]
@@ -260,6 +261,7 @@ DIGITS = Scale(
     dropout_rate=0.01,  # sweep
     memory_models=2,  # fixed before the run
     claim_seeds=20,  # the least for a claim that needs no training: seeds differ far more than methods
+    cost_seeds=10,  # at each the deep ensemble and the next larger network are trained as well
     # One recipe for all four, tuned for B, which is the network of the other figures; T, S and L
     # have a sixth, two fifths and three times its weights.
     networks={

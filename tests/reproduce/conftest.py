@@ -40,6 +40,7 @@ TINY = replace(
     draws_per_posterior=2,
     expansion=2,
     claim_seeds=3,
+    cost_seeds=2,
     networks={"T": TINY_VIT, "L": replace(TINY_VIT, width=16)},
     table_bits=(6, 4, 3),
     axis_bits=(4,),

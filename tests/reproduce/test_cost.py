@@ -20,6 +20,7 @@ import lpe
 from lpe.evaluation.metrics import nll, temperature_scaled
 from lpe.records import COLUMNS
 from reproduce import cost, cost_measures, cost_times, cost_verdicts, panels
+from reproduce.command import open_session
 from reproduce.cost_measures import HEADLINE, Known, Prediction, Target, known
 from reproduce.cost_verdicts import Picture, Series, front, levels, share_of_gain
 from reproduce.scales import DIGITS, Scale
@@ -475,6 +476,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 ONE_SEED = ("--seeds", "1")
 
 
+@pytest.mark.parametrize(("count", "expected"), [(None, 10), (1, 1), (7, 7), (20, 20)])
+def test_the_picture_has_its_own_number_of_seeds_unless_another_is_asked_for(
+    count: int | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LPE_STORE", str(tmp_path / "store"))
+    threads = torch.get_num_threads()
+    try:
+        with open_session("cost", DIGITS, count, tmp_path, "disabled") as session:
+            assert cost.seeds_of(session) == list(range(expected))
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.usefixtures("quick")
 def test_the_figure_writes_record_times_provenance_and_pictures_and_redraws_them(
     tiny: Scale, figure: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -490,9 +504,12 @@ def test_the_figure_writes_record_times_provenance_and_pictures_and_redraws_them
     assert "gain over FP32" in said and "cascade from RTN to 3 coupled members, INT-4" in said
     record = pd.read_csv(out / "cost.csv", keep_default_na=False)
     assert tuple(record.columns) == COLUMNS
-    # All methods at the seeds of claims: what is compared is paired by seed.
-    assert set(record[record["method"] == "LPE-BSR"]["seed"]) == set(range(tiny.claim_seeds))
-    assert set(record[record["method"] == "DE"]["seed"]) == set(range(tiny.claim_seeds))
+    # All methods at the picture's seeds: what is compared is paired by seed.
+    assert tiny.cost_seeds < tiny.claim_seeds
+    assert set(record[record["method"] == "LPE-BSR"]["seed"]) == set(range(tiny.cost_seeds))
+    assert set(record[record["method"] == "DE"]["seed"]) == set(range(tiny.cost_seeds))
+    times = pd.read_csv(out / "cost_times.csv", keep_default_na=False)
+    assert set(times[times["method"].str.startswith("cascade")]["seed"]) == set(range(tiny.cost_seeds))
     drawn = (out / "cost.png").read_bytes()
     (out / "cost.png").unlink()
     assert figure(cost, out, "--plot-only") == 0
