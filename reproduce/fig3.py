@@ -79,7 +79,7 @@ def compute(session: Session) -> dict[str, object]:
         for kind, plane in (("radial", radial_plane(bma, low)), ("members", plane_through(centre, bma, low))):
             itself = cloud_table(plane, [solution.net], solution.net, surface, "point")
             drawn_clouds = [
-                cloud_table(plane, ensemble, solution.net, surface, method)
+                cloud_table(plane, ensemble.in_turn(), solution.net, surface, method)
                 for method, ensemble in methods.items()
             ]
             projected = pd.concat([itself, *drawn_clouds]).assign(point=name, plane=kind)
