@@ -218,6 +218,7 @@ def test_pieces_on_two_threads_are_the_whole(
         pytest.skip("torch's threads cannot be had here")
     monkeypatch.setattr(cpu, "WORTH_A_TEAM", 1000)
     monkeypatch.setattr(cpu, "WORTH_A_POOL", 1000)
+    monkeypatch.setattr(cpu, "PIECES", 1)  # of several chunks each, but for the last
     monkeypatch.setattr(cpu, "PART", 4096)
     layout = Layout((9, 2777))
     weight = hard_weight(layout, dtype)
