@@ -1,6 +1,6 @@
 """The benchmarks: `python -m benchmarks` runs the quick ones and names the others.
 
-python -m benchmarks                 speed, memory, files: about a quarter of an hour on two cores
+python -m benchmarks                 speed, memory, files: about half an hour on two cores
 python -m benchmarks assets …        one by name, with its own options (the same as benchmarks.assets)
 """
 

@@ -7,7 +7,7 @@
 Costs about 15 minutes on 2 cores for the training seeds of ``digits`` from nothing, and 5 minutes after the
 other figures, whose networks it takes. Times are measured where there is no cost_times.csv, and anew with
 --time: one thread, about 3 minutes, on a machine that does nothing else. --assets: pre-trained models
-instead, into figures/assets/: ResNet-20 and ResNet-32 on CIFAR-10's test images (cost), about 20 minutes of
+instead, into figures/assets/: ResNet-20 and ResNet-32 on CIFAR-10's test images (cost), about 25 minutes of
 one core, and stories260k on contexts of TinyStories (cost_stories), about 14.
 
 Compared are the single FP32 model, it with temperature scaling, RTN, LPE-BSR of 1 to 20 independent and

@@ -73,7 +73,7 @@ def _levels(grid: Grid) -> tuple[_Kept, _Kept]:
 
 @cache
 def _place(layout: Layout, axis: ScaleAxis) -> _Kept:
-    """What tells an element's group: see ``cpu_code``."""
+    """What tells an element's group: see ``cpu_code._group_run``."""
     numel = layout.numel
     if isinstance(axis, PerTensor) or not numel:
         return _Kept.of(np.array([2, max(numel, 1), 1, 1, 1, 1, 1, 1, 1], np.int64))
@@ -130,7 +130,7 @@ def _run(
     else:
         read = weight.contiguous()
         read_kind = _DIRECT[weight.dtype]
-        base_levels = base_scales = base_place = _WHOLE
+        base_levels = base_scales = base_place = _WHOLE  # not read
     levels, lookup = _levels(grid)
     values, inverses, place = _of_scales(scales)
     segments = starts.length

@@ -47,9 +47,10 @@ class Work(NamedTuple):
 
     Args:
         read_kind, read, read_length: the stored weights: FLOAT32, BFLOAT16, or CODES of levels·scales.
-        base_levels, base_level_count, base_scales, base_groups, base_place: of stored codes; see below.
+        base_levels, base_level_count, base_scales, base_groups, base_place: of stored codes, else not read.
         write_kind, written, written_length: [members, segments, length].
-        values, inverses, groups, place: s and 1/s, and the nine numbers that tell an element's group.
+        values, inverses, groups, place: s and 1/s, and the nine numbers that tell an element's group
+            (``_group_run``).
         levels, level_count, lookup: of a grid that is not uniform, else 0. ``lookup``, uint8 [4096], tells
             the lower neighbour by the twelve highest bits of v.
         zero: the grid's; of a uniform grid its largest code. uniform: 1 or 0.
@@ -210,7 +211,12 @@ def _random_lanes(words, blocks, block, k0, k1, identity, member):  # type: igno
 
 @compiled
 def _group_run(element, place):  # type: ignore[no-untyped-def]
-    """The scale group of an element, and the first element after it that may be of another."""
+    """The scale group of an element, and the first element after it that may be of another.
+
+    ``place``: where the outputs are (0 first axis, 1 second axis, 2 one scale for all); elements; columns;
+    rows and columns that share a scale; scales of a row; with the outputs on the second axis the inputs of a
+    channel group, the outputs, and the elements of a kernel.
+    """
     axis, numel, columns, row_extent = place[0], place[1], place[2], place[3]
     column_extent, group_columns = place[4], place[5]
     if axis == 2:
@@ -266,6 +272,17 @@ def _spread(buffer, table, finite, start, count, place, filled):  # type: ignore
 
 
 @compiled
+def _values_of(values, codes, scale, levels, count):  # type: ignore[no-untyped-def]
+    """level·s of codes, float32; without levels, of a uniform grid, code·s."""
+    if len(levels):
+        for i in range(count):
+            values[i] = levels[np.uint8(codes[i])] * scale[i]
+    else:
+        for i in range(count):
+            values[i] = float32(codes[i]) * scale[i]
+
+
+@compiled
 def _read(buffer, kind, floats, halves, codes, scale, levels, start, count):  # type: ignore[no-untyped-def]
     """Stored weights as float32: where they lie, or in the buffer. ``scale``, ``levels``: of stored codes."""
     if kind == FLOAT32:
@@ -276,13 +293,7 @@ def _read(buffer, kind, floats, halves, codes, scale, levels, start, count):  # 
         for i in range(count):
             bits[i] = uint32(halves[i]) << uint32(16)
         return buffer[:count]
-    codes = codes[start : start + count]
-    if len(levels):
-        for i in range(count):
-            buffer[i] = levels[np.uint8(codes[i])] * scale[i]
-    else:
-        for i in range(count):
-            buffer[i] = float32(codes[i]) * scale[i]
+    _values_of(buffer, codes[start : start + count], scale, levels, count)
     return buffer[:count]
 
 
@@ -353,12 +364,7 @@ def _write(kind, codes, floats, halves, chosen, scale, levels, buffer, first, co
     values = buffer
     if kind == FLOAT32:
         values = floats[first : first + count]
-    if len(levels):
-        for i in range(count):
-            values[i] = levels[np.uint8(chosen[i])] * scale[i]
-    else:
-        for i in range(count):
-            values[i] = float32(chosen[i]) * scale[i]
+    _values_of(values, chosen, scale, levels, count)
     if kind == BFLOAT16:
         halves = halves[first : first + count]
         bits = values.view(np.uint32)
