@@ -12,10 +12,10 @@ from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
 from lpe.ensembles.mixture import Mixture
 from lpe.ensembles.snapshot import SnapshotEnsemble
-from lpe.ensembles.storage import load, save
 from lpe.ensembles.swag import SWAGEnsemble
 from lpe.errors import InputError
 from lpe.evaluation.predict import EvaluationOptions, evaluate, member_log_probs
+from lpe.files.ensembles import load, save
 from lpe.number_systems.grids import (
     NF4,
     Codebook,

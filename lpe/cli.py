@@ -30,12 +30,13 @@ from lpe.ensembles.base import Ensemble, check_size, text_table
 from lpe.ensembles.gaussian import GaussianEnsemble
 from lpe.ensembles.low_precision import BASES, LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
-from lpe.ensembles.packed_files import is_packed
-from lpe.ensembles.storage import KINDS as FILE_KINDS
-from lpe.ensembles.storage import check_base, check_kind, load, save
 from lpe.errors import InputError
 from lpe.evaluation.predict import PLAIN, EvaluationOptions, evaluate, evaluate_temperature_scaled
 from lpe.evaluation.timing import MemberTimer
+from lpe.files.container import is_packed
+from lpe.files.ensembles import load, save
+from lpe.files.kinds import KINDS as FILE_KINDS
+from lpe.files.kinds import check_base, check_kind
 from lpe.number_systems.grids import (
     FullPrecision,
     NumberSystem,

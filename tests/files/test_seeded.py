@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 import lpe
-from lpe.ensembles import packed_files, storage
 from lpe.ensembles.low_precision import BASES
-from lpe.ensembles.storage import SeededEnsemble
+from lpe.files import container
+from lpe.files.kinds import KINDS
+from lpe.files.seeded import SeededEnsemble
 from lpe.modules import named_tensors, with_tensors
 from lpe.number_systems.grids import LowPrecision, ScaleAxis
 from lpe.number_systems.kernels.arguments import Coded
@@ -328,7 +329,7 @@ class Smaller(nn.Module):
         return self.head(self.layer(inputs).mean(dim=2))
 
 
-@pytest.mark.parametrize("kind", storage.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_architecture_on_meta_will_do(kind: str, tmp_path: Path) -> None:
     path = saved(ensemble_of(INT4, model=Smaller().eval()), tmp_path, kind=kind)
     inputs = torch.linspace(-1, 1, 40).view(1, 4, 10)
@@ -351,7 +352,7 @@ def test_a_model_whose_outputs_lie_otherwise_is_another_model(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the model lies on it")
-@pytest.mark.parametrize("kind", storage.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_ensemble_lies_where_its_model_lies(kind: str, tmp_path: Path) -> None:
     path = saved(ensemble_of(INT4), tmp_path, kind=kind)
     for there, here in zip(lpe.load(path, net(9).cuda()), lpe.load(path, net(9)), strict=True):
@@ -430,7 +431,7 @@ def test_fewer_members_of_a_seeded_mixture_are_the_first_ones(tmp_path: Path) ->
 # The base: any architecture unless told that it is the one that was packed.
 
 
-@pytest.mark.parametrize("kind", storage.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_model_of_other_weights_is_an_architecture_unless_told(kind: str, tmp_path: Path) -> None:
     path = saved(ensemble_of(INT4), tmp_path, kind=kind)
     same_base = lpe.load(path, net(0), base="same")
@@ -589,7 +590,7 @@ def damaged(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], No
         header = json.loads(file.metadata()["lpe"])
     tensors = safetensors.torch.load_file(path)
     change(header, tensors)
-    packed_files.write(path, tensors, header)
+    container.write(path, tensors, header)
     return path
 
 
@@ -618,7 +619,7 @@ def test_a_header_that_lacks_a_value_is_refused_by_its_name(key: str, tmp_path: 
         lpe.load(path, net(9))
 
 
-@pytest.mark.parametrize("kind", storage.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("key", ["shared/norm.bias", "scales/proj", "{}/proj"])
 @pytest.mark.parametrize("change", ["a value less", "gone"])
 def test_a_tensor_of_another_shape_is_refused_when_the_file_is_read(

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 import lpe
-from lpe.ensembles import packed_files, storage
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.swag import SWAGCollector, SWAGEnsemble
+from lpe.files import container
+from lpe.files.kinds import KINDS
 from lpe.number_systems.packing import pack
 
 
@@ -100,7 +101,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], No
         header = json.loads(file.metadata()["lpe"])
     tensors = safetensors.torch.load_file(path)
     change(header, tensors)
-    packed_files.write(path, tensors, header)
+    container.write(path, tensors, header)
     return path
 
 
@@ -256,7 +257,7 @@ def test_a_files_number_system_is_its_name_its_levels_and_its_scale_axis(tmp_pat
     ],
     ids=str,
 )
-@pytest.mark.parametrize("kind", storage.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_number_system_is_refused_in_one_line(kind: str, system: Any, tmp_path: Path) -> None:
     lpe.save(lpe.LowPrecisionEnsemble(model(), CODEBOOK, 2), tmp_path / "e", kind=kind)
     with pytest.raises(lpe.InputError, match="damaged") as caught:
@@ -311,7 +312,7 @@ def test_another_models_file_names_the_first_difference(tmp_path: Path) -> None:
 
 def test_a_newer_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(packed_files, "VERSION", 3)
+        patched.setattr(container, "VERSION", 3)
         lpe.save(lpe.DeepEnsemble([model()]), tmp_path / "e")
     with pytest.raises(lpe.InputError, match="is of version 3, this lpe reads up to 2"):
         lpe.load(tmp_path / "e", model())
@@ -529,7 +530,7 @@ def test_one_network_with_masks_among_plain_ones_is_refused(tmp_path: Path) -> N
         lpe.save(lpe.DeepEnsemble([model(), masked]), tmp_path / "e")
 
 
-@pytest.mark.parametrize("kind", storage.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_expansions_of_mc_dropout_are_refused(kind: str, tmp_path: Path) -> None:
     expanded = lpe.Mixture(lpe.MCDropoutEnsemble(model(), 0.3, 2), low_precision)
     with pytest.raises(

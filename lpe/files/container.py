@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -123,3 +123,28 @@ def is_packed(path: Path) -> bool:
     except (OSError, ValueError, safetensors.SafetensorError):
         return False
     return isinstance(header, dict) and header.get("format") == FORMAT
+
+
+def owned(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, contiguous and without a graph, as a file takes it."""
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def shaped(tensors: Mapping[str, Tensor], key: str, shape: Sequence[int]) -> Tensor:
+    """A file's tensor; KeyError where there is none, InputError where it is of another shape."""
+    if list(tensors[key].shape) != list(shape):
+        raise InputError(
+            f"the file is damaged: {key!r} is of shape {list(tensors[key].shape)}, not {list(shape)}"
+        )
+    return tensors[key]
+
+
+def check_same(what: str, stored: Sequence[Any], here: Sequence[Any]) -> None:
+    """InputError where a model is not the file's in what no tensor's name and shape tell."""
+    if stored != here:
+        there = next((item for item in stored if item not in here), None)
+        other = next((item for item in here if item not in stored), None)
+        raise InputError(
+            f"the file is of another model: its {what} differ ({there or 'none'} there, "
+            f"{other or 'none'} here)"
+        )

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import lpe
-from lpe.ensembles import packed_files
-from lpe.ensembles.packed_files import contents_hash, weights_hash
+from lpe.files import container
+from lpe.files.container import contents_hash, weights_hash
 
 
 def net(seed: int = 0) -> nn.Module:
@@ -41,14 +41,14 @@ def refusal(path: Path) -> str:
 
 def test_a_flipped_bit_is_refused_wherever_it_is(tmp_path: Path) -> None:
     path = tmp_path / "e"
-    packed_files.write(path, {"a": torch.arange(3.0), "b": torch.arange(5, dtype=torch.uint8)}, {"size": 1})
+    container.write(path, {"a": torch.arange(3.0), "b": torch.arange(5, dtype=torch.uint8)}, {"size": 1})
     whole = path.read_bytes()
     for place in range(len(whole)):
         altered = bytearray(whole)
         altered[place] ^= 1 << place % 8
         path.write_bytes(altered)
         with pytest.raises(lpe.InputError):
-            packed_files.read(path)
+            container.read(path)
 
 
 def test_a_flipped_bit_of_the_data_is_an_alteration(path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_version_that_is_none_is_refused_with_its_value(path: Path, version: o
 def test_a_header_of_something_else_is_no_ensembles(tmp_path: Path, header: str) -> None:
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "e", metadata={"lpe": header})
     assert "holds no ensemble" in refusal(tmp_path / "e") or header == "{"
-    assert not packed_files.is_packed(tmp_path / "e")
+    assert not container.is_packed(tmp_path / "e")
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

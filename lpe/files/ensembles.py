@@ -1,0 +1,278 @@
+"""Ensembles as files: one safetensors file, read back on the architecture it was made of.
+
+Two kinds:
+
+    members   every member's own tensors (low precision ones packed, b bits a weight), and once what they
+              share; this is what ``memory_bits(storage="members")`` counts
+    seeded    low precision ensembles, and mixtures of them, only: the weights once (in each part of a
+              mixture) with the seed, as a base that is finer than the members; these are drawn from it when
+              asked for, without limit. ``memory_bits(storage="generator")``
+
+The base of the seeded kind is INT-8, to the nearest, with scales of the members' axis; or bfloat16 (which a
+system of 8 bits needs), or float32. From float32 the members are those of the ensemble that was saved, to the
+bit. From the others they are not: the base is within half a step of the weights, and the members' scales are
+those of its values (of INT-8 level·s in float32, which no dtype of the model's cuts short).
+
+The file says of which weights a low precision, Gaussian or MC-dropout ensemble was made, by their hash.
+
+Two methods' members are stored as what makes them, and read back as the method's own ensemble:
+
+    MC-dropout      the model once; the masks follow from rate and seed, which stand in the header with the
+                    places that they lie at. Members' re-estimated batch-norm statistics are stored each
+    BatchEnsemble   the shared tensors once, and every member's r, s and biases
+
+A mask is a hook and no tensor, so no other ensemble of masked networks can be written: it is refused. Other
+hooks are taken to be the architecture's, which the model given to :func:`load` has too.
+
+An ensemble composed of others (``lpe.Mixture``) is stored part by part, each as it would be alone: the codes
+of low precision parts are packed, with scales and leftovers a part. It is read back as the parts' union.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpe.ensembles.base import Ensemble, check_size
+from lpe.ensembles.batch import BatchEnsemble
+from lpe.ensembles.gaussian import GaussianEnsemble
+from lpe.ensembles.low_precision import LowPrecisionEnsemble
+from lpe.ensembles.mc_dropout import MCDropoutEnsemble, has_masks
+from lpe.ensembles.mixture import CompositeEnsemble, Mixture
+from lpe.errors import InputError
+from lpe.files.container import read, weights_hash, write
+from lpe.files.kinds import KINDS, check_kind
+from lpe.files.members import StoredEnsemble, full_precision, low_precision
+from lpe.files.methods import batch, batch_of, dropout, dropout_of
+from lpe.files.seeded import SeededEnsemble, drawable
+from lpe.modules import NamedTensor, named_tensors
+from lpe.number_systems.grids import FullPrecision
+
+
+def save(
+    ensemble: Ensemble, path: str | os.PathLike[str], kind: str = "members", base: str | None = None
+) -> int:
+    """Write an ensemble to a file, whole or not at all.
+
+    Args:
+        ensemble: any ensemble; the seeded kind takes a ``LowPrecisionEnsemble`` of a system that rounds, or
+            a mixture of such.
+        path: the file, written over where there is one. kind: "members" or "seeded".
+        base: what a seeded file holds of each weight: "int8" (the default), "bf16" or "fp32".
+
+    Returns:
+        The file's size in bytes.
+
+    Raises:
+        InputError: an unknown kind or base, or one that the ensemble cannot have: INT-8 is no finer than
+            members of 8 bits; a mixture of two architectures; members with dropout masks in an ensemble that
+            is not MC-dropout itself; a place that cannot be written to.
+    """
+    base = check_kind(kind, base)
+    if isinstance(ensemble, CompositeEnsemble):
+        tensors, about = _composite(ensemble, kind, base)
+    else:
+        tensors, about = _single(ensemble, kind, base)
+    return write(Path(path), tensors, {"kind": kind, "size": len(ensemble), **about})
+
+
+def load(
+    path: str | os.PathLike[str], model: nn.Module, size: int | None = None, base: str = "any"
+) -> Ensemble:
+    """Read an ensemble from a file.
+
+    Args:
+        path: a file of :func:`save`. model: a module of the architecture, on any device; the ensemble is
+            placed as it is. Its weights are not used, only what the file does not hold (buffers that are not
+            saved).
+        size: members (None: those that were saved). A seeded file of one ensemble gives any number, any
+            other at most those that it holds.
+        base: "any", or "same": ``model`` must have the weights that the ensemble was made of.
+
+    Raises:
+        InputError: no such file, a truncated or altered one, one of a newer version or of another model; a
+            size that the file does not have; under base="same" other weights, or a file that does not tell
+            its own; a model that is a member of an ``MCDropoutEnsemble``, masks and all.
+    """
+    if base not in ("any", "same"):
+        raise InputError(f"base must be 'any' (the architecture will do) or 'same', not {base!r}")
+    if has_masks(model):
+        raise InputError(
+            f"this {type(model).__name__} has dropout masks of an MCDropoutEnsemble's member, which would be "
+            "every member's; give the network without them"
+        )
+    path = Path(path)
+    header, tensors = read(path)
+    own = {entry.name: entry for entry in named_tensors(model)}
+    try:
+        _check_architecture(path, header["shapes"], own, type(model).__name__)
+        parts = _parts(path, header, tensors, size)
+        if base == "same":
+            _check_weights(path, [about.get("base_hash") for about, _ in parts], model)
+        made = [_made(model, about, held, own) for about, held in parts]
+        return made[0] if "parts" not in header else Mixture.of(made)
+    except InputError:
+        raise
+    except KeyError as missing:
+        raise InputError(f"{path} is damaged: it lacks {missing}") from None
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        # Only a header of another form leads here, and which line meets it first is chance.
+        raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+
+
+def _check_architecture(
+    path: Path, shapes: Mapping[str, list[int]], own: Mapping[str, NamedTensor], model: str
+) -> None:
+    for name, shape in shapes.items():
+        if name not in own:
+            raise InputError(f"{path} is of another model: it has {name!r}, {model} has not")
+        if list(own[name].tensor.shape) != shape:
+            raise InputError(
+                f"{path} is of another model: {name!r} is {shape} there, {list(own[name].tensor.shape)} here"
+            )
+    if absent := [name for name, entry in own.items() if entry.saved and name not in shapes]:
+        raise InputError(f"{path} is of another model: it has no {absent[0]!r}")
+    if empty := [name for name, entry in own.items() if not entry.saved and entry.tensor.is_meta]:
+        raise InputError(
+            f"{model} has no values for {empty[0]!r}, which no file holds; make it elsewhere than on meta"
+        )
+
+
+def _check_weights(path: Path, hashes: Sequence[str | None], model: nn.Module) -> None:
+    here = weights_hash(model)
+    for there in hashes:
+        if there is None:
+            raise InputError(f"{path} does not tell the weights that it was made of; give base='any'")
+        if there != here:
+            raise InputError(
+                f"{path} was made of other weights than this {type(model).__name__}'s (hash {there[:12]} "
+                f"there, {here[:12]} here); give the model that was packed, or base='any' to take its "
+                "architecture alone"
+            )
+
+
+def _parts(
+    path: Path, header: Mapping[str, Any], tensors: dict[str, Tensor], size: int | None
+) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
+    """Header and tensors of each part, of the one where there are none, down to ``size`` members."""
+    held = check_size(header["size"])
+    if header["kind"] not in KINDS:
+        raise InputError(f"{path} is damaged: its kind is {header['kind']!r}")
+    if "parts" not in header:
+        wanted = held if size is None else check_size(size)
+        if wanted > held and header["kind"] != "seeded":
+            raise InputError(f"{path} holds {held} members, not {wanted}; a seeded file gives any number")
+        return [({**header, "size": wanted}, tensors)]
+    left = held if size is None else check_size(size)
+    if left > held:
+        raise InputError(
+            f"{path} holds a mixture of {held} members, not {left}; only a seeded file of one "
+            "ensemble gives any number"
+        )
+    parts: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
+    for index, part in enumerate(header["parts"]):
+        if left:
+            taken = min(left, check_size(part["size"]))
+            left -= taken
+            parts.append(({**header, **part, "size": taken}, _under(f"part {index}/", tensors)))
+    if left:
+        raise InputError(f"{path} is damaged: its parts have {held - left} members, not {held}")
+    return parts
+
+
+def _made(
+    model: nn.Module,
+    header: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    own: Mapping[str, NamedTensor],
+) -> Ensemble:
+    """The ensemble, or a mixture's part, of a header and its tensors."""
+    # A model on the meta device gives the architecture alone.
+    devices = {
+        name: torch.device("cpu") if entry.tensor.is_meta else entry.tensor.device
+        for name, entry in own.items()
+    }
+    if header["kind"] == "seeded":
+        return SeededEnsemble(model, header, tensors, devices)
+    if "method" not in header:
+        return StoredEnsemble(model, header, tensors, devices)
+    placed = {
+        key: tensor.to(devices.get(key.partition("/")[2], devices[next(iter(devices))]))
+        for key, tensor in tensors.items()
+    }
+    return {"mc dropout": dropout_of, "batch": batch_of}[header["method"]](model, header, placed)
+
+
+def _composite(ensemble: CompositeEnsemble, kind: str, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors: dict[str, Tensor] = {}
+    parts: list[dict[str, Any]] = []
+    shapes: dict[str, list[int]] = {}
+    for index, part in enumerate(_leaves(ensemble)):
+        held, about = _single(part, kind, base)
+        own_shapes = about.pop("shapes")
+        if own_shapes != (shapes := shapes or own_shapes):
+            name = next(n for n in {**shapes, **own_shapes} if shapes.get(n) != own_shapes.get(n))
+            raise InputError(
+                f"a file holds members of one architecture; part {index} differs from part 0 "
+                f"at tensor {name!r}"
+            )
+        tensors |= {f"part {index}/{key}": tensor for key, tensor in held.items()}
+        parts.append({"size": len(part), **about})
+    return tensors, {"shapes": shapes, "parts": parts}
+
+
+def _leaves(ensemble: Ensemble) -> Iterator[Ensemble]:
+    """The parts, and the parts' parts, down to ensembles that are not composed of others."""
+    if not isinstance(ensemble, CompositeEnsemble):
+        yield ensemble
+        return
+    for part in ensemble.parts():
+        yield from _leaves(part)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under a prefix, taken out."""
+    return {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
+
+
+def _single(ensemble: Ensemble, kind: str, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, about = _contents(ensemble, kind, base)
+    if isinstance(ensemble, SeededEnsemble):
+        about["base_hash"] = ensemble.base_hash
+    elif isinstance(ensemble, LowPrecisionEnsemble | GaussianEnsemble | MCDropoutEnsemble):
+        about["base_hash"] = weights_hash(ensemble.model)
+    return tensors, about
+
+
+def _contents(ensemble: Ensemble, kind: str, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if isinstance(ensemble, LowPrecisionEnsemble) and not isinstance(ensemble.system, FullPrecision):
+        _check_unmasked(ensemble, [ensemble.model])
+        return drawable(ensemble, base) if kind == "seeded" else low_precision(ensemble)
+    if kind == "seeded":
+        raise InputError(f"a seeded file holds a low precision ensemble that rounds, not {ensemble!r}")
+    if isinstance(ensemble, StoredEnsemble):
+        return ensemble.written()
+    if isinstance(ensemble, MCDropoutEnsemble):
+        _check_unmasked(ensemble, [ensemble.model])
+        return dropout(ensemble)
+    if isinstance(ensemble, BatchEnsemble):
+        _check_unmasked(ensemble, [ensemble.model])
+        return batch(ensemble)
+    # All at once: which tensors they share is told by where these lie in memory.
+    members = list(ensemble)
+    _check_unmasked(ensemble, members)
+    return full_precision(members)
+
+
+def _check_unmasked(ensemble: Ensemble, models: Sequence[nn.Module]) -> None:
+    if any(map(has_masks, models)):
+        raise InputError(
+            f"this {type(ensemble).__name__} is made of networks with dropout masks, which are no tensors: "
+            "a file would lose them; save the MCDropoutEnsemble itself and make this one of it when it is "
+            "loaded"
+        )

@@ -1,0 +1,32 @@
+"""Which kinds of file there are, and what a seeded one can draw its members from."""
+
+from __future__ import annotations
+
+from lpe.ensembles.low_precision import BASES, base_holds
+from lpe.errors import InputError
+from lpe.number_systems.grids import FullPrecision, NumberSystem
+
+KINDS = ("members", "seeded")
+
+
+def check_kind(kind: str, base: str | None) -> str:
+    """The base's name, "int8" unless told; InputError unless there are such a kind and base."""
+    if kind not in KINDS:
+        raise InputError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
+    if base is not None and base not in BASES:
+        raise InputError(f"base must be one of {', '.join(BASES)}, not {base!r}")
+    if base is not None and kind != "seeded":
+        raise InputError(f"base={base!r} is for kind='seeded'; a file of members holds no base")
+    return base or "int8"
+
+
+def check_base(base: str, system: NumberSystem, rounding: str) -> None:
+    """InputError unless members of the system can be drawn from the base, and differ."""
+    if isinstance(system, FullPrecision):
+        raise InputError("a seeded file holds members that are rounded, and fp32 does not round")
+    if not base_holds(base, system, rounding):
+        finer = [each for each in BASES if base_holds(each, system, rounding)]
+        raise InputError(
+            f"base={base!r} cannot hold members of {system.name}: it is no finer than their {system.bits} "
+            f"bits, so they would be alike; take base={' or '.join(map(repr, finer))}"
+        )

@@ -1,0 +1,163 @@
+"""Members as tensors of a file: each member's own, packed where they are codes, and once what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpe.ensembles.base import Ensemble, check_size, text_table
+from lpe.ensembles.low_precision import LowPrecisionEnsemble
+from lpe.errors import InputError
+from lpe.files.container import owned, shaped
+from lpe.files.systems import dtype_of, layout_header, layout_of, system_header, system_of
+from lpe.modules import named_tensors, tensor_bits, with_tensors
+from lpe.number_systems.grids import FullPrecision, LowPrecision
+from lpe.number_systems.packing import pack, packed_bytes, unpack
+from lpe.number_systems.rounding import decode
+
+
+class StoredEnsemble(Ensemble):
+    """An ensemble whose members lie in a file's tensors; made by :func:`load`.
+
+    Low precision members stay packed, on the CPU, until they are asked for.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        header: Mapping[str, Any],
+        tensors: Mapping[str, Tensor],
+        devices: Mapping[str, torch.device],
+    ) -> None:
+        super().__init__(header["size"])
+        self.model = model
+        self.system = system_of(header["system"]) if header["system"] else None
+        self._header = header
+        self._shapes = header["shapes"]
+        self._layouts = header["layouts"]
+        self._own = header["own"]
+        self._devices = devices
+        # Members that are all alike are held once.
+        self._distinct = min(check_size(header.get("distinct", self.size)), self.size)
+        held = {}
+        for name, shape in self._shapes.items():
+            if name not in self._own:
+                held[f"shared/{name}"] = shaped(tensors, f"shared/{name}", shape).to(devices[name])
+                continue
+            if packed := name in self._layouts:
+                if self.system is None:
+                    raise InputError(f"the file is damaged: {name!r} is packed under no number system")
+                layout = layout_of(shape, self._layouts[name])
+                scales = shaped(tensors, f"scales/{name}", layout.scale_shape(self.system.scale))
+                held[f"scales/{name}"] = scales.to(devices[name])
+                shape = [packed_bytes(layout.numel, self.system)]
+            for index in range(self._distinct):
+                tensor = shaped(tensors, f"member {index}/{name}", shape)
+                held[f"member {index}/{name}"] = tensor if packed else tensor.to(devices[name])
+        self._tensors = held
+
+    @property
+    def rounding(self) -> str | None:
+        """How low precision members were rounded; None of others."""
+        rounding: str | None = self._header.get("rounding")
+        return rounding
+
+    def member(self, index: int) -> nn.Module:
+        """Member ``index``, unpacked."""
+        replaced = {name: self._tensors[f"shared/{name}"] for name in self._shapes if name not in self._own}
+        for name in self._own:
+            stored = self._tensors[f"member {index % self._distinct}/{name}"]
+            if name in self._layouts:
+                assert self.system is not None
+                codes = unpack(stored, tuple(self._shapes[name]), self.system).to(self._devices[name])
+                stored = _decoded(codes, self._tensors[f"scales/{name}"], self.system, self._layouts[name])
+            replaced[name] = stored
+        return with_tensors(self.model, replaced)
+
+    def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
+        """What the file holds for n members, the padding of packed tensors to whole bytes included."""
+        n = self._check_storage(n, storage)
+        one = sum(tensor_bits(self._tensors[f"member 0/{name}"]) for name in self._own)
+        shared = sum(
+            tensor_bits(tensor) for key, tensor in self._tensors.items() if not key.startswith("member ")
+        )
+        return shared + one * min(n, self._distinct)
+
+    def written(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Its tensors, and what a header says of them."""
+        what = ("system", "shapes", "layouts", "own")
+        how = ("rounding", "seed", "first_member", "distinct", "base_hash")
+        about = {key: self._header[key] for key in (*what, *how) if key in self._header}
+        if "distinct" in about:
+            about["distinct"] = self._distinct
+        return {key: owned(tensor) for key, tensor in self._tensors.items()}, about
+
+    def describe(self) -> str:
+        """A row per tensor: name, shape, each member's own or shared, bits a value."""
+        rows = []
+        for name, shape in self._shapes.items():
+            own = name in self._own
+            stored = self._tensors[f"member 0/{name}" if own else f"shared/{name}"]
+            packed = self.system is not None and name in self._layouts
+            bits = self.system.bits if packed and self.system else stored.element_size() * 8
+            rows.append((name, "×".join(map(str, shape)) or "scalar", "own" if own else "shared", str(bits)))
+        return text_table(f"{self.size} stored members", ("tensor", "shape", "in a member", "bits"), rows)
+
+
+def _decoded(codes: Tensor, scales: Tensor, system: LowPrecision, layout: Mapping[str, Any]) -> Tensor:
+    return decode(codes, scales, system, dtype_of(layout), layout["output_axis"], layout["channel_groups"])
+
+
+def low_precision(ensemble: LowPrecisionEnsemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of packed members; those to the nearest, which are all alike, once."""
+    system = ensemble.system
+    assert not isinstance(system, FullPrecision)
+    tensors, about = shared_tensors(ensemble)
+    distinct = 1 if ensemble.rounding == "nearest" else len(ensemble)
+    for name in about["own"]:
+        for index in range(distinct):
+            codes, scales = ensemble.codes(name, index)
+            tensors[f"member {index}/{name}"] = pack(codes, system)
+        tensors[f"scales/{name}"] = owned(scales)
+    return tensors, {**about, "distinct": distinct}
+
+
+def shared_tensors(ensemble: LowPrecisionEnsemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What the members have in common, tensors and header, whichever way their own are written."""
+    system = ensemble.system
+    assert not isinstance(system, FullPrecision)
+    saved = [planned for planned in ensemble.plan if planned.saved]
+    quantised = [planned for planned in saved if planned.quantised]
+    weights = {entry.name: entry.tensor.detach() for entry in named_tensors(ensemble.model)}
+    return {f"shared/{p.name}": owned(weights[p.name]) for p in saved if not p.quantised}, {
+        "system": system_header(system),
+        "shapes": {planned.name: list(planned.shape) for planned in saved},
+        "layouts": {planned.name: layout_header(planned) for planned in quantised},
+        "own": [planned.name for planned in quantised],
+        "rounding": ensemble.rounding,
+        "seed": ensemble.seed,
+        "first_member": ensemble.first_member,
+    }
+
+
+def full_precision(networks: Sequence[nn.Module]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of members at their own precision, from networks that are there all at once."""
+    tensors: dict[str, Tensor] = {}
+    own: set[str] = set()
+    members = [
+        {entry.name: entry.tensor.detach() for entry in named_tensors(network) if entry.saved}
+        for network in networks
+    ]
+    first = members[0]
+    shapes = {name: list(tensor.shape) for name, tensor in first.items()}
+    # Each member's own is what does not lie in the same memory in all of them.
+    for member in members[1:]:
+        own |= {name for name, tensor in member.items() if tensor.data_ptr() != first[name].data_ptr()}
+    for index, member in enumerate(members):
+        tensors |= {f"member {index}/{name}": owned(member[name]) for name in own}
+    tensors |= {f"shared/{name}": owned(tensor) for name, tensor in first.items() if name not in own}
+    ordered = [name for name in shapes if name in own]
+    return tensors, {"system": None, "shapes": shapes, "layouts": {}, "own": ordered}

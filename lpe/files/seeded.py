@@ -1,0 +1,166 @@
+"""Seeded files: the weights once, as a base that is finer than the members drawn from it."""
+
+from __future__ import annotations
+
+import glob
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lpe.ensembles.low_precision import BASES, LowPrecisionEnsemble
+from lpe.ensembles.selection import PlannedTensor, select_tensors
+from lpe.errors import InputError
+from lpe.files.container import check_same, owned, shaped
+from lpe.files.kinds import check_base, check_kind
+from lpe.files.members import shared_tensors
+from lpe.files.systems import dtype_of, layout_header, system_of
+from lpe.modules import with_tensors
+from lpe.number_systems import kernels
+from lpe.number_systems.grids import FullPrecision, Int, LowPrecision, grid_of
+from lpe.number_systems.kernels.arguments import Coded, Scales, Stored
+from lpe.number_systems.layouts import Layout
+from lpe.number_systems.packing import pack, unpack
+from lpe.number_systems.rounding import absmax_scales, encode
+
+_FLOATS = {"bf16": torch.bfloat16, "fp32": torch.float32}  # of BASES; the rest are integers
+
+
+def drawable(ensemble: LowPrecisionEnsemble, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header from which the members can be drawn.
+
+    Raises:
+        InputError: the base is no finer than the members.
+    """
+    system = ensemble.system
+    check_base(base, system, ensemble.rounding)
+    assert not isinstance(system, FullPrecision)
+    tensors, about = shared_tensors(ensemble)
+    for planned in ensemble.plan:
+        if planned.name in about["own"]:
+            tensors |= _written_base(ensemble, planned, system, base)
+    return tensors, {**about, "base": base}
+
+
+class SeededEnsemble(LowPrecisionEnsemble):
+    """Low precision members drawn from a file's packed weights; made by :func:`load`.
+
+    ``model`` is the architecture with the file's leftovers; its quantised tensors have a shape and a dtype
+    but no memory, and read as NaN. ``stored(name)`` gives what is in memory: the codes of the INT-8 base, or
+    the bfloat16 or float32 weights.
+
+    Args:
+        model: the architecture. header: of the file. tensors: of it, from which the packed weights are taken
+            out as they are unpacked. devices: of each tensor, by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        header: Mapping[str, Any],
+        tensors: dict[str, Tensor],
+        devices: Mapping[str, torch.device],
+    ) -> None:
+        system = system_of(header["system"])
+        layouts = header["layouts"]
+        replaced = {
+            name: _placeholder(shape, dtype_of(layouts[name]), devices[name])
+            if name in layouts
+            else shaped(tensors, f"shared/{name}", shape).to(devices[name])
+            for name, shape in header["shapes"].items()
+        }
+        net = with_tensors(model, replaced)
+        about = (header["size"], header["seed"], header["rounding"], header["first_member"])
+        self._begin(net, system, *about)
+        # The placeholders are not looked at: full precision asks for no finite weights.
+        self.plan = select_tensors(net, FullPrecision(), [glob.escape(name) for name in header["own"]])
+        here = {planned.name: layout_header(planned) for planned in self._quantised}
+        check_same("layouts", [[*item] for item in layouts.items()], [[*item] for item in here.items()])
+        # Files of version 1 have INT-8 of any system.
+        self._base = check_kind("seeded", str(header.get("base", "int8")))
+        self.base_hash: str | None = header.get("base_hash")
+        """Of the weights that were packed; None where the file does not tell."""
+        self._stored, self._scales = {}, {}
+        for planned in self._quantised:
+            name, layout = planned.name, planned.layout
+            stored = _read_base(tensors, planned, system, self._base, devices[name])
+            self._stored[name] = stored
+            self._scales[name] = (
+                absmax_scales(stored, system, layout)
+                if isinstance(stored, Tensor)
+                else _scales_of_codes(stored, system, layout)
+            )
+
+    @property
+    def base(self) -> str:
+        """Which of BASES the weights lie in."""
+        return self._base
+
+    def describe(self) -> str:
+        """A row per tensor, as of the ensemble that was saved, and what the members are drawn from."""
+        title, *rows = super().describe().splitlines()
+        return "\n".join([f"{title}, drawn from {self._base} weights", *rows])
+
+
+def _placeholder(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    # One NaN seen everywhere: unlike a meta tensor it has a device, and tied weights stay known as such.
+    return torch.full((1,), math.nan, dtype=dtype, device=device).expand(*shape)
+
+
+def _scales_of_codes(coded: Coded, system: LowPrecision, layout: Layout) -> Tensor:
+    """``absmax_scales`` of the values of codes with scales of the system's axis, of which none are made.
+
+    In a group max|code·s| is max|code|·s, for rounding to float32 keeps order.
+    """
+    # At INT-2, whose largest level is 1, they are max|code|.
+    largest = absmax_scales(coded.codes.view(layout.shape), Int(2, system.scale), layout)
+    # A tensor, not a number, as there: CUDA divides by a number as a product with its reciprocal.
+    level = torch.tensor(grid_of(system).largest, dtype=torch.float32, device=largest.device)
+    return largest * coded.scales.values.view(largest.shape) / level
+
+
+def _read_base(
+    tensors: dict[str, Tensor],
+    planned: PlannedTensor,
+    system: LowPrecision,
+    base: str,
+    device: torch.device,
+) -> Stored:
+    name, layout = planned.name, planned.layout
+    if base in _FLOATS:
+        weight = shaped(tensors, f"base/{name}", planned.shape)
+        if weight.dtype != _FLOATS[base]:
+            raise InputError(f"the file is damaged: 'base/{name}' is {weight.dtype} in a {base} file")
+        return weight.to(device)
+    integers = Int(BASES[base], system.scale)
+    # Let go of once it is unpacked, so that the weights are in memory once and not twice.
+    codes = unpack(tensors.pop(f"base/{name}"), (planned.numel,), integers)
+    scales = shaped(tensors, f"scales/{name}", layout.scale_shape(system.scale))
+    return Coded(codes.to(device), Scales.of(scales.to(device), layout, integers.scale), grid_of(integers))
+
+
+def _written_base(
+    ensemble: LowPrecisionEnsemble, planned: PlannedTensor, system: LowPrecision, base: str
+) -> dict[str, Tensor]:
+    """The tensors of a base of one weight."""
+    name, layout, stored = planned.name, planned.layout, ensemble.stored(planned.name)
+    integers = Int(BASES["int8"], system.scale)
+    if base in _FLOATS:
+        if isinstance(stored, Coded):
+            values = kernels.of(stored.device).decode(stored.codes, stored.scales, stored.grid, torch.float32)
+            stored = values.view(planned.shape)
+        return {f"base/{name}": owned(stored.to(_FLOATS[base]))}
+    if isinstance(stored, Coded):  # the same integers, as they were read
+        codes, scales = stored.codes, stored.scales.values.view(layout.scale_shape(system.scale))
+    else:
+        codes, scales = encode(
+            stored,
+            integers,
+            "nearest",
+            name=name,
+            output_axis=layout.output_axis,
+            channel_groups=layout.channel_groups,
+        )
+    return {f"base/{name}": pack(codes, integers), f"scales/{name}": owned(scales)}
