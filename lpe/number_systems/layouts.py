@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +16,15 @@ from lpe.number_systems.grids import PerTensor, ScaleAxis
 class Layout:
     """How a weight is seen as a matrix [out, everything else], and which scale each element uses.
 
+    The dimensions before the output's are taken as one, and so are those after it: [before, out, after].
+
     Args:
         shape: the weight's shape.
-        output_axis: the dimension that is "output": 0, or 1 (GPT-2's Conv1D, ConvTranspose, open_clip's
-            projections).
-        channel_groups: for a grouped ConvTranspose [in, out / groups, …], its number of groups.
+        output_axis: the dimension that is "output": 0, or another (1 of GPT-2's Conv1D, ConvTranspose and
+            open_clip's projections).
+        channel_groups: how many outputs of their own each index of the output dimension stands for: the
+            dimensions before it are cut into so many groups. Of a grouped ConvTranspose [in, out / groups,
+            …] the number of groups; of experts [experts, in, out] or [experts, out, in] that of experts.
     """
 
     shape: tuple[int, ...]
@@ -27,19 +32,43 @@ class Layout:
     channel_groups: int = 1
 
     def __post_init__(self) -> None:
-        if self.output_axis not in (0, 1) or (self.output_axis == 1 and len(self.shape) < 2):
+        dimensions = len(self.shape)
+        if type(self.output_axis) is not int or not 0 <= self.output_axis < max(dimensions, 1):
             raise InputError(f"output_axis {self.output_axis!r} does not fit the shape {list(self.shape)}")
-        if not isinstance(self.channel_groups, int) or self.channel_groups < 1:
+        if type(self.channel_groups) is not int or self.channel_groups < 1:
             raise InputError(f"channel_groups must be a positive integer, not {self.channel_groups!r}")
-        if self.output_axis == 1 and self.shape[0] % self.channel_groups:
-            raise InputError(f"{self.channel_groups} channel groups do not divide {self.shape[0]} inputs")
+        if self.output_axis and self.before % self.channel_groups:
+            raise InputError(f"{self.channel_groups} channel groups do not divide {self.before} inputs")
+
+    @property
+    def before(self) -> int:
+        """Weights along the dimensions before the output's."""
+        return math.prod(self.shape[: self.output_axis])
+
+    @property
+    def outputs(self) -> int:
+        """Size of the output dimension."""
+        return self.shape[self.output_axis] if self.shape else 1
+
+    @property
+    def after(self) -> int:
+        """Weights along the dimensions after the output's."""
+        return math.prod(self.shape[self.output_axis + 1 :])
+
+    @property
+    def inputs(self) -> int:
+        """Weights along the dimensions before the output's, of one channel group."""
+        return self.before // self.channel_groups
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether an output channel's weights lie side by side in memory."""
+        return self.output_axis == 0 or self.inputs == 1
 
     @property
     def rows(self) -> int:
         """Output channels."""
-        if not self.shape:
-            return 1
-        return self.shape[0] if self.output_axis == 0 else self.shape[1] * self.channel_groups
+        return self.outputs if self.output_axis == 0 else self.outputs * self.channel_groups
 
     @property
     def columns(self) -> int:
@@ -53,22 +82,19 @@ class Layout:
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight as [out, everything else]; a view where memory allows."""
-        if self.output_axis == 0:
+        if self.by_rows:
             return weight.reshape(self.rows, self.columns)
-        grouped = weight.unflatten(0, (self.channel_groups, self.shape[0] // self.channel_groups))
+        grouped = weight.reshape(self.channel_groups, self.inputs, self.outputs, self.after)
         return grouped.transpose(1, 2).reshape(self.rows, self.columns)
 
     def position(self, start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Row and column of the elements start … stop − 1 (row-major, as stored): int64 each."""
         element = torch.arange(start, stop, dtype=torch.int64, device=device)
-        if self.output_axis == 0:
+        if self.by_rows:
             return element // self.columns, element % self.columns
-        inputs = self.shape[0] // self.channel_groups
-        outputs = self.shape[1]
-        kernel = self.numel // (self.shape[0] * outputs)
-        first = element // (outputs * kernel)
-        row = first // inputs * outputs + element // kernel % outputs
-        return row, first % inputs * kernel + element % kernel
+        first = element // (self.outputs * self.after)
+        row = first // self.inputs * self.outputs + element // self.after % self.outputs
+        return row, first % self.inputs * self.after + element % self.after
 
     def scale_shape(self, axis: ScaleAxis) -> tuple[int, int]:
         """Shape of the scales: [groups along the outputs, groups along the inputs]."""

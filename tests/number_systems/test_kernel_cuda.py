@@ -200,6 +200,8 @@ LAYOUTS: list[tuple[tuple[int, ...], dict[str, int]]] = [
     ((4, 6, 8), {"output_axis": 1}),
     ((6, 4, 3, 2), {"output_axis": 1, "channel_groups": 3}),
     ((6, 4, 8), {"output_axis": 1, "channel_groups": 2}),
+    ((3, 4, 5), {"output_axis": 2, "channel_groups": 3}),
+    ((3, 4, 8), {"output_axis": 1, "channel_groups": 3}),
 ]
 for _shape, _layout in LAYOUTS:
     for _axis in AXES:

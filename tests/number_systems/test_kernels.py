@@ -46,6 +46,9 @@ LAYOUTS = [
     Layout((19, 6), output_axis=1),
     Layout((6, 4, 3, 2), output_axis=1, channel_groups=3),
     Layout((3, 2100), output_axis=1),
+    Layout((3, 5, 7), output_axis=2),
+    Layout((3, 5, 7), output_axis=1, channel_groups=3),
+    Layout((3, 5, 7), output_axis=2, channel_groups=3),
 ]
 OF_EVERY_DTYPE = [LAYOUTS[0], LAYOUTS[7]]
 

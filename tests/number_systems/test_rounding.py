@@ -60,9 +60,14 @@ def group_of_index(
     elif output_axis == 0:
         row, rest, rest_shape = index[0], index[1:], shape[1:]
     else:
-        inputs = shape[0] // channel_groups
-        row = index[0] // inputs * shape[1] + index[1]
-        rest, rest_shape = (index[0] % inputs, *index[2:]), (inputs, *shape[2:])
+        # What comes before the output dimension, counted as one dimension, is cut into the groups.
+        before, first = 1, 0
+        for position, extent in zip(index[:output_axis], shape[:output_axis], strict=True):
+            before, first = before * extent, first * extent + position
+        inputs = before // channel_groups
+        row = first // inputs * shape[output_axis] + index[output_axis]
+        rest = (first % inputs, *index[output_axis + 1 :])
+        rest_shape = (inputs, *shape[output_axis + 1 :])
     column = 0
     for position, extent in zip(rest, rest_shape, strict=True):
         column = column * extent + position
@@ -289,6 +294,29 @@ def test_every_dtype_follows_the_rule_of_its_float32_values(axis: ScaleAxis, dty
 @pytest.mark.parametrize("shape", [(13, 7), (4, 6, 3)], ids=str)
 def test_output_on_the_second_axis_follows_the_rule(shape: tuple[int, ...], axis: ScaleAxis) -> None:
     assert_follows_the_rule(normal_weight(*shape), lpe.Int(4, axis), "bernoulli", output_axis=1)
+
+
+@pytest.mark.parametrize("axis", AXES, ids=str)
+@pytest.mark.parametrize("output_axis", [1, 2])
+def test_experts_follow_the_rule_in_both_orders_of_their_dimensions(
+    output_axis: int, axis: ScaleAxis
+) -> None:
+    assert_follows_the_rule(
+        normal_weight(4, 6, 5), lpe.Int(4, axis), "bernoulli", output_axis=output_axis, channel_groups=4
+    )
+
+
+@pytest.mark.parametrize("axis", AXES, ids=str)
+def test_output_on_the_last_of_three_axes_follows_the_rule(axis: ScaleAxis) -> None:
+    assert_follows_the_rule(normal_weight(4, 6, 5), lpe.Int(4, axis), "bernoulli", output_axis=2)
+
+
+def test_each_output_of_each_expert_has_a_scale() -> None:
+    experts = normal_weight(3, 4, 5)
+    of_outputs_first = lpe.encode(experts, lpe.Int(4), output_axis=1, channel_groups=3)[1]
+    of_outputs_last = lpe.encode(experts.mT.contiguous(), lpe.Int(4), output_axis=2, channel_groups=3)[1]
+    largest = experts.abs().amax(dim=2).view(12, 1) / 7
+    assert torch.equal(of_outputs_first, largest) and torch.equal(of_outputs_last, largest)
 
 
 @pytest.mark.parametrize("axis", AXES, ids=str)

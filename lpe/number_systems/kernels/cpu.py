@@ -80,11 +80,9 @@ def _place(layout: Layout, axis: ScaleAxis) -> _Kept:
     row_extent, column_extent = axis.extent(layout.rows, layout.columns)
     group_columns = layout.scale_shape(axis)[1]
     common = [numel, layout.columns, row_extent, column_extent, group_columns]
-    if layout.output_axis == 0:
+    if layout.by_rows:
         return _Kept.of(np.array([0, *common, 1, 1, 1], np.int64))
-    inputs, outputs = layout.shape[0] // layout.channel_groups, layout.shape[1]
-    kernel = numel // (layout.shape[0] * outputs)
-    return _Kept.of(np.array([1, *common, inputs, outputs, kernel], np.int64))
+    return _Kept.of(np.array([1, *common, layout.inputs, layout.outputs, layout.after], np.int64))
 
 
 def _of_scales(scales: Scales) -> tuple[_Kept, _Kept, _Kept]:

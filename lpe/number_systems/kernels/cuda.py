@@ -103,9 +103,8 @@ class Groups:
             return cls(ONE.value, True)
         row_extent, column_extent = axis.extent(rows, columns)
         by_channels = isinstance(axis, PerChannel)
-        if layout.output_axis == 1:
-            outputs, inputs = layout.shape[1], layout.shape[0] // layout.channel_groups
-            inner = layout.numel // (layout.shape[0] * outputs)
+        if not layout.by_rows:
+            outputs, inputs, inner = layout.outputs, layout.inputs, layout.after
             extent = row_extent if by_channels else min(column_extent, columns)
             return cls(
                 CHANNELS.value if by_channels else CHANNEL_BLOCKS.value,
