@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpe.checks import check_integer, is_integer, shown
 from lpe.errors import InputError
 from lpe.modules import apply
 
@@ -22,10 +23,8 @@ STORAGES = ("members", "generator")
 
 
 def check_size(size: int) -> int:
-    """The ensemble's size; InputError unless it is a positive integer."""
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise InputError(f"an ensemble's size must be a positive integer, not {size!r}")
-    return size
+    """The ensemble's size as an int; InputError unless it is a positive integer."""
+    return check_integer("an ensemble's size", size, 1)
 
 
 def text_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], footer: str = "") -> str:
@@ -90,6 +89,9 @@ class Ensemble(ABC, Sequence[nn.Module]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self.member(i) for i in range(*index.indices(self.size))]
+        if not is_integer(index):
+            raise InputError(f"members are asked for by an integer or a slice, not {shown(index)}")
+        index = int(index)
         if not -self.size <= index < self.size:
             raise IndexError(f"member {index} of an ensemble of {self.size}")
         return self.member(index % self.size)

@@ -15,13 +15,13 @@ that makes the members differ; and that training goes on for long enough to use 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lpe.checks import check_finite
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.tiling import examples_of, tile
 from lpe.errors import InputError
@@ -134,11 +134,9 @@ class BatchEnsemble(Ensemble):
 
     def __init__(self, model: nn.Module, size: int, seed: int = 0, std: float = 0.5) -> None:
         super().__init__(size)
-        if isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < math.inf:
-            raise InputError(f"std must be a finite number ≥ 0, not {std!r}")
         self.model = model
         self.seed = check_seed(seed)
-        self.std = std
+        self.std = check_finite("std", std)
         self._kept = _not_converted(model)
         convertible = [
             (name, module)
@@ -221,8 +219,7 @@ class BatchEnsemble(Ensemble):
             InputError: a learning rate that is not a finite number above 0.
         """
         for what, rate in (("lr", lr), ("fast_lr", fast_lr)):
-            if not 0 < rate < math.inf:
-                raise InputError(f"{what} must be a finite number above 0, not {rate!r}")
+            check_finite(what, rate, above=True)
         fast = [vectors for layer in self._layers.values() for vectors in _vectors_of(layer)[:2]]
         fast_ids = {id(vectors) for vectors in fast}
         shared = [p for p in self.module.parameters() if id(p) not in fast_ids and p.requires_grad]

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpe.checks import is_integer
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
 from lpe.modules import apply, device_of, named_tensors, tensor_bits, to_device, with_tensors
@@ -287,8 +288,9 @@ def _saved(net: nn.Module) -> dict[tuple[int, tuple[int, ...]], int]:
 def _checked_stages(stages: Sequence[int] | None, size: int, has_first: bool) -> tuple[int, ...]:
     sizes = tuple(stages) if stages is not None else (1, size)
     shown = f"({', '.join(map(str, sizes))})"
-    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in sizes) or len(sizes) < 2:
+    if not all(is_integer(n) and n >= 1 for n in sizes) or len(sizes) < 2:
         raise InputError(f"stages must be two or more numbers of members, not {shown}")
+    sizes = tuple(map(int, sizes))
     if has_first and sizes[0] != 1:
         raise InputError(f"with first=, stages begin with 1, for it, not with {sizes[0]}")
     rising = sizes[1:] if has_first else sizes

@@ -10,16 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lpe.checks import check_integer
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import batch_norms, check_batches, fresh_statistics, with_weights
 from lpe.errors import InputError
 from lpe.modules import NamedTensor, named_tensors, tensor_bits, with_tensors
-
-
-def check_count(name: str, value: int) -> None:
-    """InputError unless the setting ``name`` is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be a positive integer, not {value!r}")
 
 
 class CycleCollector:
@@ -40,8 +35,8 @@ class CycleCollector:
     """What a copy of the weights is to the method."""
 
     def __init__(self, epochs_per_cycle: int, kept_per_cycle: int) -> None:
-        check_count("epochs_per_cycle", epochs_per_cycle)
-        check_count(f"{self.noun}_per_cycle", kept_per_cycle)
+        epochs_per_cycle = check_integer("epochs_per_cycle", epochs_per_cycle, 1)
+        kept_per_cycle = check_integer(f"{self.noun}_per_cycle", kept_per_cycle, 1)
         if kept_per_cycle > epochs_per_cycle:
             raise InputError(
                 f"{self.noun}_per_cycle must be at most epochs_per_cycle, {epochs_per_cycle}, one an epoch, "

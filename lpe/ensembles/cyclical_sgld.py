@@ -19,7 +19,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lpe.ensembles.collected import CollectedEnsemble, CycleCollector, check_count
+from lpe.checks import check_integer
+from lpe.ensembles.collected import CollectedEnsemble, CycleCollector
 
 
 class CyclicalSGLDCollector(CycleCollector):
@@ -55,7 +56,7 @@ class CyclicalSGLDCollector(CycleCollector):
         Raises:
             InputError: steps_per_epoch is no positive integer.
         """
-        check_count("steps_per_epoch", steps_per_epoch)
+        steps_per_epoch = check_integer("steps_per_epoch", steps_per_epoch, 1)
         return lambda step: self.keeps(step // steps_per_epoch)
 
 

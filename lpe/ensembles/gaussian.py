@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpe.checks import is_number, shown
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import fresh_statistics, with_weights
 from lpe.ensembles.selection import PlannedTensor, select_tensors
@@ -79,11 +80,11 @@ class GaussianEnsemble(Ensemble):
                     f"{system.name} rounds nothing, so noise of its variance is none; give std= a number or "
                     "a system that rounds, such as lpe.Int(5)"
                 )
-        elif isinstance(std, bool) or not isinstance(std, int | float) or not 0 <= std < math.inf:
-            raise InputError(f"std must be a finite number ≥ 0 or None (BSR's own), not {std!r}")
+        elif not is_number(std) or not 0 <= std < math.inf:
+            raise InputError(f"std must be a finite number ≥ 0 or None (BSR's own), not {shown(std)}")
         self.model = model
         self.seed = check_seed(seed)
-        self.std = std
+        self.std = None if std is None else float(std)
         self.batches = batches
         self.plan: list[PlannedTensor] = select_tensors(model, system, include, exclude)
         self._noisy = {planned.name: planned for planned in self.plan if planned.quantised}

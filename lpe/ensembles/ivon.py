@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpe.checks import check_finite
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import check_batches, fresh_statistics, with_weights
 from lpe.errors import InputError
@@ -76,8 +77,6 @@ class IVONEnsemble(Ensemble):
         batches: Iterable[Any] | None = None,
     ) -> None:
         super().__init__(size)
-        if not scale >= 0 or math.isinf(scale):
-            raise InputError(f"scale must be a finite number ≥ 0, not {scale!r}")
         check_batches(model, batches, "IVON")
         tensors = {entry.name: entry.tensor for entry in named_tensors(model)}
         for name, value in std.items():
@@ -88,7 +87,7 @@ class IVONEnsemble(Ensemble):
         self.model = model
         self.std = dict(std)
         self.seed = check_seed(seed)
-        self.scale = scale
+        self.scale = check_finite("scale", scale)
         self.batches = batches
         self._means = {name: tensors[name] for name in self.std}
 

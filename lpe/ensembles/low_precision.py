@@ -96,7 +96,7 @@ class LowPrecisionEnsemble(Ensemble):
         self.seed = check_seed(seed)
         self.rounding = check_rounding(rounding)
         self.first_member = check_member(first_member)
-        check_member(first_member + size - 1)
+        check_member(self.first_member + self.size - 1)
 
     @property
     def _quantised(self) -> list[PlannedTensor]:

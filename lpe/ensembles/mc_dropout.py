@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from lpe.checks import is_number, shown
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import fresh_statistics, refresh
 from lpe.errors import InputError
@@ -222,9 +223,9 @@ class MCDropoutEnsemble(Ensemble):
         batches: Iterable[Any] | None = None,
     ) -> None:
         super().__init__(size)
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+        if not is_number(rate) or not 0 <= rate < 1:
             raise InputError(
-                f"rate must be a number from 0 up to but not 1 (the share dropped), not {rate!r}"
+                f"rate must be a number from 0 up to but not 1 (the share dropped), not {shown(rate)}"
             )
         self.model = model
         self.rate = float(rate)

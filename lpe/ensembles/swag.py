@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpe.ensembles.base import Ensemble, check_size, text_table
+from lpe.checks import check_finite, check_integer
+from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import check_batches, fresh_statistics, with_weights
 from lpe.errors import InputError
 from lpe.modules import named_tensors, tensor_bits
@@ -72,9 +73,7 @@ class SWAGCollector:
     """
 
     def __init__(self, rank: int) -> None:
-        if check_size(rank) < 2:
-            raise InputError(f"SWAG's rank must be at least 2, not {rank}")
-        self.rank = rank
+        self.rank = check_integer("SWAG's rank", rank, 2)
         self.collected = 0
         self._mean: dict[str, Tensor] = {}
         self._squares: dict[str, Tensor] = {}
@@ -155,8 +154,6 @@ class SWAGEnsemble(Ensemble):
         super().__init__(size)
         if statistics.rank < 2:
             raise InputError(f"SWAG needs 2 deviations or more, not {statistics.rank}")
-        if not scale >= 0 or math.isinf(scale):
-            raise InputError(f"scale must be a finite number ≥ 0, not {scale!r}")
         check_batches(model, batches, "SWAG")
         parameters = {e.name: e.tensor for e in named_tensors(model) if e.kind == "parameter"}
         for name, mean in statistics.mean.items():
@@ -168,7 +165,7 @@ class SWAGEnsemble(Ensemble):
         self.model = model
         self.statistics = statistics
         self.seed = check_seed(seed)
-        self.scale = scale
+        self.scale = check_finite("scale", scale)
         self.batches = batches
 
     @torch.no_grad()

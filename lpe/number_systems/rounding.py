@@ -128,8 +128,7 @@ def encode(
             system that rounds.
     """
     check_rounding(rounding)
-    check_seed(seed)
-    check_member(member)
+    seed, member = check_seed(seed), check_member(member)
     if not isinstance(system, LowPrecision):
         raise InputError(f"{system!r} has no codes; encode takes a number system that rounds, such as Int(5)")
     check_weight(weight, name)

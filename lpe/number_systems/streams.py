@@ -22,6 +22,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from lpe.checks import is_integer, shown
 from lpe.errors import InputError
 
 LANES = 8
@@ -36,16 +37,16 @@ _WRAPPERS = frozenset({"module", "_orig_mod"})
 
 def check_seed(seed: int) -> int:
     """The seed as an int; InputError unless 0 ≤ seed < 2⁶⁴."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise InputError(f"seed must be an integer from 0 to 2**64 - 1, not {seed!r}")
-    return seed
+    if not is_integer(seed) or not 0 <= seed < 2**64:
+        raise InputError(f"seed must be an integer from 0 to 2**64 - 1, not {shown(seed)}")
+    return int(seed)
 
 
 def check_member(member: int) -> int:
     """The member's index as an int; InputError unless 0 ≤ member < 2³²."""
-    if isinstance(member, bool) or not isinstance(member, int) or not 0 <= member < 2**32:
-        raise InputError(f"member must be an integer from 0 to 2**32 - 1, not {member!r}")
-    return member
+    if not is_integer(member) or not 0 <= member < 2**32:
+        raise InputError(f"member must be an integer from 0 to 2**32 - 1, not {shown(member)}")
+    return int(member)
 
 
 def canonical_name(name: str) -> str:

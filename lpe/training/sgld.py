@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpe.errors import InputError
+from lpe.checks import check_finite, check_integer
 from lpe.number_systems.streams import check_seed, generator
 
 
@@ -64,14 +64,10 @@ class SGLD(torch.optim.Optimizer):
         noise: Callable[[int], bool] = _always,
         seed: int = 0,
     ) -> None:
-        if isinstance(examples, bool) or not isinstance(examples, int) or examples < 1:
-            raise InputError(f"examples must be a positive integer, not {examples!r}")
-        for name, value in (("lr", lr), ("temperature", temperature), ("weight_decay", weight_decay)):
-            if not value >= 0 or math.isinf(value):
-                raise InputError(f"{name} must be a finite number ≥ 0, not {value!r}")
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "step": 0})
-        self.examples = examples
-        self.temperature = temperature
+        rates = {"lr": check_finite("lr", lr), "weight_decay": check_finite("weight_decay", weight_decay)}
+        super().__init__(parameters, {**rates, "step": 0})
+        self.examples = check_integer("examples", examples, 1)
+        self.temperature = check_finite("temperature", temperature)
         self.noise = noise
         self.seed = check_seed(seed)
 
