@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from lpe.errors import InputError
 from lpe.number_systems.streams import canonical_name
@@ -166,7 +167,13 @@ def apply(model: nn.Module, inputs: Any) -> Tensor:
         inputs: a tensor (the one argument), a tuple or list (positional arguments) or a dict (keywords).
 
     Returns:
-        Logits [examples, classes], from an output that is a tensor or an object with ``.logits``.
+        Logits [examples, classes], from an output that is a tensor, an object with ``.logits``, a dict with
+        "logits", or a tuple or list whose first tensor they are (a loss before them, a tensor without
+        dimensions, is passed over).
+
+    Raises:
+        InputError: another output, or a tuple in which a second tensor has the logits' shape (a CLIP's two
+            sets of features, say), so that it does not say which are the logits.
     """
     if isinstance(inputs, Mapping):
         output = model(**inputs)
@@ -174,12 +181,28 @@ def apply(model: nn.Module, inputs: Any) -> Tensor:
         output = model(*inputs)
     else:
         output = model(inputs)
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    logits = output if isinstance(output, Tensor) else _logits_in(output)
     if not isinstance(logits, Tensor):
+        keys = f" with {', '.join(map(repr, output))}" if isinstance(output, Mapping) else ""
         raise InputError(
-            f"the model returned {type(output).__name__}; "
-            "a tensor of logits or an object with .logits is needed"
+            f"the model returned {type(output).__name__}{keys}; a tensor of logits is needed, an object with "
+            '.logits, a dict with "logits" or a tuple that begins with them'
         )
+    return logits
+
+
+def _logits_in(output: Any) -> Any:
+    logits = getattr(output, "logits", None)
+    if logits is None and isinstance(output, Mapping):
+        return output.get("logits")
+    if logits is None and isinstance(output, tuple | list):
+        tensors = [value for value in output if isinstance(value, Tensor) and value.dim()]
+        logits = tensors[0] if tensors else None
+        if any(other.shape == tensors[0].shape for other in tensors[1:]):
+            raise InputError(
+                f"the model returned a {type(output).__name__} with {len(tensors)} tensors, two of shape "
+                f"{list(tensors[0].shape)}; which are the logits is not said: return them alone"
+            )
     return logits
 
 
@@ -190,13 +213,39 @@ def tensor_bits(tensor: Tensor) -> int:
 
 def to_device(inputs: Any, device: torch.device) -> Any:
     """The inputs (tensor, tuple, list or dict of them) on a device."""
-    if isinstance(inputs, Tensor):
-        return inputs.to(device)
+    return tree_map(lambda values: values.to(device), inputs)
+
+
+def tree_map(function: Callable[[Any], Any], inputs: Any) -> Any:
+    """The inputs with ``function`` of each tensor in the tensor's place; what holds none stays as it is.
+
+    Containers keep their kind: tuples, named ones too, lists, dicts and their like (transformers'
+    BatchEncoding, which torch's own trees do not look into). A PackedSequence is handed over whole.
+    """
+    if isinstance(inputs, Tensor | PackedSequence):
+        return function(inputs)
     if isinstance(inputs, Mapping):
-        return {key: to_device(value, device) for key, value in inputs.items()}
+        mapped = {key: tree_map(function, value) for key, value in inputs.items()}
+        if type(inputs) is dict or not isinstance(inputs, MutableMapping):
+            return mapped
+        same_kind = copy.copy(inputs)
+        same_kind.update(mapped)
+        return same_kind
     if isinstance(inputs, tuple | list):
-        return tuple(to_device(value, device) for value in inputs)
+        values = [tree_map(function, value) for value in inputs]
+        return type(inputs)(*values) if hasattr(inputs, "_fields") else type(inputs)(values)
     return inputs
+
+
+def tensors_in(inputs: Any) -> Iterator[Tensor]:
+    """Every tensor of the inputs (tensor, tuple, list or dict of them), in their order."""
+    if isinstance(inputs, Tensor):
+        yield inputs
+    elif isinstance(inputs, PackedSequence):
+        yield inputs.data
+    elif isinstance(inputs, Mapping | tuple | list):
+        for value in inputs.values() if isinstance(inputs, Mapping) else inputs:
+            yield from tensors_in(value)
 
 
 def device_of(model: nn.Module) -> torch.device:

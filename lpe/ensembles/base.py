@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lpe.checks import check_integer, is_integer, shown
 from lpe.errors import InputError
-from lpe.modules import apply
+from lpe.modules import apply, device_of, to_device
 
 STORAGES = ("members", "generator")
 
@@ -111,14 +111,15 @@ class Ensemble(ABC, Sequence[nn.Module]):
     def predict(self, inputs: Any) -> Tensor:
         """Mean of the members' probabilities, as log-probabilities [examples, classes].
 
-        The members' logits are upcast to float64 and their mean is taken by log-sum-exp.
+        The inputs may lie on another device than the members. The members' logits are upcast to float64 and
+        their mean is taken by log-sum-exp.
         """
         total: Tensor | None = None
         turn = self.in_turn()
         for _ in range(self.size):
             # No name for the member: it would live on while the next one is made.
-            log_probs = apply(next(turn), inputs).double().log_softmax(dim=-1)
-            total = log_probs if total is None else torch.logaddexp(total, log_probs)
+            log_probs = _logits(next(turn), inputs).double().log_softmax(dim=-1)
+            total = log_probs if total is None else torch.logaddexp(total, log_probs.to(total.device))
         assert total is not None
         return total - math.log(self.size)
 
@@ -132,3 +133,7 @@ class Ensemble(ABC, Sequence[nn.Module]):
         if n > self.size:
             raise InputError(f"an ensemble of {self.size} has no {n} members")
         return n
+
+
+def _logits(net: nn.Module, inputs: Any) -> Tensor:
+    return apply(net, to_device(inputs, device_of(net)))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpe.errors import InputError
-from lpe.modules import apply, with_tensors
+from lpe.modules import apply, device_of, to_device, with_tensors
 from lpe.number_systems.streams import canonical_name
 
 
@@ -52,6 +52,7 @@ def refresh(model: nn.Module, batches: Iterable[Any]) -> None:
         return
     flags = [(module, module.training) for module in model.modules()]
     momenta = [module.momentum for module in norms]
+    device = device_of(model)
     seen = 0
     try:
         model.eval()
@@ -60,7 +61,7 @@ def refresh(model: nn.Module, batches: Iterable[Any]) -> None:
             norm.momentum = None  # the cumulative average
             norm.train()
         for inputs, _ in batches:
-            apply(model, inputs)
+            apply(model, to_device(inputs, device))
             seen += 1
     finally:
         for module, training in flags:

@@ -16,7 +16,7 @@ examples that it runs over, so members that are drawn want large batches.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from lpe.checks import is_integer
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
-from lpe.modules import apply, device_of, named_tensors, tensor_bits, to_device, with_tensors
+from lpe.modules import apply, device_of, named_tensors, tensor_bits, to_device, tree_map, with_tensors
 
 Window = tuple[float, float]
 NOTHING: Window = (0.0, 0.0)
@@ -262,18 +262,17 @@ def _add(net: nn.Module, parts: Sequence[_Part]) -> None:
 
 def _selected(inputs: Any, index: Tensor, examples: int) -> Any:
     """Of each tensor in the inputs the rows of ``index``; what is no tensor stays as it is."""
-    if isinstance(inputs, Tensor):
-        if inputs.shape[:1] != (examples,):
+
+    def selected(values: Any) -> Tensor:
+        if not isinstance(values, Tensor) or values.shape[:1] != (examples,):
+            shape = f"of shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
             raise InputError(
-                f"an input of shape {list(inputs.shape)} for {examples} examples: a cascade selects "
+                f"an input {shape} for {examples} examples: a cascade selects "
                 "examples along the first axis of every tensor; give the model inputs of that form"
             )
-        return inputs[index.to(inputs.device)]
-    if isinstance(inputs, Mapping):
-        return {key: _selected(value, index, examples) for key, value in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return tuple(_selected(value, index, examples) for value in inputs)
-    return inputs
+        return values[index.to(values.device)]
+
+    return tree_map(selected, inputs)
 
 
 def _saved(net: nn.Module) -> dict[tuple[int, tuple[int, ...]], int]:

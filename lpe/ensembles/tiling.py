@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lpe.errors import InputError
+from lpe.modules import tensors_in, tree_map
 
 
 def tile(inputs: Any, members: int) -> Any:
@@ -15,22 +17,21 @@ def tile(inputs: Any, members: int) -> Any:
     Args:
         inputs: a tensor, or a tuple, list or dict of them, each with the examples first. What is no tensor,
             or has no dimension, stays as it is.
+
+    Raises:
+        InputError: a PackedSequence, whose examples lie mixed.
     """
-    if isinstance(inputs, Tensor):
-        return torch.cat([inputs] * members) if inputs.dim() else inputs
-    if isinstance(inputs, Mapping):
-        return {key: tile(value, members) for key, value in inputs.items()}
-    if isinstance(inputs, tuple | list):
-        return tuple(tile(value, members) for value in inputs)
-    return inputs
+
+    def tiled(values: Any) -> Tensor:
+        if not isinstance(values, Tensor):
+            raise InputError(
+                f"a {type(values).__name__} has no dimension of examples; take the members one by one"
+            )
+        return torch.cat([values] * members) if values.dim() else values
+
+    return tree_map(tiled, inputs)
 
 
 def examples_of(inputs: Any) -> int | None:
     """How many examples a batch has: the length of its first tensor; None where there is none."""
-    if isinstance(inputs, Tensor):
-        return len(inputs) if inputs.dim() else None
-    if isinstance(inputs, Mapping):
-        inputs = tuple(inputs.values())
-    if isinstance(inputs, tuple | list):
-        return next((found for value in inputs if (found := examples_of(value)) is not None), None)
-    return None
+    return next((len(values) for values in tensors_in(inputs) if values.dim()), None)

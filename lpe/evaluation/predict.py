@@ -16,7 +16,7 @@ numbers up to float rounding:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -33,7 +33,7 @@ from lpe.errors import InputError
 from lpe.evaluation.cascades import evaluate_cascade
 from lpe.evaluation.metrics import EnsembleMetrics, fit_temperature, mean_log_probs, nll, temperature_scaled
 from lpe.evaluation.timing import MemberTimer
-from lpe.modules import apply, device_of, to_device
+from lpe.modules import apply, device_of, tensors_in, to_device, tree_map
 from lpe.number_systems.grids import FullPrecision
 
 if TYPE_CHECKING:
@@ -68,18 +68,16 @@ class EvaluationOptions:
 
     def placed(self, inputs: Any, device: torch.device) -> Any:
         """The inputs (tensor, tuple, list or dict of them) on a device, as the passes take them."""
-        if isinstance(inputs, Mapping):
-            return {key: self.placed(value, device) for key, value in inputs.items()}
-        if isinstance(inputs, tuple | list):
-            return tuple(self.placed(value, device) for value in inputs)
-        if not isinstance(inputs, Tensor):
-            return inputs
-        if self.pin_memory and device.type == "cuda" and inputs.device.type == "cpu":
-            inputs = inputs.pin_memory().to(device, non_blocking=True)
-        inputs = inputs.to(device)
-        if self.channels_last and inputs.dim() == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return inputs
+
+        def place(values: Any) -> Any:
+            if self.pin_memory and device.type == "cuda" and values.device.type == "cpu":
+                values = values.pin_memory().to(device, non_blocking=True)
+            values = values.to(device)
+            if self.channels_last and isinstance(values, Tensor) and values.dim() == 4:
+                values = values.contiguous(memory_format=torch.channels_last)
+            return values
+
+        return tree_map(place, inputs)
 
     def logits(self, net: nn.Module, inputs: Any, device: torch.device) -> Tensor:
         """The logits of placed inputs; see :func:`lpe.modules.apply`."""
@@ -93,15 +91,7 @@ PLAIN = EvaluationOptions()
 
 
 def _bytes(inputs: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(inputs))
-
-
-def _tensors(inputs: Any) -> Iterator[Tensor]:
-    if isinstance(inputs, Tensor):
-        yield inputs
-    elif isinstance(inputs, Mapping | tuple | list):
-        for value in inputs.values() if isinstance(inputs, Mapping) else inputs:
-            yield from _tensors(value)
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(inputs))
 
 
 def _held_bytes(inputs: Any, targets: Tensor, classes: int) -> int:
@@ -275,7 +265,7 @@ def runs_together(ensemble: Ensemble, inputs: Any) -> bool:
     if not _can_run_together(ensemble):
         return False
     assert isinstance(ensemble, LowPrecisionEnsemble)
-    first = next(_tensors(inputs), None)
+    first = next(tensors_in(inputs), None)
     rounds = not isinstance(ensemble.system, FullPrecision)
     on_cpu = device_of(ensemble.model).type == "cpu"
     if first is None or first.dim() == 0 or len(ensemble) < TOGETHER_MEMBERS or not (on_cpu and rounds):

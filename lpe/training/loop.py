@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lpe.errors import InputError
-from lpe.modules import apply
+from lpe.modules import apply, device_of, to_device
 from lpe.training.schedules import Schedule
 
 Batches = Callable[[int], Iterable[tuple[Any, Tensor]]]
@@ -48,7 +48,7 @@ def train(
 
     Args:
         model: the module.
-        batches: epoch → batches.
+        batches: epoch → batches, on any device.
         optimizer: over the model's parameters; its learning rate is set before each step, times
             the group's own ``lr_factor`` where it has one.
         learning_rate: step → learning rate.
@@ -70,6 +70,7 @@ def train(
         )
     curve: list[dict[str, float]] = []
     step = 0
+    device = device_of(model)
     gpus = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
     with torch.random.fork_rng(devices=gpus):
         # Not torch.manual_seed: it would also seed the generators of GPUs that are not forked here.
@@ -84,7 +85,8 @@ def train(
                     group["lr"] = rate * group.get("lr_factor", 1.0)
                 with sampled(train=True) if sampled else nullcontext():
                     optimizer.zero_grad()
-                    loss = nn.functional.cross_entropy(apply(model, inputs), targets)
+                    logits = apply(model, to_device(inputs, device))
+                    loss = nn.functional.cross_entropy(logits, targets.to(logits.device))
                     loss.backward()
                 value = float(loss.detach())
                 if not torch.isfinite(loss.detach()):

@@ -508,15 +508,32 @@ def test_inputs_reach_the_model_as_their_kind_says(inputs: Any, expected: Tensor
     assert torch.equal(apply(model, inputs), model.fc(expected))
 
 
-def test_logits_are_taken_from_an_output_object() -> None:
-    model = Adder(lambda logits: SimpleNamespace(logits=logits, loss=None))
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda logits: SimpleNamespace(logits=logits, loss=None),
+        lambda logits: {"loss": None, "logits": logits},
+        lambda logits: (logits,),
+        lambda logits: [logits, (logits,)],
+        lambda logits: (logits, logits.new_zeros(2, 5)),
+        lambda logits: (logits.sum(), logits),
+    ],
+    ids=["object", "dict", "tuple", "list with states", "tuple with features", "tuple after a loss"],
+)
+def test_logits_are_taken_from_an_output(wrap: Callable[[Tensor], Any]) -> None:
+    model = Adder(wrap)
     assert torch.equal(apply(model, A), model.fc(A))
 
 
-@pytest.mark.parametrize("output", [None, (A,), {"logits": A}, SimpleNamespace(logits=None)], ids=str)
+@pytest.mark.parametrize("output", [None, (), {"out": A}, SimpleNamespace(logits=None)], ids=str)
 def test_an_output_without_logits_is_an_error_that_names_its_type(output: Any) -> None:
     with pytest.raises(lpe.InputError, match=type(output).__name__):
         apply(Adder(lambda logits: output), A)
+
+
+def test_an_output_of_two_tensors_of_one_shape_does_not_say_which_are_the_logits() -> None:
+    with pytest.raises(lpe.InputError, match="two of shape"):
+        apply(Adder(lambda logits: (logits, logits + 1)), A)
 
 
 def test_predict_is_the_log_of_the_mean_of_the_members_probabilities() -> None:
