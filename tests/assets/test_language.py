@@ -11,6 +11,7 @@ from typing import Any
 import lm_eval
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -86,7 +87,7 @@ def test_a_rolled_storys_nll_is_that_of_its_tokens_after_the_beginning(loaded: t
     model, tokenizer = loaded
     lm = language.EnsembleLM(lpe.DeepEnsemble([model]), tokenizer)
     text = "Once upon a time, there was a little dog."
-    (rolled,) = lm.loglikelihood_rolling([language.Instance("loglikelihood_rolling", {}, (text,), 0)])
+    (rolled,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
     # The tokenizer begins a text with <s>, and lm-eval puts another before it.
     tokens = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode(text)]])
     with torch.no_grad():

@@ -30,7 +30,7 @@ from lpe.evaluation.metrics import METRICS
 from lpe.evaluation.timing import MemberTimer
 from lpe.modules import named_tensors, with_tensors
 from lpe.substrates import hub, language, loading
-from lpe.substrates.language import EnsembleLM, load_model
+from lpe.substrates.language import EnsembleLM, ensemble_lm, load_model
 
 LETTERS = "abcdefghij .?"
 CONTEXT = 24
@@ -219,7 +219,7 @@ def test_a_mean_of_log_probabilities_would_be_seen(
         running.count, running.all = count, log_probs
         running.targets = running.logs / count + np.log(count)
 
-    monkeypatch.setattr(language._Running, "add", sum_of_logs)
+    monkeypatch.setattr(ensemble_lm._Running, "add", sum_of_logs)
     assert wrong_log_likelihoods(ensemble, tokenizer) > 20
 
 
@@ -603,7 +603,7 @@ def test_requests_that_are_cut_are_counted_in_a_warning(
         Instance("loglikelihood", {}, pair, index) for index, pair in enumerate([("a" * 40, "b"), ("a", "b")])
     ]
     EnsembleLM(ensemble, tokenizer).loglikelihood(requests)
-    (record,) = [each for each in caplog.records if each.name == language.__name__]
+    (record,) = [each for each in caplog.records if each.name == ensemble_lm.__name__]
     assert record.getMessage().startswith("1 of 2 requests are longer than the model's context of 24 tokens")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lpe.evaluation.metrics import fit_temperature, nll
-from lpe.substrates.language import _calibrated_metrics
+from lpe.substrates.language.tasks import _calibrated_metrics
 
 LOG_PROBS = (4 * torch.randn(12, 3, generator=torch.Generator().manual_seed(0)).double()).log_softmax(-1)
 TARGETS = torch.tensor([0, 1, 2] * 4)

@@ -1,0 +1,399 @@
+"""An ensemble of language models as one of lm-eval's models.
+
+For a request with tokens t_1 … t_L after a context c, the ensemble's log-likelihood is
+
+    Σ_i log( 1/M Σ_m p_m(t_i | c, t_1 … t_{i−1}) ),
+
+the log of the mean of the members' *token* probabilities. ``EnsembleLM`` is passed to lm-eval as an instance;
+it is not registered under a name, so that lm-eval's own models stay as they are whatever is imported first.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import Collator
+from lm_eval.models.utils_hf import pad_and_concat
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from lpe.ensembles.base import Ensemble
+from lpe.errors import InputError
+from lpe.evaluation.timing import MemberTimer
+from lpe.modules import apply, device_of, with_tensors
+from lpe.substrates.language.load import check_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES = 1 << 29
+"""Bytes of running sums over the vocabulary that a chunk may hold: small against a model whose vocabulary is
+large, and for a small model more than a whole task needs."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the members and the ensemble's prefixes gave one request; entry n − 1 is of the first n members.
+
+    Attributes:
+        request: lm-eval's.
+        tokens: scored.
+        members: float64 [members], each member's summed log-likelihood.
+        prefixes: float64 [members], Σ over tokens of the log of the mean of the members' probabilities; the
+            first as lm-eval's ``hf`` model sums it, in the type of its log-probabilities.
+        greedy: bool [members], whether each token is the most probable under the mean; None where nobody asks
+            (rolling requests).
+    """
+
+    request: Instance
+    tokens: int
+    members: Tensor
+    prefixes: Tensor
+    greedy: Tensor | None
+
+    def answer(self, size: int) -> Any:
+        """lm-eval's answer of the first ``size`` members: (log-likelihood, is greedy), or the first alone."""
+        value = float(self.prefixes[size - 1])
+        return value if self.greedy is None else (value, bool(self.greedy[size - 1]))
+
+
+_TokenRequest = tuple[int, list[int], list[int]]
+"""(index, context tokens, continuation tokens)."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One forward pass, and which of its log-probabilities count.
+
+    ``inputs`` int64 [rows, tokens]; ``rows`` and ``positions`` int64 [scored] pick distributions; ``scored``
+    and ``targets`` int64 [tokens of all requests] pick probabilities of these; ``lengths`` and ``requests``
+    split the latter into requests.
+    """
+
+    inputs: Tensor
+    rows: Tensor
+    positions: Tensor
+    scored: Tensor
+    targets: Tensor
+    lengths: list[int]
+    requests: list[int]
+
+
+class _Running:
+    """Log of the sum of the members' probabilities so far, in one batch: of the targets, of all tokens."""
+
+    def __init__(self, keep_all: bool) -> None:
+        self.keep_all = keep_all
+        self.targets: Tensor | None = None
+        self.all: Tensor | None = None
+
+    def add(self, target_log_probs: Tensor, log_probs: Tensor | None) -> None:
+        """A member's log-probabilities: of the targets [tokens] and, where kept, all [scored, vocabulary]."""
+        if self.targets is None:
+            # The first member stays in its own type: an ensemble of one answers as its member does.
+            self.targets, self.all = target_log_probs, log_probs
+            return
+        self.targets = torch.logaddexp(self.targets.double(), target_log_probs.double())
+        if log_probs is not None:
+            assert self.all is not None
+            self.all = torch.logaddexp(self.all.float(), log_probs.float())
+
+
+class EnsembleLM(HFLM):
+    """An ensemble as one of lm-eval's models: ``lm_eval.simple_evaluate(model=EnsembleLM(…), tasks=[…])``.
+
+    Built on lm-eval's ``hf`` model, whose batches and padding it has. An ensemble of one member that is the
+    unrounded model gives its answers exactly.
+
+    Members are made as few times as possible: batches are taken a chunk at a time, and within a chunk each
+    member is made once and runs over the chunk's batches. Rolling requests are one chunk. Elsewhere, what is
+    held is one distribution over the vocabulary for each scored token (whether a continuation is the greedy
+    one is asked of the mean), never one for each member.
+
+    Args:
+        ensemble: of causal language models of transformers, on one device.
+        tokenizer: theirs.
+        batch_size: requests a forward pass.
+        chunk_bytes: of distributions held at a time; it never changes an answer.
+        timer: gets the time of each member, made and run.
+
+    Attributes:
+        scored: what every request got, in the order asked, since this object was made.
+
+    Raises:
+        InputError: a batch size below 1, a tokenizer that does not fit (``check_tokenizer``); when asked, a
+            continuation that is longer than the model's context, a member that returns NaN, or generation,
+            which is not defined here.
+    """
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int = 8,
+        chunk_bytes: int = CHUNK_BYTES,
+        timer: MemberTimer | None = None,
+    ) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size must be a positive integer, not {batch_size!r}")
+        base = getattr(ensemble, "model", None)
+        # A member is made for its configuration only where the ensemble has no base to ask.
+        template = base if isinstance(base, nn.Module) else ensemble.member(0)
+        if not hasattr(template, "config"):
+            raise InputError(
+                f"{type(template).__name__} has no config; an ensemble of transformers' language models is "
+                "needed"
+            )
+        check_tokenizer(tokenizer, template)
+        with quiet_lm_eval():  # it warns that a module, not a name, is passed
+            super().__init__(
+                # Copies, because lm-eval sets modes, ties and tokens of what it is given.
+                pretrained=with_tensors(template, {}),
+                tokenizer=copy.deepcopy(tokenizer),
+                batch_size=batch_size,
+            )
+        self.ensemble = ensemble
+        self.chunk_bytes = 0 if ensemble.members_are_stored else chunk_bytes
+        self.timer = timer
+        self.scored: list[Scored] = []
+        self._last: list[_Score] = []
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """lm-eval's: (log-likelihood, whether greedy) of each request's continuation after its context."""
+        super().loglikelihood(requests, disable_tqdm=True)  # makes tokens of them and asks for their scores
+        scored = [Scored(request, *score) for request, score in zip(requests, self._last, strict=True)]
+        self._last = []
+        self.scored += scored
+        return [each.answer(len(self.ensemble)) for each in scored]
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        plain = [(index, context, continuation) for index, (_, context, continuation) in enumerate(requests)]
+        self._last = self._scores(self._batches(plain), len(plain), greedy=True)
+        last = len(self.ensemble) - 1
+        return [(float(prefixes[last]), bool(greedy[last])) for _, _, prefixes, greedy in self._last]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """lm-eval's: the log-likelihood of each whole text, in windows of the model's context."""
+        windows: list[_TokenRequest] = []
+        counts = []
+        for request in requests:
+            (text,) = request.args
+            rolling = get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            before = len(windows)
+            for window in map(make_disjoint_window, rolling):
+                windows.append((len(windows), *window))
+            counts.append(len(windows) - before)
+        # As lm-eval batches them: sorted within a batch, not across.
+        batches = [
+            batch
+            for start in range(0, len(windows), self.batch_size)
+            for batch in self._batches(windows[start : start + self.batch_size])
+        ]
+        scores = self._scores(batches, len(windows), greedy=False)
+        answers = []
+        for request, count in zip(requests, counts, strict=True):
+            parts, scores = scores[:count], scores[count:]
+            empty = torch.zeros(len(self.ensemble), dtype=torch.float64)
+            scored = Scored(
+                request,
+                sum(tokens for tokens, *_ in parts),
+                sum((members for _, members, _, _ in parts), empty),
+                sum((prefixes for _, _, prefixes, _ in parts), empty),
+                None,
+            )
+            self.scored.append(scored)
+            answers.append(scored.answer(len(self.ensemble)))
+        return answers
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Not defined: an ensemble's members would have to agree on each token before the next."""
+        named = sorted({request.task_name for request in requests if request.task_name})
+        raise InputError(
+            f"{', '.join(named) or 'the task'} is of type generate_until; an ensemble answers "
+            "multiple_choice, loglikelihood and loglikelihood_rolling tasks"
+        )
+
+    def _batches(self, requests: list[_TokenRequest]) -> list[_Batch]:
+        """The forward passes that lm-eval's ``hf`` model would make, longest first.
+
+        Requests that share all tokens but the last share a row.
+        """
+
+        def shared(request: _TokenRequest) -> list[int]:
+            return request[1] + request[2][:-1]
+
+        def longest_first(request: _TokenRequest) -> tuple[int, tuple[int, ...]]:
+            tokens = request[1] + request[2]
+            return -len(tokens), tuple(tokens)
+
+        cut = sum(
+            len(context) + len(continuation) > self.max_length + 1 for _, context, continuation in requests
+        )
+        if cut:
+            logger.warning(
+                "%d of %d requests are longer than the model's context of %d tokens and lose their beginning",
+                cut,
+                len(requests),
+                self.max_length,
+            )
+        of_row: dict[tuple[int, ...], list[_TokenRequest]] = defaultdict(list)
+        for request in requests:
+            if not 0 < len(request[2]) <= self.max_length:
+                raise InputError(
+                    f"a continuation has {len(request[2])} tokens; the model takes 1 to {self.max_length}"
+                )
+            of_row[tuple(shared(request))].append(request)
+        collator = Collator(requests, sort_fn=longest_first, group_fn=shared, group_by="contexts")
+        return [
+            self._batch([(row, of_row[tuple(shared(row))]) for row in rows])
+            for rows in collator.get_batched(n=self.batch_size)
+        ]
+
+    def _batch(self, of_rows: list[tuple[_TokenRequest, list[_TokenRequest]]]) -> _Batch:
+        inputs: list[Tensor] = []
+        rows: list[int] = []
+        positions: list[int] = []
+        scored: list[int] = []
+        targets: list[int] = []
+        lengths: list[int] = []
+        answered: list[int] = []
+        for row, ((_, context, continuation), requests) in enumerate(of_rows):
+            tokens = (context + continuation)[-(self.max_length + 1) :][:-1]
+            inputs.append(torch.tensor(tokens))
+            rows += [row] * len(continuation)
+            positions += range(len(tokens) - len(continuation), len(tokens))
+            end = len(positions)
+            for index, _, wanted in requests:
+                # Of continuations that end alike, a shorter one's tokens are the last.
+                scored += range(end - len(wanted), end)
+                targets += wanted
+                lengths.append(len(wanted))
+                answered.append(index)
+        longest = max(len(tokens) for tokens in inputs)
+        return _Batch(
+            pad_and_concat(longest, inputs, padding_side="right"),
+            torch.tensor(rows),
+            torch.tensor(positions),
+            torch.tensor(scored),
+            torch.tensor(targets),
+            lengths,
+            answered,
+        )
+
+    def _chunks(self, batches: list[_Batch], held: Sequence[int]) -> Iterator[list[_Batch]]:
+        chunk: list[_Batch] = []
+        total = 0
+        for batch, size in zip(batches, held, strict=True):
+            if chunk and total + size > self.chunk_bytes:
+                yield chunk
+                chunk, total = [], 0
+            chunk.append(batch)
+            total += size
+        if chunk:
+            yield chunk
+
+    @torch.no_grad()
+    def _scores(self, batches: list[_Batch], count: int, greedy: bool) -> list[_Score]:
+        """Tokens, members' sums, prefixes' sums and greediness of ``count`` requests."""
+        size = len(self.ensemble)
+        tokens = [0] * count
+        members = torch.zeros(count, size, dtype=torch.float64)
+        prefixes = torch.zeros(count, size, dtype=torch.float64)
+        is_greedy = torch.zeros(count, size, dtype=torch.bool)
+        for batch in batches:
+            for index, length in zip(batch.requests, batch.lengths, strict=True):
+                tokens[index] = length
+        keep_all = greedy and size > 1
+        vocabulary = self.config.get_text_config().vocab_size
+        held = [4 * vocabulary * len(batch.rows) if keep_all else 8 * len(batch.targets) for batch in batches]
+        with tqdm(total=len(batches) * size, desc="members × batches", disable=None) as bar:
+            for chunk in self._chunks(batches, held):
+                running = [_Running(keep_all) for _ in chunk]
+                turn = self.ensemble.in_turn()
+                for member in range(size):
+                    with self.timer.member(member) if self.timer else nullcontext():
+                        net = next(turn)
+                        for batch, so_far in zip(chunk, running, strict=True):
+                            self._run(net, member, batch, so_far, greedy, members, prefixes, is_greedy)
+                            bar.update()
+                        del net  # it would live on while the next one is made
+        return [
+            (tokens[index], members[index], prefixes[index], is_greedy[index] if greedy else None)
+            for index in range(count)
+        ]
+
+    def _run(
+        self,
+        net: nn.Module,
+        member: int,
+        batch: _Batch,
+        running: _Running,
+        greedy: bool,
+        members: Tensor,
+        prefixes: Tensor,
+        is_greedy: Tensor,
+    ) -> None:
+        device = device_of(net)
+        # Of all positions, as lm-eval has it: on some devices a row's last bit depends on where it lies.
+        log_probs = apply(net, batch.inputs.to(device)).log_softmax(dim=-1, dtype=self.softmax_dtype)
+        distributions = log_probs[batch.rows.to(device), batch.positions.to(device)]
+        scored, targets = batch.scored.to(device), batch.targets.to(device)
+        own = distributions[scored, targets]
+        if torch.isnan(own).any():
+            raise InputError(f"member {member} gives log-probabilities that are NaN")
+        running.add(own, distributions if running.keep_all else None)
+        assert running.targets is not None
+        right = None
+        if greedy:
+            most_probable = (running.all if running.all is not None else distributions).argmax(dim=-1)
+            right = (most_probable[scored] == targets).split(batch.lengths)
+        own_parts, mean_parts = own.split(batch.lengths), running.targets.split(batch.lengths)
+        for place, (index, length) in enumerate(zip(batch.requests, batch.lengths, strict=True)):
+            members[index, member] = float(own_parts[place].double().sum())
+            prefixes[index, member] = float(mean_parts[place].sum()) - length * float(np.log(member + 1))
+            if right is not None:
+                is_greedy[index, member] = bool(right[place].all())
+
+
+_Score = tuple[int, Tensor, Tensor, Any]
+"""(tokens, members, prefixes, greedy) of :class:`Scored`."""
+
+
+@contextmanager
+def quiet_lm_eval() -> Iterator[None]:
+    """Without lm-eval's remarks on tasks and arguments, and its bars for work of a moment."""
+    import lm_eval.api.task
+
+    theirs = logging.getLogger("lm_eval")
+    level, bar = theirs.level, lm_eval.api.task.tqdm
+    theirs.setLevel(logging.ERROR)
+    lm_eval.api.task.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        theirs.setLevel(level)
+        lm_eval.api.task.tqdm = bar
