@@ -1,0 +1,24 @@
+"""Say what a user should know of a result and that is no error: a line each, once a process.
+
+The lines go to the logger "lpe", which prints them on standard error where nobody set up logging.
+``logging.getLogger("lpe").setLevel(logging.ERROR)`` silences them.
+"""
+
+from __future__ import annotations
+
+import logging
+
+_LOGGER = logging.getLogger("lpe")
+_said: set[str] = set()
+
+
+def note(text: str) -> None:
+    """Say a line, unless it was said in this process."""
+    if text not in _said:
+        _said.add(text)
+        _LOGGER.warning("note: %s", text)
+
+
+def forget() -> None:
+    """Let every line be said anew."""
+    _said.clear()
