@@ -1,0 +1,76 @@
+"""The ``lpe`` command: what an ensemble of low precision members of a model of yours gives, and costs.
+
+    lpe evaluate MODEL …    NLL, error and calibration of every ensemble size, with memory and time
+    lpe describe MODEL …    which tensors are rounded, which are not and why, and the memory
+    lpe pack MODEL …        write the ensemble to one file, b bits a weight and member or 8 for all members
+    lpe systems             the number systems
+
+A MODEL is timm/NAME, open_clip/ARCHITECTURE:WEIGHTS or hf/FOLDER_OR_NAME. Weights come from a file
+(--checkpoint), or from the hub's cache or the hub.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from lpe.cli.describe import add_describe, describe
+from lpe.cli.evaluate import add_evaluate, evaluate
+from lpe.cli.options import first_line
+from lpe.cli.pack import add_pack, pack
+from lpe.cli.systems import add_systems, systems
+from lpe.cli.tables import shown_sizes
+from lpe.command_line import Parser
+from lpe.errors import InputError
+
+__all__ = ["entry", "main", "shown_sizes"]
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="lpe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(
+        dest="command", metavar="evaluate | describe | pack | systems", required=True
+    )
+    for add in (add_evaluate, add_describe, add_pack, add_systems):
+        add(commands)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command; the exit code: 0, 2 after one line about bad input, 130 when interrupted."""
+    asked = _parser().parse_args(arguments)
+    try:
+        if asked.command == "systems":
+            print(systems())
+        elif asked.command == "describe":
+            print(describe(asked))
+        elif asked.command == "pack":
+            print(pack(asked))
+        else:
+            evaluate(asked, arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError as error:
+        print(f"error: out of memory ({first_line(error)}); give a smaller --batch-size", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def entry() -> None:
+    """The console script."""
+    try:
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has had enough (``lpe describe … | head``); what is left goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)

@@ -1,0 +1,180 @@
+"""``lpe evaluate``: every ensemble size's metrics, memory and time, printed and written."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lpe.cli.options import (
+    Commands,
+    EnsembleOptions,
+    add_command,
+    add_ensemble,
+    add_model,
+    add_place,
+    device_of_name,
+    given,
+    model_options,
+    options_of,
+)
+from lpe.cli.rows import rows_of, rows_of_packed, system_name
+from lpe.cli.subjects import DataOptions, add_data, add_passes, subject
+from lpe.cli.tables import tables
+from lpe.ensembles.base import Ensemble, check_size
+from lpe.ensembles.gaussian import GaussianEnsemble
+from lpe.ensembles.low_precision import LowPrecisionEnsemble
+from lpe.ensembles.mc_dropout import MCDropoutEnsemble
+from lpe.errors import InputError
+from lpe.files.ensembles import load
+from lpe.records import check_writable, provenance, write_table, write_text_atomic
+
+EVALUATE = """\
+NLL, error, calibration (ECE) and ambiguity of the model as it is, of the model with a temperature, rounded to
+nearest (RTN), and of ensembles of 1 … SIZE members, with memory and milliseconds per example.
+
+  lpe evaluate timm/vit_small_patch16_224.augreg_in21k_ft_in1k --data imagenet --system int5 --size 20
+  lpe evaluate open_clip/ViT-L-14:openai --data imagenet --system int5
+  lpe evaluate hf/my-llama --tasks arithmetic --include-path my_tasks --system int4 --csv results.csv
+
+--packed FILE measures the ensemble of a file of lpe pack; the model must be the one that was packed
+(--random-weights: its architecture alone, and only the file's own rows).
+
+  lpe evaluate timm/vit_small_patch16_224 --random-weights --packed vit.lpe --size 50 --data imagenet
+
+Images (--data): ImageNet's validation set as 1,000 class folders (also under val/) or as a flat folder with
+its labels, or a folder per class of your own, as many as the model has classes.
+"""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where it runs and what is written.
+
+    Args:
+        packed: a file of ``lpe pack``, instead of an ensemble's options. device: None: the GPU where there is
+            one. csv, json: files of the result.
+    """
+
+    packed: str | None = None
+    device: str | None = None
+    csv: Path | None = None
+    json: Path | None = None
+
+
+def add_evaluate(commands: Commands) -> None:
+    """The subcommand and its options."""
+    parser = add_command(commands, "evaluate", EVALUATE)
+    add_model(parser)
+    add_ensemble(parser)
+    parser.add_argument("--packed", metavar="FILE", help="the ensemble of a file of lpe pack")
+    data = parser.add_argument_group("data")
+    add_data(data)
+    add_place(data)
+    add_passes(parser.add_argument_group("forward passes on images"))
+    output = parser.add_argument_group("output")
+    output.add_argument("--calibrated", action="store_true", help="also the NLL under a fitted temperature")
+    output.add_argument("--csv", type=Path, metavar="FILE", help="every size, every metric")
+    output.add_argument("--json", type=Path, metavar="FILE", help="the same, with where it comes from")
+
+
+def evaluate(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
+    """Measure, print and write what was asked for; ``arguments`` are the command's own, for the record."""
+    started = time.time()
+    model_asked = model_options(asked)
+    ensemble_asked = options_of(EnsembleOptions, asked)
+    data_asked = options_of(DataOptions, asked)
+    run = options_of(RunOptions, asked)
+    if run.packed is not None:
+        _check_packed(run.packed, asked)
+    for path in (run.csv, run.json):
+        if path is not None:
+            if path.is_dir():
+                raise InputError(f"{path} is a folder; give a file to write to")
+            check_writable(path.parent)
+    data_asked.check()
+    if run.packed is None:
+        ensemble_asked.check()
+    if data_asked.members == "together" and ensemble_asked.method != "lpe":
+        raise InputError(f"--members together is for --method lpe, not {ensemble_asked.method}")
+    device = device_of_name(run.device)
+    if data_asked.pin_memory and device.type != "cuda":
+        raise InputError(f"--pin-memory is for batches on their way to a GPU, not to --device {device}")
+    measured = subject(model_asked, data_asked, device)
+    if run.packed is None:
+        ensemble = ensemble_asked.ensemble(measured.model)
+        rows = rows_of(measured, ensemble, ensemble_asked, data_asked.calibrated)
+        settings = _settings(ensemble, ensemble_asked)
+    else:
+        weights = "any" if model_asked.random_weights else "same"
+        ensemble = load(run.packed, measured.model, ensemble_asked.size, weights)
+        rows = rows_of_packed(measured, ensemble, weights == "same", data_asked.calibrated)
+        settings = _packed_settings(ensemble, run.packed)
+    print(tables(measured.title, rows))
+    told = provenance(
+        ["lpe", *arguments],
+        {**measured.record, "ensemble": settings},
+        str(device),
+        [getattr(ensemble, "seed", ensemble_asked.seed)],
+        torch.get_num_threads(),
+        started,
+    )
+    print(
+        f"{told['device'].get('gpu') or told['device']['cpu']}, {told['threads']} threads; torch "
+        f"{told['packages']['torch']}; {told['wall_seconds']:.0f} s"
+    )
+    try:
+        if run.csv:
+            write_table(rows, run.csv, list(rows[0]))
+            print(f"wrote {run.csv}")
+        if run.json:
+            content = {"rows": rows, "provenance": told}
+            write_text_atomic(
+                run.json, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+            )
+            print(f"wrote {run.json}")
+    except OSError as error:
+        raise InputError(f"cannot write {error.filename or 'the results'} ({error.strerror})") from None
+
+
+def _check_packed(packed: str, asked: argparse.Namespace) -> None:
+    """What can be wrong with the options beside a packed file, before a model is loaded."""
+    options = given(EnsembleOptions, asked)
+    size = options.pop("size", None)
+    for option in options:
+        raise InputError(f"--{option.replace('_', '-')} is settled by the packed file; leave it out")
+    if size is not None:
+        check_size(size)
+    if not Path(packed).is_file():
+        raise InputError(f"there is no file {packed}; lpe pack writes one")
+
+
+def _settings(ensemble: Ensemble, asked: EnsembleOptions) -> dict[str, object]:
+    return {
+        "method": asked.method,
+        "size": len(ensemble),
+        "seed": asked.seed,
+        "include": asked.include,
+        "exclude": asked.exclude,
+        **(
+            {"rate": ensemble.rate}
+            if isinstance(ensemble, MCDropoutEnsemble)
+            else {"system": asked.number_system().name}
+        ),
+        **({"std": ensemble.std} if isinstance(ensemble, GaussianEnsemble) else {}),
+        **({"rounding": ensemble.rounding} if isinstance(ensemble, LowPrecisionEnsemble) else {}),
+    }
+
+
+def _packed_settings(ensemble: Ensemble, packed: str) -> dict[str, object]:
+    return {
+        "packed": packed,
+        "size": len(ensemble),
+        **{key: getattr(ensemble, key) for key in ("seed", "rounding") if hasattr(ensemble, key)},
+        "system": system_name(ensemble),
+    }

@@ -1,0 +1,93 @@
+"""The models of a command line, by kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lpe.cli.options import ModelOptions, first_line
+from lpe.errors import InputError
+
+
+def model_alone(asked: ModelOptions) -> nn.Module:
+    """The model without its data: for its description."""
+    if asked.kind == "hf":
+        from lpe.substrates import language
+
+        return language.load_model(asked.name, asked.checkpoint, asked.torch_dtype)[0]
+    if asked.kind == "timm":
+        return timm_model(asked)
+    from lpe.substrates import clip
+
+    loaded = clip_model(asked)
+    classes = 1000 if asked.class_names is None else len(lines_of(asked.class_names, "class names"))
+    # One class's column stands for all: the description needs the head's shape, not its numbers.
+    column = clip.zero_shot_head(loaded.model, loaded.tokenizer, ["a"], ["{}"])
+    return clip.ZeroShotClassifier(loaded.model, column.repeat(1, classes))
+
+
+def timm_model(asked: ModelOptions) -> nn.Module:
+    """A model of timm, on the CPU."""
+    from lpe.substrates import imagenet
+
+    if asked.random_weights:
+        return imagenet.random_model(asked.name)
+    return imagenet.load_model(asked.name, asked.checkpoint)
+
+
+def clip_model(asked: ModelOptions) -> Any:
+    """A CLIP, on the CPU: :class:`lpe.substrates.clip.LoadedCLIP`."""
+    from lpe.substrates import clip
+
+    if asked.random_weights:
+        return clip.random_model(asked.name)
+    return clip.load_model(asked.name, asked.checkpoint, asked.quick_gelu)
+
+
+def captions(asked: ModelOptions) -> tuple[list[str] | None, list[str] | None]:
+    """Class names and templates of a zero-shot head; None for the usual ones."""
+    class_names = None if asked.class_names is None else lines_of(asked.class_names, "class names")
+    templates = None if asked.templates is None else lines_of(asked.templates, "templates")
+    if bad := next((each for each in templates or () if "{}" not in each), None):
+        raise InputError(f"the template {bad!r} in {asked.templates} has no {{}} for the class's name")
+    return class_names, templates
+
+
+def zero_shot(
+    loaded: Any, class_names: list[str] | None, templates: list[str] | None, device: torch.device
+) -> nn.Module:
+    """The zero-shot classifier of a CLIP, its head computed on the device."""
+    from lpe.substrates import clip
+
+    head = clip.zero_shot_head(loaded.model.to(device), loaded.tokenizer, class_names, templates)
+    return clip.ZeroShotClassifier(loaded.model, head)
+
+
+def placed(model: nn.Module, device: torch.device, asked: ModelOptions) -> nn.Module:
+    """The model at the dtype asked for, on its device; a zero-shot head stays at float32."""
+    from lpe.substrates.loading import parameter_bytes, require_memory
+
+    if asked.torch_dtype is not None:
+        (model.get_submodule("visual") if asked.kind == "open_clip" else model).to(asked.torch_dtype)
+    if device.type != "cpu":
+        require_memory(parameter_bytes(model), asked.model, device)
+    return model.to(device)
+
+
+def lines_of(path: str, what: str) -> list[str]:
+    """The lines of a text file that are not blank.
+
+    Raises:
+        InputError: it cannot be read, or has none.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the {what} in {path} ({first_line(error)})") from None
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise InputError(f"{path} has no {what}; one a line is needed")
+    return found

@@ -1,0 +1,275 @@
+"""Options that several subcommands share, as dataclasses: what they are, what they mean and their checks.
+
+A subcommand's parser leaves out what was not given, so that a dataclass's own defaults are the only ones and
+it is known which options were given (:func:`given`).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from lpe.ensembles.base import Ensemble, check_size
+from lpe.ensembles.gaussian import GaussianEnsemble
+from lpe.ensembles.low_precision import LowPrecisionEnsemble
+from lpe.ensembles.mc_dropout import MCDropoutEnsemble
+from lpe.errors import InputError
+from lpe.number_systems.grids import (
+    FullPrecision,
+    NumberSystem,
+    PerBlock,
+    PerChannel,
+    PerTensor,
+    ScaleAxis,
+    number_system,
+)
+from lpe.number_systems.rounding import ROUNDINGS
+
+KINDS = ("timm/NAME", "open_clip/ARCHITECTURE:WEIGHTS", "hf/FOLDER_OR_NAME")
+METHODS = {"lpe": "LPE-BSR", "gaussian": "Gaussian", "mc-dropout": "MC-dropout"}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+SIZE = 10
+DROPOUT_RATE = 0.1
+
+OF_KIND = {
+    "data": ("timm", "open_clip"),
+    "workers": ("timm", "open_clip"),
+    "random_weights": ("timm", "open_clip"),
+    "class_names": ("open_clip",),
+    "templates": ("open_clip",),
+    "quick_gelu": ("open_clip",),
+    "members": ("timm", "open_clip"),
+    "autocast": ("timm", "open_clip"),
+    "channels_last": ("timm", "open_clip"),
+    "pin_memory": ("timm", "open_clip"),
+    "tasks": ("hf",),
+    "include_path": ("hf",),
+    "metrics": ("hf",),
+    "num_fewshot": ("hf",),
+}
+"""Options that not every kind of model has."""
+
+Commands = Any
+"""What ``ArgumentParser.add_subparsers`` returns; its class is private to argparse."""
+
+Options = TypeVar("Options")
+
+
+def add_command(commands: Commands, name: str, description: str) -> argparse.ArgumentParser:
+    """A subcommand's parser, which leaves out what was not given."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+    )
+    return parser
+
+
+def given(kind: type, asked: argparse.Namespace) -> dict[str, Any]:
+    """Those fields of a dataclass that the command line gave."""
+    return {each.name: getattr(asked, each.name) for each in fields(kind) if hasattr(asked, each.name)}
+
+
+def options_of(kind: type[Options], asked: argparse.Namespace) -> Options:
+    """A dataclass of options: what the command line gave, and its own defaults."""
+    return kind(**given(kind, asked))
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and where its weights are from.
+
+    Args:
+        model: kind/name, see ``KINDS``. checkpoint: a file of weights; None: the hub's.
+        random_weights: the architecture alone. dtype: of the weights; None: float32, hf: its own.
+        class_names, templates: files of a zero-shot head, None: ImageNet's and OpenAI's.
+        quick_gelu: the activation of a bare checkpoint of open_clip.
+    """
+
+    model: str
+    checkpoint: str | None = None
+    random_weights: bool = False
+    dtype: str | None = None
+    class_names: str | None = None
+    templates: str | None = None
+    quick_gelu: bool | None = None
+
+    @property
+    def kind(self) -> str:
+        """timm, open_clip or hf."""
+        return self.model.partition("/")[0]
+
+    @property
+    def name(self) -> str:
+        """The model's name within its kind."""
+        return self.model.partition("/")[2]
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """The dtype asked for."""
+        return None if self.dtype is None else DTYPES[self.dtype]
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The options of :class:`ModelOptions`; ``templates`` are only where a head is made."""
+    parser.add_argument("model", metavar="MODEL", help=", ".join(KINDS))
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights: safetensors, or a state dict")
+    parser.add_argument("--random-weights", action="store_true", help="the true shape, no weights needed")
+    parser.add_argument("--class-names", metavar="FILE", help="open_clip: a name a line (ImageNet's)")
+    parser.add_argument("--quick-gelu", action=argparse.BooleanOptionalAction, help="of a bare checkpoint")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights (float32; hf: its own)")
+
+
+def add_place(group: Any) -> None:
+    """The options of what computes, and the templates of the head that it makes."""
+    group.add_argument(
+        "--templates", metavar="FILE", help="open_clip: a caption with {} a line (OpenAI's 80)"
+    )
+    group.add_argument("--device", help="cpu, cuda, cuda:1 (a GPU where there is one)")
+
+
+def model_options(asked: argparse.Namespace) -> ModelOptions:
+    """The model asked for.
+
+    Raises:
+        InputError: no kind of model; an option, of whatever group, that this kind does not have.
+    """
+    options = options_of(ModelOptions, asked)
+    kind = options.kind
+    if f"{kind}/" not in [each.partition("/")[0] + "/" for each in KINDS] or not options.name:
+        raise InputError(f"a model is {KINDS[0]}, {KINDS[1]} or {KINDS[2]}, not {options.model!r}")
+    for option, kinds in OF_KIND.items():
+        if hasattr(asked, option) and kind not in kinds:
+            raise InputError(
+                f"--{option.replace('_', '-')} is for {' and '.join(kinds)} models, not for {kind}"
+            )
+    if options.random_weights and options.checkpoint:
+        raise InputError("give --checkpoint or --random-weights, not both")
+    return options
+
+
+@dataclass(frozen=True)
+class EnsembleOptions:
+    """Which ensemble.
+
+    Args:
+        method: a key of ``METHODS``. system: a number system's name. scale_axis: see :func:`scale_axis`.
+        size: members; None: ``SIZE``, 1 where all are alike. rounding: lpe; None: bernoulli.
+        std: gaussian, of the noise; None: that of the rounding. rate: mc-dropout; None: ``DROPOUT_RATE``.
+        seed: of the random bits. include, exclude: patterns of tensors' names.
+    """
+
+    method: str = "lpe"
+    system: str = "int5"
+    scale_axis: str = "channel"
+    size: int | None = None
+    rounding: str | None = None
+    std: float | None = None
+    rate: float | None = None
+    seed: int = 0
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+
+    def number_system(self) -> NumberSystem:
+        """The number system with its scale axis."""
+        return number_system(self.system, scale_axis(self.scale_axis))
+
+    @property
+    def patterns(self) -> Mapping[str, Any]:
+        """Keyword arguments of every ensemble that rounds."""
+        return {"include": self.include, "exclude": self.exclude}
+
+    def check(self) -> None:
+        """What can be wrong with an ensemble's options, before a model is loaded.
+
+        Raises:
+            InputError: an unknown system or axis; an option of another method; a size of members that would
+                be all alike.
+        """
+        system = self.number_system()
+        for option, method in (("rounding", "lpe"), ("std", "gaussian"), ("rate", "mc-dropout")):
+            if getattr(self, option) is not None and self.method != method:
+                raise InputError(f"--{option} is for --method {method}, not {self.method}")
+        if self.method == "mc-dropout" and (self.include or self.exclude):
+            raise InputError("--include and --exclude name tensors, and mc-dropout changes none")
+        if self.size is not None:
+            check_size(self.size)
+        if self._alike() and self.size not in (None, 1):
+            what = "fp32" if isinstance(system, FullPrecision) else "nearest rounding"
+            raise InputError(f"members of {what} are all alike; leave --size {self.size} out")
+
+    def _alike(self) -> bool:
+        """Whether every member would be the same."""
+        return self.method == "lpe" and (
+            self.rounding == "nearest" or isinstance(self.number_system(), FullPrecision)
+        )
+
+    def ensemble(self, model: nn.Module) -> Ensemble:
+        """The ensemble of a model that the options ask for."""
+        size = self.size or (1 if self._alike() else SIZE)
+        if self.method == "mc-dropout":
+            return MCDropoutEnsemble(model, DROPOUT_RATE if self.rate is None else self.rate, size, self.seed)
+        if self.method == "gaussian":
+            return GaussianEnsemble(model, self.number_system(), size, self.seed, self.std, **self.patterns)
+        rounding = self.rounding or "bernoulli"
+        return LowPrecisionEnsemble(model, self.number_system(), size, self.seed, rounding, **self.patterns)
+
+
+def add_ensemble(parser: argparse.ArgumentParser) -> None:
+    """The options of :class:`EnsembleOptions`."""
+    ensemble = parser.add_argument_group("ensemble")
+    ensemble.add_argument("--method", choices=tuple(METHODS), help="(lpe)")
+    ensemble.add_argument("--system", help="number system, see lpe systems (int5)")
+    ensemble.add_argument("--size", type=int, help=f"members ({SIZE}; 1 where all are alike)")
+    ensemble.add_argument("--rounding", choices=ROUNDINGS, help="lpe (bernoulli)")
+    ensemble.add_argument("--scale-axis", metavar="AXIS", help="(channel), tensor, channels:K, block:K")
+    ensemble.add_argument("--std", type=float, help="gaussian: of the noise (that of the rounding)")
+    ensemble.add_argument("--rate", type=float, help=f"mc-dropout ({DROPOUT_RATE})")
+    ensemble.add_argument("--seed", type=int, help="of the random bits (0)")
+    ensemble.add_argument("--include", action="append", metavar="PATTERN", help="only tensors so named")
+    ensemble.add_argument("--exclude", action="append", metavar="PATTERN", help="no tensors so named")
+
+
+def scale_axis(text: str) -> ScaleAxis:
+    """The scale axis of a command line: channel, tensor, channels:16 (outputs) or block:128 (inputs)."""
+    kind, _, count = text.partition(":")
+    if text == "channel":
+        return PerChannel()
+    if text == "tensor":
+        return PerTensor()
+    if count.isdecimal() and kind in ("channels", "block"):
+        return PerChannel(int(count)) if kind == "channels" else PerBlock(int(count))
+    raise InputError(
+        f"unknown scale axis {text!r}; there are channel, tensor, channels:K (K output channels) and block:K "
+        "(K inputs of a row)"
+    )
+
+
+def device_of_name(name: str | None) -> torch.device:
+    """The device of a name; without one the GPU where there is one.
+
+    Raises:
+        InputError: nothing can be computed on it.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"cannot compute on --device {name} ({first_line(error)}); give cpu or cuda"
+        ) from None
+    return device
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's first line, without its full stop."""
+    return str(error).strip().partition("\n")[0].rstrip(".")

@@ -1,0 +1,165 @@
+"""The rows of a result: the model as it is, with a temperature, rounded to nearest, and the ensemble."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lpe.cli.options import METHODS, EnsembleOptions
+from lpe.cli.subjects import Subject
+from lpe.ensembles.base import Ensemble
+from lpe.ensembles.gaussian import GaussianEnsemble
+from lpe.ensembles.low_precision import LowPrecisionEnsemble
+from lpe.ensembles.mc_dropout import MCDropoutEnsemble
+from lpe.evaluation.predict import evaluate_temperature_scaled
+from lpe.evaluation.timing import MemberTimer
+from lpe.number_systems.grids import FullPrecision
+
+UNROUNDED = {torch.float32: "FP32", torch.bfloat16: "BF16", torch.float16: "FP16"}
+"""Names of the model as it is."""
+
+UNSCALED = (
+    "method",
+    "number_system",
+    "rounding",
+    "task",
+    "size",
+    "err",
+    "acc",
+    "memory_bits",
+    "generator_bits",
+)
+"""What a temperature leaves as it is."""
+
+
+def rows_of(
+    subject: Subject, ensemble: Ensemble, asked: EnsembleOptions, calibrated: bool
+) -> list[dict[str, object]]:
+    """Every row of the result: the model as it is, it with a temperature, RTN, and every ensemble size."""
+    system, patterns = asked.number_system(), asked.patterns
+    measured: list[dict[str, object]] = []
+    with _progress(subject, [subject.model], 3 + len(ensemble)):
+        as_it_is = _add_model(measured, subject, **patterns)
+        if not isinstance(system, FullPrecision) and asked.method != "mc-dropout":
+            nearest = LowPrecisionEnsemble(subject.model, system, 1, asked.seed, "nearest", **patterns)
+            measured += _measured(subject, "RTN", nearest, system.name, "nearest")
+        if isinstance(ensemble, MCDropoutEnsemble):
+            measured += _measured(subject, METHODS[asked.method], ensemble, as_it_is.lower(), "")
+        elif isinstance(ensemble, GaussianEnsemble):
+            measured += _measured(subject, METHODS[asked.method], ensemble, system.name, "")
+        elif isinstance(ensemble, LowPrecisionEnsemble) and not isinstance(system, FullPrecision):
+            if ensemble.rounding != "nearest":
+                title = _title(ensemble.rounding)
+                measured += _measured(subject, title, ensemble, system.name, ensemble.rounding)
+    return _cleaned(measured, calibrated)
+
+
+def rows_of_packed(
+    subject: Subject, ensemble: Ensemble, is_own: bool, calibrated: bool
+) -> list[dict[str, object]]:
+    """Every size of a packed ensemble; before them the model's rows, where it is the one that was packed."""
+    measured: list[dict[str, object]] = []
+    skeleton = getattr(ensemble, "model", subject.model)
+    own = 2 if is_own else 0
+    with _progress(subject, [subject.model, skeleton], own + len(ensemble)):
+        if own:
+            _add_model(measured, subject)
+        rounding = getattr(ensemble, "rounding", None) or ""
+        title = _title(rounding) if rounding else "packed"
+        measured += _measured(subject, title, ensemble, system_name(ensemble), rounding)
+    return _cleaned(measured, calibrated)
+
+
+def _add_model(
+    measured: list[dict[str, object]],
+    subject: Subject,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+) -> str:
+    """Append the rows of the model as it is, and with a temperature; its name."""
+    name = UNROUNDED.get(next(subject.model.parameters()).dtype, "unrounded")
+    single = LowPrecisionEnsemble(subject.model, FullPrecision(), 1, include=include, exclude=exclude)
+    measured += _measured(subject, name, single, name.lower(), "")
+    measured += _with_temperature(subject, single, measured, f"{name} + temperature")
+    return name
+
+
+def _measured(
+    subject: Subject, method: str, ensemble: Ensemble, numbers: str, rounding: str
+) -> list[dict[str, object]]:
+    """A row per size, and per task where there are tasks."""
+    timer = MemberTimer(len(ensemble), next(subject.model.parameters()).device)
+    table = subject.measure(ensemble, timer)
+    milliseconds = timer.milliseconds_per_example()
+    rows = []
+    for row in table.to_dict("records"):
+        size = int(row["size"])
+        identity = {"method": method, "number_system": numbers, "rounding": rounding}
+        generator = ensemble.memory_bits(size, storage="generator")
+        cost = {"generator_bits": generator, "ms_per_example": milliseconds[size - 1]}
+        rows.append({**identity, **{str(key): value for key, value in row.items()}, **cost})
+    return rows
+
+
+def _cleaned(measured: Sequence[Mapping[str, object]], calibrated: bool) -> list[dict[str, object]]:
+    """The rows with the same columns each, as the files have them."""
+    dropped = {"calibrated_ece", "calibrated_brier", *(() if calibrated else ("calibrated_nll",))}
+    columns = [each for each in dict.fromkeys(c for row in measured for c in row) if each not in dropped]
+    return [{column: _plain(row.get(column)) for column in columns} for row in measured]
+
+
+def system_name(ensemble: Ensemble) -> str:
+    """The number system's name; nothing where there is none, or one a part."""
+    name: str = getattr(getattr(ensemble, "system", None), "name", "")
+    return name
+
+
+def _with_temperature(
+    subject: Subject, single: Ensemble, measured: Sequence[Mapping[str, object]], method: str
+) -> list[dict[str, object]]:
+    """Rows of the single model with a temperature, fitted for each half of the examples on the other."""
+    if subject.batches is not None:
+        same = {column: measured[0][column] for column in UNSCALED if column in measured[0]}
+        found = evaluate_temperature_scaled(single, subject.batches, options=subject.options)
+        return [same | {"method": method} | found]
+    rows = []
+    for row in measured:  # the calibrated metrics of tasks come with the others
+        scaled = {metric: row.get(f"calibrated_{metric}") for metric in ("nll", "ece", "brier")}
+        if _plain(scaled["nll"]) is not None:  # of multiple choice
+            same = {column: row[column] for column in UNSCALED if column in row}
+            rows.append(same | {"method": method} | scaled)
+    return rows
+
+
+def _title(rounding: str) -> str:
+    return METHODS["lpe"] if rounding == "bernoulli" else f"LPE, {rounding} rounding"
+
+
+def _progress(subject: Subject, networks: Sequence[nn.Module], passes: int) -> Any:
+    """A bar on stderr of passes over the data; lm-eval's tasks have their own."""
+    from tqdm import tqdm
+
+    total = None if subject.batches is None else passes
+    bar = tqdm(total=total, disable=None if total else True, leave=False, unit="pass", file=sys.stderr)
+    if total:
+        share = 1 / len(subject.batches)  # type: ignore[arg-type]
+
+        def advance(*_: object) -> None:
+            bar.update(share)
+
+        # Members are structural copies, and a copy keeps the hook: it sees every batch of every member.
+        for network in {id(each): each for each in networks}.values():
+            network.register_forward_hook(advance)
+    return bar
+
+
+def _plain(value: Any) -> Any:
+    """A cell as JSON has it: nothing for NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,35 @@
+"""``lpe systems``: the number systems."""
+
+from __future__ import annotations
+
+from lpe.cli.options import Commands
+from lpe.ensembles.base import text_table
+from lpe.number_systems.grids import FullPrecision, names, number_system
+
+
+def add_systems(commands: Commands) -> None:
+    """The subcommand, which has no options."""
+    commands.add_parser("systems", description="Every number system: bits, levels, largest value, scales.")
+
+
+def systems() -> str:
+    """The table of number systems."""
+    rows = []
+    for name in names():
+        system = number_system(name)
+        levels = system.levels
+        rows.append(
+            (
+                name,
+                str(system.bits),
+                str(len(levels)) if levels else "",
+                f"{max(levels):g}" if levels else "",
+                "" if isinstance(system, FullPrecision) else "channel, tensor, channels:K, block:K",
+            )
+        )
+    header = ("name", "bits", "levels", "largest", "scale axes")
+    footer = (
+        "A weight is a level times its scale, max|w| / largest; channel: a scale for each output channel, "
+        "channels:K: for K\nof them, block:K: for K inputs of a row. fp32: no rounding."
+    )
+    return text_table("Number systems", header, rows, footer)
