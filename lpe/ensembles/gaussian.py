@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from lpe.checks import is_number, shown
 from lpe.ensembles.base import Ensemble, text_table
-from lpe.ensembles.batch_norm import fresh_statistics, with_weights
+from lpe.ensembles.batch_norm import MemberStatistics, fresh_statistics, statistics_note
 from lpe.ensembles.selection import PlannedTensor, select_tensors
 from lpe.errors import InputError
 from lpe.modules import named_tensors, tensor_bits, with_tensors
@@ -53,7 +53,9 @@ class GaussianEnsemble(Ensemble):
         std: None: BSR's own, weight by weight. A number ≥ 0: that of every weight, in the weights' unit.
         include, exclude: name patterns, see :func:`lpe.ensembles.selection.select_tensors`.
         batches: training batches (inputs, targets), iterable again and again: each member's batch-norm
-            statistics are re-estimated over them. None: they are the model's, as those of LPE are.
+            statistics are re-estimated over them when it is first made, and kept. None: they are the model's.
+        refresh: "relative", to what the unrounded network has, which stays as it is; or "absolute", those of
+            the batches. See ``batch_norm``.
 
     Raises:
         InputError: a size below 1; a seed out of range; a std that is negative, NaN or infinite; no std under
@@ -71,6 +73,7 @@ class GaussianEnsemble(Ensemble):
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
         batches: Iterable[Any] | None = None,
+        refresh: str = "relative",
     ) -> None:
         super().__init__(size)
         self.system = check_system(system)
@@ -85,7 +88,7 @@ class GaussianEnsemble(Ensemble):
         self.model = model
         self.seed = check_seed(seed)
         self.std = None if std is None else float(std)
-        self.batches = batches
+        self.batch_norm = MemberStatistics.of(model, batches, refresh)
         self.plan: list[PlannedTensor] = select_tensors(model, system, include, exclude)
         self._noisy = {planned.name: planned for planned in self.plan if planned.quantised}
         self._weights = {entry.name: entry.tensor for entry in named_tensors(model)}
@@ -143,9 +146,10 @@ class GaussianEnsemble(Ensemble):
     def member(self, index: int) -> nn.Module:
         """Member ``index``: one draw of the noisy tensors, all others shared."""
         weights = self.weights(index)
-        if self.batches is None:
+        if self.batch_norm is None:
             return with_tensors(self.model, weights)
-        return with_weights(self.model, weights, self.batches)
+        net = with_tensors(self.model, {**weights, **fresh_statistics(self.model)})
+        return self.batch_norm.give(net, index)
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """Bits of n members; see :meth:`lpe.ensembles.base.Ensemble.memory_bits`.
@@ -154,7 +158,7 @@ class GaussianEnsemble(Ensemble):
         where there are any), the other tensors once. "generator": the model once.
         """
         n = self._check_storage(n, storage)
-        owned = {*self._noisy, *(() if self.batches is None else fresh_statistics(self.model))}
+        owned = {*self._noisy, *(() if self.batch_norm is None else fresh_statistics(self.model))}
         copies = n if storage == "members" else 1
         return sum(
             tensor_bits(entry.tensor) * (copies if entry.name in owned else 1)
@@ -183,7 +187,12 @@ class GaussianEnsemble(Ensemble):
         )
         inside = sum(planned.numel for planned in self._noisy.values())
         footer = f"{inside:,} values with noise"
-        return text_table(title, ("tensor", "shape", "noise", "why", "median std", "bits"), rows, footer)
+        return text_table(
+            title,
+            ("tensor", "shape", "noise", "why", "median std", "bits"),
+            rows,
+            footer + statistics_note(self.model, self.batch_norm),
+        )
 
 
 def _rounding_std(weight: Tensor, scale: Tensor, inverse: Tensor, grid: Grid) -> Tensor:

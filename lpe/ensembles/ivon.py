@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from lpe.checks import check_finite
 from lpe.ensembles.base import Ensemble, text_table
-from lpe.ensembles.batch_norm import check_batches, fresh_statistics, with_weights
+from lpe.ensembles.batch_norm import MemberStatistics, check_batches, fresh_statistics
 from lpe.errors import InputError
-from lpe.modules import named_tensors, tensor_bits
+from lpe.modules import named_tensors, tensor_bits, with_tensors
 from lpe.number_systems.streams import check_seed, normal
 
 
@@ -64,7 +64,11 @@ class IVONEnsemble(Ensemble):
         model: the network at the posterior's mean.
         std: canonical name → posterior std, as :func:`posterior_std` returns it.
         size: members. seed: of the draws. scale: factor of the variance.
-        batches: training batches, needed where the model has batch norms; see ``SWAGEnsemble``.
+        batches: training batches (inputs, targets), needed where the model has batch norms: each member's
+            statistics are re-estimated over them when it is first made, and kept. They must be iterable again
+            and again.
+        refresh: "absolute": in training the statistics saw samples, and are not the mean's. Or "relative" to
+            the model as it is given.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class IVONEnsemble(Ensemble):
         seed: int = 0,
         scale: float = 1.0,
         batches: Iterable[Any] | None = None,
+        refresh: str = "absolute",
     ) -> None:
         super().__init__(size)
         check_batches(model, batches, "IVON")
@@ -88,7 +93,7 @@ class IVONEnsemble(Ensemble):
         self.std = dict(std)
         self.seed = check_seed(seed)
         self.scale = check_finite("scale", scale)
-        self.batches = batches
+        self.batch_norm = MemberStatistics.of(model, batches, refresh)
         self._means = {name: tensors[name] for name in self.std}
 
     @torch.no_grad()
@@ -103,11 +108,15 @@ class IVONEnsemble(Ensemble):
 
     def member(self, index: int) -> nn.Module:
         """Member ``index``: one draw, batch-norm statistics re-estimated."""
-        return with_weights(self.model, self.weights(index), self.batches)
+        return self._with(self.weights(index), index)
 
     def point(self) -> nn.Module:
         """IVON's point: the mean, batch-norm statistics re-estimated (in training they saw samples)."""
-        return with_weights(self.model, {}, self.batches)
+        return self._with({}, "point")
+
+    def _with(self, weights: Mapping[str, Tensor], index: int | str) -> nn.Module:
+        net = with_tensors(self.model, {**weights, **fresh_statistics(self.model)})
+        return net if self.batch_norm is None else self.batch_norm.give(net, index)
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """n whole models ("members"), or mean and std ("generator"): 64 bits a weight."""

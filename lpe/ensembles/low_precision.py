@@ -12,12 +12,14 @@ What matters: the bits (too many and the members are alike, too few and each is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lpe.ensembles.base import Ensemble
+from lpe.ensembles.batch_norm import MemberStatistics, fresh_statistics, statistics_note
 from lpe.ensembles.on_the_fly import AllMembers
 from lpe.ensembles.selection import PlannedTensor, describe_plan, select_tensors
 from lpe.errors import InputError
@@ -58,10 +60,14 @@ class LowPrecisionEnsemble(Ensemble):
         include, exclude: name patterns, see :func:`lpe.ensembles.selection.select_tensors`.
         first_member: the index under which member 0 draws. Two ensembles on one base with disjoint index
             ranges share no random bits.
+        batches: training batches (inputs, targets), iterable again and again: each member's batch-norm
+            statistics are re-estimated over them when it is first made, and kept. None: they are the model's.
+        refresh: "relative", to what the unrounded network has, which stays as it is; or "absolute", those of
+            the batches. See ``batch_norm``.
 
     Raises:
         InputError: a size below 1; nothing to quantise; a pattern that matches nothing; a NaN or infinite
-            weight; a seed, rounding or first_member out of range.
+            weight; a seed, rounding or first_member out of range; batches that can be read only once.
     """
 
     def __init__(
@@ -74,8 +80,12 @@ class LowPrecisionEnsemble(Ensemble):
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
         first_member: int = 0,
+        batches: Iterable[Any] | None = None,
+        refresh: str = "relative",
     ) -> None:
         self._begin(model, system, size, seed, rounding, first_member)
+        alike = rounding == "nearest" or isinstance(system, FullPrecision)
+        self.batch_norm = MemberStatistics.of(model, batches, refresh, alike)
         self.plan: list[PlannedTensor] = select_tensors(model, system, include, exclude)
         weights = {entry.name: entry.tensor for entry in named_tensors(model)}
         self._stored: dict[str, Stored] = {p.name: weights[p.name] for p in self._quantised}
@@ -96,6 +106,7 @@ class LowPrecisionEnsemble(Ensemble):
         self.seed = check_seed(seed)
         self.rounding = check_rounding(rounding)
         self.first_member = check_member(first_member)
+        self.batch_norm = None
         check_member(self.first_member + self.size - 1)
 
     @property
@@ -142,7 +153,7 @@ class LowPrecisionEnsemble(Ensemble):
     def member(self, index: int) -> nn.Module:
         """Member ``index``: the base with its quantised tensors rounded and all others shared."""
         if isinstance(self.system, FullPrecision):
-            return with_tensors(self.model, {})
+            return self._with(index, {})
         quantised = self._quantised
         # One block of memory a dtype and device: the allocator gives a block so large back to the system as
         # soon as the member is gone, while tensors one by one leave holes, up to .3 of a member at ViT-S/16.
@@ -171,7 +182,14 @@ class LowPrecisionEnsemble(Ensemble):
                 self.draw(planned.name, index),
             )
             rounded[planned.name] = values
-        return with_tensors(self.model, rounded)
+        return self._with(index, rounded)
+
+    def _with(self, index: int, rounded: dict[str, Tensor]) -> nn.Module:
+        """The base with a member's tensors, and with its batch-norm statistics where they are its own."""
+        if self.batch_norm is None:
+            return with_tensors(self.model, rounded)
+        net = with_tensors(self.model, {**rounded, **fresh_statistics(self.model)})
+        return self.batch_norm.give(net, index)
 
     @torch.no_grad()
     def in_turn(self) -> Iterator[nn.Module]:
@@ -198,6 +216,8 @@ class LowPrecisionEnsemble(Ensemble):
                             planned.layout,
                             self.draw(planned.name, index),
                         )
+            if self.batch_norm is not None:
+                self.batch_norm.give(net, index)
             yield net
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
@@ -207,9 +227,16 @@ class LowPrecisionEnsemble(Ensemble):
         take whole bytes. Members to the nearest are all alike and count once.
         "generator": the quantised weights once, as the smallest of BASES that can hold them (INT-8 with its
         scales; bfloat16 under systems of 8 bits, which draw nothing from INT-8), and the other tensors.
+        Re-estimated batch-norm statistics are each member's own under both.
         """
         n = self._check_storage(n, storage)
-        leftovers = sum(p.numel * p.bits for p in self.plan if p.saved and not p.quantised)
+        own = () if self.batch_norm is None else self.batch_norm.names
+        alike = self.rounding == "nearest" or isinstance(self.system, FullPrecision)
+        leftovers = sum(
+            p.numel * p.bits * (n if p.name in own and not alike else 1)
+            for p in self.plan
+            if p.saved and not p.quantised
+        )
         if isinstance(self.system, FullPrecision):
             return leftovers + sum(p.numel * p.bits for p in self._quantised)
         scales = 32 * sum(scale.numel() for scale in self._scales.values())
@@ -229,9 +256,10 @@ class LowPrecisionEnsemble(Ensemble):
     def describe(self) -> str:
         """A row per tensor: name, shape, quantised or not and why, bits a value in a member."""
         bits = None if isinstance(self.system, FullPrecision) else self.system.bits
-        return describe_plan(
+        table = describe_plan(
             self.plan,
             bits,
             f"LPE of {type(self.model).__name__}: {self.size} members, {self.system.name}, "
             f"{self.rounding} rounding, seed {self.seed}",
         )
+        return table + statistics_note(self.model, self.batch_norm)

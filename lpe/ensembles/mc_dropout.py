@@ -30,7 +30,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from lpe.checks import is_number, shown
 from lpe.ensembles.base import Ensemble, text_table
-from lpe.ensembles.batch_norm import fresh_statistics, refresh
+from lpe.ensembles.batch_norm import MemberStatistics, fresh_statistics, statistics_note
 from lpe.errors import InputError
 from lpe.modules import SPATIAL_DIMENSIONS, named_tensors, tensor_bits, with_tensors
 from lpe.number_systems.streams import canonical_name, check_seed, generator
@@ -206,8 +206,10 @@ class MCDropoutEnsemble(Ensemble):
         rate: the probability that a feature is dropped, 0 ≤ rate < 1; the modules' own p are not used.
         size: members. seed: of the masks, 0 … 2⁶⁴ − 1.
         batches: training batches (inputs, targets), iterable again and again: each member's batch-norm
-            statistics are re-estimated over them, under its masks. None: they are the model's, which is the
-            usual practice.
+            statistics are re-estimated over them, under its masks, when it is first made, and kept. None:
+            they are the model's, which is the usual practice.
+        refresh: "relative", to what the network without masks has, which stays as it is; or "absolute",
+            those of the batches. See ``batch_norm``.
 
     Raises:
         InputError: a rate outside [0, 1); a size below 1; a seed out of range; a model with neither dropout
@@ -221,6 +223,7 @@ class MCDropoutEnsemble(Ensemble):
         size: int,
         seed: int = 0,
         batches: Iterable[Any] | None = None,
+        refresh: str = "relative",
     ) -> None:
         super().__init__(size)
         if not is_number(rate) or not 0 <= rate < 1:
@@ -230,7 +233,7 @@ class MCDropoutEnsemble(Ensemble):
         self.model = model
         self.rate = float(rate)
         self.seed = check_seed(seed)
-        self.batches = batches
+        self.batch_norm = MemberStatistics.of(model, batches, refresh)
         self.places = dropout_places(model)
 
     def member(self, index: int) -> nn.Module:
@@ -238,7 +241,7 @@ class MCDropoutEnsemble(Ensemble):
 
         The masks are hooks of the copy, so its modules and their names are the model's.
         """
-        own = {} if self.batches is None else fresh_statistics(self.model)
+        own = {} if self.batch_norm is None else fresh_statistics(self.model)
         net = with_tensors(self.model, own)
         modules = dict(net.named_modules())
         for place in self.places:
@@ -247,9 +250,7 @@ class MCDropoutEnsemble(Ensemble):
                 modules[place.name].register_forward_hook(mask.on_output)
             elif place.at == "input":
                 modules[place.name].register_forward_pre_hook(mask.on_input, with_kwargs=True)
-        if self.batches is not None:
-            refresh(net, self.batches)
-        return net
+        return net if self.batch_norm is None else self.batch_norm.give(net, index)
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """One model whatever n: the masks follow from the seed.
@@ -257,7 +258,7 @@ class MCDropoutEnsemble(Ensemble):
         Stored members with re-estimated batch-norm statistics have those each.
         """
         n = self._check_storage(n, storage)
-        owned = {} if self.batches is None else fresh_statistics(self.model)
+        owned = {} if self.batch_norm is None else fresh_statistics(self.model)
         copies = n if storage == "members" else 1
         return sum(
             tensor_bits(entry.tensor) * (copies if entry.name in owned else 1)
@@ -277,4 +278,9 @@ class MCDropoutEnsemble(Ensemble):
         )
         values = sum(entry.tensor.numel() for entry in named_tensors(self.model) if entry.saved)
         footer = f"{values:,} values, shared by all members"
-        return text_table(title, ("module", "kind", "masked", "why"), rows, footer)
+        return text_table(
+            title,
+            ("module", "kind", "masked", "why"),
+            rows,
+            footer + statistics_note(self.model, self.batch_norm),
+        )

@@ -19,6 +19,7 @@ from itertools import accumulate
 from torch import nn
 
 from lpe.ensembles.base import Ensemble
+from lpe.ensembles.batch_norm import Kept, MemberStatistics
 from lpe.errors import InputError
 
 
@@ -99,6 +100,7 @@ class Mixture(CompositeEnsemble):
         self.expansion_size = len(first)
         super().__init__([self.expansion_size] * len(base))
         self._last: tuple[int, Ensemble] | None = None
+        self._statistics: dict[int, Kept] = {}
         self._keep(0, first)
 
     @staticmethod
@@ -121,6 +123,10 @@ class Mixture(CompositeEnsemble):
 
     def _keep(self, index: int, expansion: Ensemble) -> Ensemble:
         self._last = (index, expansion)
+        # Small, and dear to estimate: an expansion that is made again has its members' statistics.
+        statistics: MemberStatistics | None = getattr(expansion, "batch_norm", None)
+        if statistics is not None:
+            statistics.kept = self._statistics.setdefault(index, statistics.kept)
         # What it takes is asked for while it is there: to make it again only to count could cost a pass over
         # the training data (a posterior's batch-norm statistics).
         if not isinstance(expansion, CompositeEnsemble):

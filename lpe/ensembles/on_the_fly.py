@@ -7,6 +7,7 @@ memory, and a function that is given it is computed for all members:
     Linear, GPT-2's Conv1D, x @ weight   a block of the stored weight's rows at a time: the block is read
                                          once, all members' values of it are drawn, one batched product
     Embedding                            only the rows that are looked up are drawn, each once
+    re-estimated batch-norm statistics     all members' at once: a factor and a summand for each channel
     convolutions, attention's projections inside ``F.multi_head_attention_forward``, weights that
     are computed from a quantised one    a member at a time, from its whole weight
 
@@ -196,6 +197,18 @@ class _Drawn(_Values):
 
 
 @dataclass
+class _Stacked(_Values):
+    """The members' values of a buffer that each has of its own: [members, …]."""
+
+    name: str
+    values: Tensor
+    run: _Pass
+
+    def member(self, index: int) -> Tensor:
+        return self.values[index]
+
+
+@dataclass
 class _Computed(_Values):
     """What a function makes of a weight, computed for a member when asked for."""
 
@@ -261,10 +274,10 @@ def _pass_of(*values: Any) -> _Pass:
     return next(_root(weight.of_members).run for weight in _weights_in(values))
 
 
-def _root(values: _Values) -> _Drawn:
+def _root(values: _Values) -> _Drawn | _Stacked:
     while isinstance(values, _Computed):
         values = _weights_in((values.args, values.kwargs))[0].of_members
-    assert isinstance(values, _Drawn)
+    assert isinstance(values, _Drawn | _Stacked)
     return values
 
 
@@ -387,6 +400,32 @@ def _attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     return torch.cat(outputs, dim=1), None if weights[0] is None else torch.cat(weights)
 
 
+def _batch_norm(
+    inputs: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    if isinstance(inputs, _Weight) or not isinstance(running_mean, _Weight):
+        return NotImplemented  # timm's standardised weights are made by it
+    mean, variance = running_mean.of_members, getattr(running_var, "of_members", None)
+    together = isinstance(mean, _Stacked) and isinstance(variance, _Stacked)
+    if not together or training or _weights_in((weight, bias)):
+        return _each_member(
+            F.batch_norm, inputs, running_mean, running_var, weight, bias, training, momentum, eps
+        )
+    assert isinstance(mean, _Stacked) and isinstance(variance, _Stacked)
+    grouped = mean.run.by_member(inputs, mean.name)
+    factor = (variance.values + eps).rsqrt() * (1.0 if weight is None else weight)
+    summand = (0.0 if bias is None else bias) - mean.values * factor
+    shape = (len(factor), 1, -1, *[1] * (grouped.dim() - 3))
+    return (grouped * factor.view(shape) + summand.view(shape)).to(inputs.dtype).flatten(0, 1)
+
+
 def _itself(weight: Tensor, *_: Any) -> Tensor:
     return weight
 
@@ -400,6 +439,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     Tensor.__matmul__: _matmul,
     Tensor.mm: _matmul,
     F.embedding: _embedding,
+    F.batch_norm: _batch_norm,
     F.multi_head_attention_forward: _attention,
     **{
         convolution: lambda *args, _of=convolution, **kwargs: _each_member(_of, *args, **kwargs)
@@ -436,7 +476,7 @@ class AllMembers(nn.Module):
         self._pass = _Pass(self.members)
         self._drawn: dict[str, _Drawn] = {}
         self._is_checked = False
-        placeholders = {}
+        placeholders: dict[str, Tensor] = {}
         if not isinstance(ensemble.system, FullPrecision):
             for planned in ensemble.plan:
                 if planned.quantised:
@@ -444,6 +484,14 @@ class AllMembers(nn.Module):
                     self._drawn[planned.name] = drawn
                     like = torch.empty((), dtype=planned.dtype, device=drawn.device)
                     placeholders[planned.name] = _Weight.of(drawn, like.expand(planned.shape))
+        statistics = ensemble.batch_norm
+        if statistics is not None and not statistics.alike:
+            of_each = [statistics.of_member(index, ensemble.member) for index in range(self.members)]
+            for name in statistics.names:
+                stacked = _Stacked(name, torch.stack([each[name] for each in of_each]), self._pass)
+                placeholders[name] = _Weight.of(stacked, of_each[0][name])
+        elif statistics is not None:
+            placeholders |= statistics.of_member(0, ensemble.member)
         self.network = with_tensors(ensemble.model, placeholders)
 
     @torch.no_grad()

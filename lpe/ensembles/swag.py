@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from lpe.checks import check_finite, check_integer
 from lpe.ensembles.base import Ensemble, text_table
-from lpe.ensembles.batch_norm import check_batches, fresh_statistics, with_weights
+from lpe.ensembles.batch_norm import MemberStatistics, check_batches, fresh_statistics
 from lpe.errors import InputError
-from lpe.modules import named_tensors, tensor_bits
+from lpe.modules import named_tensors, tensor_bits, with_tensors
 from lpe.number_systems.streams import check_seed, normal
 
 
@@ -139,7 +139,10 @@ class SWAGEnsemble(Ensemble):
         size: members. seed: of the draws.
         scale: factor of the covariance.
         batches: training batches (inputs, targets), needed where the model has batch norms: each member's
-            statistics are re-estimated over them, so they must be iterable again and again.
+            statistics are re-estimated over them when it is first made, and kept. They must be iterable again
+            and again.
+        refresh: "absolute": the average of SGD's iterates never ran, and has no statistics to start from. Or
+            "relative" to the model as it is given, whose weights and statistics must belong together.
     """
 
     def __init__(
@@ -150,6 +153,7 @@ class SWAGEnsemble(Ensemble):
         seed: int = 0,
         scale: float = 0.5,
         batches: Iterable[Any] | None = None,
+        refresh: str = "absolute",
     ) -> None:
         super().__init__(size)
         if statistics.rank < 2:
@@ -166,7 +170,7 @@ class SWAGEnsemble(Ensemble):
         self.statistics = statistics
         self.seed = check_seed(seed)
         self.scale = check_finite("scale", scale)
-        self.batches = batches
+        self.batch_norm = MemberStatistics.of(model, batches, refresh)
 
     @torch.no_grad()
     def weights(self, index: int) -> dict[str, Tensor]:
@@ -184,12 +188,16 @@ class SWAGEnsemble(Ensemble):
 
     def member(self, index: int) -> nn.Module:
         """Member ``index``: one draw, batch-norm statistics re-estimated."""
-        return with_weights(self.model, self.weights(index), self.batches)
+        return self._with(self.weights(index), index)
 
     def point(self) -> nn.Module:
         """SWAG's point: the mean, batch-norm statistics re-estimated."""
         means = {name: mean.to(self._dtypes[name], copy=True) for name, mean in self.statistics.mean.items()}
-        return with_weights(self.model, means, self.batches)
+        return self._with(means, "point")
+
+    def _with(self, weights: Mapping[str, Tensor], index: int | str) -> nn.Module:
+        net = with_tensors(self.model, {**weights, **fresh_statistics(self.model)})
+        return net if self.batch_norm is None else self.batch_norm.give(net, index)
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """n whole models ("members"), or mean, variance and K deviations at 32 bits each ("generator")."""

@@ -117,12 +117,26 @@ def low_precision(ensemble: LowPrecisionEnsemble) -> tuple[dict[str, Tensor], di
     assert not isinstance(system, FullPrecision)
     tensors, about = shared_tensors(ensemble)
     distinct = 1 if ensemble.rounding == "nearest" else len(ensemble)
-    for name in about["own"]:
+    for name in about["layouts"]:
         for index in range(distinct):
             codes, scales = ensemble.codes(name, index)
             tensors[f"member {index}/{name}"] = pack(codes, system)
         tensors[f"scales/{name}"] = owned(scales)
-    return tensors, {**about, "distinct": distinct}
+    about["distinct"] = distinct
+    if ensemble.batch_norm is not None:
+        of_each = [ensemble.batch_norm.of_member(index, ensemble.member) for index in range(distinct)]
+        take_statistics(tensors, about, of_each)
+    return tensors, about
+
+
+def take_statistics(
+    tensors: dict[str, Tensor], about: dict[str, Any], of_each: Sequence[Mapping[str, Tensor]]
+) -> None:
+    """Make batch-norm statistics, by name, the members' own in place of those that the model has."""
+    for name in of_each[0]:
+        del tensors[f"shared/{name}"]
+        tensors |= {f"member {i}/{name}": owned(each[name]) for i, each in enumerate(of_each)}
+    about["own"] = [*about["own"], *of_each[0]]
 
 
 def shared_tensors(ensemble: LowPrecisionEnsemble) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpe.ensembles.base import check_size
+from lpe.ensembles.batch_norm import MemberStatistics
 from lpe.ensembles.low_precision import BASES, LowPrecisionEnsemble
 from lpe.ensembles.selection import PlannedTensor, select_tensors
 from lpe.errors import InputError
 from lpe.files.container import check_same, owned, shaped
 from lpe.files.kinds import check_base, check_kind
-from lpe.files.members import shared_tensors
+from lpe.files.members import shared_tensors, take_statistics
 from lpe.files.systems import dtype_of, layout_header, system_of
-from lpe.modules import with_tensors
+from lpe.modules import named_tensors, with_tensors
 from lpe.number_systems import kernels
 from lpe.number_systems.grids import FullPrecision, Int, LowPrecision, grid_of
 from lpe.number_systems.kernels.arguments import Coded, Scales, Stored
@@ -41,7 +43,46 @@ def drawable(ensemble: LowPrecisionEnsemble, base: str) -> tuple[dict[str, Tenso
     for planned in ensemble.plan:
         if planned.name in about["own"]:
             tensors |= _written_base(ensemble, planned, system, base)
-    return tensors, {**about, "base": base}
+    about["base"] = base
+    if ensemble.batch_norm is not None:
+        about["refresh"] = ensemble.batch_norm.form
+        about["distinct"] = 1 if ensemble.rounding == "nearest" else len(ensemble)
+        of_each = _statistics_drawn(ensemble, tensors, about)
+        take_statistics(tensors, about, of_each)
+    return tensors, about
+
+
+def _statistics_drawn(
+    ensemble: LowPrecisionEnsemble, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
+) -> list[dict[str, Tensor]]:
+    """Batch-norm statistics of the members that a base gives, which need not be the ensemble's own.
+
+    Raises:
+        InputError: they are not, and there are no batches to estimate them on: the ensemble is a file's.
+    """
+    here = ensemble.batch_norm
+    assert here is not None
+    devices = {entry.name: entry.tensor.device for entry in named_tensors(ensemble.model)}
+    drawn = SeededEnsemble(ensemble.model, {**about, "size": len(ensemble)}, dict(tensors), devices)
+    if any(not _same(ensemble.stored(name), drawn.stored(name)) for name in about["layouts"]):
+        if isinstance(ensemble, SeededEnsemble):
+            raise InputError(
+                f"the batch-norm statistics in this file are those of members drawn from {ensemble.base} "
+                f"weights, and members from {drawn.base} are others; give base={ensemble.base!r}"
+            )
+        drawn.batch_norm = MemberStatistics(here.model, here.batches, here.form, here.alike)
+        drawn.batch_norm.kept.unrounded = here.kept.unrounded
+        return [drawn.batch_norm.of_member(index, drawn.member) for index in range(about["distinct"])]
+    return [here.of_member(index, ensemble.member) for index in range(about["distinct"])]
+
+
+def _same(stored: Stored, other: Stored) -> bool:
+    """Whether the same members are drawn from two stored weights."""
+    if isinstance(stored, Tensor) and isinstance(other, Tensor):
+        return torch.equal(stored.float(), other.float())
+    if isinstance(stored, Tensor) or isinstance(other, Tensor):
+        return False
+    return torch.equal(stored.codes, other.codes) and torch.equal(stored.scales.values, other.scales.values)
 
 
 class SeededEnsemble(LowPrecisionEnsemble):
@@ -65,17 +106,37 @@ class SeededEnsemble(LowPrecisionEnsemble):
     ) -> None:
         system = system_of(header["system"])
         layouts = header["layouts"]
+        # What is own but not packed are batch-norm statistics, of as many members as were saved.
+        statistics = [name for name in header["own"] if name not in layouts]
+        held = check_size(header["distinct"]) if statistics else 0
+        if statistics and header["size"] > held and header["rounding"] != "nearest":
+            raise InputError(
+                f"the file holds batch-norm statistics of {held} members, not of {header['size']}; give at "
+                "most as many"
+            )
+        kept: dict[int | str, dict[str, Tensor]] = {
+            index: {
+                name: shaped(tensors, f"member {index}/{name}", header["shapes"][name]).to(devices[name])
+                for name in statistics
+            }
+            for index in range(min(held, header["size"]))
+        }
         replaced = {
             name: _placeholder(shape, dtype_of(layouts[name]), devices[name])
             if name in layouts
+            else kept[0][name]
+            if name in statistics
             else shaped(tensors, f"shared/{name}", shape).to(devices[name])
             for name, shape in header["shapes"].items()
         }
         net = with_tensors(model, replaced)
         about = (header["size"], header["seed"], header["rounding"], header["first_member"])
         self._begin(net, system, *about)
+        if statistics:
+            self.batch_norm = MemberStatistics(net, (), header["refresh"], header["rounding"] == "nearest")
+            self.batch_norm.kept.members |= kept
         # The placeholders are not looked at: full precision asks for no finite weights.
-        self.plan = select_tensors(net, FullPrecision(), [glob.escape(name) for name in header["own"]])
+        self.plan = select_tensors(net, FullPrecision(), [glob.escape(name) for name in layouts])
         here = {planned.name: layout_header(planned) for planned in self._quantised}
         check_same("layouts", [[*item] for item in layouts.items()], [[*item] for item in here.items()])
         # Files of version 1 have INT-8 of any system.

@@ -536,7 +536,8 @@ def test_with_batches_batch_norm_statistics_are_those_under_the_masks() -> None:
     # A net whose batch norm comes after a mask.
     model = filled(nn.Sequential(nn.Linear(3, 6), nn.Dropout(), nn.Linear(6, 4), nn.BatchNorm1d(4)))
     data = [(numbers((20, 3), 70), None)]
-    found = lpe.MCDropoutEnsemble(model, 0.5, 2, batches=data)[1][3].running_mean
+    ensemble = lpe.MCDropoutEnsemble(model, 0.5, 2, batches=data, refresh="absolute")
+    found = ensemble[1][3].running_mean
     masked, plain = copy.deepcopy(lpe.MCDropoutEnsemble(model, 0.5, 2)[1]), copy.deepcopy(model)
     refresh(masked, data)
     refresh(plain, data)

@@ -389,13 +389,10 @@ def test_the_generator_with_batch_norm_holds_every_buffer_once() -> None:
 # Batch norm
 
 
-def averaged_statistics(net: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Mean over the batches of what the norm sees, and of its unbiased variance, from the net's weights."""
-    seen = [x @ net.first.weight.T + net.first.bias for x, _ in batches]
-    return (
-        torch.stack([x.mean(dim=0) for x in seen]).mean(dim=0),
-        torch.stack([x.var(dim=0) for x in seen]).mean(dim=0),
-    )
+def pooled_statistics(net: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased variance of what the norm sees of all batches, from the net's weights."""
+    seen = torch.cat([x for x, _ in batches]) @ net.first.weight.T + net.first.bias
+    return seen.mean(dim=0), seen.var(dim=0)
 
 
 def test_a_model_with_batch_norms_but_no_batches_is_refused() -> None:
@@ -407,7 +404,7 @@ def test_a_model_with_batch_norms_but_no_batches_is_refused() -> None:
 def test_a_members_running_statistics_are_those_of_its_weights() -> None:
     _, ensemble = batch_norm_ensemble()
     for net in ensemble[:2]:
-        mean, variance = averaged_statistics(net, batches_of(4, 6))
+        mean, variance = pooled_statistics(net, batches_of(4, 6))
         torch.testing.assert_close(net.norm.running_mean, mean)
         torch.testing.assert_close(net.norm.running_var, variance)
 
@@ -439,7 +436,7 @@ def test_the_point_is_the_mean() -> None:
 def test_the_points_running_statistics_are_those_of_the_mean() -> None:
     _, ensemble = batch_norm_ensemble()
     point = ensemble.point()
-    mean, variance = averaged_statistics(point, batches_of(4, 6))
+    mean, variance = pooled_statistics(point, batches_of(4, 6))
     torch.testing.assert_close(point.norm.running_mean, mean)
     torch.testing.assert_close(point.norm.running_var, variance)
 
