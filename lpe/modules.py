@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lpe.errors import InputError
-from lpe.number_systems.streams import canonical_name
+from lpe.number_systems.streams import canonical_namer
 
 SPATIAL_DIMENSIONS: dict[type[nn.Module], int] = {
     nn.Linear: 0,
@@ -57,12 +57,13 @@ def named_tensors(model: nn.Module) -> list[NamedTensor]:
         for name in module._non_persistent_buffers_set
     }
     found: dict[tuple[Any, ...], list[tuple[str, Tensor, str, bool]]] = {}
+    canonical = _namer(model)
     for kind, tensors in (
         ("parameter", model.named_parameters(remove_duplicate=False)),
         ("buffer", model.named_buffers(remove_duplicate=False)),
     ):
         for name, tensor in tensors:
-            entry = (canonical_name(name), tensor, kind, name not in unsaved)
+            entry = (canonical(name), tensor, kind, name not in unsaved)
             found.setdefault(_identity(tensor), []).append(entry)
     return [
         NamedTensor(
@@ -74,6 +75,32 @@ def named_tensors(model: nn.Module) -> list[NamedTensor]:
         )
         for entries in found.values()
     ]
+
+
+def _namer(model: nn.Module) -> Callable[[str], str]:
+    held = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    # Where there are no tensors (a network of dropout alone), the modules tell.
+    names = [name for name, _ in held] or [f"{name}." for name, _ in model.named_modules() if name]
+    return canonical_namer(names)
+
+
+def canonical_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module once, under the first of its canonical names, in the model's order.
+
+    What a wrapper wraps has the wrapper's place.
+    """
+    canonical = _namer(model)
+    return {canonical(name): module for name, module in model.named_modules()}
+
+
+def holders(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Which module holds a tensor, and as what attribute, by each of the tensor's canonical names."""
+    canonical = _namer(model)
+    return {
+        canonical(f"{prefix}.{attribute}" if prefix else attribute): (module, attribute)
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        for attribute in (*module._parameters, *module._buffers)
+    }
 
 
 def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -25,8 +25,16 @@ from lpe.checks import check_finite
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.tiling import examples_of, tile
 from lpe.errors import InputError
-from lpe.modules import SPATIAL_DIMENSIONS, apply, named_tensors, tensor_bits, with_tensors
-from lpe.number_systems.streams import canonical_name, check_seed, normal
+from lpe.modules import (
+    SPATIAL_DIMENSIONS,
+    apply,
+    canonical_modules,
+    holders,
+    named_tensors,
+    tensor_bits,
+    with_tensors,
+)
+from lpe.number_systems.streams import check_seed, normal
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -140,7 +148,7 @@ class BatchEnsemble(Ensemble):
         self._kept = _not_converted(model)
         convertible = [
             (name, module)
-            for name, module in model.named_modules()
+            for name, module in canonical_modules(model).items()
             if _kind(module) is not None and name not in self._kept
         ]
         if not convertible:
@@ -154,8 +162,8 @@ class BatchEnsemble(Ensemble):
         for own, given in zip(network.parameters(), model.parameters(), strict=True):
             own.requires_grad_(given.requires_grad)
         batch = _Batch()
-        modules = dict(network.named_modules())
-        self._layers = {canonical_name(name): modules[name] for name, _ in convertible}
+        modules = canonical_modules(network)
+        self._layers = {name: modules[name] for name, _ in convertible}
         for name, layer in self._layers.items():
             self._convert(name, layer, batch)
         self.module = BatchEnsembleModule(network, size, batch)
@@ -276,18 +284,17 @@ class BatchEnsemble(Ensemble):
             for name, layer in self._layers.items()
             if _vectors_of(layer)[2] is not None
         }
-        holders = _holders(self.model)
-        kept = {canonical_name(name): reason for name, reason in self._kept.items()}
+        held_by = holders(self.model)
         rows = []
         for entry in named_tensors(self.model):
-            kind = type(holders[entry.name]).__name__
+            kind = type(held_by[entry.name][0]).__name__
             if entry.name in converted:
                 held, why = "shared ∘ s rᵀ", kind
             elif entry.name in biases:
                 held, why = "own", f"bias of {kind}"
             else:
                 held = "shared"
-                why = kept.get(entry.name.rpartition(".")[0], f"{entry.kind} of {kind}")
+                why = self._kept.get(entry.name.rpartition(".")[0], f"{entry.kind} of {kind}")
             shape = "×".join(map(str, entry.tensor.shape)) or "scalar"
             rows.append((entry.name, shape, held, why, str(entry.tensor.element_size() * 8)))
         title = (
@@ -303,29 +310,20 @@ def _kind(module: nn.Module) -> type[nn.Module] | None:
     return next((kind for kind in SPATIAL_DIMENSIONS if isinstance(module, kind)), None)
 
 
-def _holders(model: nn.Module) -> dict[str, nn.Module]:
-    """Which module holds the parameter or buffer of that canonical name."""
-    return {
-        canonical_name(f"{prefix}.{attribute}" if prefix else attribute): module
-        for prefix, module in model.named_modules(remove_duplicate=False)
-        for attribute in (*module._parameters, *module._buffers)
-    }
-
-
 def _not_converted(model: nn.Module) -> dict[str, str]:
     """Linear and Conv layers that stay as they are: module name → why."""
-    holders = _holders(model)
+    held_by = holders(model)
     tied: dict[int, str] = {}
     for entry in named_tensors(model):
         names = (entry.name, *entry.also)
         # One module under two names is not a tie: it is one layer, used twice.
-        if len({id(holders[name]) for name in names}) > 1:
-            tied |= {id(holders[name]): ", ".join(names) for name in names}
+        if len({id(held_by[name][0]) for name in names}) > 1:
+            tied |= {id(held_by[name][0]): ", ".join(names) for name in names}
     functional = {
         id(module.out_proj) for module in model.modules() if isinstance(module, nn.MultiheadAttention)
     }
     reasons = {}
-    for name, layer in model.named_modules():
+    for name, layer in canonical_modules(model).items():
         kind = _kind(layer)
         if kind is None:
             continue

@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpe.errors import InputError
-from lpe.modules import apply, device_of, to_device, with_tensors
-from lpe.number_systems.streams import canonical_name
+from lpe.modules import apply, canonical_modules, device_of, to_device, with_tensors
 
 FORMS = ("relative", "absolute")
 STILL = 1e-6
@@ -39,8 +38,8 @@ STILL = 1e-6
 def batch_norms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
     """The batch-norm modules that keep running statistics, by canonical name."""
     return [
-        (canonical_name(name), module)
-        for name, module in model.named_modules()
+        (name, module)
+        for name, module in canonical_modules(model).items()
         if isinstance(module, _BatchNorm) and module.running_mean is not None
     ]
 

@@ -32,8 +32,8 @@ from lpe.checks import is_number, shown
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import MemberStatistics, fresh_statistics, statistics_note
 from lpe.errors import InputError
-from lpe.modules import SPATIAL_DIMENSIONS, named_tensors, tensor_bits, with_tensors
-from lpe.number_systems.streams import canonical_name, check_seed, generator
+from lpe.modules import SPATIAL_DIMENSIONS, canonical_modules, named_tensors, tensor_bits, with_tensors
+from lpe.number_systems.streams import check_seed, generator
 
 _CHANNEL_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _PROBABILITIES = re.compile(r"^(attn|attention|attention_probs)_?(drop|dropout)$", re.IGNORECASE)
@@ -44,7 +44,7 @@ class Place:
     """Where a model could have dropout.
 
     Args:
-        name: the module's name in the model. kind: its type.
+        name: the module's canonical name in the model. kind: its type.
         at: "output" or "input" of the module; "" where it is left as it is.
         reason: why it is a place, or is none.
         spatial: how its features lie, see :func:`feature_dimension`.
@@ -74,7 +74,7 @@ def dropout_places(model: nn.Module) -> list[Place]:
     Raises:
         InputError: the model has neither dropout nor a Linear or Conv layer.
     """
-    modules = dict(model.named_modules())
+    modules = canonical_modules(model)
     dropouts: list[Place] = []
     # Features come as the layer before has left them: [batch, channels, *spatial] after a Conv.
     spatial = 2
@@ -160,7 +160,7 @@ class _Mask:
 
     def factors(self, features: int) -> Tensor:
         """0 or 1/(1 − rate) per feature: float32 [features]."""
-        stream = generator("mc dropout", self.seed, canonical_name(self.place.name), self.member)
+        stream = generator("mc dropout", self.seed, self.place.name, self.member)
         return (torch.rand(features, generator=stream) >= self.rate) / (1.0 - self.rate)
 
     def masked(self, values: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ class MCDropoutEnsemble(Ensemble):
         """
         own = {} if self.batch_norm is None else fresh_statistics(self.model)
         net = with_tensors(self.model, own)
-        modules = dict(net.named_modules())
+        modules = canonical_modules(net)
         for place in self.places:
             mask = _Mask(place, self.rate, self.seed, index)
             if place.at == "output":

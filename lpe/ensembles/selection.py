@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
-from lpe.modules import named_tensors
+from lpe.modules import holders, named_tensors
 from lpe.number_systems.grids import FullPrecision, NumberSystem
 from lpe.number_systems.layouts import Layout
 from lpe.number_systems.rounding import check_weight
-from lpe.number_systems.streams import canonical_name, check_tensor_ids
+from lpe.number_systems.streams import check_tensor_ids
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -115,14 +115,6 @@ def _lm_heads(model: nn.Module) -> list[Tensor]:
     return heads
 
 
-def _holders(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    return {
-        canonical_name(f"{prefix}.{attribute}" if prefix else attribute): (module, attribute)
-        for prefix, module in model.named_modules(remove_duplicate=False)
-        for attribute in (*module._parameters, *module._buffers)
-    }
-
-
 def _never(module: nn.Module, attribute: str, name: str, tensor: Tensor) -> str | None:
     """Why a parameter is never quantised, whatever ``include`` says; None where it may be."""
     if tensor.dim() < 2:
@@ -171,7 +163,7 @@ def select_tensors(
             id; a NaN or infinite weight among the quantised.
     """
     included, excluded = _patterns(include), _patterns(exclude) or ()
-    holders = _holders(model)
+    held_by = holders(model)
     heads = {id(head) for head in _lm_heads(model)}
     plan: list[PlannedTensor] = []
     tensors = named_tensors(model)
@@ -185,7 +177,7 @@ def select_tensors(
     for entry in tensors:
         tensor = entry.tensor
         names = (entry.name, *entry.also)
-        verdicts = [_default_verdict(*holders[name], name, tensor, entry.kind, heads) for name in names]
+        verdicts = [_default_verdict(*held_by[name], name, tensor, entry.kind, heads) for name in names]
         # A tensor tied to one that is left out is left out with it.
         quantised, reason, axis, groups, final = min(verdicts, key=lambda verdict: (verdict[0], -verdict[4]))
         if entry.also:

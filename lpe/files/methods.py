@@ -17,7 +17,6 @@ from lpe.ensembles.mc_dropout import MCDropoutEnsemble
 from lpe.files.container import check_same, owned
 from lpe.files.members import full_precision
 from lpe.modules import named_tensors, tensor_bits, with_tensors
-from lpe.number_systems.streams import canonical_name
 
 
 class StoredDropoutEnsemble(MCDropoutEnsemble):
@@ -68,7 +67,7 @@ def dropout_of(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str
 
 
 def _masked_places(ensemble: MCDropoutEnsemble) -> list[list[Any]]:
-    return [[canonical_name(place.name), place.at, place.spatial] for place in ensemble.places if place.at]
+    return [[place.name, place.at, place.spatial] for place in ensemble.places if place.at]
 
 
 def batch(ensemble: BatchEnsemble) -> tuple[dict[str, Tensor], dict[str, Any]]:

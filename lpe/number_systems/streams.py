@@ -17,7 +17,8 @@ where e is the element's index in the contiguous row-major parameter.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -49,9 +50,37 @@ def check_member(member: int) -> int:
     return int(member)
 
 
-def canonical_name(name: str) -> str:
-    """A parameter's name without what wrappers put into it (``module.`` and ``_orig_mod.``)."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+def canonical_namer(names: Iterable[str]) -> Callable[[str], str]:
+    """How a model's tensors and modules are named without what wrappers put into their names.
+
+    A component ``module`` or ``_orig_mod`` is a wrapper's, and dropped, where no other module with tensors
+    lies beside it. Elsewhere the model is built so, and it stays.
+
+    Args:
+        names: of all the model's tensors.
+
+    Returns:
+        name of a tensor or module → canonical name; two tensors never come to share one.
+    """
+    names = set(names)
+    paths = [tuple(name.split(".")) for name in names]
+    if not any(part in _WRAPPERS for path in paths for part in path):
+        return lambda name: name
+    modules: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for path in paths:
+        for depth in range(len(path) - 1):
+            modules[path[:depth]].add(path[depth])
+    dropped = {
+        (*path, *inside) for path, inside in modules.items() if len(inside) == 1 and inside <= _WRAPPERS
+    }
+
+    def canonical(name: str) -> str:
+        parts = name.split(".")
+        return ".".join(part for depth, part in enumerate(parts) if tuple(parts[: depth + 1]) not in dropped)
+
+    # A wrapper may have tensors of its own (an average's counter), unless their names are taken inside.
+    is_one_to_one = len({canonical(name) for name in names}) == len(names)
+    return canonical if is_one_to_one else lambda name: name
 
 
 def tensor_id(name: str) -> int:

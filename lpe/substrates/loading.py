@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lpe.errors import InputError
 from lpe.modules import named_tensors
-from lpe.number_systems.streams import canonical_name
+from lpe.number_systems.streams import canonical_namer
 
 NESTINGS = (
     "state_dict",
@@ -69,11 +69,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     else:
         held = _read_pickle(path)
     tensors = _unwrapped(held, path)
-    names = [canonical_name(name) for name in tensors]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{path} has {twice!r} twice, with and without a wrapper's prefix; keep one of them")
-    return dict(zip(names, tensors.values(), strict=True))
+    canonical = canonical_namer(tensors)
+    return {canonical(name): tensor for name, tensor in tensors.items()}
 
 
 def _weights_in(folder: Path) -> str:

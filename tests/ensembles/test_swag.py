@@ -469,3 +469,21 @@ def test_a_run_with_fewer_iterates_than_the_rank_is_refused_before_it(rank: int,
 
 def test_a_run_with_as_many_iterates_as_the_rank_is_enough() -> None:
     SWAGCollector(3).check(3)
+
+
+class TwiceFC(nn.Module):
+    """Two layers whose names differ by the component that wrappers put into names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+        self.module = nn.ModuleDict({"fc": nn.Linear(2, 2)})
+
+
+def test_two_tensors_whose_names_differ_by_module_have_statistics_each() -> None:
+    net, collector = TwiceFC(), SWAGCollector(2)
+    for _ in range(2):
+        collector.collect(net)
+    mean = collector.statistics().mean
+    assert torch.allclose(mean["fc.weight"], net.fc.weight)
+    assert torch.allclose(mean["module.fc.weight"], net.get_parameter("module.fc.weight"))

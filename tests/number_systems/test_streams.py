@@ -185,7 +185,28 @@ def test_the_tensor_id_of_the_empty_name_is_the_published_blake2s_of_nothing() -
     ],
 )
 def test_canonical_names_are_without_what_wrappers_add(name: str, canonical: str) -> None:
-    assert streams.canonical_name(name) == canonical
+    assert streams.canonical_namer([name])(name) == canonical
+
+
+def test_a_component_beside_which_others_lie_is_the_models_own() -> None:
+    names = ["fc.weight", "module.fc.weight"]
+    assert [streams.canonical_namer(names)(name) for name in names] == names
+
+
+def test_a_wrapper_may_have_tensors_of_its_own() -> None:
+    canonical = streams.canonical_namer(["n_averaged", "module.weight"])
+    assert [canonical("n_averaged"), canonical("module.weight")] == ["n_averaged", "weight"]
+
+
+def test_two_tensors_never_come_to_share_a_name() -> None:
+    names = ["weight", "module.weight"]
+    assert [streams.canonical_namer(names)(name) for name in names] == names
+
+
+def test_a_module_is_named_as_its_tensors_are() -> None:
+    canonical = streams.canonical_namer(["module.blocks.0._orig_mod.weight", "module.blocks.1.weight"])
+    found = [canonical(name) for name in ("module", "module.blocks", "module.blocks.0._orig_mod.drop")]
+    assert found == ["", "blocks", "blocks.0.drop"]
 
 
 def test_names_with_ids_of_their_own_pass() -> None:
@@ -202,7 +223,7 @@ def test_two_names_with_one_tensor_id_are_refused_by_name() -> None:
 
 
 def test_one_name_for_two_tensors_is_refused() -> None:
-    names = [streams.canonical_name(name) for name in ("a.weight", "a.module.weight")]
+    names = ["a.weight", "a.weight"]
     with pytest.raises(lpe.InputError) as caught:
         streams.check_tensor_ids(names)
     assert "two tensors have the canonical name 'a.weight'" in one_line(caught)
