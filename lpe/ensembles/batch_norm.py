@@ -47,8 +47,8 @@ def batch_norms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
 def fixed_norms(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Modules with running statistics that are no batch norms of torch's: frozen ones, and others' own."""
     return [
-        (canonical_name(name), module)
-        for name, module in model.named_modules()
+        (name, module)
+        for name, module in canonical_modules(model).items()
         if not isinstance(module, _BatchNorm)
         and all(isinstance(module._buffers.get(each), Tensor) for each in ("running_mean", "running_var"))
     ]
