@@ -19,7 +19,7 @@ network is their training-free baseline. What matters: σ, that is, the bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from lpe.checks import is_number, shown
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import MemberStatistics, fresh_statistics, statistics_note
-from lpe.ensembles.selection import PlannedTensor, select_tensors
+from lpe.ensembles.selection import OutputAxis, PlannedTensor, select_tensors
 from lpe.errors import InputError
 from lpe.modules import named_tensors, tensor_bits, with_tensors
 from lpe.number_systems.grids import FullPrecision, Grid, NumberSystem, check_system, grid_of
@@ -51,7 +51,7 @@ class GaussianEnsemble(Ensemble):
             None.
         size: members. seed: of the draws, 0 … 2⁶⁴ − 1.
         std: None: BSR's own, weight by weight. A number ≥ 0: that of every weight, in the weights' unit.
-        include, exclude: name patterns, see :func:`lpe.ensembles.selection.select_tensors`.
+        include, exclude, output_axis: name patterns, see :func:`lpe.ensembles.selection.select_tensors`.
         batches: training batches (inputs, targets), iterable again and again: each member's batch-norm
             statistics are re-estimated over them when it is first made, and kept. None: they are the model's.
         refresh: "relative", to what the unrounded network has, which stays as it is; or "absolute", those of
@@ -74,6 +74,7 @@ class GaussianEnsemble(Ensemble):
         exclude: str | Sequence[str] | None = None,
         batches: Iterable[Any] | None = None,
         refresh: str = "relative",
+        output_axis: Mapping[str, OutputAxis] | None = None,
     ) -> None:
         super().__init__(size)
         self.system = check_system(system)
@@ -89,7 +90,7 @@ class GaussianEnsemble(Ensemble):
         self.seed = check_seed(seed)
         self.std = None if std is None else float(std)
         self.batch_norm = MemberStatistics.of(model, batches, refresh)
-        self.plan: list[PlannedTensor] = select_tensors(model, system, include, exclude)
+        self.plan: list[PlannedTensor] = select_tensors(model, system, include, exclude, output_axis)
         self._noisy = {planned.name: planned for planned in self.plan if planned.quantised}
         self._weights = {entry.name: entry.tensor for entry in named_tensors(model)}
         self._scales: dict[str, Scales] = {}

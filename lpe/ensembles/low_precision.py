@@ -12,7 +12,7 @@ What matters: the bits (too many and the members are alike, too few and each is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.batch_norm import MemberStatistics, fresh_statistics, statistics_note
 from lpe.ensembles.on_the_fly import AllMembers
-from lpe.ensembles.selection import PlannedTensor, describe_plan, select_tensors
+from lpe.ensembles.selection import OutputAxis, PlannedTensor, describe_plan, select_tensors
 from lpe.errors import InputError
 from lpe.modules import named_tensors, with_tensors
 from lpe.number_systems.grids import FullPrecision, LowPrecision, NumberSystem, check_system
@@ -57,7 +57,7 @@ class LowPrecisionEnsemble(Ensemble):
         size: members.
         seed: of the random bits, 0 … 2⁶⁴ − 1.
         rounding: "bernoulli", "coupled" or "nearest".
-        include, exclude: name patterns, see :func:`lpe.ensembles.selection.select_tensors`.
+        include, exclude, output_axis: name patterns, see :func:`lpe.ensembles.selection.select_tensors`.
         first_member: the index under which member 0 draws. Two ensembles on one base with disjoint index
             ranges share no random bits.
         batches: training batches (inputs, targets), iterable again and again: each member's batch-norm
@@ -82,11 +82,12 @@ class LowPrecisionEnsemble(Ensemble):
         first_member: int = 0,
         batches: Iterable[Any] | None = None,
         refresh: str = "relative",
+        output_axis: Mapping[str, OutputAxis] | None = None,
     ) -> None:
         self._begin(model, system, size, seed, rounding, first_member)
         alike = rounding == "nearest" or isinstance(system, FullPrecision)
         self.batch_norm = MemberStatistics.of(model, batches, refresh, alike)
-        self.plan: list[PlannedTensor] = select_tensors(model, system, include, exclude)
+        self.plan: list[PlannedTensor] = select_tensors(model, system, include, exclude, output_axis)
         weights = {entry.name: entry.tensor for entry in named_tensors(model)}
         self._stored: dict[str, Stored] = {p.name: weights[p.name] for p in self._quantised}
         self._scales: dict[str, Tensor] = {}

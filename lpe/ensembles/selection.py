@@ -1,64 +1,38 @@
 """Which tensors are quantised, and which dimension of each is "output".
 
-Quantised: weights that multiply (Linear, Conv, attention projections also where they are bare parameters,
-Embedding; classifier heads too). Not: biases, norms, one-dimensional parameters, positional and class
-tokens, buffers, the LM head and whatever is tied to an excluded tensor. Every tensor comes back with its
+Quantised: weights that multiply (Linear, Conv, recurrent layers, attention projections also where they are
+bare parameters, experts and their routers, Embedding; classifier heads too). Not: biases, norms,
+one-dimensional parameters, positions, tokens, buffers, low-rank adapters, the LM head and whatever is tied to
+an excluded tensor. ``rules.py`` has the rules. Every tensor comes back with its
 reason, so that nothing is skipped silently.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lpe.checks import is_integer, shown
 from lpe.ensembles.base import text_table
+from lpe.ensembles.rules import ADAPTER, LM_HEAD, NORM, POSITION, TOKEN, Output, output_of
 from lpe.errors import InputError
-from lpe.modules import holders, named_tensors
-from lpe.number_systems.grids import FullPrecision, NumberSystem
+from lpe.modules import NamedTensor, holders, named_tensors
+from lpe.number_systems.grids import FullPrecision, NumberSystem, PerChannel
 from lpe.number_systems.layouts import Layout
 from lpe.number_systems.rounding import check_weight
 from lpe.number_systems.streams import check_tensor_ids
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+OutputAxis = int | tuple[int, int]
+"""What a user says of a tensor: its output dimension k, or (0, k)."""
 
-# Kind of module → (its weight's parameter names, the dimension that is "output").
-KINDS: tuple[tuple[tuple[type[nn.Module], ...], tuple[str, ...], int], ...] = (
-    (_TRANSPOSED, ("weight",), 1),
-    ((nn.Conv1d, nn.Conv2d, nn.Conv3d), ("weight",), 0),
-    ((nn.Linear, nn.Bilinear), ("weight",), 0),
-    ((nn.Embedding, nn.EmbeddingBag), ("weight",), 0),
-    (
-        (nn.MultiheadAttention,),
-        ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
-        0,
-    ),
-)
-
-# Bare parameters by name, in any module: `x @ proj` and `x @ text_projection` (open_clip) have output second.
-BARE = {
-    "in_proj_weight": 0,
-    "q_proj_weight": 0,
-    "k_proj_weight": 0,
-    "v_proj_weight": 0,
-    "proj": 1,
-    "text_projection": 1,
-}
-
-_NORM = re.compile(r"norm|^bn\d*$|^ln_|FilterResponse", re.IGNORECASE)
-_POSITION = re.compile(
-    r"(^|[._])(wpe|pos|posi?tion(al)?s?|rel_pos|relative_position)([._]|_?emb|$)"
-    r"|pos_embed|position_bias|relative_attention_bias",
-    re.IGNORECASE,
-)
-_TOKEN = re.compile(
-    r"(cls|class|reg|dist|mask|register|distillation)_?(tokens?|embedding)$|latent", re.IGNORECASE
-)
-_LM_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_projection)\.weight$")
+_BIAS = re.compile(r"(^|_)bias(es)?(_\w)?$")
+"""Of a parameter's name."""
 
 
 @dataclass(frozen=True)
@@ -87,23 +61,6 @@ class PlannedTensor:
         return self.layout.numel
 
 
-def _is_gpt2_conv1d(module: nn.Module) -> bool:
-    # By name: importing transformers to ask would cost seconds, and its models may not be in use.
-    return type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers.")
-
-
-def _axis(module: nn.Module, attribute: str) -> tuple[str, int] | None:
-    """(kind, output axis) of a module's parameter that multiplies; None where no rule knows it."""
-    if _is_gpt2_conv1d(module) and attribute == "weight":
-        return ("Conv1D", 1)
-    for types, attributes, axis in KINDS:
-        if isinstance(module, types) and attribute in attributes:
-            return (type(module).__name__, axis)
-    if attribute in BARE:
-        return (f"projection of {type(module).__name__}", BARE[attribute])
-    return None
-
-
 def _lm_heads(model: nn.Module) -> list[Tensor]:
     heads = []
     for module in model.modules():
@@ -115,24 +72,80 @@ def _lm_heads(model: nn.Module) -> list[Tensor]:
     return heads
 
 
-def _never(module: nn.Module, attribute: str, name: str, tensor: Tensor) -> str | None:
-    """Why a parameter is never quantised, whatever ``include`` says; None where it may be."""
+@dataclass(frozen=True)
+class _Verdict:
+    """What the rules say of a tensor under one of its names.
+
+    ``reach`` says which pattern of ``include`` overrules a no: "any"; "literal", one that matches nothing
+    that the rules round; or "none".
+    """
+
+    quantised: bool
+    reason: str
+    output: Output
+    reach: str = "any"
+
+
+_UNKNOWN = Output("", 0)
+
+
+def _left_out(module: nn.Module, attribute: str, name: str, tensor: Tensor, known: bool) -> str | None:
+    """Why a parameter is no weight that multiplies; None where it is one, or may be."""
     if tensor.dim() < 2:
         return "one-dimensional"
-    if attribute == "bias" or attribute.endswith("_bias") or attribute in ("bias_k", "bias_v"):
+    if _BIAS.search(attribute):
         return "bias"
-    rule = _axis(module, attribute)
-    if rule and not isinstance(module, nn.Embedding | nn.EmbeddingBag):
+    if known and not isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return None
-    if _POSITION.search(name):
+    if POSITION.search(name):
         return "position"
-    if rule:
+    if known:
         return None
-    if _NORM.search(type(module).__name__) or _NORM.search(attribute):
+    if NORM.search(type(module).__name__) or NORM.search(attribute):
         return f"norm ({type(module).__name__})"
-    if _TOKEN.search(attribute):
+    if TOKEN.search(attribute):
         return "token"
     return None
+
+
+def _verdict(
+    module: nn.Module,
+    attribute: str,
+    entry: NamedTensor,
+    name: str,
+    heads: set[int],
+    axes: tuple[object, ...] | None,
+) -> _Verdict:
+    tensor = entry.tensor
+    if entry.kind == "buffer":
+        return _Verdict(False, "buffer", _UNKNOWN, "none")
+    if not torch.is_floating_point(tensor):
+        return _Verdict(False, f"{tensor.dtype} values", _UNKNOWN, "none")
+    output = output_of(module, attribute, tensor) if axes is None else _given_output(axes, name, tensor)
+    if reason := _left_out(module, attribute, name, tensor, output is not None):
+        return _Verdict(False, reason, output or _UNKNOWN, "literal")
+    if output is None:
+        return _Verdict(False, f"no rule for {type(module).__name__}.{attribute}", _UNKNOWN)
+    if ADAPTER.search(name):
+        return _Verdict(False, "adapter", output)
+    if id(tensor) in heads or LM_HEAD.search(name):
+        return _Verdict(False, "LM head", output)
+    return _Verdict(True, output.kind, output)
+
+
+def _given_output(axes: tuple[Any, ...], name: str, tensor: Tensor) -> Output:
+    """The output dimension that the user gave, k or (0, k); InputError where the tensor has none such."""
+    shape = list(tensor.shape)
+    if all(is_integer(each) and -len(shape) <= int(each) < len(shape) for each in axes):
+        places = [int(each) % len(shape) for each in axes]
+        if len(places) == 1:
+            return Output("output axis as given", places[0])
+        if len(places) == 2 and places[0] == 0 != places[1]:
+            return Output("output axes as given", places[1], shape[0])
+    raise InputError(
+        f"output_axis of {name!r} must be a dimension of its shape {shape}, or (0, k) where each index of "
+        f"the first has outputs of its own, not {shown(axes if len(axes) > 1 else axes[0])}"
+    )
 
 
 def _patterns(patterns: str | Iterable[str] | None) -> tuple[str, ...] | None:
@@ -146,6 +159,7 @@ def select_tensors(
     system: NumberSystem,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    output_axis: Mapping[str, OutputAxis] | None = None,
 ) -> list[PlannedTensor]:
     """What becomes of every tensor of a model, in the model's order.
 
@@ -153,54 +167,65 @@ def select_tensors(
         model: any module.
         system: the number system; under ``FullPrecision()`` the same tensors count as quantised.
         include: name patterns (``fnmatch``: ``*``, ``?``, ``[…]``, on canonical names). Where given, only
-            matching tensors are quantised. A pattern also reaches weights that the default rule leaves out
-            for being an LM head or of a kind without a rule (then the first dimension is "output"), never
-            biases, norms, one-dimensional parameters, positions, tokens or buffers.
+            matching tensors are quantised. A pattern also reaches an LM head, an adapter and weights of a
+            kind without a rule (then the first dimension is "output"). One that matches none of the weights
+            that the rules round is taken at its word, and reaches positions, tokens, norms and biases too.
+            None reaches a buffer or a parameter without floating-point values.
         exclude: name patterns of tensors that stay at full precision.
+        output_axis: name pattern → the dimension that is "output" of the tensors that match, for what no rule
+            knows or where one is wrong; the first pattern that matches counts. (0, k) gives each index of the
+            first dimension (an expert, a head) outputs of its own along dimension k.
 
     Raises:
         InputError: a pattern that matches nothing; no tensor left to quantise; two names with one tensor
-            id; a NaN or infinite weight among the quantised.
+            id; a NaN or infinite weight among the quantised; an output dimension that a tensor does not have;
+            a one-dimensional tensor that is included though a scale a value would leave it as it is.
     """
     included, excluded = _patterns(include), _patterns(exclude) or ()
-    held_by = holders(model)
-    heads = {id(head) for head in _lm_heads(model)}
-    plan: list[PlannedTensor] = []
+    axes = _axes(output_axis)
     tensors = named_tensors(model)
-    every_name = [name for entry in tensors for name in (entry.name, *entry.also)]
-    for pattern in (*(included or ()), *excluded):
+    names_of = [(entry.name, *entry.also) for entry in tensors]
+    every_name = [name for names in names_of for name in names]
+    for pattern in (*(included or ()), *excluded, *axes):
         if not any(fnmatchcase(name, pattern) for name in every_name):
             raise InputError(
                 f"the pattern {pattern!r} matches no tensor of the model; see describe() for names"
             )
-
-    for entry in tensors:
-        tensor = entry.tensor
-        names = (entry.name, *entry.also)
-        verdicts = [_default_verdict(*held_by[name], name, tensor, entry.kind, heads) for name in names]
-        # A tensor tied to one that is left out is left out with it.
-        quantised, reason, axis, groups, final = min(verdicts, key=lambda verdict: (verdict[0], -verdict[4]))
+    verdicts = _verdicts(model, tensors, names_of, axes)
+    literal = {
+        pattern
+        for pattern in included or ()
+        if not any(
+            verdict.quantised and fnmatchcase(name, pattern)
+            for verdict, names in zip(verdicts, names_of, strict=True)
+            for name in names
+        )
+    }
+    plan: list[PlannedTensor] = []
+    for entry, names, verdict in zip(tensors, names_of, verdicts, strict=True):
+        quantised, reason = verdict.quantised, verdict.reason
         if entry.also:
             reason += f"; tied: {', '.join(entry.also)}"
-        wanted = included is None or any(fnmatchcase(n, p) for n in names for p in included)
-        if included is not None and not final:
-            if wanted and not quantised:
-                quantised, reason = True, f"included ({reason})"
-            elif quantised and not wanted:
+        if included is not None:
+            wanting = [p for p in included if any(fnmatchcase(name, p) for name in names)]
+            if quantised and not wanting:
                 quantised, reason = False, "not in include"
+            elif not quantised and _is_reached(verdict, wanting, literal):
+                _check_scaled(entry, system)
+                quantised, reason = True, f"included ({reason})"
         if quantised and any(fnmatchcase(n, p) for n in names for p in excluded):
             quantised, reason = False, "excluded by name"
-        if quantised and tensor.numel() == 0:
+        if quantised and entry.tensor.numel() == 0:
             quantised, reason = False, "empty"
         plan.append(
             PlannedTensor(
                 name=entry.name,
-                shape=tuple(tensor.shape),
-                dtype=tensor.dtype,
-                bits=tensor.element_size() * 8,
+                shape=tuple(entry.tensor.shape),
+                dtype=entry.tensor.dtype,
+                bits=entry.tensor.element_size() * 8,
                 quantised=quantised,
                 reason=reason,
-                layout=Layout(tuple(tensor.shape), axis, groups),
+                layout=Layout(tuple(entry.tensor.shape), verdict.output.axis, verdict.output.groups),
                 saved=entry.saved,
             )
         )
@@ -218,24 +243,51 @@ def select_tensors(
     return plan
 
 
-def _default_verdict(
-    module: nn.Module, attribute: str, name: str, tensor: Tensor, kind: str, heads: set[int]
-) -> tuple[bool, str, int, int, bool]:
-    """(quantised, reason, output axis, channel groups, whether ``include`` can't change it) of one name."""
-    if kind == "buffer":
-        return (False, "buffer", 0, 1, True)
-    if not torch.is_floating_point(tensor):
-        return (False, f"{tensor.dtype} values", 0, 1, True)
-    if reason := _never(module, attribute, name, tensor):
-        return (False, reason, 0, 1, True)
-    rule = _axis(module, attribute)
-    if rule is None:
-        return (False, f"no rule for {type(module).__name__}.{attribute}", 0, 1, False)
-    reason, axis = rule
-    groups = int(getattr(module, "groups", 1)) if isinstance(module, _TRANSPOSED) else 1
-    if id(tensor) in heads or _LM_HEAD.search(name):
-        return (False, "LM head", axis, groups, False)
-    return (True, reason, axis, groups, False)
+def _axes(output_axis: object) -> dict[str, tuple[object, ...]]:
+    if output_axis is None:
+        return {}
+    if not isinstance(output_axis, Mapping) or not all(isinstance(pattern, str) for pattern in output_axis):
+        raise InputError(
+            f"output_axis must be a mapping of name patterns to dimensions, not {shown(output_axis)}"
+        )
+    return {
+        pattern: given if isinstance(given, tuple) else (given,) for pattern, given in output_axis.items()
+    }
+
+
+def _verdicts(
+    model: nn.Module,
+    tensors: Sequence[NamedTensor],
+    names_of: Sequence[tuple[str, ...]],
+    axes: Mapping[str, tuple[object, ...]],
+) -> list[_Verdict]:
+    """What the rules say of each tensor: of its names', what is hardest to overrule."""
+    held_by = holders(model)
+    heads = {id(head) for head in _lm_heads(model)}
+    verdicts: list[_Verdict] = []
+    for entry, names in zip(tensors, names_of, strict=True):
+        given = next((axes[p] for p in axes if any(fnmatchcase(n, p) for n in names)), None)
+        of_names = [_verdict(*held_by[name], entry, name, heads, given) for name in names]
+        # A tensor tied to one that is left out is left out with it.
+        order = ("none", "literal", "any")
+        verdicts.append(min(of_names, key=lambda verdict: (verdict.quantised, order.index(verdict.reach))))
+    return verdicts
+
+
+def _is_reached(verdict: _Verdict, wanting: Sequence[str], literal: set[str]) -> bool:
+    """Whether patterns of ``include`` that match a tensor overrule a no."""
+    return bool(verdict.reach == "any" and wanting) or (
+        verdict.reach == "literal" and not literal.isdisjoint(wanting)
+    )
+
+
+def _check_scaled(entry: NamedTensor, system: NumberSystem) -> None:
+    """InputError where each value would have a scale of its own, under which rounding changes nothing."""
+    if entry.tensor.dim() < 2 and getattr(system, "scale", None) == PerChannel():
+        raise InputError(
+            f"{entry.name!r} has one dimension: a scale an output channel would leave it as it is; give the "
+            "system scale=PerTensor(), or leave it out of include"
+        )
 
 
 def describe_plan(plan: Sequence[PlannedTensor], quantised_bits: int | None, title: str) -> str:

@@ -22,9 +22,11 @@ class Layout:
         shape: the weight's shape.
         output_axis: the dimension that is "output": 0, or another (1 of GPT-2's Conv1D, ConvTranspose and
             open_clip's projections).
-        channel_groups: how many outputs of their own each index of the output dimension stands for: the
-            dimensions before it are cut into so many groups. Of a grouped ConvTranspose [in, out / groups,
-            …] the number of groups; of experts [experts, in, out] or [experts, out, in] that of experts.
+        channel_groups: how many outputs of its own each index of the output dimension stands for: the
+            dimensions before it are cut into so many groups, or those after it where there is none before.
+            Of a grouped ConvTranspose [in, out / groups, …] the number of groups; of experts
+            [experts, in, out] or [experts, out, in] that of experts; of experts that are a row each
+            [experts, out · in] that of outputs.
     """
 
     shape: tuple[int, ...]
@@ -37,8 +39,9 @@ class Layout:
             raise InputError(f"output_axis {self.output_axis!r} does not fit the shape {list(self.shape)}")
         if type(self.channel_groups) is not int or self.channel_groups < 1:
             raise InputError(f"channel_groups must be a positive integer, not {self.channel_groups!r}")
-        if self.output_axis and self.before % self.channel_groups:
-            raise InputError(f"{self.channel_groups} channel groups do not divide {self.before} inputs")
+        cut = self.before if self.output_axis else self.after
+        if cut % self.channel_groups:
+            raise InputError(f"{self.channel_groups} channel groups do not divide {cut} inputs")
 
     @property
     def before(self) -> int:
@@ -68,7 +71,7 @@ class Layout:
     @property
     def rows(self) -> int:
         """Output channels."""
-        return self.outputs if self.output_axis == 0 else self.outputs * self.channel_groups
+        return self.outputs * self.channel_groups
 
     @property
     def columns(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 from collections.abc import Callable, Iterable
 
@@ -55,7 +56,7 @@ def plain_kinds() -> nn.Module:
             "bag": nn.EmbeddingBag(7, 4),
             "pair": nn.Bilinear(3, 4, 5),
             "norm": nn.LayerNorm((4, 6)),
-            "memory": nn.LSTM(4, 3),
+            "memory": nn.LSTM(4, 3, proj_size=2),
         }
     )
 
@@ -134,7 +135,10 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     ),
     "plain kinds": (
         plain_kinds,
-        {"up.weight": 1, "conv.weight": 0, "words.weight": 0, "bag.weight": 0, "pair.weight": 0},
+        {
+            **{"up.weight": 1, "conv.weight": 0, "words.weight": 0, "bag.weight": 0, "pair.weight": 0},
+            **{f"memory.weight_{which}_l0": 0 for which in ("ih", "hh", "hr")},
+        },
     ),
     "GPT-2": (
         gpt2,
@@ -244,7 +248,7 @@ def test_describe_has_a_row_for_each_tensor_with_its_shape_verdict_and_reason(ar
         ("attention", "bias_v", "bias"),
         ("plain kinds", "norm.weight", "norm (LayerNorm)"),
         ("plain kinds", "norm.bias", "bias"),
-        ("plain kinds", "memory.weight_ih_l0", "no rule for LSTM.weight_ih_l0"),
+        ("plain kinds", "memory.bias_ih_l0", "one-dimensional"),
         ("GPT-2", "transformer.wpe.weight", "position"),
         ("GPT-2", "transformer.wte.weight", "LM head; tied: lm_head.weight"),
         ("Llama", "lm_head.weight", "LM head"),
@@ -267,15 +271,39 @@ def test_a_t5_relative_attention_bias_is_a_position_though_an_embedding_holds_it
     assert quantised(select_tensors(block, INT4)) == {"q.weight"}
 
 
-@pytest.mark.parametrize("name", ["pos_embed", "position_embeddings", "wpe", "embed_positions", "rel_pos"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("pos_embed", "pos_embed1", "position_embeddings", "wpe", "embed_positions", "rel_pos", "rel_pos_h"),
+        *(
+            "rel_embeddings",
+            "x_position_embeddings",
+            "relative_position_bias_table",
+            "pos_emb",
+            "position_enc",
+        ),
+        *("positional_embedding", "image_positions", "memory_temporal_positional_encoding", "pos"),
+    ],
+)
 def test_an_embedding_of_positions_is_left_out(name: str) -> None:
     model = nn.ModuleDict({name: nn.Embedding(8, 2), "fc": nn.Linear(4, 4)})
     assert quantised(select_tensors(model, INT4)) == {"fc.weight"}
 
 
-@pytest.mark.parametrize("name", ["position_mlp", "token_type_embeddings", "composition", "deposit"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "position_mlp",
+        "token_type_embeddings",
+        "composition",
+        "deposit",
+        "pos_tagger",
+        "pos_embed_mlp",
+        "positive",
+    ],
+)
 def test_a_weight_that_multiplies_is_quantised_whatever_its_name_resembles(name: str) -> None:
-    kind = nn.Embedding(8, 2) if name == "token_type_embeddings" else nn.Linear(8, 2)
+    kind = nn.Linear(8, 2) if "mlp" in name or "pos" in name[2:] else nn.Embedding(8, 2)
     assert quantised(select_tensors(nn.ModuleDict({name: kind}), INT4)) == {f"{name}.weight"}
 
 
@@ -352,6 +380,163 @@ def test_modules_that_only_bear_a_wrappers_name_keep_it() -> None:
     assert names == ["module.weight", "_orig_mod.weight"]
 
 
+# Experts, routers and what else multiplies in its own way: tensor → the axis that is output, and its scales.
+
+TINY = {
+    **{"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1},
+    **{"num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0},
+}
+
+
+def mixtral() -> nn.Module:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    return MixtralForCausalLM(MixtralConfig(**TINY, num_local_experts=4))
+
+
+def gpt_oss() -> nn.Module:
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    return GptOssForCausalLM(GptOssConfig(**TINY, num_local_experts=4, head_dim=8))
+
+
+def llama4() -> nn.Module:
+    from transformers.models.llama4.modeling_llama4 import Llama4TextConfig, Llama4TextExperts
+
+    return Llama4TextExperts(Llama4TextConfig(**TINY, num_local_experts=4))
+
+
+def jetmoe() -> nn.Module:
+    from transformers.models.jetmoe.modeling_jetmoe import JetMoeParallelExperts
+
+    return JetMoeParallelExperts(4, 16, 24)
+
+
+def dbrx() -> nn.Module:
+    from types import SimpleNamespace
+
+    from transformers.models.dbrx.modeling_dbrx import DbrxExpertGLU
+
+    sizes = {"hidden_size": 16, "ffn_hidden_size": 24, "moe_num_experts": 4, "ffn_act_fn": {"name": "silu"}}
+    return DbrxExpertGLU(SimpleNamespace(**sizes))
+
+
+def conditional_convolution() -> nn.Module:
+    from timm.layers.cond_conv2d import CondConv2d
+
+    return CondConv2d(6, 8, 3, groups=2, num_experts=4)
+
+
+def cells() -> nn.Module:
+    return nn.ModuleDict({"lstm": nn.LSTMCell(4, 3), "gru": nn.GRU(4, 3, num_layers=2, bidirectional=True)})
+
+
+# Architecture, tensor: (output axis, number of scales under one an output channel).
+OUTPUTS: list[tuple[Callable[[], nn.Module], str, tuple[int, int]]] = [
+    (mixtral, "model.layers.0.mlp.experts.gate_up_proj", (1, 4 * 48)),
+    (mixtral, "model.layers.0.mlp.experts.down_proj", (1, 4 * 16)),
+    (mixtral, "model.layers.0.mlp.gate.weight", (0, 4)),
+    (gpt_oss, "model.layers.0.mlp.experts.gate_up_proj", (2, 4 * 48)),
+    (gpt_oss, "model.layers.0.mlp.experts.down_proj", (2, 4 * 16)),
+    (gpt_oss, "model.layers.0.mlp.router.weight", (0, 4)),
+    (llama4, "gate_up_proj", (2, 4 * 48)),
+    (llama4, "down_proj", (2, 4 * 16)),
+    (jetmoe, "weight", (1, 4 * 24)),
+    (dbrx, "w1", (0, 4 * 24)),
+    (dbrx, "v1", (0, 4 * 24)),
+    (dbrx, "w2", (1, 4 * 16)),
+    (conditional_convolution, "weight", (0, 4 * 8)),
+    (cells, "lstm.weight_ih", (0, 12)),
+    (cells, "lstm.weight_hh", (0, 12)),
+    (cells, "gru.weight_ih_l1_reverse", (0, 9)),
+]
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "expected"), OUTPUTS, ids=lambda value: getattr(value, "__name__", None)
+)
+def test_what_multiplies_in_its_own_way_has_a_scale_an_output_channel_of_each_expert(
+    build: Callable[[], nn.Module], name: str, expected: tuple[int, int]
+) -> None:
+    net = build()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter)  # some are made without values
+    planned = next(p for p in select_tensors(net, INT4) if p.name == name)
+    scales = planned.layout.scale_shape(INT4.scale)
+    assert planned.quantised and (planned.layout.output_axis, scales) == (expected[0], (expected[1], 1))
+
+
+@pytest.mark.parametrize("build", [gpt_oss, mixtral], ids=lambda build: build.__name__)
+def test_the_biases_of_experts_stay(build: Callable[[], nn.Module]) -> None:
+    biases = [p for p in select_tensors(build(), INT4) if "bias" in p.name and len(p.shape) > 1]
+    assert all((p.quantised, p.reason) == (False, "bias") for p in biases)
+    assert bool(biases) == (build is gpt_oss)
+
+
+def test_a_scale_of_an_expert_is_that_of_its_weights_for_one_output() -> None:
+    torch.manual_seed(0)
+    net = conditional_convolution()
+    ensemble = lpe.LowPrecisionEnsemble(net, INT4, 1)
+    largest = net.weight.view(4, 8, 3 * 9).abs().amax(dim=2).flatten()
+    assert torch.equal(ensemble.scales("weight")[:, 0], largest / 7)
+
+
+@pytest.mark.parametrize("name", ["q.lora_A.default", "q.lora_B.default"])
+def test_an_adapter_stays_at_its_own_precision_unless_asked(name: str) -> None:
+    model = nn.Module()
+    model.q = nn.Linear(8, 8)
+    model.q.lora_A, model.q.lora_B = (
+        nn.ModuleDict({"default": nn.Linear(8, 8, bias=False)}) for _ in range(2)
+    )
+    plan = {p.name: p for p in select_tensors(model, INT4)}
+    assert (plan[f"{name}.weight"].quantised, plan[f"{name}.weight"].reason) == (False, "adapter")
+    assert quantised(select_tensors(model, INT4, include=["*lora*"])) >= {f"{name}.weight"}
+
+
+# output_axis
+
+
+def unruly() -> nn.Module:
+    model = nn.Module()
+    model.fc = nn.Linear(4, 6)
+    model.kernel = nn.Parameter(torch.randn(3, 4, 5))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("axis", "scales"), [(0, 3), (1, 4), (2, 5), (-1, 5), ((0, 1), 12), ((0, 2), 15), ((0, -1), 15)], ids=str
+)
+def test_output_axis_tells_what_no_rule_knows(axis: int | tuple[int, int], scales: int) -> None:
+    plan = {p.name: p for p in select_tensors(unruly(), INT4, output_axis={"ker*": axis})}
+    assert plan["kernel"].quantised and plan["kernel"].layout.scale_shape(INT4.scale) == (scales, 1)
+    assert plan["fc.weight"].layout.output_axis == 0
+
+
+def test_output_axis_overrules_a_rule() -> None:
+    plan = {p.name: p for p in select_tensors(unruly(), INT4, output_axis={"fc.weight": 1})}
+    assert plan["fc.weight"].layout.scale_shape(INT4.scale) == (4, 1)
+
+
+@pytest.mark.parametrize("axis", [3, -4, (1, 2), (0, 0), (0, 1, 2), "1", None, 1.0, True], ids=str)
+def test_an_output_axis_that_a_tensor_does_not_have_is_an_error_that_names_both(axis: object) -> None:
+    with pytest.raises(lpe.InputError, match=r"output_axis of 'kernel' must be .*\[3, 4, 5\]"):
+        select_tensors(unruly(), INT4, output_axis={"kernel": axis})
+
+
+@pytest.mark.parametrize("given", [1, ["kernel"], {0: 1}, "kernel=1"], ids=str)
+def test_an_output_axis_that_is_no_mapping_is_an_error(given: object) -> None:
+    with pytest.raises(lpe.InputError, match="output_axis must be a mapping"):
+        select_tensors(unruly(), INT4, output_axis=given)
+
+
+def test_members_round_along_the_output_axis_that_was_given() -> None:
+    net = unruly()
+    ensemble = lpe.LowPrecisionEnsemble(net, INT4, 2, output_axis={"kernel": (0, 2)})
+    assert torch.equal(ensemble.scales("kernel")[:, 0], (net.kernel.abs().amax(dim=1) / 7).flatten())
+    expected = lpe.round_weights(net.kernel, INT4, name="kernel", member=1, output_axis=2, channel_groups=3)
+    assert torch.equal(ensemble[1].kernel, expected)
+
+
 # include and exclude
 
 
@@ -389,9 +574,32 @@ def test_include_reaches_an_lm_head_and_weights_without_a_rule(name: str) -> Non
     assert quantised(select_tensors(small(), INT4, include=name)) == {name}
 
 
-@pytest.mark.parametrize("name", ["first.bias", "norm.weight", "pos_embed", "cls_token", "table"])
-def test_include_never_reaches_biases_norms_positions_tokens_and_buffers(name: str) -> None:
+@pytest.mark.parametrize("name", ["pos_embed", "cls_token", "norm.weight", "pos*", "*_token"])
+def test_a_pattern_that_matches_no_weight_of_the_rules_is_taken_at_its_word(name: str) -> None:
+    plan = select_tensors(small(), INT4, include=["first.weight", name])
+    matched = {p.name for p in plan if fnmatch.fnmatchcase(p.name, name)}
+    assert quantised(plan) == {"first.weight", *matched} and matched
+
+
+@pytest.mark.parametrize("pattern", ["*", "*e*", "*o*"])
+def test_a_pattern_that_matches_weights_of_the_rules_reaches_no_bias_norm_position_and_token(
+    pattern: str,
+) -> None:
+    never = {"first.bias", "second.bias", "norm.weight", "norm.bias", "pos_embed", "cls_token"}
+    assert not never & quantised(select_tensors(small(), INT4, include=pattern))
+
+
+@pytest.mark.parametrize("name", ["table", "tab*"])
+def test_include_never_reaches_a_buffer(name: str) -> None:
     assert quantised(select_tensors(small(), INT4, include=["first.weight", name])) == {"first.weight"}
+
+
+def test_a_bias_that_is_included_needs_a_scale_of_more_than_one_value() -> None:
+    with pytest.raises(lpe.InputError, match=r"'first.bias' has one dimension.*PerTensor\(\)"):
+        select_tensors(small(), INT4, include="first.bias")
+    assert quantised(select_tensors(small(), lpe.Int(4, lpe.PerTensor()), include="first.bias")) == {
+        "first.bias"
+    }
 
 
 def test_include_reaches_a_tied_tensor_by_its_other_name() -> None:

@@ -25,6 +25,18 @@ from lpe.number_systems.kernels.arguments import Coded
 from lpe.number_systems.rounding import absmax_scales, members_into
 
 
+class Experts(nn.Module):
+    """Two experts, [experts, in, out] or [experts, out, in], all of whose outputs are added."""
+
+    def __init__(self, is_transposed: bool) -> None:
+        super().__init__()
+        self.is_transposed = is_transposed
+        self.kernels = nn.Parameter(torch.randn(2, 5, 5))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.einsum("bi,eio->bo" if self.is_transposed else "bi,eoi->bo", inputs, self.kernels)
+
+
 class Net(nn.Module):
     """Every output axis, odd shapes, a tied weight, a half-precision weight, buffers saved and not saved."""
 
@@ -37,12 +49,13 @@ class Net(nn.Module):
         self.embed = nn.Embedding(5, 7)
         self.head = nn.Linear(7, 5)
         self.head.weight = self.embed.weight
+        self.experts = nn.Sequential(Experts(True), Experts(False))
         self.last = nn.Linear(5, 3).bfloat16()
         self.register_buffer("offset", torch.ones(7), persistent=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         features = self.norm(self.up(self.conv(inputs))).relu().mean(dim=(2, 3))
-        return self.last(self.head(features @ self.proj + self.offset).bfloat16())
+        return self.last(self.experts(self.head(features @ self.proj + self.offset)).bfloat16())
 
 
 def net(seed: int = 0) -> Net:

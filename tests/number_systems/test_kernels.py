@@ -47,6 +47,7 @@ LAYOUTS = [
     Layout((6, 4, 3, 2), output_axis=1, channel_groups=3),
     Layout((3, 2100), output_axis=1),
     Layout((3, 5, 7), output_axis=2),
+    Layout((4, 18), channel_groups=3),
     Layout((3, 5, 7), output_axis=1, channel_groups=3),
     Layout((3, 5, 7), output_axis=2, channel_groups=3),
 ]

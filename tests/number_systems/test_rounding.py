@@ -58,7 +58,12 @@ def group_of_index(
     if not index:
         row, rest, rest_shape = 0, (), ()
     elif output_axis == 0:
-        row, rest, rest_shape = index[0], index[1:], shape[1:]
+        # What comes after the output dimension is cut into the groups.
+        after = position = 0
+        for position, extent in zip(index[1:], shape[1:], strict=True):
+            after = after * extent + position
+        inputs = int(np.prod(shape[1:])) // channel_groups
+        row, rest, rest_shape = index[0] * channel_groups + after // inputs, (after % inputs,), (inputs,)
     else:
         # What comes before the output dimension, counted as one dimension, is cut into the groups.
         before, first = 1, 0
@@ -304,6 +309,11 @@ def test_experts_follow_the_rule_in_both_orders_of_their_dimensions(
     assert_follows_the_rule(
         normal_weight(4, 6, 5), lpe.Int(4, axis), "bernoulli", output_axis=output_axis, channel_groups=4
     )
+
+
+@pytest.mark.parametrize("axis", AXES, ids=str)
+def test_experts_that_are_a_row_each_follow_the_rule(axis: ScaleAxis) -> None:
+    assert_follows_the_rule(normal_weight(4, 18), lpe.Int(4, axis), "bernoulli", channel_groups=3)
 
 
 @pytest.mark.parametrize("axis", AXES, ids=str)
