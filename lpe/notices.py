@@ -7,6 +7,7 @@ The lines go to the logger "lpe", which prints them on standard error where nobo
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 _LOGGER = logging.getLogger("lpe")
 _said: set[str] = set()
@@ -17,6 +18,12 @@ def note(text: str) -> None:
     if text not in _said:
         _said.add(text)
         _LOGGER.warning("note: %s", text)
+
+
+def say(lines: Iterable[str]) -> None:
+    """Say each of the lines; see :func:`note`."""
+    for line in lines:
+        note(line)
 
 
 def forget() -> None:

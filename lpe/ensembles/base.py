@@ -69,6 +69,10 @@ class Ensemble(ABC, Sequence[nn.Module]):
     def describe(self) -> str:
         """A table as text: a row per tensor."""
 
+    def notes(self) -> list[str]:
+        """What a user should know of the members and that is no error: a line each."""
+        return []
+
     def backward_passes(self, n: int | None = None) -> int | None:
         """Gradient evaluations, of one minibatch each, that the first n members cost (n = None: all).
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.batch_norm import MemberStatistics, fresh_statistics, statistics_note
 from lpe.ensembles.on_the_fly import AllMembers
-from lpe.ensembles.selection import OutputAxis, PlannedTensor, describe_plan, select_tensors
+from lpe.ensembles.selection import Coverage, OutputAxis, PlannedTensor, describe_plan, select_tensors
 from lpe.errors import InputError
 from lpe.modules import named_tensors, with_tensors
 from lpe.number_systems.grids import FullPrecision, LowPrecision, NumberSystem, check_system
@@ -253,6 +253,11 @@ class LowPrecisionEnsemble(Ensemble):
         """Which of BASES the seeded kind of file needs at least."""
         assert not isinstance(self.system, FullPrecision)
         return next(base for base in BASES if base_holds(base, self.system, self.rounding))
+
+    def notes(self) -> list[str]:
+        """A line where less than 95 % of the weights of two or more dimensions are rounded."""
+        line = Coverage.of(self.plan).note(type(self.model).__name__)
+        return [line] if line and not isinstance(self.system, FullPrecision) else []
 
     def describe(self) -> str:
         """A row per tensor: name, shape, quantised or not and why, bits a value in a member."""

@@ -45,6 +45,10 @@ class CompositeEnsemble(Ensemble):
         """The parts in order, each made when it is asked for."""
         return (self.part(index) for index in range(len(self._starts) - 1))
 
+    def notes(self) -> list[str]:
+        """Those of the first part."""
+        return self.part(0).notes()
+
     def member(self, index: int) -> nn.Module:
         """Member ``index``, from the part that it falls into."""
         part = bisect_right(self._starts, index) - 1

@@ -290,6 +290,47 @@ def _check_scaled(entry: NamedTensor, system: NumberSystem) -> None:
         )
 
 
+COVERED = 0.95
+"""Share of the weights of two or more dimensions below which a note says what is not rounded."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of a model is rounded, of its stored parameters of two or more dimensions.
+
+    Args:
+        rounded, whole: numbers of weights.
+        left: those that are not rounded, the largest first.
+    """
+
+    rounded: int
+    whole: int
+    left: tuple[PlannedTensor, ...]
+
+    @classmethod
+    def of(cls, plan: Sequence[PlannedTensor]) -> Coverage:
+        """The coverage of a plan."""
+        weights = [p for p in plan if p.saved and len(p.shape) > 1 and not p.reason.startswith("buffer")]
+        left = sorted((p for p in weights if not p.quantised), key=lambda p: -p.numel)
+        return cls(sum(p.numel for p in weights if p.quantised), sum(p.numel for p in weights), tuple(left))
+
+    @property
+    def share(self) -> float:
+        """Of the weights, how many are rounded: 0 … 1."""
+        return self.rounded / self.whole if self.whole else 1.0
+
+    def note(self, model: str) -> str | None:
+        """A line that says what is not rounded, where that is more than 1 − COVERED."""
+        if self.share >= COVERED:
+            return None
+        first = self.left[0]
+        shape = "×".join(map(str, first.shape))
+        return (
+            f"{100 * self.share:.1f} % of {model}'s weights of two or more dimensions are rounded; "
+            f"the largest that is not: {first.name}, {shape} ({first.reason}); describe() lists all"
+        )
+
+
 def describe_plan(plan: Sequence[PlannedTensor], quantised_bits: int | None, title: str) -> str:
     """The plan as a text table: name, shape, quantised or not, why, bits a value."""
     rows = []

@@ -34,6 +34,7 @@ from lpe.evaluation.cascades import evaluate_cascade
 from lpe.evaluation.metrics import EnsembleMetrics, fit_temperature, mean_log_probs, nll, temperature_scaled
 from lpe.evaluation.timing import MemberTimer
 from lpe.modules import apply, device_of, tensors_in, to_device, tree_map
+from lpe.notices import say
 from lpe.number_systems.grids import FullPrecision
 
 if TYPE_CHECKING:
@@ -386,6 +387,7 @@ def evaluate(
         calibrated = range(1, len(ensemble) + 1) if calibrated else ()
     if members not in MEMBERS:
         raise InputError(f"members must be one of {', '.join(MEMBERS)}, not {members!r}")
+    say(ensemble.notes())
     metrics = [EnsembleMetrics() for _ in range(len(ensemble))]
     kept: list[list[Tensor]] = [[] for _ in range(len(ensemble))]
     all_targets: list[Tensor] = []

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import lpe
-from lpe.ensembles.selection import PlannedTensor, select_tensors
+from lpe import notices
+from lpe.ensembles.selection import Coverage, PlannedTensor, select_tensors
 from lpe.modules import named_tensors
 from lpe.number_systems import streams
 
@@ -675,3 +676,57 @@ def test_integer_weights_are_left_out_with_their_type_as_the_reason() -> None:
     model["packed"].weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
     plan = {p.name: p.reason for p in select_tensors(model, INT4)}
     assert plan["packed.weight"] == "torch.int8 values"
+
+
+# How much is rounded
+
+
+def half_unknown() -> nn.Module:
+    model = nn.Module()
+    model.fc = nn.Linear(4, 6)
+    model.kernel = nn.Parameter(torch.randn(4, 6))
+    model.tall = nn.Parameter(torch.randn(2, 6))
+    model.forward = None
+    return model
+
+
+def test_coverage_counts_stored_parameters_of_two_dimensions() -> None:
+    coverage = Coverage.of(select_tensors(half_unknown(), INT4))
+    assert (coverage.rounded, coverage.whole, coverage.share) == (24, 60, 0.4)
+    assert [p.name for p in coverage.left] == ["kernel", "tall"]
+
+
+def test_coverage_does_not_count_buffers_and_what_is_not_saved() -> None:
+    model = half_unknown()
+    model.register_buffer("table", torch.ones(30, 30))
+    model.register_buffer("cache", torch.ones(30, 30), persistent=False)
+    assert Coverage.of(select_tensors(model, INT4)).whole == 60
+
+
+@pytest.mark.parametrize(("outputs", "said"), [(18, True), (19, False)])
+def test_evaluate_says_in_a_line_when_less_than_95_percent_are_rounded(
+    outputs: int, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, outputs, bias=False)
+            self.table = nn.Parameter(torch.randn(1, 4))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.fc(inputs + self.table)
+
+    notices.forget()
+    ensemble = lpe.LowPrecisionEnsemble(Net().eval(), INT4, 2)
+    batches = [(torch.randn(3, 4), torch.tensor([0, 1, 2]))]
+    lpe.evaluate(ensemble, batches)
+    lpe.evaluate(lpe.Mixture(lpe.DeepEnsemble([Net().eval()]), lambda net, first: ensemble), batches)
+    line = (
+        "note: 94.7 % of Net's weights of two or more dimensions are rounded; the largest that is not: "
+        "table, 1×4 (no rule for Net.table); describe() lists all"
+    )
+    assert caplog.messages == ([line] if said else [])
+
+
+def test_nothing_is_said_of_an_ensemble_that_rounds_nothing() -> None:
+    assert not lpe.LowPrecisionEnsemble(half_unknown(), lpe.FullPrecision(), 1).notes()

@@ -19,6 +19,7 @@ from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
 from lpe.evaluation.metrics import METRICS, EnsembleMetrics, temperature_scaled
 from lpe.evaluation.timing import MemberTimer
+from lpe.notices import say
 from lpe.substrates import hub
 from lpe.substrates.language.ensemble_lm import EnsembleLM, Scored, quiet_lm_eval
 from lpe.substrates.language.load import one_line
@@ -160,6 +161,7 @@ def evaluate(
     """
     import pandas as pd
 
+    say(ensemble.notes())
     answered = _answered(
         ensemble, tokenizer, tasks, include_path, batch_size, limit, num_fewshot, metrics, timer
     )
