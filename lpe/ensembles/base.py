@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lpe.checks import check_integer, is_integer, shown
 from lpe.errors import InputError
+from lpe.logits import check_shape, check_values, examples_in
 from lpe.modules import apply, device_of, to_device
 
 STORAGES = ("members", "generator")
@@ -25,6 +26,14 @@ STORAGES = ("members", "generator")
 def check_size(size: int) -> int:
     """The ensemble's size as an int; InputError unless it is a positive integer."""
     return check_integer("an ensemble's size", size, 1)
+
+
+def check_ensemble(ensemble: object, what: str) -> None:
+    """InputError unless ``what`` is given an ensemble."""
+    if not isinstance(ensemble, Ensemble):
+        of_one = "; lpe.DeepEnsemble([model]) is one" if isinstance(ensemble, nn.Module) else ""
+        of_many = "; lpe.DeepEnsemble(models) is one" if isinstance(ensemble, list | tuple) else ""
+        raise InputError(f"{what} needs an ensemble, not {type(ensemble).__name__}{of_one}{of_many}")
 
 
 def text_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], footer: str = "") -> str:
@@ -117,14 +126,23 @@ class Ensemble(ABC, Sequence[nn.Module]):
 
         The inputs may lie on another device than the members. The members' logits are upcast to float64 and
         their mean is taken by log-sum-exp.
+
+        Raises:
+            InputError: logits that are not [examples, classes], see :mod:`lpe.logits`: of another shape or
+                type, of one class, of another number of examples than the inputs, NaN, +∞, a row of −∞
+                throughout; members that differ in their classes.
         """
+        examples = examples_in(inputs)
         total: Tensor | None = None
         turn = self.in_turn()
         for _ in range(self.size):
             # No name for the member: it would live on while the next one is made.
-            log_probs = _logits(next(turn), inputs).double().log_softmax(dim=-1)
+            logits = _logits(next(turn), inputs)
+            check_shape(logits, examples, classes=None if total is None else total.shape[1])
+            log_probs = logits.double().log_softmax(dim=-1)
             total = log_probs if total is None else torch.logaddexp(total, log_probs.to(total.device))
         assert total is not None
+        check_values(total)  # a row that is wrong in one member is NaN in the mean
         return total - math.log(self.size)
 
     def _check_storage(self, n: int | None, storage: str) -> int:

@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from lpe.checks import is_integer
-from lpe.ensembles.base import Ensemble
+from lpe.ensembles.base import Ensemble, check_ensemble
 from lpe.errors import InputError
+from lpe.logits import check_shape, check_values, examples_in
 from lpe.modules import apply, device_of, named_tensors, tensor_bits, to_device, tree_map, with_tensors
 
 Window = tuple[float, float]
@@ -72,8 +73,7 @@ class Cascade:
         stages: Sequence[int] | None = None,
         first: nn.Module | Ensemble | None = None,
     ) -> None:
-        if not isinstance(ensemble, Ensemble):
-            raise InputError(f"a cascade needs an ensemble, not {type(ensemble).__name__}")
+        check_ensemble(ensemble, "a cascade")
         if isinstance(first, Ensemble) and len(first) != 1:
             raise InputError(f"first must be one model, not an ensemble of {len(first)}; take a member of it")
         if not (first is None or isinstance(first, nn.Module | Ensemble)):
@@ -103,32 +103,38 @@ class Cascade:
                 (keywords). Of each tensor the first axis is the examples'.
 
         Raises:
-            InputError: a tensor with another first axis; outputs that are not [examples, classes].
+            InputError: a tensor with another first axis; outputs that are not [examples, classes], as
+                :meth:`lpe.ensembles.base.Ensemble.predict` says.
         """
         *_, last = self.run([inputs])
         return last.log_probs
 
     @torch.no_grad()
-    def run(self, batches: Sequence[Any]) -> Iterator[Stage]:
+    def run(self, batches: Sequence[Any], where: str = "") -> Iterator[Stage]:
         """What is predicted after each stage, of the examples of all batches one after another.
 
         Each member is made once for all batches, and only where an example reaches it.
 
         Args:
             batches: one or more, each as ``predict`` takes it.
+            where: the beginning of an error's message, such as "batches 0 to 3: ".
+
+        Raises:
+            InputError: as :meth:`predict`.
         """
         parts = [_Part(inputs) for inputs in batches]
         size = self.stages[0]
         if self.first is None:
-            self._add_members(parts, range(size))
+            self._add_members(parts, range(size), where)
         else:
-            _add(self._first(), parts)
+            _add(self._first(), parts, where)
         sums = torch.cat([part.sums for part in parts])
         examples = torch.arange(len(sums), device=sums.device)
         for part, rows in zip(parts, examples.split([len(part.sums) for part in parts]), strict=True):
             part.rows = rows
         log_sums = torch.cat([part.log_sums for part in parts])
         stage = Stage(log_sums - math.log(size), sums / size, torch.full_like(examples, size))
+        check_values(stage.log_probs, where)
         yield stage
         for number, ((low, high), size) in enumerate(zip(self.windows, self.stages[1:], strict=True)):
             anew = not number and self.first is not None
@@ -137,7 +143,7 @@ class Cascade:
             parts = [part.narrowed(inside[part.rows], anew) for part in parts if inside[part.rows].any()]
             if parts:
                 members = range(0 if anew else self.stages[number], size)
-                self._add_members(parts, members)
+                self._add_members(parts, members, where)
                 rows = torch.cat([part.rows for part in parts])
                 log_sums = torch.cat([part.log_sums for part in parts])
                 sums = torch.cat([part.sums for part in parts])
@@ -151,6 +157,7 @@ class Cascade:
                     stage.mean_log_probs.index_copy(0, rows, sums / size),
                     stage.networks.index_add(0, rows, torch.full_like(rows, len(members))),
                 )
+                check_values(stage.log_probs, where)
             yield stage
         self._examples += len(stage.networks)
         self._networks += int(stage.networks.sum())
@@ -161,10 +168,10 @@ class Cascade:
         net = self.first.member(0) if isinstance(self.first, Ensemble) else self.first
         return with_tensors(net, {}) if any(module.training for module in net.modules()) else net
 
-    def _add_members(self, parts: Sequence[_Part], members: range) -> None:
+    def _add_members(self, parts: Sequence[_Part], members: range, where: str) -> None:
         for index in members:
             # No name for the member: it would live on while the next one is made.
-            _add(self.ensemble.member(index), parts)
+            _add(self.ensemble.member(index), parts, where)
 
     def memory_bits(self, stages: int | None = None, storage: str = "members") -> int:
         """Bits of ``first`` and of the members, tensors that both hold counted once.
@@ -244,17 +251,19 @@ class _Part:
         return part
 
 
-def _add(net: nn.Module, parts: Sequence[_Part]) -> None:
+def _add(net: nn.Module, parts: Sequence[_Part], where: str) -> None:
     device = device_of(net)
+    classes = next((part.sums.shape[1] for part in parts if part.members), None)
     for part in parts:
         logits = apply(net, to_device(part.inputs, device))
         # An output row of something else than an example (of a token, say) could not be told to whom it is.
-        expected = part.rows.shape if len(part.rows) else logits.shape[:1]
-        if logits.dim() != 2 or logits.shape[:1] != expected:
-            raise InputError(
-                f"the model returned logits of shape {list(logits.shape)}; a cascade needs "
-                "[examples, classes]"
-            )
+        check_shape(
+            logits,
+            len(part.rows) if len(part.rows) else examples_in(part.inputs),
+            where,
+            classes=classes,
+        )
+        classes = logits.shape[1]
         log_probs = logits.double().log_softmax(dim=-1)
         # The first model may be on another device than the members.
         part.add(log_probs.to(part.rows.device) if len(part.rows) else log_probs)

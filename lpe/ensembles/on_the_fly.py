@@ -32,6 +32,7 @@ from lpe.ensembles.base import text_table
 from lpe.ensembles.selection import PlannedTensor
 from lpe.ensembles.tiling import examples_of, tile
 from lpe.errors import InputError
+from lpe.logits import check_type
 from lpe.modules import apply, with_tensors
 from lpe.number_systems.grids import FullPrecision
 from lpe.number_systems.rounding import members_into
@@ -363,7 +364,18 @@ def _embedding(
         return _each_member(F.embedding, indices, weight)
     drawn = weight.of_members
     run = drawn.run
+    if indices.dtype not in (torch.int64, torch.int32):
+        raise InputError(
+            f"{drawn.name!r} is looked up by {indices.dtype}; indices must be torch.int64 or torch.int32"
+        )
     rows, places = run.by_member(indices, drawn.name).unique(return_inverse=True)
+    # The rows are sorted, and a GPU has been waited for to count them.
+    low, high = rows[[0, -1]].tolist() if len(rows) else (0, 0)
+    if low < 0 or high >= len(weight):
+        raise InputError(
+            f"the inputs look up row {low if low < 0 else high} of {drawn.name!r}, which has rows 0 to "
+            f"{len(weight) - 1}"
+        )
     values = drawn.rows(rows.long())
     offsets = torch.arange(run.members, device=indices.device) * len(rows)
     places = places + offsets.view(-1, *[1] * (places.dim() - 1))
@@ -511,10 +523,9 @@ class AllMembers(nn.Module):
         inputs = kwargs or (args[0] if len(args) == 1 else args)
         if self._is_checked:
             return self._logits(inputs)
-        index = self.members - 1
-        alone = apply(self._ensemble.member(index), inputs)
         logits = self._first_logits(inputs)
-        self._check(alone, logits[index])
+        index = self.members - 1
+        self._check(apply(self._ensemble.member(index), inputs), logits[index])
         self._is_checked = True
         return logits
 
@@ -531,28 +542,35 @@ class AllMembers(nn.Module):
         return logits.unflatten(0, (self.members, -1))
 
     def _first_logits(self, inputs: Any) -> Tensor:
-        """The same, where what is wrong may be that members are computed at once: one alone has just run."""
+        """The same, where what is wrong may be that members are computed at once: then one alone runs.
+
+        At once first, since an index outside an embedding is refused there, and on a GPU ends the program if
+        one member looks it up.
+        """
         try:
             return self._logits(inputs)
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            what = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
-            raise InputError(
-                f"{type(self._ensemble.model).__name__} runs one member, but not all at once ({what}); take "
-                "the members one by one"
-            ) from None
+            failed = error
+        apply(self._ensemble.member(self.members - 1), inputs)  # raises what is the model's own
+        what = str(failed).strip().partition("\n")[0].rstrip(".") or type(failed).__name__
+        raise InputError(
+            f"{type(self._ensemble.model).__name__} runs one member, but not all at once ({what}); take the "
+            "members one by one"
+        )
 
     def _check(self, alone: Tensor, together: Tensor) -> None:
         """InputError unless a member's logits are what it gives alone, to the square root of an epsilon."""
         name = type(self._ensemble.model).__name__
+        check_type(alone)
         if alone.shape != together.shape:
             raise InputError(
                 f"{name} gives logits of shape {list(together.shape)} for a member among all, and of "
                 f"{list(alone.shape)} for it alone; take the members one by one"
             )
         finite = alone.isfinite()
-        same = torch.equal(alone[~finite], together[~finite])
+        same = torch.allclose(alone[~finite], together[~finite], equal_nan=True)
         a, b = alone[finite].double(), together[finite].double()
         scale = float(a.abs().max()) if len(a) else 0.0
         error = float((a - b).abs().max()) if len(a) else 0.0

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lpe.ensembles.cascade import Cascade
 from lpe.errors import InputError
-from lpe.evaluation.metrics import EnsembleMetrics, nll, temperature_scaled
+from lpe.evaluation.metrics import EnsembleMetrics, calibrated_sizes, nll, temperature_scaled
+from lpe.logits import check_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,17 +44,19 @@ def evaluate_cascade(
     """
     import pandas as pd
 
-    if isinstance(calibrated, bool):
-        calibrated = cascade.stages if calibrated else ()
+    calibrated = calibrated_sizes(calibrated, cascade.stages)
     metrics = [EnsembleMetrics() for _ in cascade.stages]
     networks = [0] * len(cascade.stages)
     kept: list[list[Tensor]] = [[] for _ in cascade.stages]
     all_targets: list[Tensor] = []
     for chunk in chunks:
         targets = torch.cat([targets for _, _, targets in chunk])
-        for number, stage in enumerate(cascade.run([inputs for _, inputs, _ in chunk])):
+        where = _named([index for index, _, _ in chunk]) + ": "
+        for number, stage in enumerate(cascade.run([inputs for _, inputs, _ in chunk], where)):
             targets = targets.to(stage.log_probs.device)
-            _check(stage.log_probs, targets, [index for index, _, _ in chunk])
+            if not number:
+                _check_rows(stage.log_probs, targets, where)
+                check_labels(targets, stage.log_probs.shape[1], where)
             classes[0] = stage.log_probs.shape[1]
             member_nll = -stage.mean_log_probs.gather(1, targets[:, None])[:, 0]
             metrics[number].update(stage.log_probs, stage.mean_log_probs, member_nll, targets)
@@ -79,16 +82,13 @@ def evaluate_cascade(
     return pd.DataFrame(rows)
 
 
-def _check(log_probs: Tensor, targets: Tensor, batches: list[int]) -> None:
-    where = f"batch {batches[0]}" if len(batches) == 1 else f"batches {batches[0]} to {batches[-1]}"
+def _named(batches: list[int]) -> str:
+    return f"batch {batches[0]}" if len(batches) == 1 else f"batches {batches[0]} to {batches[-1]}"
+
+
+def _check_rows(log_probs: Tensor, targets: Tensor, where: str) -> None:
     if len(log_probs) != len(targets):
         raise InputError(
-            f"{where}: {len(log_probs)} rows of logits for {len(targets)} targets; "
-            "[examples, classes] is needed"
+            f"{where}{len(log_probs)} rows of logits for {len(targets)} targets; [examples, classes] is "
+            "needed"
         )
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= log_probs.shape[1]:
-        bad = high if high >= log_probs.shape[1] else low
-        raise InputError(f"{where}: label {bad}; the model has classes 0 to {log_probs.shape[1] - 1}")
-    if bool(torch.isnan(log_probs).any()):
-        raise InputError(f"{where}: the model returned logits that are NaN or +infinity")

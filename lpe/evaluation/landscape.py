@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from lpe.ensembles.batch_norm import refresh
 from lpe.errors import InputError
+from lpe.evaluation.batches import stream
+from lpe.logits import check_labels, check_shape, check_values
 from lpe.modules import apply, device_of, named_tensors, to_device, with_tensors
 
 
@@ -126,9 +128,10 @@ class Surface:
         own = {entry.name: entry.tensor.detach().clone() for entry in named_tensors(model)}
         self._net = with_tensors(model, own)
         self._parameters = [e.tensor for e in named_tensors(self._net) if e.kind == "parameter"]
-        self._batches = list(batches)
+        self._batches = list(stream(batches))
         if not self._batches:
             raise InputError("the batches are empty; a landscape needs data")
+        self._targets = torch.cat([targets.cpu() for _, _, targets in self._batches])
         self._statistics = statistics
         self._anchors = {name: self._log_probs(weights) for name, weights in (anchors or {}).items()}
 
@@ -145,17 +148,21 @@ class Surface:
         for parameter, part in zip(self._parameters, weights.split(sizes), strict=True):
             parameter.data.copy_(part.view_as(parameter))
         refresh(self._net, self._statistics)
-        return torch.cat(
-            [
-                apply(self._net, to_device(inputs, device_of(self._net))).double().log_softmax(dim=-1).cpu()
-                for inputs, _ in self._batches
-            ]
-        )
+        parts: list[Tensor] = []
+        device = device_of(self._net)
+        for index, inputs, targets in self._batches:
+            logits = apply(self._net, to_device(inputs, device))
+            where = f"batch {index}: "
+            check_shape(logits, len(targets), where, "targets", parts[0].shape[1] if parts else None)
+            check_labels(targets, logits.shape[1], where)
+            check_values(logits, where)
+            parts.append(logits.double().log_softmax(dim=-1).cpu())
+        return torch.cat(parts)
 
     def measure(self, weights: Tensor) -> dict[str, float]:
         """nll and err at a weight vector, and "disagreement NAME" and "kl NAME" for each anchor."""
         log_probs = self._log_probs(weights)
-        targets = torch.cat([targets for _, targets in self._batches])
+        targets = self._targets
         predicted = log_probs.argmax(dim=-1)
         values = {
             "nll": -float(log_probs.gather(1, targets[:, None]).mean()),

@@ -9,16 +9,25 @@ With p_m the member probabilities and z_m the member logits:
                            (mean over m of log p_m) ≥ 0
 
 ``ensemble_loss`` is the centroid of the cross-entropy decomposition (Wood et al. 2023) and is not ``nll``.
+
+A class may have logit −∞ in a member. Where that is a target, average_loss and ensemble_loss are ∞ and
+ambiguity is what it is by its formula. Where members rule out all classes between them, ambiguity is ∞, and
+ensemble_loss, which then is of no distribution, is NaN.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lpe.checks import is_integer, shown
+from lpe.errors import InputError
 
 ECE_BINS = 15
 METRICS = ("nll", "err", "ece", "average_loss", "ambiguity", "ensemble_loss", "brier")
@@ -57,6 +66,7 @@ class EnsembleMetrics:
     errors: int = 0
     average_loss: float = 0.0
     ensemble_loss: float = 0.0
+    ambiguity: float = 0.0
     brier: float = 0.0
     bins: CalibrationBins = field(default_factory=CalibrationBins)
 
@@ -65,8 +75,8 @@ class EnsembleMetrics:
 
         Args:
             log_probs: float64 [examples, classes], log of the mean of the members' probabilities.
-            mean_logits: float64 [examples, classes], mean over members of the logits, or of the
-                log-probabilities, which differ by a constant a row.
+            mean_logits: float64 [examples, classes], mean over members of the log-probabilities, or of the
+                logits, which differ by a constant a row, where no target is −∞.
             member_nll: float64 [examples], mean over members of the NLL of the target.
             targets: int64 [examples].
         """
@@ -74,14 +84,25 @@ class EnsembleMetrics:
         target_log_probs = log_probs[rows, targets]
         probs = log_probs.exp()
         confidence, predicted = probs.max(dim=-1)
-        self.examples += len(targets)
-        self.nll -= float(target_log_probs.sum())
-        self.errors += int((predicted != targets).sum())
-        self.average_loss += float(member_nll.sum())
-        self.ensemble_loss -= float(mean_logits.log_softmax(dim=-1)[rows, targets].sum())
+        normaliser = mean_logits.logsumexp(dim=-1)
+        ensemble_nll = normaliser - mean_logits[rows, targets]
+        # ∞ − ∞ of a target that a member rules out is the formula's value all the same.
+        ambiguity = torch.where(member_nll.isinf(), -normaliser, member_nll - ensemble_nll)
         # Σ_c (p_c − y_c)² = Σ_c p_c² − 2 p_target + 1
-        self.brier += float((probs.square().sum(dim=-1) - 2 * target_log_probs.exp() + 1).sum())
-        self.bins.update(confidence, predicted == targets)
+        brier = probs.square().sum(dim=-1) - 2 * target_log_probs.exp() + 1
+        right = predicted == targets
+        # Together: each number read alone would wait for a GPU once more.
+        sums = torch.stack(
+            [each.sum() for each in (-target_log_probs, member_nll, ensemble_nll, ambiguity, brier, ~right)]
+        ).tolist()
+        self.examples += len(targets)
+        self.nll += sums[0]
+        self.average_loss += sums[1]
+        self.ensemble_loss += sums[2]
+        self.ambiguity += sums[3]
+        self.brier += sums[4]
+        self.errors += int(sums[5])
+        self.bins.update(confidence, right)
 
     def values(self) -> dict[str, float]:
         """All metrics by name; NaN without examples."""
@@ -91,10 +112,32 @@ class EnsembleMetrics:
             "err": self.errors / n,
             "ece": self.bins.value(),
             "average_loss": self.average_loss / n,
-            "ambiguity": (self.average_loss - self.ensemble_loss) / n,
+            "ambiguity": self.ambiguity / n,
             "ensemble_loss": self.ensemble_loss / n,
             "brier": self.brier / n,
         }
+
+
+def calibrated_sizes(calibrated: Any, sizes: Sequence[int]) -> tuple[int, ...]:
+    """The sizes at which temperatures are fitted.
+
+    Args:
+        calibrated: True (all), False (none), or those.
+        sizes: that there are.
+
+    Raises:
+        InputError: another value, or a size that there is not.
+    """
+    if isinstance(calibrated, bool | np.bool_):
+        return tuple(sizes) if calibrated else ()
+    given = list(calibrated) if isinstance(calibrated, Collection) else [calibrated]
+    text = isinstance(calibrated, str | bytes)
+    if text or not isinstance(calibrated, Collection) or not all(is_integer(n) and n in sizes for n in given):
+        raise InputError(
+            f"calibrated must be True, False or a list of sizes out of {', '.join(map(str, sizes))}, not "
+            f"{shown(calibrated)}"
+        )
+    return tuple(map(int, given))
 
 
 def mean_log_probs(log_probs: Tensor) -> Tensor:
@@ -126,11 +169,14 @@ def fit_temperature(log_probs: Tensor, targets: Tensor) -> float:
         log_probs: [examples, classes]. targets: [examples].
 
     Returns:
-        T within [e⁻⁵, e⁵]; Guo et al. 2017, "On calibration of modern neural networks".
+        T within [e⁻⁵, e⁵], and 1 where a target has probability 0, which no T changes; Guo et al. 2017, "On
+        calibration of modern neural networks".
     """
     from scipy.optimize import minimize_scalar  # slow to import, rarely needed
 
     scores = log_probs.double()
+    if math.isinf(nll(scores, targets)):
+        return 1.0
 
     def loss(log_temperature: float) -> float:
         fit = nll((scores / np.exp(log_temperature)).log_softmax(dim=-1), targets)
@@ -138,6 +184,14 @@ def fit_temperature(log_probs: Tensor, targets: Tensor) -> float:
 
     found = minimize_scalar(loss, bounds=(-5.0, 5.0), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x))
+
+
+def check_two_examples(targets: Tensor) -> None:
+    """InputError for fewer than two examples, of which one half is to fit a temperature."""
+    if len(targets) < 2:
+        raise InputError(
+            f"a temperature is fitted on one half of the examples; two or more are needed, not {len(targets)}"
+        )
 
 
 def temperature_scaled(log_probs: Tensor, targets: Tensor) -> Tensor:
@@ -151,7 +205,11 @@ def temperature_scaled(log_probs: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         float64 [examples, classes].
+
+    Raises:
+        InputError: fewer than two examples.
     """
+    check_two_examples(targets)
     scaled = torch.empty_like(log_probs, dtype=torch.float64)
     for fitted, scored in ((0, 1), (1, 0)):
         temperature = fit_temperature(log_probs[fitted::2], targets[fitted::2])

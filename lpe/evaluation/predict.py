@@ -9,7 +9,8 @@ numbers up to float rounding:
                  inside", a chunk of all batches is "members outside, batches inside", and the bytes that a
                  chunk may hold choose between them: members that are already there need no chunk, members
                  that cost a construction are worth one. Data larger than a chunk is still read once; then
-                 each member is made once a chunk.
+                 members that all together are as small as a chunk are made once and kept, and others are
+                 made once a chunk.
     together     A batch at a time goes through all members at once (``ensemble.as_module()``).
 """
 
@@ -18,22 +19,33 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lpe.ensembles.base import Ensemble
+from lpe.checks import is_number, shown
+from lpe.ensembles.base import Ensemble, check_ensemble
 from lpe.ensembles.cascade import Cascade
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.on_the_fly import AllMembers
 from lpe.errors import InputError
+from lpe.evaluation.batches import Batch
+from lpe.evaluation.batches import stream as checked_stream
 from lpe.evaluation.cascades import evaluate_cascade
-from lpe.evaluation.metrics import EnsembleMetrics, fit_temperature, mean_log_probs, nll, temperature_scaled
+from lpe.evaluation.metrics import (
+    EnsembleMetrics,
+    calibrated_sizes,
+    fit_temperature,
+    mean_log_probs,
+    nll,
+    temperature_scaled,
+)
 from lpe.evaluation.timing import MemberTimer
-from lpe.modules import apply, device_of, tensors_in, to_device, tree_map
+from lpe.logits import check_labels, check_shape, check_values
+from lpe.modules import apply, device_of, tensors_in, tree_map
 from lpe.notices import say
 from lpe.number_systems.grids import FullPrecision
 
@@ -41,7 +53,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CHUNK_BYTES = 1 << 28
-"""Bytes of inputs and running sums that a chunk may hold: large against a batch, small against a model."""
+"""Bytes of inputs and running sums that a chunk may hold: large against a batch, small against a model.
+
+Two sums, float64, for each class of an example: 16,000 examples of 1,000 classes, 500 of 32,000. Members that
+are kept from chunk to chunk may take as much again. It does not depend on the memory that is free, since sums
+over examples end in other last digits where they are cut elsewhere.
+"""
+
+SUM_BYTES = 16
+"""Of a class of an example in a chunk: two running sums, float64."""
+
+CASCADE_BYTES = 48
+"""The same in a cascade, which joins the sums of its stages: six float64 at the height of a member's turn."""
+
+BLOCK_BYTES = 1 << 24
+"""Bytes of an array, float64 [examples, classes], of which some are alive while the sums take up a member."""
 
 MEMBERS = ("auto", "one-by-one", "together")
 
@@ -67,6 +93,11 @@ class EvaluationOptions:
     channels_last: bool = False
     pin_memory: bool = False
 
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            if not isinstance(value := getattr(self, option.name), bool):
+                raise InputError(f"{option.name} must be True or False, not {shown(value)}")
+
     def placed(self, inputs: Any, device: torch.device) -> Any:
         """The inputs (tensor, tuple, list or dict of them) on a device, as the passes take them."""
 
@@ -91,68 +122,25 @@ class EvaluationOptions:
 PLAIN = EvaluationOptions()
 
 
+def check_options(options: object) -> None:
+    """InputError unless these are options of an evaluation."""
+    if not isinstance(options, EvaluationOptions):
+        raise InputError(f"options must be lpe.EvaluationOptions(…), not {shown(options)}")
+
+
 def _bytes(inputs: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(inputs))
 
 
-def _held_bytes(inputs: Any, targets: Tensor, classes: int) -> int:
-    # Six float64 arrays of [examples, classes] are alive at the height of a member's turn.
-    return _bytes(inputs) + 48 * len(targets) * max(classes, 1)
+Pass = tuple[int, int, Tensor, Tensor]
+"""A member's index, the place of a block of examples in its chunk, their targets, their logits.
 
-
-def _checked(batch: Any, index: int) -> tuple[Any, Tensor]:
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise InputError(f"batch {index} must be a pair (inputs, targets), not {type(batch).__name__}")
-    inputs, targets = batch
-    try:
-        targets = torch.as_tensor(targets)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"targets of batch {index} must be class indices [examples], not {type(targets).__name__}: "
-            + str(error).partition("\n")[0]
-        ) from None
-    if targets.dim() != 1 or torch.is_floating_point(targets) or targets.dtype == torch.bool:
-        raise InputError(
-            f"targets of batch {index} must be class indices [examples], "
-            f"not {targets.dtype} of shape {list(targets.shape)}"
-        )
-    if isinstance(inputs, Tensor) and inputs.shape[:1] != targets.shape:
-        raise InputError(f"batch {index} has inputs of shape {list(inputs.shape)} and {len(targets)} targets")
-    return inputs, targets.long()
-
-
-def _check_logits(logits: Tensor, targets: Tensor, index: int) -> None:
-    if logits.dim() != 2 or len(logits) != len(targets):
-        raise InputError(
-            f"batch {index}: the model returned logits of shape {list(logits.shape)} "
-            f"for {len(targets)} targets; [examples, classes] is needed"
-        )
-    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[1]:
-        bad = int(targets.max()) if int(targets.max()) >= logits.shape[1] else int(targets.min())
-        raise InputError(f"batch {index} has label {bad}; the model has classes 0 to {logits.shape[1] - 1}")
-    # −∞ masks a class; +∞ would make the whole row NaN.
-    bad_values = int((torch.isnan(logits) | torch.isposinf(logits)).sum())
-    if bad_values:
-        raise InputError(f"batch {index}: the model returned {bad_values} logits that are NaN or +infinity")
-
-
-Batch = tuple[int, Any, Tensor]
-"""A batch's place in the stream, its inputs and its targets."""
-
-Chunk = tuple[Tensor, Iterator[Tensor]]
-"""Targets [examples] of some batches, and each member's logits of them, float64 [examples, classes]."""
-
-
-def _stream(batches: Iterable[Any]) -> Iterator[Batch]:
-    """The batches, checked, without those that are empty."""
-    for index, batch in enumerate(batches):
-        inputs, targets = _checked(batch, index)
-        if len(targets):
-            yield index, inputs, targets
+The blocks of a chunk come in order, for one member after another; member 0 at block 0 begins a chunk.
+"""
 
 
 def _in_chunks(stream: Iterator[Batch], budget: float, classes: list[int]) -> Iterator[list[Batch]]:
-    """Batches of at most ``budget`` bytes together, and at least one.
+    """Batches of at most ``budget`` bytes together, and at least one, for a cascade.
 
     ``classes`` holds their number once the first chunk has run, and 0 before; that chunk is one batch, since
     nobody knows how large the sums over classes are.
@@ -160,7 +148,8 @@ def _in_chunks(stream: Iterator[Batch], budget: float, classes: list[int]) -> It
     chunk: list[Batch] = []
     held = 0
     for batch in stream:
-        size = _held_bytes(*batch[1:], classes[0])
+        _, inputs, targets = batch
+        size = _bytes(inputs) + CASCADE_BYTES * len(targets) * max(classes[0], 1)
         if chunk and (not classes[0] or held + size > budget):
             yield chunk
             chunk, held = [], 0
@@ -174,69 +163,126 @@ def _timed(timer: MemberTimer | None, index: int) -> AbstractContextManager[None
     return timer.member(index) if timer else nullcontext()
 
 
+class _Chunk:
+    """Batches of at most about ``budget`` bytes, their sums included, and at least one; then the next ones.
+
+    Attributes:
+        batches: those of the chunk, their inputs placed. following: the first of the next chunk, if any.
+        classes: their number, once a member has run.
+    """
+
+    def __init__(
+        self, stream: Iterator[Batch], budget: float, options: EvaluationOptions, timer: MemberTimer | None
+    ) -> None:
+        self._stream = stream
+        self._budget = budget
+        self._options = options
+        self._timer = timer
+        self.batches: list[Batch] = []
+        self.following = next(stream, None)
+        self.classes: int | None = None
+
+    def read(self, net: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
+        """Targets and the first member's logits of each batch of the next chunk, as it is read."""
+        self.batches = []
+        held = size = 0
+        # The next batch is taken to be as large as the last one.
+        while self.following is not None and (not self.batches or held + size <= self._budget):
+            placed, logits = self._run(net, 0, self.following)
+            index, inputs, targets = placed
+            check_labels(targets, logits.shape[1], f"batch {index}: ")
+            self.batches.append(placed)
+            self.classes = logits.shape[1]
+            yield targets, logits
+            size = _bytes(inputs) + SUM_BYTES * len(targets) * self.classes
+            held += size
+            self.following = next(self._stream, None)
+
+    def again(self, net: nn.Module, member: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Targets and a further member's logits of each batch of the chunk."""
+        for batch in self.batches:
+            _, logits = self._run(net, member, batch)
+            yield batch[2], logits
+
+    def _run(self, net: nn.Module, member: int, batch: Batch) -> tuple[Batch, Tensor]:
+        index, inputs, targets = batch
+        device = device_of(net)
+        with _timed(self._timer, member):
+            inputs = self._options.placed(inputs, device)
+            logits = self._options.logits(net, inputs, device)
+        where = f"batch {index}: "
+        check_shape(logits, len(targets), where, "targets", self.classes)
+        check_values(logits, where)
+        return (index, inputs, targets), logits
+
+
+def _in_blocks(parts: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Targets and logits joined, or cut, to blocks of BLOCK_BYTES: neither many arrays nor large ones."""
+    pending: list[tuple[Tensor, Tensor]] = []
+    rows = most = 0
+    for targets, logits in parts:
+        pending.append((targets, logits))
+        rows += len(targets)
+        most = max(1, BLOCK_BYTES // (8 * logits.shape[1]))
+        if rows >= most:
+            yield from _joined(pending, most)
+            pending, rows = [], 0
+    if pending:
+        yield from _joined(pending, most)
+
+
+def _joined(parts: list[tuple[Tensor, Tensor]], most: int) -> Iterator[tuple[Tensor, Tensor]]:
+    targets, logits = parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
+    return zip(targets.split(most), logits.split(most), strict=True)
+
+
 def _one_by_one(
     ensemble: Ensemble,
     stream: Iterator[Batch],
     budget: float,
     options: EvaluationOptions,
     timer: MemberTimer | None,
-) -> Iterator[Chunk]:
-    """Chunks of at most about ``budget`` bytes and at least one batch."""
-    while (batch := next(stream, None)) is not None:
-        turn = ensemble.in_turn()
-        with _timed(timer, 0):
-            net = next(turn)
-        device = device_of(net)
-        chunk: list[Batch] = []
-        of_first: list[Tensor] = []
-        held = 0
-        while batch is not None:
-            index, inputs, targets = batch
-            with _timed(timer, 0):
-                inputs = options.placed(inputs, device)
-                logits = options.logits(net, inputs, device)
-            _check_logits(logits, targets, index)
-            chunk.append((index, inputs, targets))
-            of_first.append(logits.double())
-            size = _held_bytes(inputs, targets, logits.shape[1])
-            held += size
-            # The next batch is taken to be as large as this one.
-            batch = next(stream, None) if held + size <= budget else None
-        del net
-        every_target = torch.cat([targets for _, _, targets in chunk])
-        yield every_target, _logits_in_turn(ensemble, turn, chunk, of_first, options, timer)
+) -> Iterator[Pass]:
+    """Members one after another over a chunk of at most about ``budget`` bytes, chunk after chunk.
+
+    Where one chunk is not all, members that all together take at most ``budget`` bytes are kept.
+    """
+    chunk = _Chunk(stream, budget, options, timer)
+    kept: list[nn.Module] = []
+    while chunk.following is not None:
+        turn = iter(kept) if kept else ensemble.in_turn()
+        for member in range(len(ensemble)):
+            with _timed(timer, member):
+                net = next(turn)
+            logits_of = chunk.again(net, member) if member else chunk.read(net)
+            for block, (targets, logits) in enumerate(_in_blocks(logits_of)):
+                yield member, block, targets, logits
+            if not member and not kept and chunk.following is not None and _all_fit(ensemble, net, budget):
+                kept = [net]
+                turn = _keeping(ensemble, kept)
+            del net, logits_of  # it would live on while the next one is made
 
 
-def _logits_in_turn(
-    ensemble: Ensemble,
-    turn: Iterator[nn.Module],
-    chunk: list[Batch],
-    of_first: list[Tensor],
-    options: EvaluationOptions,
-    timer: MemberTimer | None,
-) -> Iterator[Tensor]:
-    """The members' logits of a chunk; those of the first member are there."""
-    yield torch.cat(of_first)
-    of_first.clear()
+def _all_fit(ensemble: Ensemble, net: nn.Module, budget: float) -> bool:
+    """Whether all members, each as large as this one, fit into a budget of bytes."""
+    each = sum(t.numel() * t.element_size() for t in chain(net.parameters(), net.buffers()))
+    return 0 < budget and len(ensemble) * each <= budget
+
+
+def _keeping(ensemble: Ensemble, kept: list[nn.Module]) -> Iterator[nn.Module]:
+    """The further members in order, which are kept beside the first."""
     for index in range(1, len(ensemble)):
-        with _timed(timer, index):
-            net = next(turn)
-            device = device_of(net)
-            parts = []
-            for place, inputs, targets in chunk:
-                logits = options.logits(net, to_device(inputs, device), device)
-                _check_logits(logits, targets, place)
-                parts.append(logits.double())
-            del net  # it would live on while the next one is made
-        yield torch.cat(parts)
+        kept.append(ensemble.member(index))
+        yield kept[-1]
 
 
 def _together(
     module: AllMembers, stream: Iterator[Batch], options: EvaluationOptions, timer: MemberTimer | None
-) -> Iterator[Chunk]:
-    """Chunks of at most about CHUNK_BYTES of all members' logits and at least one batch."""
+) -> Iterator[Pass]:
+    """All members at once, over chunks of at most about CHUNK_BYTES of all members' logits."""
     device = device_of(module)
     batch = next(stream, None)
+    classes: int | None = None
     while batch is not None:
         parts: list[Tensor] = []
         every_target: list[Tensor] = []
@@ -245,15 +291,21 @@ def _together(
             index, inputs, targets = batch
             with timer.all_members() if timer else nullcontext():
                 logits = options.logits(module, options.placed(inputs, device), device)
-            for of_member in logits:
-                _check_logits(of_member, targets, index)
+            where = f"batch {index}: "
+            check_shape(logits[0], len(targets), where, "targets", classes)
+            classes = logits.shape[2]
+            check_labels(targets, classes, where)
+            check_values(logits, where)
             parts.append(logits)
             every_target.append(targets)
             size = logits.numel() * logits.element_size()
             held += size
             batch = next(stream, None)
         chunk = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        yield torch.cat(every_target), (of_member.double() for of_member in chunk)
+        joined = torch.cat(every_target)
+        for member, of_member in enumerate(chunk):
+            for block, (targets, logits) in enumerate(_in_blocks([(joined, of_member)])):
+                yield member, block, targets, logits
 
 
 def runs_together(ensemble: Ensemble, inputs: Any) -> bool:
@@ -287,15 +339,15 @@ def _is_small(ensemble: LowPrecisionEnsemble) -> bool:
     return len(ensemble) * each <= CHUNK_BYTES
 
 
-def _chunks(
+def _passes(
     ensemble: Ensemble,
     batches: Iterable[Any],
     budget: float,
     members: str,
     options: EvaluationOptions,
     timer: MemberTimer | None,
-) -> Iterator[Chunk]:
-    stream = _stream(batches)
+) -> Iterator[Pass]:
+    stream = checked_stream(batches)
     if members == "together":
         if not _can_run_together(ensemble):
             raise InputError(
@@ -349,8 +401,9 @@ def evaluate(
         calibrated: also fit temperatures, for the column ``calibrated_nll``: at every size, or at these sizes
             (elsewhere it is NaN). This keeps the log-probabilities of these sizes, float64 [examples,
             classes] each, in memory.
-        chunk_bytes: bytes of inputs and running sums held at a time; None: one batch for members that are
-            there, CHUNK_BYTES for members that must be made. It never changes a result beyond float rounding.
+        chunk_bytes: bytes of inputs and running sums held at a time, and of members kept where all fit; None:
+            one batch for members that are there, CHUNK_BYTES for members that must be made. More of it makes
+            large members fewer times. It never changes a result beyond float rounding.
         timer: takes the time of each member, made and run; one of as many members. Where members run
             together each takes an equal share.
         members: "one-by-one"; "together", all members of a LowPrecisionEnsemble at once on each batch; or
@@ -363,11 +416,19 @@ def evaluate(
         memory_bits (n stored members), and calibrated_nll where asked. Losses in nats.
 
     Raises:
-        InputError: an empty stream, a batch that is no pair, shapes that do not fit, a label out of range,
-            NaN logits, a timer of another number of members, members that cannot run together.
+        InputError: what is no ensemble; an empty stream, or a batch that is no pair; targets that are not
+            class indices, or a label out of range; logits that are not real [examples, classes] of two
+            classes or more, of other classes than before, NaN, +∞, or −∞ for every class (see
+            :mod:`lpe.logits`); a size in ``calibrated`` that there is not; a timer of another number of
+            members; members that cannot run together.
     """
     import pandas as pd
 
+    if not isinstance(timer, MemberTimer | None):
+        raise InputError(f"timer must be a MemberTimer or None, not {shown(timer)}")
+    check_options(options)
+    if chunk_bytes is not None and not (is_number(chunk_bytes) and chunk_bytes >= 0):
+        raise InputError(f"chunk_bytes must be a number of bytes ≥ 0 or None, not {shown(chunk_bytes)}")
     if isinstance(ensemble, Cascade):
         if timer is not None:
             raise InputError("a cascade has no time a member; time its predict instead")
@@ -375,7 +436,8 @@ def evaluate(
             raise InputError("a cascade runs its members in its own way; leave members and options out")
         budget = CHUNK_BYTES if chunk_bytes is None else chunk_bytes
         seen = [0]
-        return evaluate_cascade(ensemble, _in_chunks(_stream(batches), budget, seen), seen, calibrated)
+        return evaluate_cascade(ensemble, _in_chunks(checked_stream(batches), budget, seen), seen, calibrated)
+    check_ensemble(ensemble, "evaluate")
     if timer is not None and len(timer.seconds) != len(ensemble):
         raise InputError(
             f"the timer is of {len(timer.seconds)} members, the ensemble has {len(ensemble)}; make it of as "
@@ -383,34 +445,31 @@ def evaluate(
         )
     if chunk_bytes is None:
         chunk_bytes = 0 if ensemble.members_are_stored else CHUNK_BYTES
-    if isinstance(calibrated, bool):
-        calibrated = range(1, len(ensemble) + 1) if calibrated else ()
-    if members not in MEMBERS:
-        raise InputError(f"members must be one of {', '.join(MEMBERS)}, not {members!r}")
+    calibrated = calibrated_sizes(calibrated, range(1, len(ensemble) + 1))
+    if not isinstance(members, str) or members not in MEMBERS:
+        raise InputError(f"members must be one of {', '.join(MEMBERS)}, not {shown(members)}")
     say(ensemble.notes())
     metrics = [EnsembleMetrics() for _ in range(len(ensemble))]
     kept: list[list[Tensor]] = [[] for _ in range(len(ensemble))]
     all_targets: list[Tensor] = []
-    for targets, of_members in _chunks(ensemble, batches, chunk_bytes, members, options, timer):
-        all_targets.append(targets)
-        if timer:
-            timer.examples += len(targets)
-        log_sum = sum_logits = sum_nll = torch.empty(0)
-        for index, logits in enumerate(of_members):
-            targets = targets.to(logits.device)
-            log_probs = logits.log_softmax(dim=-1)
-            member_nll = -log_probs.gather(1, targets[:, None])[:, 0]
-            if index == 0:
-                log_sum, sum_logits, sum_nll = log_probs, logits, member_nll
-            else:
-                log_sum = torch.logaddexp(log_sum, log_probs)
-                sum_logits = sum_logits + logits
-                sum_nll = sum_nll + member_nll
-            n = index + 1
-            mean = log_sum - torch.log(torch.tensor(float(n), dtype=torch.float64))
-            metrics[index].update(mean, sum_logits / n, sum_nll / n, targets)
-            if n in calibrated:
-                kept[index].append(mean.cpu())
+    running: list[tuple[Tensor, Tensor]] = []
+    for index, block, targets, logits in _passes(ensemble, batches, chunk_bytes, members, options, timer):
+        if not index:
+            if not block:
+                running.clear()
+            all_targets.append(targets.cpu())
+            if timer:
+                timer.examples += len(targets)
+        _take_up(running, index, block, logits.double().log_softmax(dim=-1))
+        log_sum, total = running[block]
+        n = index + 1
+        mean = log_sum - math.log(n)
+        targets = targets.to(mean.device)
+        mean_log_probs = total / n
+        member_nll = -mean_log_probs.gather(1, targets[:, None])[:, 0]
+        metrics[index].update(mean, mean_log_probs, member_nll, targets)
+        if n in calibrated:
+            kept[index].append(mean.cpu())
     if not all_targets:
         raise InputError("the batches are empty; there is nothing to evaluate")
     rows = []
@@ -427,6 +486,17 @@ def evaluate(
     return pd.DataFrame(rows)
 
 
+def _take_up(running: list[tuple[Tensor, Tensor]], index: int, block: int, log_probs: Tensor) -> None:
+    """Grow a block's running sums, of probabilities by log-sum-exp and of log-probabilities, by a member."""
+    if not index:
+        running.append((log_probs, log_probs))  # both are its own
+        return
+    log_sum, total = running[block]
+    log_probs = log_probs.to(total.device)
+    total = log_sum + log_probs if index == 1 else total.add_(log_probs)
+    running[block] = torch.logaddexp(log_sum, log_probs, out=log_sum), total
+
+
 @torch.no_grad()
 def member_log_probs(
     ensemble: Ensemble, batches: Iterable[Any], options: EvaluationOptions = PLAIN
@@ -439,13 +509,15 @@ def member_log_probs(
     Returns:
         float64 [members, examples, classes], and the targets, int64 [examples].
     """
+    check_ensemble(ensemble, "member_log_probs")
+    check_options(options)
     log_probs: list[list[Tensor]] = [[] for _ in range(len(ensemble))]
     all_targets: list[Tensor] = []
     budget = math.inf if isinstance(batches, Sequence) else CHUNK_BYTES
-    for targets, of_members in _one_by_one(ensemble, _stream(batches), budget, options, None):
-        all_targets.append(targets)
-        for index, logits in enumerate(of_members):
-            log_probs[index].append(logits.log_softmax(dim=-1).cpu())
+    for index, _, targets, logits in _one_by_one(ensemble, checked_stream(batches), budget, options, None):
+        if not index:
+            all_targets.append(targets.cpu())
+        log_probs[index].append(logits.double().log_softmax(dim=-1).cpu())
     if not all_targets:
         raise InputError("the batches are empty; there is nothing to evaluate")
     return torch.stack([torch.cat(of_member) for of_member in log_probs]), torch.cat(all_targets)
@@ -474,10 +546,6 @@ def evaluate_temperature_scaled(
     """
     log_probs, targets = member_log_probs(ensemble, batches, options)
     if validation is None:
-        if len(targets) < 2:
-            raise InputError(
-                "a temperature is fitted on one half of the examples; two or more are needed, not 1"
-            )
         scaled = temperature_scaled(mean_log_probs(log_probs), targets)
     else:
         fitted, fitted_targets = member_log_probs(ensemble, validation, options)

@@ -17,6 +17,7 @@ import lpe
 from lpe.ensembles import on_the_fly
 from lpe.ensembles.on_the_fly import BLOCKS, ROWS, WHOLE, AllMembers
 from lpe.modules import apply, named_tensors
+from lpe.number_systems.kernels import use
 
 MEMBERS = 3
 INT4 = lpe.Int(4)
@@ -643,3 +644,38 @@ def test_on_a_gpu_the_logits_are_those_of_each_member_alone(name: str) -> None:
     moved = {key: each.cuda() for key, each in inputs.items()} if isinstance(inputs, dict) else inputs.cuda()
     found, expected = apply(ensemble.as_module(), moved), one_at_a_time(ensemble, moved)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+# What an embedding is asked for
+
+BAD_TOKENS = {
+    "one too many": (torch.tensor([[1, 20]]), "row 20 of 'embed.weight', which has rows 0 to 19"),
+    "negative": (torch.tensor([[-1, 3]]), "row -1 of 'embed.weight'"),
+    "far away": (torch.tensor([[10**9, 3]]), "row 1000000000 of 'embed.weight'"),
+    "floats": (torch.tensor([[1.0, 2.0]]), "looked up by torch.float32; indices must be torch.int64"),
+    "bytes": (torch.tensor([[1, 2]], dtype=torch.uint8), "looked up by torch.uint8"),
+}
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["drawn anew", "kept"])
+@pytest.mark.parametrize("first", [False, True], ids=["a later pass", "the first pass"])
+@pytest.mark.parametrize("kernels", ["reference", "cpu"])
+@pytest.mark.parametrize("bad", BAD_TOKENS)
+def test_a_token_that_is_not_there_is_refused(bad: str, kernels: str, first: bool, keep: bool) -> None:
+    indices, said = BAD_TOKENS[bad]
+    with use(kernels):
+        module = AllMembers(lpe.LowPrecisionEnsemble(filled(Lookup()), INT4, MEMBERS), keep)
+        if not first:
+            module(tokens((2, 2), 20))
+        with pytest.raises(lpe.InputError, match=said):
+            module(indices)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: the rows are drawn on it")
+@pytest.mark.parametrize("bad", BAD_TOKENS)
+def test_a_token_that_is_not_there_is_refused_on_a_gpu_which_goes_on(bad: str) -> None:
+    indices, said = BAD_TOKENS[bad]
+    module = lpe.LowPrecisionEnsemble(filled(Lookup()).cuda(), INT4, MEMBERS).as_module()
+    with pytest.raises(lpe.InputError, match=said):
+        module(indices.cuda())
+    assert module(tokens((2, 2), 20).cuda()).isfinite().all()

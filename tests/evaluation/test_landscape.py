@@ -391,9 +391,8 @@ def test_statistics_come_from_the_training_batches_and_not_from_the_data() -> No
     got = Surface(model, batches(), statistics=train).measure(weight_vector(model))["nll"]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    seen = [model[0](inputs) for inputs, _ in train]
-    mean = torch.stack([x.mean(dim=0) for x in seen]).mean(dim=0)
-    variance = torch.stack([x.var(dim=0) for x in seen]).mean(dim=0)
+    seen = torch.cat([model[0](inputs) for inputs, _ in train])
+    mean, variance = seen.mean(dim=0), seen.var(dim=0)
     inputs, targets = (torch.cat(parts) for parts in zip(*batches(), strict=True))
     logits = (model[0](inputs) - mean) / (variance + 1e-5).sqrt()
     assert got == pytest.approx(nn.functional.cross_entropy(logits, targets).item(), rel=1e-5)

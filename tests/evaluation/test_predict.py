@@ -20,13 +20,12 @@ from lpe.evaluation.metrics import METRICS, fit_temperature, mean_log_probs, nll
 from lpe.evaluation.predict import (
     TOGETHER_MEMBERS,
     TOGETHER_WORK,
-    device_of,
     evaluate_temperature_scaled,
     member_log_probs,
     runs_together,
-    to_device,
 )
 from lpe.evaluation.timing import MemberTimer
+from lpe.modules import device_of, to_device
 
 EXAMPLES, FEATURES, CLASSES, SIZE = 23, 6, 4, 5
 COLUMNS = ["size", *METRICS, "memory_bits"]
@@ -135,13 +134,39 @@ def test_members_are_made_once_a_chunk(chunk_bytes: int, times: int) -> None:
     assert ensemble.made == times * SIZE
 
 
+@pytest.mark.parametrize(("room", "made"), [(0, 8 * 3), (1, 3)], ids=["too large", "small enough"])
+def test_members_that_are_small_beside_a_chunk_are_made_once_for_many_chunks(room: int, made: int) -> None:
+    ensemble = Counted(net(), lpe.Int(3), 3)
+    all_members = 3 * 8 * sum(p.numel() for p in ensemble.model.parameters())
+    width = all_members // 16 // 3 + 8  # as many classes as let a chunk of a batch outgrow the members
+
+    def wide(logits: Tensor) -> Tensor:
+        return torch.cat([logits, logits.new_full((len(logits), width), -30)], dim=1)
+
+    ensemble.model.wrap = wide
+    found = lpe.evaluate(ensemble, batches(3), chunk_bytes=all_members - 1 + room)
+    assert ensemble.made == made
+    assert_same(found, lpe.evaluate(ensemble_of(3, net(wide)), batches(3)))
+
+
+@pytest.mark.parametrize("block", [1, 200, 1000])
+def test_blocks_of_sums_change_no_number(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = lpe.evaluate(ensemble_of(), batches())
+    monkeypatch.setattr("lpe.evaluation.predict.BLOCK_BYTES", block)
+    for members in ("one-by-one", "together"):
+        assert_same(lpe.evaluate(ensemble_of(), batches(), members=members), expected)
+    found = member_log_probs(ensemble_of(), batches())
+    torch.testing.assert_close(found[0].exp().sum(-1), torch.ones(SIZE, EXAMPLES, dtype=torch.float64))
+    assert torch.equal(found[1], TARGETS)
+
+
 @pytest.mark.parametrize("kind", [lambda x: x, lambda x: (x,), lambda x: {"a": x}, lambda x: UserDict(a=x)])
 def test_a_chunk_counts_the_bytes_of_inputs_of_every_kind(kind: Callable[[Tensor], Any]) -> None:
-    # One example takes 6 · 8 bytes of inputs and 48 · 4 of sums.
+    # One example takes 6 · 8 bytes of inputs and 16 · 4 of sums.
     stream = [(kind(inputs), targets) for inputs, targets in batches(1)]
     for chunk_bytes, chunks in (
-        (2 * (6 * 8 + 48 * 4) - 1, EXAMPLES),
-        (2 * (6 * 8 + 48 * 4), -(-EXAMPLES // 2)),
+        (2 * (6 * 8 + 16 * 4) - 1, EXAMPLES),
+        (2 * (6 * 8 + 16 * 4), -(-EXAMPLES // 2)),
     ):
         ensemble = Counted(net(), lpe.Int(3), 1)
         lpe.evaluate(ensemble, stream, chunk_bytes=chunk_bytes)
@@ -275,7 +300,7 @@ def passes(ensemble: lpe.Ensemble | Any, stream: Any, **options: Any) -> list[in
 
 def test_small_work_runs_together_unless_told_otherwise() -> None:
     # All members once to see whether they can, beside one alone, then batch by batch.
-    assert passes(small(), batches(12)) == [12, 240, 240, 220]
+    assert passes(small(), batches(12)) == [240, 12, 240, 220]
 
 
 def test_told_so_members_run_one_by_one() -> None:
@@ -285,7 +310,7 @@ def test_told_so_members_run_one_by_one() -> None:
 def test_under_a_timer_members_run_one_by_one_unless_told_otherwise() -> None:
     assert passes(small(), batches(12), timer=MemberTimer(20)) == [12, 11] * 20
     timer = MemberTimer(20)
-    assert passes(small(), batches(12), timer=timer, members="together") == [12, 240, 220]
+    assert passes(small(), batches(12), timer=timer, members="together") == [240, 12, 220]
     assert len(set(timer.seconds)) == 1 and timer.seconds[0] > 0 and timer.examples == EXAMPLES
 
 
@@ -508,6 +533,11 @@ def test_targets_may_be_a_list() -> None:
     assert_same(found, lpe.evaluate(ensemble_of(), [(INPUTS, TARGETS)]))
 
 
+def test_targets_may_be_an_array() -> None:
+    found = lpe.evaluate(ensemble_of(), [(INPUTS, TARGETS.numpy().astype(np.uint16))])
+    assert_same(found, lpe.evaluate(ensemble_of(), [(INPUTS, TARGETS)]))
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
 def test_targets_may_be_of_any_integer_type(dtype: torch.dtype) -> None:
     found = lpe.evaluate(ensemble_of(), [(INPUTS, TARGETS.to(dtype))])
@@ -588,10 +618,17 @@ BAD: dict[str, tuple[Any, str]] = {
     "bool targets": ([GOOD, (INPUTS, TARGETS > 1)], r"batch 1 .*torch.bool of shape \[23\]"),
     "one-hot targets": ([GOOD, (INPUTS, torch.eye(CLASSES).long()[TARGETS])], r"batch 1 .*shape \[23, 4\]"),
     "a scalar target": ([GOOD, (INPUTS[0], TARGETS[0])], r"batch 1 .*shape \[\]"),
-    "a label too large": ([GOOD, with_target(4)], "batch 1 has label 4; the model has classes 0 to 3"),
-    "a negative label": ([GOOD, with_target(-100)], "batch 1 has label -100; the model has classes 0 to 3"),
+    "a label too large": ([GOOD, with_target(4)], "batch 1: label 4; the model has classes 0 to 3"),
+    "a negative label": ([GOOD, with_target(-100)], "batch 1: label -100; the model has classes 0 to 3"),
     "fewer targets": ([GOOD, (INPUTS, TARGETS[:5])], r"batch 1 has inputs of shape \[23, 6\] and 5 targets"),
     "fewer targets of a dict": ([({"a": INPUTS}, TARGETS[:5])], r"batch 0: .*shape \[23, 4\] for 5 targets"),
+    "targets of none": ([(INPUTS, None)], "targets of batch 0 must be class indices .*not NoneType"),
+    "complex targets": ([(INPUTS, TARGETS + 0j)], r"batch 0 .*torch.complex64 of shape \[23\]"),
+    "targets too large for integers": ([(INPUTS, [10**30] * EXAMPLES)], "targets of batch 0"),
+    "a dict": (
+        [{"input_ids": INPUTS, "labels": TARGETS}],
+        r"batch 0 is a dict of 'input_ids', 'labels'; give pairs \(inputs, targets\)",
+    ),
     "words for targets": ([(INPUTS, ["cat"] * EXAMPLES)], "targets of batch 0"),
 }
 
@@ -605,12 +642,28 @@ def test_bad_input_is_an_error_of_one_line_that_names_it(bad: str, use: Callable
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "bad", [None, 3, INPUTS, {"a": 1}, "batches", lambda: None], ids=lambda bad: type(bad).__name__
+)
+def test_what_is_no_iterable_of_batches_is_refused(bad: Any) -> None:
+    with pytest.raises(lpe.InputError, match=f"iterable of pairs .*, not {type(bad).__name__}"):
+        lpe.evaluate(ensemble_of(), bad)
+
+
+def test_one_hot_targets_are_told_how_to_become_indices() -> None:
+    with pytest.raises(lpe.InputError, match=r"targets.argmax\(dim=1\)"):
+        lpe.evaluate(ensemble_of(), [(INPUTS, torch.eye(CLASSES)[TARGETS])])
+
+
 BAD_LOGITS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "of three dimensions": (lambda logits: logits[:, None], r"batch 0: .*shape \[7, 1, 4\] for 7 targets"),
     "of one dimension": (lambda logits: logits[:, 0], r"batch 0: .*shape \[7\] for 7 targets"),
     "of fewer examples": (lambda logits: logits[:3], r"batch 0: .*shape \[3, 4\] for 7 targets"),
-    "that are NaN": (lambda logits: logits * torch.nan, "batch 0: .*28 logits that are NaN"),
-    "that are +inf": (lambda logits: logits.abs() * torch.inf, r"batch 0: .*28 logits .*\+infinity"),
+    "that are NaN": (
+        lambda logits: logits * torch.nan,
+        "batch 0: .*NaN, .*: 7 of 7 rows, the first of them 0",
+    ),
+    "that are +inf": (lambda logits: logits.abs() * torch.inf, r"batch 0: .*\+infinity, .*: 7 of 7 rows"),
     "that are missing": (lambda logits: {"scores": logits}, "dict"),
 }
 
@@ -680,3 +733,48 @@ def test_of_data_read_anew_no_more_than_a_chunk_is_held(monkeypatch: pytest.Monk
 def test_a_temperature_for_one_example_is_refused() -> None:
     with pytest.raises(lpe.InputError, match="two or more are needed"):
         evaluate_temperature_scaled(ensemble_of(1), [(INPUTS[:1], TARGETS[:1])])
+
+
+# Arguments that are something else
+
+
+@pytest.mark.parametrize("use", [lpe.evaluate, lpe.member_log_probs], ids=lambda use: use.__name__)
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (net(), r"needs an ensemble, not Net; lpe.DeepEnsemble\(\[model\]\) is one"),
+        ([net(), net()], r"needs an ensemble, not list; lpe.DeepEnsemble\(models\) is one"),
+        (None, "needs an ensemble, not NoneType$"),
+    ],
+    ids=["a model", "a list", "None"],
+)
+def test_what_is_no_ensemble_is_refused(given: Any, said: str, use: Callable[..., Any]) -> None:
+    with pytest.raises(lpe.InputError, match=f"^{use.__name__} {said}"):
+        use(given, batches())
+
+
+@pytest.mark.parametrize("calibrated", [[6], [0], 5, "all", [2.0], [True], None, torch.tensor([2])], ids=str)
+def test_nonsense_in_calibrated_is_refused(calibrated: Any) -> None:
+    with pytest.raises(lpe.InputError, match=r"calibrated must be True, False or .* 1, 2, 3, 4, 5, not"):
+        lpe.evaluate(ensemble_of(), batches(), calibrated=calibrated)
+    with pytest.raises(lpe.InputError, match=r"calibrated must be True, False or .* out of 1, 5, not"):
+        lpe.evaluate(lpe.Cascade(ensemble_of(), (0.0, 1.0)), batches(), calibrated=calibrated)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("timer", 3), ("options", {"autocast": True}), ("chunk_bytes", -1), ("chunk_bytes", "1 GB")],
+)
+def test_other_arguments_of_evaluate_are_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(lpe.InputError, match=f"^{name} must be"):
+        lpe.evaluate(ensemble_of(), batches(), **{name: value})
+
+
+def test_an_option_of_the_passes_is_true_or_false() -> None:
+    with pytest.raises(lpe.InputError, match="autocast must be True or False, not 'bfloat16'"):
+        lpe.EvaluationOptions(autocast="bfloat16")  # type: ignore[arg-type]
+
+
+def test_a_calibrated_column_of_one_example_is_refused() -> None:
+    with pytest.raises(lpe.InputError, match="two or more are needed, not 1"):
+        lpe.evaluate(ensemble_of(), [(INPUTS[:1], TARGETS[:1])], calibrated=True)

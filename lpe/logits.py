@@ -1,0 +1,88 @@
+"""What logits must be: the one check of all who read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lpe.errors import InputError
+from lpe.modules import tensors_in
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def examples_in(inputs: Any) -> int | None:
+    """The number of examples of a batch, where its tensors agree on the length of their first axis."""
+    lengths = {len(tensor) for tensor in tensors_in(inputs) if tensor.dim()}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def check_shape(
+    logits: Tensor, examples: int | None, where: str = "", of: str = "examples", classes: int | None = None
+) -> None:
+    """InputError unless logits are real floating [examples, classes] of two classes or more.
+
+    No value is read, so a GPU is not waited for.
+
+    Args:
+        examples: rows that there must be; None: any number.
+        where: the beginning of the message, such as "batch 3: ". of: what the rows are counted by.
+        classes: that the logits of another member or batch had; None: there were none.
+    """
+    rows = "" if examples is None else f" for {examples} {of}"
+    shape = list(logits.shape)
+    if logits.dim() != 2 or examples not in (None, len(logits)):
+        raise InputError(
+            f"{where}the model returned logits of shape {shape}{rows}; [examples, classes] is needed"
+        )
+    check_type(logits, where)
+    if logits.shape[1] < 2:
+        raise InputError(
+            f"{where}the model returned logits of shape {shape}; two classes or more are needed (one logit z "
+            "of two classes is [0, z])"
+        )
+    if classes not in (None, logits.shape[1]):
+        raise InputError(
+            f"{where}the model returned logits of {logits.shape[1]} classes, and of {classes} before; all "
+            "members and batches need the same classes"
+        )
+
+
+def check_type(logits: Tensor, where: str = "") -> None:
+    """InputError unless logits are real numbers in floating point, of 16, 32 or 64 bits."""
+    if logits.dtype not in DTYPES:
+        raise InputError(
+            f"{where}the model returned logits of type {logits.dtype}; real numbers in floating point are "
+            "needed"
+        )
+
+
+def check_values(logits: Tensor, where: str = "") -> None:
+    """InputError where a row has a logit that is NaN or +∞, or none above −∞. A GPU is waited for once.
+
+    −∞ rules a class out. A row of −∞ throughout rules out all of them, and +∞ makes its whole row NaN.
+
+    Args:
+        logits: […, classes], or log-probabilities.
+        where: as of :func:`check_shape`.
+    """
+    right = logits.amax(dim=-1).isfinite()  # the greatest of a row with NaN is NaN
+    if not bool(right.all()):
+        bad = (~right).nonzero()
+        raise InputError(
+            f"{where}the model returned logits that are NaN, +infinity, or −infinity for every class: "
+            f"{len(bad)} of {right.numel()} rows, the first of them {int(bad[0, -1])}"
+        )
+
+
+def check_labels(targets: Tensor, classes: int, where: str = "") -> None:
+    """InputError unless labels, int64 [examples], are 0 … classes − 1."""
+    if len(targets):
+        low, high = (int(label) for label in targets.aminmax())
+        if low < 0 or high >= classes:
+            raise InputError(
+                f"{where}label {high if high >= classes else low}; the model has classes 0 to {classes - 1}; "
+                "leave out examples that have none of them"
+            )
