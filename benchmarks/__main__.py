@@ -14,6 +14,7 @@ QUICK = ("construction", "scaling", "packed", "evaluation", "on_the_fly", "memor
 OTHERS = {
     "regression": "whether a metric of any method moved (two minutes; CI runs it)",
     "assets": "LPE-BSR on pre-trained weights and real data (LPE_ASSETS; 50 minutes)",
+    "coverage": "how much of 98 timm families, 40 of transformers and torchvision is rounded (three minutes)",
     "compiled": "whether torch.compile pays (six minutes, and a C++ compiler)",
     "coupling": "coupled against independent members, and members from 8 bits (an hour; LPE_ASSETS: more)",
     "gpu": "bandwidth, and decoding of 10 members against one pass (a CUDA device; minutes)",
