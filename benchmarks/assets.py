@@ -3,12 +3,17 @@
     LPE_ASSETS=<folder> python -m benchmarks.assets
     LPE_ASSETS=<folder> python -m benchmarks.assets --only stories
 
-Costs about 4 minutes (stories) and 100 minutes (resnets) of one core. A measured row is not measured again,
+Costs about 4 minutes (stories) and 130 minutes (resnets) of one core. A measured row is not measured again,
 so a run that was stopped goes on. It prints, from benchmarks/results/assets_*.csv, NLL a token of the FP32
 model, RTN and 16 LPE-BSR members at INT-8 to INT-3 on 80 TinyStories (FP32 1.394; INT-5 RTN 1.424, LPE-BSR
 1.404), and NLL, error, ECE and ambiguity of the FP32 network, RTN and 16 LPE-BSR members at INT-8 to INT-3
 on CIFAR-10's 10,000 test images, stored as JPEG of quality 75 (ResNet-20: NLL FP32 .879, INT-4 RTN 1.069,
 10 LPE-BSR members .608); and the milliseconds per example, of every size in assets_*_times.csv.
+
+The ResNets have batch norm, and their weights were trained on images that were no JPEGs. Rows are of the
+statistics as they are, and of statistics re-estimated on JPEG training images: relative to the FP32 network,
+which keeps its own, or absolute, which moves the FP32 network to the JPEGs too. How large the shift is says the
+FP32 network's accuracy on the JPEGs of its own training images.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +35,7 @@ import lpe
 from benchmarks import cifar_resnet, stories
 from benchmarks.command import assets_folder, conditions, one_line_of_bad_input, parser
 from lpe.ensembles.base import Ensemble, text_table
+from lpe.ensembles.batch_norm import FORMS
 from lpe.evaluation.metrics import METRICS
 from lpe.evaluation.predict import evaluate_temperature_scaled
 from lpe.evaluation.timing import MemberTimer
@@ -36,7 +43,13 @@ from lpe.records import Records, check_writable, write_provenance, write_table
 
 SCALE = "assets"
 SCALED = "FP32 + temperature"
+ON_TRAINING = "FP32, on training images"
 TIMES = ("substrate", "method", "number_system", "size", "ms_per_example")
+REFRESHED = 1000
+"""Training images on which statistics are re-estimated, evenly spread."""
+TRAINING = 10_000
+"""Training images on which the FP32 network is measured, evenly spread."""
+IMAGES = (REFRESHED, TRAINING)
 THREADS = 1
 SEED = 0
 
@@ -49,6 +62,8 @@ class Substrate:
         name: as the record has it. load: model and batches from the assets' folder.
         bits: of the integer number systems. members: size of the LPE-BSR ensembles.
         columns: metric → heading of the printed table.
+        training: training batches from the assets' folder, so many images; None where there is no batch norm.
+        refreshed: the bits whose statistics are re-estimated too, with ``few`` members.
     """
 
     name: str
@@ -56,17 +71,27 @@ class Substrate:
     bits: tuple[int, ...]
     members: int
     columns: tuple[tuple[str, str], ...]
+    training: Callable[[Path, int], list[Any]] | None = None
+    refreshed: tuple[int, ...] = ()
+    few: int = 4
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One row of the table: a method in a number system, of a size."""
+    """One row of the table: a method in a number system, of a size.
+
+    Args:
+        make: (network, batches to re-estimate statistics on) → the ensemble.
+        refresh: how statistics are re-estimated, if they are. on_training: measured on training images.
+    """
 
     method: str
     number_system: str
     rounding: str
     size: int
-    make: Callable[[nn.Module], Ensemble]
+    make: Callable[[nn.Module, list[Any]], Ensemble]
+    refresh: str = ""
+    on_training: bool = False
 
 
 def _load_stories(assets: Path) -> tuple[nn.Module, list[Any]]:
@@ -78,7 +103,15 @@ def _resnet(depth: int) -> Substrate:
         return cifar_resnet.load_resnet(assets, depth), cifar_resnet.test_batches(assets)
 
     columns = (("nll", "NLL"), ("err", "error"), ("ece", "ECE"), ("ambiguity", "ambiguity"))
-    return Substrate(f"ResNet-{depth}, {cifar_resnet.DATASET}", load, (8, 7, 6, 5, 4, 3), 16, columns)
+    return Substrate(
+        f"ResNet-{depth}, {cifar_resnet.DATASET}",
+        load,
+        (8, 7, 6, 5, 4, 3),
+        16,
+        columns,
+        cifar_resnet.training_batches,
+        (4, 3) if depth == 20 else (4,),
+    )
 
 
 SUBSTRATES: dict[str, tuple[Substrate, ...]] = {
@@ -98,27 +131,57 @@ SUBSTRATES: dict[str, tuple[Substrate, ...]] = {
 def measurements(substrate: Substrate) -> list[Measurement]:
     """The rows of a substrate's table, in its order."""
 
-    def quantised(bits: int, size: int, rounding: str) -> Callable[[nn.Module], Ensemble]:
-        return lambda net: lpe.LowPrecisionEnsemble(net, lpe.Int(bits), size, SEED, rounding)
-
-    rows = [
-        Measurement(name, "fp32", "", 1, lambda net: lpe.DeepEnsemble([net])) for name in ("FP32", SCALED)
-    ]
-    for bits in substrate.bits:
-        rows.append(Measurement("RTN", f"int{bits}", "nearest", 1, quantised(bits, 1, "nearest")))
-        members = substrate.members
-        rows.append(
-            Measurement("LPE-BSR", f"int{bits}", "bernoulli", members, quantised(bits, members, "bernoulli"))
+    def single(form: str) -> Callable[[nn.Module, list[Any]], Ensemble]:
+        if not form:
+            return lambda net, _: lpe.DeepEnsemble([net])
+        return lambda net, batches: lpe.LowPrecisionEnsemble(
+            net, lpe.FullPrecision(), 1, batches=batches, refresh=form
         )
+
+    def rounded(bits: int, size: int, rounding: str, form: str) -> Measurement:
+        def make(net: nn.Module, batches: list[Any]) -> Ensemble:
+            settings: dict[str, Any] = {"batches": batches, "refresh": form} if form else {}
+            return lpe.LowPrecisionEnsemble(net, lpe.Int(bits), size, SEED, rounding, **settings)
+
+        method = "RTN" if rounding == "nearest" else "LPE-BSR"
+        return Measurement(method + _named(form), f"int{bits}", rounding, size, make, form)
+
+    rows = [Measurement(name, "fp32", "", 1, single("")) for name in ("FP32", SCALED)]
+    for bits in substrate.bits:
+        rows.append(rounded(bits, 1, "nearest", ""))
+        rows.append(rounded(bits, substrate.members, "bernoulli", ""))
+    if substrate.training is None:
+        return rows
+    rows.append(Measurement(ON_TRAINING, "fp32", "", 1, single(""), on_training=True))
+    for name in ("FP32", SCALED):  # relative to itself it is as it was
+        rows.append(Measurement(name + _named("absolute"), "fp32", "", 1, single("absolute"), "absolute"))
+    for bits in substrate.refreshed:
+        for form in FORMS:
+            rows.append(rounded(bits, 1, "nearest", form))
+            rows.append(rounded(bits, substrate.few, "bernoulli", form))
     return rows
 
 
+def _named(form: str) -> str:
+    """What a method is called with its statistics re-estimated."""
+    return f", re-estimated ({form})" if form else ""
+
+
 def measured_rows(
-    substrate: Substrate, measurement: Measurement, net: nn.Module, batches: Sequence[Any], timer: MemberTimer
+    substrate: Substrate,
+    measurement: Measurement,
+    net: nn.Module,
+    batches: Sequence[Any],
+    training: list[Any],
+    timer: MemberTimer,
 ) -> Iterator[dict[str, object]]:
-    """Rows of the record: every metric of every prefix size; the timer takes the members' time."""
-    ensemble = measurement.make(net)
-    if measurement.method == SCALED:
+    """Rows of the record: every metric of every prefix size; the timer takes the members' time.
+
+    Args:
+        training: batches to re-estimate statistics on.
+    """
+    ensemble = measurement.make(net, training)
+    if measurement.method.startswith(SCALED):
         values = evaluate_temperature_scaled(ensemble, batches)
         table = pd.DataFrame([{"size": 1, "memory_bits": ensemble.memory_bits(), **values}])
     else:
@@ -180,13 +243,18 @@ def run(table: str, assets: Path, out: Path) -> None:
             if not rows:
                 continue
             net, batches = substrate.load(assets)
+            training, trained = (
+                ([], []) if substrate.training is None else map(partial(substrate.training, assets), IMAGES)
+            )
             # Members are structural copies, and a copy keeps the hook: it sees every batch of every member.
             hook = net.register_forward_hook(_advancing(bar, 1 / len(batches)))
             for row in rows:
                 bar.set_postfix_str(f"{substrate.name.partition(',')[0]} {row.method} {row.number_system}")
                 timer = MemberTimer(row.size)
-                measured = list(measured_rows(substrate, row, net, batches, timer))
-                if timer.examples:
+                chosen = trained if row.on_training else batches
+                measured = list(measured_rows(substrate, row, net, chosen, training, timer))
+                # A member takes as long whatever its statistics are.
+                if timer.examples and not row.refresh and not row.on_training:
                     _add_times(times_file(table, out), substrate, row, timer)
                 records.add(measured)
             hook.remove()
@@ -195,7 +263,22 @@ def run(table: str, assets: Path, out: Path) -> None:
         ["benchmarks/assets.py", "--only", table],
         {
             "substrates": [
-                {"name": each.name, "bits": each.bits, "members": each.members} for each in SUBSTRATES[table]
+                {
+                    "name": each.name,
+                    "bits": each.bits,
+                    "members": each.members,
+                    **(
+                        {}
+                        if each.training is None
+                        else {
+                            "re_estimated_bits": each.refreshed,
+                            "re_estimated_members": each.few,
+                            "re_estimated_on_training_images": REFRESHED,
+                            "measured_training_images": TRAINING,
+                        }
+                    ),
+                }
+                for each in SUBSTRATES[table]
             ],
             "passes_measured_by_this_command": passes,
         },
@@ -226,7 +309,7 @@ def table_text(substrate: Substrate, records: Records, times: Path) -> str:
         cells = [f"{found[metric]:.4f}" if metric in found else "" for metric, _ in substrate.columns]
         milliseconds = taken.get((substrate.name, row.method, row.number_system, row.size))
         cells.append("" if milliseconds is None else f"{milliseconds:.3g}")
-        size = f" ({row.size})" if row.method == "LPE-BSR" else ""
+        size = f" ({row.size})" if row.method.startswith("LPE-BSR") else ""
         rows.append((row.method + size, row.number_system.upper().replace("INT", "INT-"), *cells))
     header = ("method", "numbers", *(heading for _, heading in substrate.columns), "ms per example")
     return text_table(substrate.name, header, rows)

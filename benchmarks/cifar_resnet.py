@@ -98,13 +98,22 @@ def test_images(assets: Path, images: int | None = None) -> tuple[Tensor, Tensor
     Returns:
         float32 [images, 3, 32, 32] and int64 [images].
     """
+    return _images(assets, "test", images)
+
+
+def training_images(assets: Path, images: int | None = None) -> tuple[Tensor, Tensor]:
+    """The training set's images, as JPEG too, without augmentation: see :func:`test_images`."""
+    return _images(assets, "train", images)
+
+
+def _images(assets: Path, which: str, images: int | None) -> tuple[Tensor, Tensor]:
     from PIL import Image
 
     with np.load(assets / "cifar10_jpeg_q75.npz") as stored:
         header = stored["header"].tobytes()
-        body = stored["test_body"].tobytes()
-        offsets = stored["test_off"]
-        labels = stored["test_y"]
+        body = stored[f"{which}_body"].tobytes()
+        offsets = stored[f"{which}_off"]
+        labels = stored[f"{which}_y"]
     chosen = np.arange(0, len(labels), 1 if images is None else len(labels) // images)[:images]
     pixels = np.stack(
         [
@@ -122,4 +131,10 @@ def test_images(assets: Path, images: int | None = None) -> tuple[Tensor, Tensor
 def test_batches(assets: Path, images: int | None = None, size: int = 100) -> list[tuple[Tensor, Tensor]]:
     """The test set in batches of ``size``: see :func:`test_images`."""
     x, y = test_images(assets, images)
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def training_batches(assets: Path, images: int, size: int = 100) -> list[tuple[Tensor, Tensor]]:
+    """Training images in batches of ``size``: see :func:`training_images`."""
+    x, y = training_images(assets, images)
     return list(zip(x.split(size), y.split(size), strict=True))
