@@ -12,8 +12,8 @@ on CIFAR-10's 10,000 test images, stored as JPEG of quality 75 (ResNet-20: NLL F
 
 The ResNets have batch norm, and their weights were trained on images that were no JPEGs. Rows are of the
 statistics as they are, and of statistics re-estimated on JPEG training images: relative to the FP32 network,
-which keeps its own, or absolute, which moves the FP32 network to the JPEGs too. How large the shift is says the
-FP32 network's accuracy on the JPEGs of its own training images.
+which keeps its own, or absolute, which moves the FP32 network to the JPEGs too. The FP32 network's accuracy
+on the JPEGs of its own training images says how large the shift is.
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ from reproduce.cost_verdicts import Picture
 SCALE = "assets"
 BITS = (5, 4)
 SIZE, FEW = 20, 5
+"""Most members, where a subject has no fewer, and members of the smaller cascade."""
 SEED = 0
 BLOCKS = 20
 BATCH = 100
@@ -56,13 +57,18 @@ CODE = (
 """What log-probabilities depend on, beside the subject's own. Not the kernels: the codes are the same."""
 
 
+def size_of(subject: Subject) -> int:
+    """Members of a subject's largest ensembles."""
+    return min(SIZE, subject.size)
+
+
 def picture(subject: Subject) -> Picture:
     """What the picture of a subject is of."""
     return Picture(
         subject.own.substrate,
         None if subject.larger is None else subject.larger.substrate,
         BITS,
-        SIZE,
+        size_of(subject),
         tuple(model.name for model in subject.models),
         ("point", f"{BLOCKS} blocks of {subject.units}"),
         subject.example,
@@ -75,7 +81,7 @@ class Measuring:
     """A subject with its examples and networks; what is known of ensembles on them is kept in the store.
 
     Args:
-        nets: of ``subject.models``, in their order.
+        nets: of ``subject.models``, in their order. training: see ``Subject.training``.
     """
 
     subject: Subject
@@ -83,6 +89,7 @@ class Measuring:
     nets: Sequence[nn.Module]
     store: Store
     bar: tqdm
+    training: list[Any] | None = None
 
     def known(self, ensemble: Ensemble, model: Model) -> Known:
         """An ensemble of networks of a model with its members' log-probabilities."""
@@ -125,7 +132,7 @@ class Measuring:
 
 def predictions(measuring: Measuring) -> Iterator[tuple[str, Iterator[Prediction]]]:
     """What is predicted on the scored examples, by substrate."""
-    models, nets = measuring.subject.models, measuring.nets
+    models, nets, size = measuring.subject.models, measuring.nets, size_of(measuring.subject)
     own, *larger = (
         measuring.known(lpe.DeepEnsemble([net]), model) for net, model in zip(nets, models, strict=True)
     )
@@ -133,7 +140,9 @@ def predictions(measuring: Measuring) -> Iterator[tuple[str, Iterator[Prediction
     for model, single in zip(models[1:], larger, strict=True):
         yield model.substrate, iter([next(single_predictions(single))])
     for bits in BITS:
-        drawn = low_precision_predictions(nets[0], bits, SIZE, FEW, SEED, own, measuring.known_own)
+        drawn = low_precision_predictions(
+            nets[0], bits, size, FEW, SEED, own, measuring.known_own, measuring.training
+        )
         yield models[0].substrate, drawn
 
 
@@ -170,12 +179,12 @@ def measure_times(measuring: Measuring, name: str, out: Path) -> None:
     for bits in BITS:
         drawn, nearest = (
             measuring.known_own(lpe.LowPrecisionEnsemble(nets[0], lpe.Int(bits), size, SEED, rounding))
-            for size, rounding in ((SIZE, CASCADED), (1, "nearest"))
+            for size, rounding in ((size_of(subject), CASCADED), (1, "nearest"))
         )
         members.append((drawn, nearest))
     named = [(model.substrate, net) for model, net in zip(subject.models, nets, strict=True)]
     larger = named[1] if len(named) > 1 else None
-    items = cost_times.timed_methods(named[0], larger, None, BITS, SIZE, inputs, SEED)
+    items = cost_times.timed_methods(named[0], larger, None, BITS, size_of(subject), inputs, SEED)
     items += cost_times.timed_cascades(named[0][0], own, None, members, FEW, inputs, SEED, all_targets=True)
     rows = cost_times.rows_of_times(items, len(inputs), measuring.bar)
     command = ["reproduce/cost.py", "--assets", "--only", name, "--time"]
@@ -186,16 +195,17 @@ def measure_subject(name: str, assets: Path, out: Path, arguments: Sequence[str]
     """Write a subject's record, its provenance, and its times where there are none, or ``again``."""
     started, subject = time.time(), SUBJECTS[name]
     nets = [model.load(assets) for model in subject.models]
-    total = len(nets) + len(BITS) * (1 + 2 * SIZE)
+    training = None if subject.training is None else subject.training(assets)
+    total = len(nets) + len(BITS) * (1 + 2 * size_of(subject))
     with tqdm(total=total, desc=f"{name}, members", leave=False, file=sys.stderr) as bar:
-        measuring = Measuring(subject, subject.load(assets), nets, Store(), bar)
+        measuring = Measuring(subject, subject.load(assets), nets, Store(), bar, training)
         write_table(measure(measuring), out / f"{subject.stem}.csv", COLUMNS)
-        if again or not (out / f"{subject.stem}_times.csv").is_file():
+        if subject.timed_as is None and (again or not (out / f"{subject.stem}_times.csv").is_file()):
             measure_times(measuring, name, out)
     config = {
         **subject.config,
         "bits": BITS,
-        "members": SIZE,
+        "members": size_of(subject),
         "few": FEW,
         subject.examples: len(measuring.examples.targets),
         "blocks": BLOCKS,
@@ -209,7 +219,10 @@ def draw(subject: Subject, folder: Path) -> list[str]:
     from reproduce.cost import draw_picture
 
     record = panels.read_record(folder / f"{subject.stem}.csv", COLUMNS)
-    times = panels.read_record(folder / f"{subject.stem}_times.csv", cost_times.COLUMNS)
+    timed = subject if subject.timed_as is None else SUBJECTS[subject.timed_as]
+    times = panels.read_record(folder / f"{timed.stem}_times.csv", cost_times.COLUMNS)
+    names = [[each.substrate for each in of.models] for of in (timed, subject)]
+    times["substrate"] = times["substrate"].replace(dict(zip(*names, strict=True)))
     return draw_picture(record, times, picture(subject), folder)[1]
 
 

@@ -212,6 +212,7 @@ def first_of(known_ensemble: Known, size: int) -> Known:
         ensemble.model, ensemble.system, size, ensemble.seed, ensemble.rounding
     )
     shorter.training_budget = ensemble.training_budget
+    shorter.batch_norm = ensemble.batch_norm
     return replace(
         known_ensemble,
         ensemble=shorter,
@@ -228,16 +229,18 @@ def low_precision_predictions(
     seed: int,
     single: Known,
     know: Callable[[Ensemble], Known],
+    training: Sequence[Batch] | None = None,
 ) -> Iterator[Prediction]:
     """RTN, LPE-BSR of every size with independent and coupled members, and cascades of it, at one width.
 
     Args:
         few: members of a second, smaller cascade. single: the FP32 model. know: runs an ensemble.
+        training: batches to re-estimate every member's batch-norm statistics on, relative to the model's.
     """
     system = lpe.Int(bits)
 
     def made(members: int, rounding: str) -> Known:
-        ensemble = lpe.LowPrecisionEnsemble(net, system, members, seed, rounding)
+        ensemble = lpe.LowPrecisionEnsemble(net, system, members, seed, rounding, batches=training)
         ensemble.training_budget = single.ensemble.backward_passes(1)
         return know(ensemble)
 

@@ -1,5 +1,9 @@
 """What the cost pictures on real pre-trained weights are of: ResNets on images, a language model on stories.
 
+The ResNets are there twice, with their batch-norm statistics as they are, and with every network's
+re-estimated on training images that are JPEGs as the test images are: RTN's and the members' under their own
+weights, and the FP32 networks' too, so that not one alone of what is compared has been moved to the JPEGs.
+
 Half of the images or stories validates temperatures and windows, the other half is scored. There is one
 checkpoint of each model, so intervals are over blocks of what is scored. Contexts of one story resemble each
 other, so a story is on one side alone, and in one block alone.
@@ -11,13 +15,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import cifar_resnet, stories
+from lpe.ensembles.batch_norm import refresh
 
 IMAGES = 5000
+TRAINING_IMAGES = 1000
+"""On which batch-norm statistics are re-estimated, evenly spread over the training set, as JPEG too."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,10 @@ class Subject:
         load: the examples, from the assets' folder. example: what a nat is per.
         examples, units: what examples, and what blocks are made of, are called.
         config: for the provenance of the record. code: beside the library, what log-probabilities depend on.
+        size: members of the largest ensembles.
+        training: from the assets' folder: batches on which the batch-norm statistics of every network, the
+            single ones too, are re-estimated. None: they are as they are.
+        timed_as: the subject whose times are this one's, for the networks differ in their statistics alone.
     """
 
     stem: str
@@ -72,6 +84,9 @@ class Subject:
     units: str
     config: Mapping[str, object]
     code: str
+    size: int = 20
+    training: Callable[[Path], list[Any]] | None = None
+    timed_as: str | None = None
 
     @property
     def models(self) -> list[Model]:
@@ -88,6 +103,24 @@ def _resnet(depth: int) -> Model:
         lambda assets: cifar_resnet.load_resnet(assets, depth),
         {"depth": depth},
     )
+
+
+def _re_estimated(depth: int) -> Model:
+    def load(assets: Path) -> nn.Module:
+        net = cifar_resnet.load_resnet(assets, depth)
+        refresh(net, _training(assets))
+        return net
+
+    return Model(
+        f"ResNet-{depth} re-estimated, {cifar_resnet.DATASET}",
+        f"ResNet-{depth}",
+        load,
+        {"depth": depth, "statistics": f"of {TRAINING_IMAGES} training images"},
+    )
+
+
+def _training(assets: Path) -> list[Any]:
+    return cifar_resnet.training_batches(assets, TRAINING_IMAGES)
 
 
 def load_images(assets: Path) -> Examples:
@@ -131,6 +164,20 @@ SUBJECTS = {
         units="images",
         config={"depths": (20, 32)},
         code="benchmarks/cifar_resnet.py",
+    ),
+    "resnets-re-estimated": Subject(
+        stem="cost_re_estimated",
+        own=_re_estimated(20),
+        larger=_re_estimated(32),
+        load=load_images,
+        example="image",
+        examples="images",
+        units="images",
+        config={"depths": (20, 32), "training_images": TRAINING_IMAGES},
+        code="benchmarks/cifar_resnet.py",
+        size=10,
+        training=_training,
+        timed_as="resnets",
     ),
     "stories": Subject(
         stem="cost_stories",
