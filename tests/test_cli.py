@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import lpe
-from lpe import cli
+from lpe import cli, notices
 from lpe.substrates import imagenet
 from lpe.substrates.imagenet import data_config, evaluation_transform, validation
 
@@ -240,6 +240,93 @@ def test_random_weights_need_no_file_and_are_named(run: Run, folder: Path, tmp_p
         "evaluate", f"timm/{VIT}", "--random-weights", "--data", thousand, "--limit", 3, "--workers", 0
     )
     assert printed.startswith(f"timm/{VIT}, random weights, 3 images of 1,000 classes")
+
+
+# Batch-norm statistics
+
+RESNET = "test_resnet.r160_in1k"  # timm's own for tests, with batch norm
+
+
+@pytest.fixture(scope="module")
+def resnet(folder: Path) -> list[object]:
+    """The arguments that evaluate a network with batch norm on the images."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = imagenet._created(RESNET, num_classes=3)
+    save_file(model.state_dict(), folder / "resnet.safetensors")
+    training = folder / "training" / "some" / "where"
+    training.mkdir(parents=True)
+    pixels = np.random.default_rng(1).integers(256, size=(5, 32, 32, 3), dtype=np.uint8)
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(training / f"{index}.png")
+    model_arguments = [f"timm/{RESNET}", "--checkpoint", folder / "resnet.safetensors"]
+    data = ["--data", folder / "images", "--workers", 0, "--batch-size", 4]
+    return ["evaluate", *model_arguments, *data, "--system", "int3", "--size", 2]
+
+
+@pytest.mark.parametrize("form", ["relative", "absolute"])
+def test_re_estimated_rows_are_beside_those_of_the_models_statistics(
+    run: Run, resnet: list[object], folder: Path, tmp_path: Path, form: str
+) -> None:
+    arguments = ["--refresh", folder / "training", "--refresh-form", form, "--csv", tmp_path / "r.csv"]
+    run(*resnet, *arguments)
+    table = pd.read_csv(tmp_path / "r.csv", keep_default_na=False)
+    kind = f", re-estimated ({form})"
+    assert list(table["method"]) == [
+        "FP32",
+        "FP32 + temperature",
+        *(["FP32" + kind] if form == "absolute" else []),
+        "RTN",
+        "RTN" + kind,
+        *["LPE-BSR"] * 2,
+        *["LPE-BSR" + kind] * 2,
+    ]
+    model = imagenet.load_model(RESNET, folder / "resnet.safetensors")
+    transform = evaluation_transform(data_config(model))
+    data = validation(folder / "images", transform, 4, classes=3)
+    training = list(imagenet.unlabelled(folder / "training", transform, 4))
+    ensemble = lpe.LowPrecisionEnsemble(model, lpe.Int(3), 2, batches=training, refresh=form)
+    found = table[table["method"] == "LPE-BSR" + kind]["nll"]
+    assert list(found) == pytest.approx(list(lpe.evaluate(ensemble, data)["nll"]), rel=1e-9)
+
+
+def test_refresh_auto_takes_the_folder_train_beside_the_data(
+    run: Run, resnet: list[object], folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "train").symlink_to(folder / "training")
+    (tmp_path / "val").symlink_to(folder / "images")
+    run(*resnet, "--data", tmp_path / "val", "--refresh", "auto", "--json", tmp_path / "r.json")
+    told = json.loads((tmp_path / "r.json").read_text())["provenance"]["config"]
+    assert told["refresh_images"] == 5
+
+
+def test_a_note_says_once_that_statistics_are_as_the_network_has_them(
+    run: Run, resnet: list[object], caplog: pytest.LogCaptureFixture
+) -> None:
+    notices.forget()
+    run(*resnet)
+    said = [line for line in caplog.messages if "batch-norm statistics" in line]
+    assert len(said) == 1 and "--refresh" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--refresh", "/nowhere"], "there is no folder /nowhere"),
+        (["--refresh", "auto"], "train; give a folder of training images"),
+        (["--refresh-limit", "1"], "--refresh-limit must be 2 or more, not 1"),
+        (["--packed", "vit.lpe", "--refresh", "somewhere"], "--refresh is settled by the packed file"),
+    ],
+)
+def test_what_is_wrong_with_refresh_is_said_before_anything_runs(
+    error_of: Run, folder: Path, arguments: list[str], wanted: str
+) -> None:
+    assert wanted in error_of(*timm_arguments(folder), *arguments)
+
+
+def test_a_model_without_batch_norm_has_nothing_to_refresh(error_of: Run, folder: Path) -> None:
+    said = error_of(*timm_arguments(folder), "--refresh", folder / "images")
+    assert "has no batch norms, so there is nothing to --refresh" in said
 
 
 def test_describe_lists_every_tensor_and_the_memory(run: Run) -> None:

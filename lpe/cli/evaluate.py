@@ -24,7 +24,7 @@ from lpe.cli.options import (
     options_of,
 )
 from lpe.cli.rows import rows_of, rows_of_packed, system_name
-from lpe.cli.subjects import DataOptions, add_data, add_passes, subject
+from lpe.cli.subjects import DataOptions, add_data, add_passes, add_refresh, subject
 from lpe.cli.tables import tables
 from lpe.ensembles.base import Ensemble, check_size
 from lpe.ensembles.gaussian import GaussianEnsemble
@@ -49,6 +49,11 @@ nearest (RTN), and of ensembles of 1 … SIZE members, with memory and milliseco
 
 Images (--data): ImageNet's validation set as 1,000 class folders (also under val/) or as a flat folder with
 its labels, or a folder per class of your own, as many as the model has classes.
+
+--refresh DIR, for a model with batch norm: each member's statistics are re-estimated on training images, and
+RTN and the ensemble have rows of both kinds.
+
+  lpe evaluate timm/efficientnet_lite0 --data imagenet --refresh imagenet/train --system int5
 """
 
 
@@ -76,6 +81,7 @@ def add_evaluate(commands: Commands) -> None:
     data = parser.add_argument_group("data")
     add_data(data)
     add_place(data)
+    add_refresh(parser.add_argument_group("batch-norm statistics"))
     add_passes(parser.add_argument_group("forward passes on images"))
     output = parser.add_argument_group("output")
     output.add_argument("--calibrated", action="store_true", help="also the NLL under a fitted temperature")
@@ -146,6 +152,9 @@ def _check_packed(packed: str, asked: argparse.Namespace) -> None:
     """What can be wrong with the options beside a packed file, before a model is loaded."""
     options = given(EnsembleOptions, asked)
     size = options.pop("size", None)
+    options |= {
+        option: None for option in ("refresh", "refresh_form", "refresh_limit") if hasattr(asked, option)
+    }
     for option in options:
         raise InputError(f"--{option.replace('_', '-')} is settled by the packed file; leave it out")
     if size is not None:

@@ -48,6 +48,9 @@ OF_KIND = {
     "autocast": ("timm", "open_clip"),
     "channels_last": ("timm", "open_clip"),
     "pin_memory": ("timm", "open_clip"),
+    "refresh": ("timm", "open_clip"),
+    "refresh_form": ("timm", "open_clip"),
+    "refresh_limit": ("timm", "open_clip"),
     "tasks": ("hf",),
     "include_path": ("hf",),
     "metrics": ("hf",),
@@ -211,15 +214,21 @@ class EnsembleOptions:
             self.rounding == "nearest" or isinstance(self.number_system(), FullPrecision)
         )
 
-    def ensemble(self, model: nn.Module) -> Ensemble:
-        """The ensemble of a model that the options ask for."""
+    def ensemble(self, model: nn.Module, **statistics: Any) -> Ensemble:
+        """The ensemble of a model that the options ask for.
+
+        Args:
+            statistics: batches and refresh, see :class:`LowPrecisionEnsemble`.
+        """
         size = self.size or (1 if self._alike() else SIZE)
         if self.method == "mc-dropout":
-            return MCDropoutEnsemble(model, DROPOUT_RATE if self.rate is None else self.rate, size, self.seed)
+            rate = DROPOUT_RATE if self.rate is None else self.rate
+            return MCDropoutEnsemble(model, rate, size, self.seed, **statistics)
+        system, settings = self.number_system(), {**self.patterns, **statistics}
         if self.method == "gaussian":
-            return GaussianEnsemble(model, self.number_system(), size, self.seed, self.std, **self.patterns)
+            return GaussianEnsemble(model, system, size, self.seed, self.std, **settings)
         rounding = self.rounding or "bernoulli"
-        return LowPrecisionEnsemble(model, self.number_system(), size, self.seed, rounding, **self.patterns)
+        return LowPrecisionEnsemble(model, system, size, self.seed, rounding, **settings)
 
 
 def add_ensemble(parser: argparse.ArgumentParser) -> None:

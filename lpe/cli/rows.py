@@ -13,7 +13,6 @@ from torch import nn
 from lpe.cli.options import METHODS, EnsembleOptions
 from lpe.cli.subjects import Subject
 from lpe.ensembles.base import Ensemble
-from lpe.ensembles.gaussian import GaussianEnsemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
 from lpe.evaluation.predict import evaluate_temperature_scaled
@@ -40,22 +39,41 @@ UNSCALED = (
 def rows_of(
     subject: Subject, ensemble: Ensemble, asked: EnsembleOptions, calibrated: bool
 ) -> list[dict[str, object]]:
-    """Every row of the result: the model as it is, it with a temperature, RTN, and every ensemble size."""
+    """Every row of the result: the model as it is, it with a temperature, RTN, and every ensemble size.
+
+    Where the subject has training batches RTN and the ensemble are there twice, with the model's batch-norm
+    statistics and with re-estimated ones; under the absolute form the model too, which under the relative one
+    stays as it is.
+    """
     system, patterns = asked.number_system(), asked.patterns
+    rounds = not isinstance(system, FullPrecision)
+    kinds: list[tuple[str, dict[str, Any]]] = [("", {})]
+    if subject.training is not None:
+        batches, form = subject.training
+        kinds.append((f", re-estimated ({form})", {"batches": batches, "refresh": form}))
     measured: list[dict[str, object]] = []
-    with _progress(subject, [subject.model], 3 + len(ensemble)):
+    with _progress(subject, [subject.model], (3 + len(ensemble)) * len(kinds)):
         as_it_is = _add_model(measured, subject, **patterns)
-        if not isinstance(system, FullPrecision) and asked.method != "mc-dropout":
-            nearest = LowPrecisionEnsemble(subject.model, system, 1, asked.seed, "nearest", **patterns)
-            measured += _measured(subject, "RTN", nearest, system.name, "nearest")
-        if isinstance(ensemble, MCDropoutEnsemble):
-            measured += _measured(subject, METHODS[asked.method], ensemble, as_it_is.lower(), "")
-        elif isinstance(ensemble, GaussianEnsemble):
-            measured += _measured(subject, METHODS[asked.method], ensemble, system.name, "")
-        elif isinstance(ensemble, LowPrecisionEnsemble) and not isinstance(system, FullPrecision):
-            if ensemble.rounding != "nearest":
-                title = _title(ensemble.rounding)
-                measured += _measured(subject, title, ensemble, system.name, ensemble.rounding)
+        for kind, settings in kinds:
+            if settings.get("refresh") == "absolute":
+                single = LowPrecisionEnsemble(subject.model, FullPrecision(), 1, **patterns, **settings)
+                measured += _measured(subject, as_it_is + kind, single, as_it_is.lower(), "")
+        for kind, settings in kinds:
+            if rounds and asked.method != "mc-dropout":
+                nearest = LowPrecisionEnsemble(
+                    subject.model, system, 1, asked.seed, "nearest", **patterns, **settings
+                )
+                measured += _measured(subject, "RTN" + kind, nearest, system.name, "nearest")
+        for kind, settings in kinds:
+            members = asked.ensemble(subject.model, **settings) if settings else ensemble
+            title, numbers, rounding = METHODS[asked.method], system.name, ""
+            if isinstance(members, MCDropoutEnsemble):
+                numbers = as_it_is.lower()
+            elif isinstance(members, LowPrecisionEnsemble):
+                title, rounding = _title(members.rounding), members.rounding
+                if not rounds or rounding == "nearest":  # the rows are there
+                    continue
+            measured += _measured(subject, title + kind, members, numbers, rounding)
     return _cleaned(measured, calibrated)
 
 

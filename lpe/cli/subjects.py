@@ -15,6 +15,7 @@ from lpe.cli.models import captions, clip_model, placed, timm_model, zero_shot
 from lpe.cli.options import DTYPES, ModelOptions
 from lpe.cli.tables import shown_sizes
 from lpe.ensembles.base import Ensemble
+from lpe.ensembles.batch_norm import FORMS, batch_norms
 from lpe.errors import InputError
 from lpe.evaluation.predict import PLAIN, EvaluationOptions, evaluate
 from lpe.evaluation.timing import MemberTimer
@@ -35,6 +36,8 @@ class DataOptions:
         members: "one-by-one" (None too) or "together". autocast, channels_last, pin_memory: see
             :class:`lpe.evaluation.predict.EvaluationOptions`.
         calibrated: whether every shown size gets its NLL under a fitted temperature.
+        refresh: a folder of training images, or "auto"; None: batch-norm statistics stay as they are.
+        refresh_form: one of :data:`lpe.ensembles.batch_norm.FORMS`. refresh_limit: images.
     """
 
     data: str | None = None
@@ -50,6 +53,9 @@ class DataOptions:
     channels_last: bool = False
     pin_memory: bool = False
     calibrated: bool = False
+    refresh: str | None = None
+    refresh_form: str = FORMS[0]
+    refresh_limit: int = 1000
 
     def check(self) -> None:
         """InputError for a number out of its range, before a model is loaded."""
@@ -57,6 +63,26 @@ class DataOptions:
             raise InputError(f"--limit must be 1 or more, not {self.limit}")
         if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"--batch-size must be 1 or more, not {self.batch_size}")
+        if self.refresh_limit < 2:
+            raise InputError(f"--refresh-limit must be 2 or more, not {self.refresh_limit}")
+
+    def training_folder(self) -> Path | None:
+        """The folder of training images.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self.refresh is None:
+            return None
+        folder = Path(self.refresh)
+        if self.refresh == "auto":
+            beside = [Path(self.data or "") / "train", Path(self.data or "").absolute().parent / "train"]
+            folder = next((each for each in beside if each.is_dir()), beside[0])
+        if not folder.is_dir():
+            raise InputError(
+                f"there is no folder {folder}; give a folder of training images by --refresh DIR"
+            )
+        return folder
 
 
 def add_data(parser: Any) -> None:
@@ -80,6 +106,21 @@ def add_data(parser: Any) -> None:
     )
 
 
+def add_refresh(parser: Any) -> None:
+    """The options of re-estimated batch-norm statistics."""
+    parser.add_argument(
+        "--refresh",
+        metavar="DIR",
+        help="training images, in folders of any kind, labels not looked at; auto: train in or beside --data",
+    )
+    parser.add_argument(
+        "--refresh-form", choices=FORMS, help="(relative: the model as it is keeps its own), or absolute"
+    )
+    parser.add_argument(
+        "--refresh-limit", type=int, metavar="N", help="as many of them, spread evenly (1000)"
+    )
+
+
 def add_passes(parser: Any) -> None:
     """The options of how forward passes on images run."""
     parser.add_argument(
@@ -99,6 +140,8 @@ class Subject:
             measured on tasks. record: what determines the numbers, for the provenance.
         measure: (ensemble, timer) → a row per size, and per task where there are tasks.
         options: of the forward passes on images.
+        training: batches to re-estimate every member's batch-norm statistics on, and the form; None: they
+            stay as they are.
     """
 
     title: str
@@ -107,6 +150,7 @@ class Subject:
     record: Mapping[str, object]
     measure: Callable[[Ensemble, MemberTimer], pd.DataFrame]
     options: EvaluationOptions = PLAIN
+    training: tuple[Iterable[Any], str] | None = None
 
 
 def subject(model: ModelOptions, data: DataOptions, device: torch.device) -> Subject:
@@ -127,6 +171,7 @@ def _images(asked: ModelOptions, seen: DataOptions, device: torch.device) -> Sub
         )
     if not Path(seen.data).is_dir():
         raise InputError(f"there is no folder {seen.data}; give the folder of the validation images")
+    training_folder = seen.training_folder()
     if asked.kind == "timm":
         model = timm_model(asked)
         classes = imagenet.classes_of(model)
@@ -151,6 +196,17 @@ def _images(asked: ModelOptions, seen: DataOptions, device: torch.device) -> Sub
     if asked.kind == "open_clip":
         model = zero_shot(loaded, class_names, templates, device)
     model = placed(model, device, asked)
+    training = None
+    if training_folder is not None:
+        if not batch_norms(model):
+            raise InputError(
+                f"{asked.model} has no batch norms, so there is nothing to --refresh; leave it out"
+            )
+        images = imagenet.unlabelled(
+            training_folder, transform, data.batch_size, seen.refresh_limit, data.workers, data.dtype
+        )
+        # In memory: every member's statistics are of the same batches, which are read once.
+        training = (list(images), seen.refresh_form)
 
     options = EvaluationOptions(seen.autocast, seen.channels_last, seen.pin_memory)
     members = seen.members or "one-by-one"
@@ -170,9 +226,18 @@ def _images(asked: ModelOptions, seen: DataOptions, device: torch.device) -> Sub
         "dtype": asked.dtype or "float32",
         "members": members,
         **asdict(options),
+        **(
+            {}
+            if training is None
+            else {
+                "refresh": str(training_folder),
+                "refresh_form": seen.refresh_form,
+                "refresh_images": sum(len(inputs) for inputs, _ in training[0]),
+            }
+        ),
     }
     title = f"{record['model']}{weights}, {len(data.paths):,} images of {classes:,} classes"
-    return Subject(title, model, data, record, measure, options)
+    return Subject(title, model, data, record, measure, options, training)
 
 
 def _language(asked: ModelOptions, seen: DataOptions, device: torch.device) -> Subject:

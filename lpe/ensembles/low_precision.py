@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lpe.ensembles.base import Ensemble
-from lpe.ensembles.batch_norm import MemberStatistics, fresh_statistics, statistics_note
+from lpe.ensembles.batch_norm import MemberStatistics, batch_norms, fresh_statistics, statistics_note
 from lpe.ensembles.on_the_fly import AllMembers
 from lpe.ensembles.selection import Coverage, OutputAxis, PlannedTensor, describe_plan, select_tensors
 from lpe.errors import InputError
@@ -37,6 +37,11 @@ from lpe.number_systems.streams import check_member, check_seed
 
 ALIGNMENT = 64
 """Elements: 128 bytes for 16-bit weights, what vectorised kernels ask of an address and more."""
+
+STALE = (
+    "the batch-norm statistics of {}'s rounded members are as the network has them; batches= (lpe evaluate: "
+    "--refresh) re-estimates them"
+)
 
 BASES = {"int8": 8, "bf16": 16, "fp32": 32}
 """What members can be drawn from, and its bits a weight: integers (with scales), bfloat16 or float32."""
@@ -255,9 +260,17 @@ class LowPrecisionEnsemble(Ensemble):
         return next(base for base in BASES if base_holds(base, self.system, self.rounding))
 
     def notes(self) -> list[str]:
-        """A line where less than 95 % of the weights of two or more dimensions are rounded."""
+        """Lines where less than 95 % of the weights of two or more dimensions are rounded, and where members
+        have batch-norm statistics that are not theirs.
+        """
+        if isinstance(self.system, FullPrecision):
+            return []
         line = Coverage.of(self.plan).note(type(self.model).__name__)
-        return [line] if line and not isinstance(self.system, FullPrecision) else []
+        stale = self.batch_norm is None and bool(batch_norms(self.model))
+        return [
+            *([line] if line else []),
+            *([STALE.format(type(self.model).__name__)] if stale else []),
+        ]
 
     def describe(self) -> str:
         """A row per tensor: name, shape, quantised or not and why, bits a value in a member."""

@@ -322,6 +322,35 @@ def validation(
     )
 
 
+def unlabelled(
+    folder: str | os.PathLike[str],
+    transform: Callable[[Any], Tensor],
+    batch_size: int,
+    limit: int | None = None,
+    workers: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> LabelledImages:
+    """The images of a folder and of the folders in it, in the order of their names; every label is 0.
+
+    Args:
+        limit: as many images, evenly spread over all. None: all. The others as of :func:`validation`.
+
+    Raises:
+        InputError: there are no images.
+    """
+    paths = sorted(
+        Path(place, name)
+        for place, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(IMAGES)
+    )
+    if not paths:
+        raise InputError(f"{folder} has no images ({', '.join(IMAGES)})")
+    count = len(paths) if limit is None else min(limit, len(paths))
+    chosen = tuple(paths[index * len(paths) // count] for index in range(count))
+    return LabelledImages(chosen, (0,) * count, (), transform, batch_size, workers, dtype)
+
+
 def wnids() -> list[str]:
     """ImageNet-1k's 1,000 classes by WordNet id, in the order of the models' classes."""
     from timm.data import ImageNetInfo
