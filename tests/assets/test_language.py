@@ -1,10 +1,11 @@
-"""lm-eval on a pre-trained language model, ours against its own; skipped without LPE_ASSETS.
+"""lm-eval on a pre-trained language model, ours against its own and by hand; skipped without LPE_ASSETS.
 
-About 40 s on one thread.
+About 60 s on one thread.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,15 @@ def samples(lm: Any, task: str, limit: int) -> list[Any]:
     return [(sample["arguments"], sample["resps"]) for sample in results["samples"][task]]
 
 
+class AsHF(language.EnsembleLM):
+    """Answers rolling requests as lm-eval's ``hf`` model does: with the <s> that the tokenizer adds."""
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """As the base, then as ``hf``."""
+        super().loglikelihood_rolling(requests)
+        return [scored.answer(len(self.ensemble)) for scored in self.rolled_as_hf(self.scored)]
+
+
 def theirs(model: Any, tokenizer: Any) -> HFLM:
     return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16)
 
@@ -50,7 +60,7 @@ def theirs(model: Any, tokenizer: Any) -> HFLM:
 def test_fp32_answers_exactly_as_lm_evals_hf(loaded: tuple[Any, Any], task: str, limit: int) -> None:
     model, tokenizer = loaded
     ensemble = lpe.LowPrecisionEnsemble(model, lpe.number_system("fp32"), 1)
-    ours = samples(language.EnsembleLM(ensemble, tokenizer, batch_size=16), task, limit)
+    ours = samples(AsHF(ensemble, tokenizer, batch_size=16), task, limit)
     assert ours == samples(theirs(model, tokenizer), task, limit)
 
 
@@ -66,7 +76,7 @@ def test_one_nearest_int8_member_answers_exactly_as_lm_evals_hf_on_the_rounded_w
         for planned in ensemble.plan
         if planned.quantised
     }
-    ours = samples(language.EnsembleLM(ensemble, tokenizer, batch_size=16), task, limit)
+    ours = samples(AsHF(ensemble, tokenizer, batch_size=16), task, limit)
     assert ours == samples(theirs(with_tensors(model, rounded), tokenizer), task, limit)
 
 
@@ -83,14 +93,48 @@ def test_fp32_has_its_known_accuracy_on_the_first_300_pairs(loaded: tuple[Any, A
     assert table["acc"][0] == pytest.approx(0.680, abs=1e-9)
 
 
-def test_a_rolled_storys_nll_is_that_of_its_tokens_after_the_beginning(loaded: tuple[Any, Any]) -> None:
+def by_hand(model: Any, tokenizer: Any, texts: list[str], context: int = 512) -> tuple[float, int]:
+    """Nats of the texts' own tokens and how many they are: <s> once, then windows that go on from a token."""
+    nats, count = 0.0, 0
+    for text in texts:
+        tokens = [1, *tokenizer.encode(text, add_special_tokens=False)]
+        for start in range(0, len(tokens) - 1, context):
+            end = min(len(tokens) - 1, start + context)
+            first = max(0, end - context)  # the last window reads what it can, and scores what is left
+            with torch.no_grad():
+                logits = model(torch.tensor([tokens[first:end]])).logits[0].double()
+            targets = torch.tensor(tokens[first + 1 : end + 1])
+            losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+            nats, count = nats + float(losses[start - first :].sum()), count + end - start
+    return nats, count
+
+
+def rolled(model: Any, tokenizer: Any, texts: list[str]) -> tuple[float, int]:
+    """The same by the suite."""
+    lm = language.EnsembleLM(lpe.DeepEnsemble([model]), tokenizer, batch_size=16)
+    answers = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts])
+    return -sum(answers), sum(scored.tokens for scored in lm.scored)
+
+
+@pytest.fixture(scope="module")
+def eighty(assets: Path) -> list[str]:
+    with open(assets / "tinystories" / "stories.jsonl", encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in lines][: stories.STORIES]
+
+
+def test_the_rolling_nll_of_eighty_stories_is_that_by_hand(
+    loaded: tuple[Any, Any], eighty: list[str]
+) -> None:
+    (nats, count), (by_suite, its_count) = by_hand(*loaded, eighty), rolled(*loaded, eighty)
+    assert its_count == count == 59_247
+    assert by_suite / count == pytest.approx(nats / count, abs=1e-6)
+    assert nats / count == pytest.approx(1.42304, abs=1e-5)
+
+
+def test_with_the_mark_of_a_beginning_scored_it_would_be_another(
+    loaded: tuple[Any, Any], eighty: list[str]
+) -> None:
     model, tokenizer = loaded
-    lm = language.EnsembleLM(lpe.DeepEnsemble([model]), tokenizer)
-    text = "Once upon a time, there was a little dog."
-    (rolled,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
-    # The tokenizer begins a text with <s>, and lm-eval puts another before it.
-    tokens = torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode(text)]])
-    with torch.no_grad():
-        log_probs = model(tokens).logits[0].log_softmax(-1)
-    expected = log_probs[:-1].gather(1, tokens[0, 1:, None]).sum()
-    assert rolled == pytest.approx(float(expected), abs=1e-3)
+    found = language.evaluate(lpe.DeepEnsemble([model]), tokenizer, "tinystories", stories.TASKS, 16, 80)
+    assert found["nll"][0] == pytest.approx(1.42304, abs=1e-5)
+    assert found["lm_eval_nll"][0] == pytest.approx(1.43436, abs=1e-5)

@@ -135,23 +135,52 @@ def test_one_unrounded_member_scores_pairs_exactly_as_lm_evals_hf(tokenizer: Any
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_unrounded_member_scores_texts_exactly_as_lm_evals_hf(tokenizer: Any, dtype: torch.dtype) -> None:
-    model = a_llama(dtype)
+def test_one_unrounded_member_scores_texts_exactly_as_lm_evals_hf_where_no_mark_is_added(
+    dtype: torch.dtype,
+) -> None:
+    model, tokenizer = a_llama(dtype), a_tokenizer(bos=None)
     ours = EnsembleLM(lpe.DeepEnsemble([model]), tokenizer, batch_size=3)
     theirs = hf(model, tokenizer).loglikelihood_rolling(text_requests())
     assert ours.loglikelihood_rolling(text_requests()) == theirs
 
 
+def test_texts_with_marks_are_scored_also_exactly_as_by_lm_evals_hf(
+    tokenizer: Any, llama: LlamaForCausalLM
+) -> None:
+    ours = EnsembleLM(lpe.DeepEnsemble([llama]), tokenizer, batch_size=3)
+    ours.loglikelihood_rolling(text_requests())
+    theirs = hf(llama, tokenizer).loglikelihood_rolling(text_requests())
+    assert [scored.answer(1) for scored in ours.rolled_as_hf(ours.scored)] == theirs
+
+
+@pytest.mark.parametrize("length", [5, CONTEXT - 1, CONTEXT, CONTEXT + 1, 2 * CONTEXT, 90])
+def test_a_text_is_scored_on_its_own_tokens_once_each_after_the_beginning(
+    tokenizer: Any, llama: LlamaForCausalLM, length: int
+) -> None:
+    text = words(random.Random(length), length)
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    total, read = 0.0, [tokenizer.bos_token_id]
+    while tokens:
+        scored, tokens = tokens[: CONTEXT + 1 - len(read)], tokens[CONTEXT + 1 - len(read) :]
+        if not tokens:  # the last window reads as much as the model can
+            whole = [tokenizer.bos_token_id, *tokenizer.encode(text, add_special_tokens=False)]
+            read = whole[-(CONTEXT + 1) : -len(scored)]
+        log_probs = token_log_probs(llama, read + scored, len(scored))
+        total += float(log_probs.gather(1, torch.tensor(scored)[:, None]).sum())
+        read = scored[-1:]
+    lm = EnsembleLM(lpe.DeepEnsemble([llama]), tokenizer)
+    (found,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
+    assert found == pytest.approx(total, abs=1e-4)
+    assert lm.scored[0].tokens == length
+
+
 @pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling"])
-def test_the_batches_are_lm_evals(tokenizer: Any, kind: str) -> None:
-    model = a_llama()
+def test_the_batches_are_lm_evals_where_the_tokens_are(kind: str) -> None:
+    model, tokenizer = a_llama(), a_tokenizer(bos="<s>" if kind == "loglikelihood" else None)
     seen: list[list[Any]] = [[], []]
     requests = pair_requests() if kind == "loglikelihood" else text_requests()
-    for inputs, lm in zip(
-        seen,
-        (EnsembleLM(lpe.DeepEnsemble([model]), tokenizer, batch_size=3), hf(model, tokenizer)),
-        strict=True,
-    ):
+    ours, theirs = EnsembleLM(lpe.DeepEnsemble([model]), tokenizer, batch_size=3), hf(model, tokenizer)
+    for inputs, lm in zip(seen, (ours, theirs), strict=True):
         hook = model.register_forward_pre_hook(
             lambda _, tokens, inputs=inputs: inputs.append(tokens[0].tolist())
         )
@@ -292,7 +321,7 @@ def test_a_text_in_one_window_scores_as_its_tokens_do(
 ) -> None:
     lm = EnsembleLM(ensemble, tokenizer, batch_size=3)
     (rolled,) = lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("abc def",), 0)])
-    tokens = [1, *tokenizer.encode("abc def")]  # lm-eval puts a beginning before the tokenizer's own
+    tokens = tokenizer.encode("abc def")  # from <s> on
     probs = torch.stack([token_log_probs(net, tokens, len(tokens) - 1).exp() for net in ensemble]).mean(0)
     expected = probs[torch.arange(len(tokens) - 1), torch.tensor(tokens[1:])].log().sum()
     assert rolled == pytest.approx(float(expected), abs=1e-5)
@@ -503,11 +532,21 @@ def table(ensemble: lpe.LowPrecisionEnsemble, tokenizer: Any, tasks: Path) -> pd
     return language.evaluate(ensemble, tokenizer, ["choice", "text", "last"], tasks, batch_size=2)
 
 
+class AsHF(EnsembleLM):
+    """Answers rolling requests as lm-eval's ``hf`` model does."""
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """With the tokenizer's marks."""
+        before = len(self.scored)
+        super().loglikelihood_rolling(requests)
+        return [scored.answer(len(self.ensemble)) for scored in self.rolled_as_hf(self.scored[before:])]
+
+
 @pytest.fixture(scope="module")
 def reported(ensemble: lpe.LowPrecisionEnsemble, tokenizer: Any, tasks: Path) -> dict[str, Any]:
     """What lm-eval itself reports of the ensemble."""
     results = lm_eval.simple_evaluate(
-        model=EnsembleLM(ensemble, tokenizer, batch_size=2),
+        model=AsHF(ensemble, tokenizer, batch_size=2),
         tasks=["choice", "text", "last"],
         task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         bootstrap_iters=0,
@@ -537,6 +576,48 @@ def test_lm_evals_metrics_of_the_whole_ensemble_are_what_it_reports(
 def test_an_accuracy_of_another_size_would_be_seen(table: pd.DataFrame, reported: dict[str, Any]) -> None:
     perplexities = table[table["task"] == "text"]["word_perplexity"]
     assert (perplexities != reported["text"]["word_perplexity,none"]).sum() == len(perplexities) - 1
+
+
+def test_lm_evals_metrics_of_texts_are_those_of_its_hf_model(
+    llama: LlamaForCausalLM, tokenizer: Any, tasks: Path
+) -> None:
+    results = lm_eval.simple_evaluate(
+        model=hf(llama, tokenizer, 2),
+        tasks=["text"],
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+        bootstrap_iters=0,
+    )
+    assert results is not None
+    ours = language.evaluate(lpe.DeepEnsemble([llama]), tokenizer, "text", tasks, 2)
+    theirs = [results["results"]["text"][f"{name},none"] for name in ("word_perplexity", "byte_perplexity")]
+    assert ours.loc[0, ["word_perplexity", "byte_perplexity"]].tolist() == theirs
+
+
+def test_lm_evals_nll_is_of_the_marks_too(
+    table: pd.DataFrame, ensemble: lpe.LowPrecisionEnsemble, tokenizer: Any
+) -> None:
+    lm = EnsembleLM(ensemble, tokenizer, batch_size=2)
+    texts = [Instance("loglikelihood_rolling", {}, (each["text"],), 0) for each in QUESTIONS]
+    lm.loglikelihood_rolling(texts)
+    total = sum(scored.answer(len(ensemble)) for scored in lm.rolled_as_hf(lm.scored))
+    tokens = sum(len(tokenizer.encode(each["text"])) for each in QUESTIONS)
+    assert table[table["task"] == "text"].iloc[-1]["lm_eval_nll"] == pytest.approx(-total / tokens, rel=1e-12)
+
+
+def test_lm_evals_nll_is_the_nll_where_the_tokenizer_adds_no_mark(
+    ensemble: lpe.LowPrecisionEnsemble, tasks: Path
+) -> None:
+    found = language.evaluate(ensemble, a_tokenizer(bos=None), "text", tasks, 2)
+    assert found["nll"].tolist() == found["lm_eval_nll"].tolist()
+
+
+@pytest.mark.parametrize(("metrics", "made"), [(["nll", "perplexity"], 4), (None, 8)])
+def test_members_are_made_again_only_for_lm_evals_own_metrics_of_texts_with_marks(
+    llama: LlamaForCausalLM, tokenizer: Any, tasks: Path, metrics: list[str] | None, made: int
+) -> None:
+    counting = Counting(llama, lpe.Int(3), 4)
+    language.evaluate(counting, tokenizer, "text", tasks, metrics=metrics)
+    assert counting.made == made
 
 
 def test_a_row_for_each_task_and_size(table: pd.DataFrame) -> None:
@@ -613,7 +694,7 @@ def test_token_nll_is_a_token_and_of_the_mean_of_probabilities(
     lm = EnsembleLM(ensemble, tokenizer, batch_size=2)
     texts = [Instance("loglikelihood_rolling", {}, (each["text"],), 0) for each in QUESTIONS]
     total = sum(lm.loglikelihood_rolling(texts))
-    tokens = sum(len(tokenizer.encode(each["text"])) for each in QUESTIONS)
+    tokens = sum(len(each["text"]) for each in QUESTIONS)  # type: ignore[arg-type, misc]
     assert table[table["task"] == "text"].iloc[-1]["nll"] == pytest.approx(-total / tokens, rel=1e-12)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +34,8 @@ from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
 from lpe.evaluation.timing import MemberTimer
 from lpe.modules import apply, device_of, with_tensors
-from lpe.substrates.language.load import check_tokenizer
+from lpe.substrates.language.load import check_causal, check_decoder, check_tokenizer
+from lpe.substrates.language.tokens import encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,7 +118,8 @@ class _Running:
 class EnsembleLM(HFLM):
     """An ensemble as one of lm-eval's models: ``lm_eval.simple_evaluate(model=EnsembleLM(…), tasks=[…])``.
 
-    Built on lm-eval's ``hf`` model, whose batches and padding it has. An ensemble of one member that is the
+    Built on lm-eval's ``hf`` model, whose batches and padding it has. What is scored is a text's own tokens;
+    tokens.py says where ``hf`` has others. Where it has the same, an ensemble of one member that is the
     unrounded model gives its answers exactly.
 
     Members are made as few times as possible: batches are taken a chunk at a time, and within a chunk each
@@ -135,9 +138,10 @@ class EnsembleLM(HFLM):
         scored: what every request got, in the order asked, since this object was made.
 
     Raises:
-        InputError: a batch size below 1, a tokenizer that does not fit (``check_tokenizer``); when asked, a
-            continuation that is longer than the model's context, a member that returns NaN, or generation,
-            which is not defined here.
+        InputError: a batch size below 1, a model that is no decoder alone (``check_decoder``) or whose tokens
+            see later ones (``check_causal``), a tokenizer that does not fit (``check_tokenizer``); when
+            asked, a continuation without tokens or longer than the model's context, a member that returns
+            NaN, or generation, which is not defined here.
     """
 
     def __init__(
@@ -158,6 +162,7 @@ class EnsembleLM(HFLM):
                 f"{type(template).__name__} has no config; an ensemble of transformers' language models is "
                 "needed"
             )
+        check_decoder(template.config, type(template).__name__)
         check_tokenizer(tokenizer, template)
         with quiet_lm_eval():  # it warns that a module, not a name, is passed
             super().__init__(
@@ -166,17 +171,18 @@ class EnsembleLM(HFLM):
                 tokenizer=copy.deepcopy(tokenizer),
                 batch_size=batch_size,
             )
+        check_causal(self.model, self.max_length)
         self.ensemble = ensemble
         self.chunk_bytes = 0 if ensemble.members_are_stored else chunk_bytes
         self.timer = timer
         self.scored: list[Scored] = []
-        self._last: list[_Score] = []
+        self._encoder = encoder(self.tokenizer, self.prefix_token_id)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """lm-eval's: (log-likelihood, whether greedy) of each request's continuation after its context."""
-        super().loglikelihood(requests, disable_tqdm=True)  # makes tokens of them and asks for their scores
-        scored = [Scored(request, *score) for request, score in zip(requests, self._last, strict=True)]
-        self._last = []
+        pairs = [(index, *self._encoder.pair(*request.args)) for index, request in enumerate(requests)]
+        scores = self._scores(self._batches(pairs), len(pairs), True, self.timer)
+        scored = [Scored(request, *score) for request, score in zip(requests, scores, strict=True)]
         self.scored += scored
         return [each.answer(len(self.ensemble)) for each in scored]
 
@@ -187,47 +193,73 @@ class EnsembleLM(HFLM):
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         plain = [(index, context, continuation) for index, (_, context, continuation) in enumerate(requests)]
-        self._last = self._scores(self._batches(plain), len(plain), greedy=True)
+        scores = self._scores(self._batches(plain), len(plain), True, None)
         last = len(self.ensemble) - 1
-        return [(float(prefixes[last]), bool(greedy[last])) for _, _, prefixes, greedy in self._last]
+        return [(float(prefixes[last]), bool(greedy[last])) for _, _, prefixes, greedy in scores]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """lm-eval's: the log-likelihood of each whole text, in windows of the model's context."""
-        windows: list[_TokenRequest] = []
-        counts = []
-        for request in requests:
-            (text,) = request.args
+        """The log-likelihood of each whole text: of its own tokens, once each, in windows of the context.
+
+        Where the tokenizer puts marks around a text, lm-eval's ``hf`` model has another: ``rolled_as_hf``.
+        """
+        windows = [[*self._encoder.windows(request.args[0], self.max_length)] for request in requests]
+        scored = self._rolled(requests, windows, self.timer)
+        self.scored += scored
+        return [each.answer(len(self.ensemble)) for each in scored]
+
+    def rolled_as_hf(self, scored: Sequence[Scored]) -> list[Scored]:
+        """What lm-eval's ``hf`` model makes of rolling requests.
+
+        It scores the marks that the tokenizer puts around a text, after one more mark of a beginning. Nothing
+        is added to ``self.scored``, and nothing is timed.
+
+        Args:
+            scored: by ``loglikelihood_rolling``; taken over where the tokens are the same.
+        """
+        differing, windows = {}, []
+        for place, each in enumerate(scored):
+            (text,) = each.request.args
             rolling = get_rolling_token_windows(
-                token_list=self.tok_encode(text),
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.max_length,
-                context_len=1,
+                self.tok_encode(text), self.prefix_token_id, self.max_length, 1
             )
-            before = len(windows)
-            for window in map(make_disjoint_window, rolling):
-                windows.append((len(windows), *window))
-            counts.append(len(windows) - before)
+            theirs = [*map(make_disjoint_window, rolling)]
+            if theirs != [*self._encoder.windows(text, self.max_length)]:
+                differing[place] = each.request
+                windows.append(theirs)
+        if not differing:
+            return [*scored]
+        run = dict(zip(differing, self._rolled([*differing.values()], windows, None), strict=True))
+        return [run.get(place, each) for place, each in enumerate(scored)]
+
+    def _rolled(
+        self,
+        requests: Sequence[Instance],
+        windows_of: Sequence[Sequence[tuple[list[int], list[int]]]],
+        timer: MemberTimer | None,
+    ) -> list[Scored]:
+        """Requests that are the sum of their windows, each (read, scored)."""
+        windows = [(number, *window) for number, window in enumerate(chain.from_iterable(windows_of))]
         # As lm-eval batches them: sorted within a batch, not across.
         batches = [
             batch
             for start in range(0, len(windows), self.batch_size)
             for batch in self._batches(windows[start : start + self.batch_size])
         ]
-        scores = self._scores(batches, len(windows), greedy=False)
-        answers = []
-        for request, count in zip(requests, counts, strict=True):
-            parts, scores = scores[:count], scores[count:]
-            empty = torch.zeros(len(self.ensemble), dtype=torch.float64)
-            scored = Scored(
-                request,
-                sum(tokens for tokens, *_ in parts),
-                sum((members for _, members, _, _ in parts), empty),
-                sum((prefixes for _, _, prefixes, _ in parts), empty),
-                None,
+        scores = iter(self._scores(batches, len(windows), False, timer))
+        none = torch.zeros(len(self.ensemble), dtype=torch.float64)
+        scored = []
+        for request, its in zip(requests, windows_of, strict=True):
+            parts = [*islice(scores, len(its))]
+            scored.append(
+                Scored(
+                    request,
+                    sum(tokens for tokens, *_ in parts),
+                    sum((members for _, members, _, _ in parts), none),
+                    sum((prefixes for _, _, prefixes, _ in parts), none),
+                    None,
+                )
             )
-            self.scored.append(scored)
-            answers.append(scored.answer(len(self.ensemble)))
-        return answers
+        return scored
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Not defined: an ensemble's members would have to agree on each token before the next."""
@@ -317,7 +349,9 @@ class EnsembleLM(HFLM):
             yield chunk
 
     @torch.no_grad()
-    def _scores(self, batches: list[_Batch], count: int, greedy: bool) -> list[_Score]:
+    def _scores(
+        self, batches: list[_Batch], count: int, greedy: bool, timer: MemberTimer | None
+    ) -> list[_Score]:
         """Tokens, members' sums, prefixes' sums and greediness of ``count`` requests."""
         size = len(self.ensemble)
         tokens = [0] * count
@@ -335,7 +369,7 @@ class EnsembleLM(HFLM):
                 running = [_Running(keep_all) for _ in chunk]
                 turn = self.ensemble.in_turn()
                 for member in range(size):
-                    with self.timer.member(member) if self.timer else nullcontext():
+                    with timer.member(member) if timer else nullcontext():
                         net = next(turn)
                         for batch, so_far in zip(chunk, running, strict=True):
                             self._run(net, member, batch, so_far, greedy, members, prefixes, is_greedy)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lpe.errors import InputError
+from lpe.modules import apply, device_of, named_tensors
+from lpe.notices import note
 from lpe.substrates import hub
-from lpe.substrates.loading import load_weights, parameter_bytes, require_memory
+from lpe.substrates.loading import parameter_bytes, read_weights, require_memory
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 WEIGHTS = (
     "model.safetensors",
@@ -30,6 +34,25 @@ DOWNLOADED = ("*.json", "*.safetensors", "*.model", "*.txt")
 """What is fetched of a hub's repository: never a pickle."""
 
 
+DERIVED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|(?P<mask>(attn|attention)\.(masked_)?bias))$")
+"""Names of tensors that files of older versions have and models work out for themselves."""
+
+STORED = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "BOOL": torch.bool,
+}
+"""safetensors' names of dtypes."""
+
+
 def load_model(
     source: str | os.PathLike[str],
     checkpoint: str | os.PathLike[str] | None = None,
@@ -37,46 +60,57 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in eval mode, on the CPU, and its tokenizer.
 
+    Tensors that the model works out for itself may be in the file (the rotary ``inv_freq``, GPT-2's masks
+    ``attn.bias``), and others that transformers leaves out for the model's class.
+
     Args:
         source: a folder in transformers' format, or a name on the hub, which is looked up in the local cache
             first. No code from there is run, and pickles are read with ``weights_only``.
         checkpoint: a file of weights (safetensors, or a state dict of ``torch.save``) instead of the
             folder's own.
-        dtype: of the weights; None: the configuration's, as lm-eval's ``hf`` model has it.
+        dtype: of the weights; None: the configuration's, as lm-eval's ``hf`` model has it, and where it names
+            none the file's. A note says where that is not the file's.
 
     Raises:
-        InputError: a file that is not there, by name, with where to put it; a damaged one; weights that do
-            not fit the configuration; a tokenizer that lacks tokens or has more than the model's embedding;
-            a model that is larger than the free memory (said before it is loaded).
+        InputError: a file that is not there, by name, with where to put it; a damaged one; an adapter, a
+            quantised model, an encoder-decoder; weights that do not fit the configuration, and integers where
+            the model has floating numbers; a tokenizer that lacks tokens or has more than the model's
+            embedding; a model that is larger than the free memory (said before it is loaded).
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    asked = _dtype(dtype)
     folder = _folder(source, weights=checkpoint is None)
-    with one_line(f"{folder} has no configuration of a causal language model that transformers knows"):
+    unknown = f"{folder} has no configuration of a causal language model that transformers knows"
+    with one_line(unknown):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        wanted = _dtype(dtype) or getattr(config, "dtype", None) or torch.float32
-        with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=False)
+    check_decoder(config, f"the model in {folder}")
+    _check_quantised(config, folder)
+    origin = folder if checkpoint is None else Path(checkpoint)
+    weights = None if checkpoint is None else read_weights(checkpoint)
+    wanted = asked or getattr(config, "dtype", None) or _dtypes(_stored(folder, weights)).most_common(1)[0][0]
+    with one_line(unknown), torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=False)
     require_memory(parameter_bytes(skeleton), f"{type(skeleton).__name__} from {source} in {wanted}")
     tokenizer = _load_tokenizer(folder)
     check_tokenizer(tokenizer, skeleton)
-    if checkpoint is not None:
-        model = AutoModelForCausalLM.from_config(config, dtype=wanted, trust_remote_code=False)
-        load_weights(model, checkpoint)
-        return model.eval(), tokenizer
-    with one_line(f"cannot read the weights in {folder}"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
+    stored = _stored(folder, weights)
+    with one_line(f"cannot read the weights in {origin}"), _quiet_transformers():
+        loaded: Any = type(skeleton).from_pretrained(
+            folder if weights is None else None,
             config=config,
+            state_dict=weights,
             dtype=wanted,
             local_files_only=True,
             trust_remote_code=False,
             weights_only=True,
             use_safetensors=any((folder / name).is_file() for name in WEIGHTS[:2]),
+            ignore_mismatched_sizes=True,  # they are told with the others, and refused
             output_loading_info=True,
         )
     model, loading = loaded
-    _check_loading(loading, folder, type(model).__name__)
+    _check_loading(loading, stored, origin, model)
+    _say_what_differs(model, stored, origin, wanted if asked is None else None)
     return model.eval(), tokenizer
 
 
@@ -144,6 +178,11 @@ def _hub_folder(name: str, weights: bool) -> Path:
 
 
 def _check_files(folder: Path, weights: bool, remedy: str) -> None:
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(
+            f"{folder} has an adapter (adapter_config.json), which is no model; merge it into its model "
+            "(peft's merge_and_unload) and give the folder of that"
+        )
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has no config.json; {remedy}")
     if not any((folder / name).is_file() for name in TOKENIZERS):
@@ -172,16 +211,215 @@ def _check_files(folder: Path, weights: bool, remedy: str) -> None:
             )
 
 
-def _check_loading(loading: Mapping[str, Any], folder: Path, model: str) -> None:
-    """Refuse what transformers only warns of: tensors that keep their random start, or that go unused."""
-    kinds = []
-    for kind in ("missing", "unexpected", "mismatched"):
-        names = sorted(str(name) for name in loading.get(f"{kind}_keys", ()))
-        if names:
-            shown = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
-            kinds.append(f"{len(names)} {kind}: {shown}")
+def _check_quantised(config: PretrainedConfig, folder: Path) -> None:
+    for part in (config, config.get_text_config()):
+        for key in ("quantization_config", "compression_config"):
+            if found := getattr(part, key, None):
+                told = found if isinstance(found, dict) else vars(found)
+                method = told.get("quant_method", "of a kind that it does not name")
+                raise InputError(
+                    f"the model in {folder} is quantised ({getattr(method, 'value', method)}; {key} in "
+                    "config.json), and its values are another number system's; give the unquantised model"
+                )
+
+
+def _check_loading(
+    loading: Mapping[str, Any], stored: Mapping[str, Tensor], origin: Path, model: nn.Module
+) -> None:
+    """Refuse what transformers only warns of.
+
+    That are tensors that keep their random start, those of another shape, those that go unused, and integers
+    that become weights.
+    """
+    unexpected = [
+        name
+        for name in loading["unexpected_keys"]
+        if name not in stored or not _is_derived(name, stored[name])
+    ]
+    misshapen = [
+        f"{name} {list(its)} (the model: {list(ours)})" for name, its, ours in loading["mismatched_keys"]
+    ]
+    kinds = [
+        f"{len(names)} {kind}: {some(sorted(names))}"
+        for kind, names in (
+            ("missing", loading["missing_keys"]),
+            ("unexpected", unexpected),
+            ("misshapen", misshapen),
+        )
+        if names
+    ]
     if kinds:
-        raise InputError(f"the weights in {folder} do not fit {model}: {'; '.join(kinds)}")
+        raise InputError(f"the weights in {origin} do not fit {type(model).__name__}: {'; '.join(kinds)}")
+    whole = {
+        entry.name.rpartition(".")[2]
+        for entry in named_tensors(model)
+        if not entry.tensor.is_floating_point()
+    }
+    codes = [
+        name
+        for name, tensor in stored.items()
+        if not tensor.is_floating_point()
+        and name.rpartition(".")[2] not in whole
+        and not DERIVED.search(name)
+        and not any(
+            re.search(each, name) for each in getattr(model, "_keys_to_ignore_on_load_unexpected", ())
+        )
+    ]
+    if codes:
+        raise InputError(
+            f"{origin} has integers ({_plain(stored[codes[0]].dtype)}) where {type(model).__name__} has "
+            f"floating numbers: {some(codes)}; codes of a quantised model? give its values"
+        )
+
+
+def _is_derived(name: str, tensor: Tensor) -> bool:
+    """Whether an unexpected tensor is one that older versions of transformers saved and worked out anew."""
+    found = DERIVED.search(name)
+    # A mask is [1, 1, tokens, tokens] and its filling a number; a vector of that name would be a bias.
+    return found is not None and (not found["mask"] or tensor.ndim in (0, 4))
+
+
+def _say_what_differs(
+    model: PreTrainedModel, stored: Mapping[str, Tensor], origin: Path, dtype: torch.dtype | None
+) -> None:
+    """Note what of a file is not in the model as it is stored.
+
+    Args:
+        dtype: of the model; None: it was asked for.
+    """
+    floating = _dtypes(stored)
+    for its, count in floating.items():
+        if dtype is not None and its != dtype:
+            note(
+                f"{count} of {sum(floating.values())} tensors in {origin} are {_plain(its)} and are loaded "
+                f"as {_plain(dtype)}, the dtype of config.json; ask for a dtype to choose it"
+            )
+    words, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if (
+        model.config.get_text_config().tie_word_embeddings
+        and head is not None
+        and words.weight is not head.weight
+    ):
+        note(f"{origin} has an LM head and an embedding that differ, which config.json ties; they stay two")
+    frequencies = {name for name in stored if name.endswith("rotary_emb.inv_freq")}
+    ours = [each for name, each in model.named_buffers() if name.endswith("inv_freq")]
+    if frequencies and ours:
+        values = _values(origin, frequencies)
+        off = [
+            name
+            for name in sorted(values)
+            # Where they are stored in bfloat16, they are off by 2⁻⁸.
+            if not any(
+                each.shape == values[name].shape and torch.allclose(each, values[name].float(), rtol=1e-2)
+                for each in ours
+            )
+        ]
+        if off:
+            note(
+                f"{origin} has other rotary frequencies than config.json gives ({some(off)}); the latter are "
+                "taken, as from_pretrained has it"
+            )
+
+
+def _stored(folder: Path, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """The tensors of a file or of a folder's files by name, on the meta device: dtypes and shapes."""
+    if weights is not None:
+        return {name: tensor.to("meta") for name, tensor in weights.items()}
+    with one_line(f"cannot read the weights in {folder}"):
+        return {name: each for path in _weight_files(folder) for name, each in _tensors(path, None).items()}
+
+
+def _values(origin: Path, names: set[str]) -> dict[str, Tensor]:
+    with one_line(f"cannot read the weights in {origin}"):
+        files = _weight_files(origin) if origin.is_dir() else [origin]
+        return {name: each for path in files for name, each in _tensors(path, names).items()}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    found = next(name for name in WEIGHTS if (folder / name).is_file())
+    if not found.endswith(".index.json"):
+        return [folder / found]
+    parts = json.loads((folder / found).read_text(encoding="utf-8"))["weight_map"].values()
+    return [folder / part for part in sorted(set(parts))]
+
+
+def _tensors(path: Path, names: set[str] | None) -> dict[str, Tensor]:
+    """A file's tensors of these names; None: all, without their values (on the meta device)."""
+    import safetensors
+
+    if path.suffix != ".safetensors":
+        held = torch.load(path, map_location="meta" if names is None else "cpu", weights_only=True)
+        return {name: each for name, each in held.items() if names is None or name in names}
+    with safetensors.safe_open(path, "pt") as file:
+        if names is not None:
+            return {name: file.get_tensor(name) for name in names.intersection(file.keys())}
+        headers = {name: file.get_slice(name) for name in file.keys()}
+        return {
+            # Of a kind that torch lacks, whatever it is: codes.
+            name: torch.empty(
+                each.get_shape(), dtype=STORED.get(each.get_dtype(), torch.uint8), device="meta"
+            )
+            for name, each in headers.items()
+        }
+
+
+def _dtypes(stored: Mapping[str, Tensor]) -> Counter[torch.dtype]:
+    """How many tensors of each floating dtype; float32 where there are none."""
+    found = Counter(tensor.dtype for tensor in stored.values() if tensor.is_floating_point())
+    return found or Counter([torch.float32])
+
+
+def some(names: Sequence[str]) -> str:
+    """The first three names."""
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its report of a loading, which is said here in a line or refused."""
+    from transformers.utils import logging as theirs
+
+    level = theirs.get_verbosity()
+    theirs.set_verbosity_error()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
+
+
+def check_decoder(config: Any, name: str) -> None:
+    """InputError for an encoder-decoder, by the configuration of the model of that name."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"{name} is an encoder-decoder (is_encoder_decoder in its config); a decoder alone is needed, "
+            "such as Llama or GPT-2"
+        )
+
+
+@torch.no_grad()
+def check_causal(model: nn.Module, length: int) -> None:
+    """InputError where what a model predicts depends on later tokens; it is run on two texts of 8 tokens.
+
+    Args:
+        model: of transformers, in eval mode. length: tokens that it reads at most.
+    """
+    config: Any = model.config
+    half = min(8, length) // 2
+    texts = torch.arange(2 * half).repeat(2, 1)
+    texts[1, half:] += 2 * half
+    texts = texts.remainder(config.get_text_config().vocab_size).to(device_of(model))
+    first, second = (apply(model, text[None])[0, :half] for text in texts)
+    # Far above what another order of summation makes, far below what a token that is seen does.
+    room = 1e-3 if first.dtype in (torch.float32, torch.float64) else 0.05
+    if half and (first - second).abs().max() > room * first.std():
+        raise InputError(
+            f"{type(model).__name__} is no causal language model: what it predicts for a token depends on "
+            "later ones; take a decoder, or give an encoder is_decoder in its config"
+        )
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

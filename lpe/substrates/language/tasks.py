@@ -30,10 +30,29 @@ if TYPE_CHECKING:
 
 TOKEN_METRICS = ("nll", "average_loss")
 """Of the tokens themselves, where a task has no choices: nats a token."""
+ROLLING_METRICS = (*TOKEN_METRICS, "perplexity")
+"""Of whole texts, on their own tokens."""
+AS_HF = "lm_eval_nll"
+"""Nats a token of whole texts and of the marks around them, as lm-eval's ``hf`` model scores them."""
 
 
-_Answered = tuple[str, Any, list[list[Scored]]]
-"""A task's name, the task, and of each of its documents the requests."""
+_Documents = list[list[Scored]]
+"""Of each of a task's documents the requests."""
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A task that was run.
+
+    Args:
+        name, task: lm-eval's. documents: scored on their own tokens. as_hf: the same, scored as by lm-eval's
+            ``hf`` model, for lm-eval's own metrics.
+    """
+
+    name: str
+    task: Any
+    documents: _Documents
+    as_hf: _Documents
 
 
 def _answered(
@@ -66,21 +85,24 @@ def _answered(
         lm = EnsembleLM(ensemble, tokenizer, batch_size, timer=timer)
         # Not simple_evaluate: after each run it spends seconds on a description of the machine.
         run_tasks(lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=0, log_samples=False)
-    of_task: dict[str, dict[int, dict[int, Scored]]] = defaultdict(lambda: defaultdict(dict))
-    for scored in lm.scored:
+    answered = []
+    for name, task in loaded["tasks"].items():
+        scored = [each for each in lm.scored if each.request.task_name == name]
+        documents = _by_document(scored)
+        as_hf = documents
+        of_hf = metrics is None or not set(metrics) <= set(ROLLING_METRICS)
+        if of_hf and task.OUTPUT_TYPE == "loglikelihood_rolling":
+            as_hf = _by_document(lm.rolled_as_hf(scored))
+        answered.append(_Answered(name, task, documents, as_hf))
+    return answered
+
+
+def _by_document(scored: Sequence[Scored]) -> _Documents:
+    documents: dict[int, dict[int, Scored]] = defaultdict(dict)
+    for each in scored:
         # A request that is repeated got the same answer each time.
-        of_task[str(scored.request.task_name)][int(scored.request.doc_id or 0)][scored.request.idx] = scored
-    return [
-        (
-            name,
-            task,
-            [
-                [requests[index] for index in sorted(requests)]
-                for _, requests in sorted(of_task[name].items())
-            ],
-        )
-        for name, task in loaded["tasks"].items()
-    ]
+        documents[int(each.request.doc_id or 0)][each.request.idx] = each
+    return [[requests[index] for index in sorted(requests)] for _, requests in sorted(documents.items())]
 
 
 @dataclass(frozen=True)
@@ -117,7 +139,7 @@ def choices(
     answered = _answered(
         ensemble, tokenizer, tasks, include_path, batch_size, limit, num_fewshot, ("ece",), timer
     )
-    return [each for name, task, documents in answered for each in _choices(name, task, documents)]
+    return [choice for each in answered for choice in _choices(each.name, each.task, each.documents)]
 
 
 def evaluate(
@@ -151,8 +173,11 @@ def evaluate(
         Multiple choice: ``nll err ece average_loss ambiguity ensemble_loss brier``, with p_m the softmax over
         the choices of member m's summed log-likelihoods, as :func:`lpe.evaluate` has them. Texts
         (``loglikelihood_rolling``): ``nll`` in nats a token of the mean of the members' token probabilities,
-        ``average_loss`` (mean over members) and ``perplexity`` = exp(nll). And lm-eval's own metrics by their
-        names (``acc``, ``word_perplexity`` …), computed by lm-eval from the prefix's answers.
+        ``average_loss`` (mean over members) and ``perplexity`` = exp(nll), of the texts' own tokens.
+        And lm-eval's own metrics by their names (``acc``, ``word_perplexity`` …), computed by lm-eval from
+        the prefix's answers. Those of texts are what its ``hf`` model reports: it also scores the marks that
+        the tokenizer puts around a text, and ``lm_eval_nll`` is its nats a token. Where there are such marks,
+        these take a second run of the members, which ``metrics`` without them saves.
 
     Raises:
         InputError: before anything is run, an unknown task, one that cannot be loaded, one that generates or
@@ -166,18 +191,18 @@ def evaluate(
         ensemble, tokenizer, tasks, include_path, batch_size, limit, num_fewshot, metrics, timer
     )
     rows = []
-    for name, task, documents in answered:
+    for each in answered:
         if timer:
-            timer.examples += len(documents)
-        values = _lm_eval_metrics(task, documents, len(ensemble))
-        if task.OUTPUT_TYPE == "multiple_choice":
-            own = _choice_metrics(name, task, documents, len(ensemble), calibrated)
+            timer.examples += len(each.documents)
+        values = _lm_eval_metrics(each.task, each.as_hf, len(ensemble))
+        if each.task.OUTPUT_TYPE == "multiple_choice":
+            own = _choice_metrics(each.name, each.task, each.documents, len(ensemble), calibrated)
         else:
-            own = _token_metrics(documents, len(ensemble), task.OUTPUT_TYPE == "loglikelihood_rolling")
+            own = _token_metrics(each, len(ensemble))
         for n in range(1, len(ensemble) + 1):
             rows.append(
                 {
-                    "task": name,
+                    "task": each.name,
                     "size": n,
                     **values[n - 1],
                     **own[n - 1],
@@ -192,7 +217,7 @@ def evaluate(
 
 
 def _in_order(columns: Collection[str]) -> list[str]:
-    first = [name for name in (*METRICS, "acc", "perplexity") if name in columns]
+    first = [name for name in (*METRICS, "acc", "perplexity", AS_HF) if name in columns]
     return [*first, *(name for name in columns if name not in (*first, "task", "size", "memory_bits"))]
 
 
@@ -249,7 +274,7 @@ def _check_task(name: str, task: Any, metrics: Collection[str] | None) -> None:
     own: dict[str, tuple[str, ...]] = {
         "multiple_choice": METRICS,
         "loglikelihood": TOKEN_METRICS,
-        "loglikelihood_rolling": (*TOKEN_METRICS, "perplexity"),
+        "loglikelihood_rolling": (*ROLLING_METRICS, AS_HF),
     }
     if kind not in own:
         raise InputError(f"{name} is of type {kind}; an ensemble answers {', '.join(own)} tasks")
@@ -265,7 +290,7 @@ def _check_task(name: str, task: Any, metrics: Collection[str] | None) -> None:
         )
 
 
-def _lm_eval_metrics(task: Any, documents: list[list[Scored]], size: int) -> list[dict[str, float]]:
+def _lm_eval_metrics(task: Any, documents: _Documents, size: int) -> list[dict[str, float]]:
     """lm-eval's own metrics of every prefix, from its own functions."""
     from lm_eval.api.metrics import mean
 
@@ -281,20 +306,30 @@ def _lm_eval_metrics(task: Any, documents: list[list[Scored]], size: int) -> lis
     return rows
 
 
-def _token_metrics(documents: list[list[Scored]], size: int, perplexity: bool) -> list[dict[str, float]]:
-    """NLL a token of the mean of the members' token probabilities, and its mean over members."""
+def _token_metrics(answered: _Answered, size: int) -> list[dict[str, float]]:
+    """Nats a token of the mean of the members' token probabilities, and its mean over members."""
+    nll, average = _token_nll(answered.documents, size)
+    rows = [{"nll": float(nll[n]), "average_loss": float(average[n])} for n in range(size)]
+    if answered.task.OUTPUT_TYPE != "loglikelihood_rolling":
+        return rows
+    as_hf, _ = _token_nll(answered.as_hf, size)
+    return [
+        {**row, "perplexity": float(np.exp(row["nll"])), AS_HF: float(as_hf[n])} for n, row in enumerate(rows)
+    ]
+
+
+def _token_nll(documents: _Documents, size: int) -> tuple[Tensor, Tensor]:
+    """Nats a token of each prefix, and the mean of its members' own; float64 [members] each."""
     requests = [scored for document in documents for scored in document]
     tokens = sum(scored.tokens for scored in requests)
     zeros = torch.zeros(size, dtype=torch.float64)
     nll = -sum((scored.prefixes for scored in requests), zeros) / tokens
     loss = -sum((scored.members for scored in requests), zeros) / tokens
     nll[0] = loss[0]  # the same, summed in float64 and not in the type of the log-probabilities
-    average = loss.cumsum(0) / torch.arange(1, size + 1)
-    rows = [{"nll": float(nll[n]), "average_loss": float(average[n])} for n in range(size)]
-    return [{**row, "perplexity": float(np.exp(row["nll"]))} for row in rows] if perplexity else rows
+    return nll, loss.cumsum(0) / torch.arange(1, size + 1)
 
 
-def _choices(name: str, task: Any, documents: list[list[Scored]]) -> list[Choices]:
+def _choices(name: str, task: Any, documents: _Documents) -> list[Choices]:
     by_choices: dict[int, list[tuple[int, Tensor, int]]] = defaultdict(list)
     for place, requests in enumerate(documents):
         doc = requests[0].request.doc
@@ -314,7 +349,7 @@ def _choices(name: str, task: Any, documents: list[list[Scored]]) -> list[Choice
 
 
 def _choice_metrics(
-    name: str, task: Any, documents: list[list[Scored]], size: int, calibrated: bool
+    name: str, task: Any, documents: _Documents, size: int, calibrated: bool
 ) -> list[dict[str, float]]:
     """The classification metrics with p_m = softmax over the choices of member m's log-likelihoods."""
     metrics = [EnsembleMetrics() for _ in range(size)]
