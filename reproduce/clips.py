@@ -23,6 +23,7 @@ from reproduce.scales import CLIPTraining
 
 CLIP_CODE = (
     "lpe/modules.py",
+    "lpe/surroundings.py",
     "lpe/training",
     "lpe/substrates/digits.py",
     "lpe/substrates/captioned_digits.py",

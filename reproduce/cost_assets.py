@@ -49,6 +49,7 @@ TIMED = 100
 """Examples of the timed batch, evenly spread over the scored ones."""
 CODE = (
     "lpe/modules.py",
+    "lpe/surroundings.py",
     "lpe/ensembles/selection.py",
     "lpe/number_systems/grids.py",
     "lpe/number_systems/layouts.py",

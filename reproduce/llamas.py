@@ -21,6 +21,7 @@ from reproduce.points import Point, trained
 
 TRAINING_CODE = (
     "lpe/modules.py",
+    "lpe/surroundings.py",
     "lpe/training",
     "lpe/substrates/arithmetic.py",
     "lpe/number_systems/streams.py",

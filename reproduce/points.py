@@ -27,6 +27,7 @@ from reproduce.scales import IVONTraining, SGDTraining, SnapshotTraining, SWAGTr
 POINTS = ("SGD", "SWAG", "IVON")
 TRAINING_CODE = (
     "lpe/modules.py",
+    "lpe/surroundings.py",
     "lpe/training",
     "lpe/substrates/digits.py",
     "lpe/number_systems/streams.py",

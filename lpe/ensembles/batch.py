@@ -35,6 +35,7 @@ from lpe.modules import (
     with_tensors,
 )
 from lpe.number_systems.streams import check_seed, normal
+from lpe.surroundings import apart
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -140,6 +141,7 @@ class BatchEnsemble(Ensemble):
             1; a seed out of range.
     """
 
+    @apart()
     def __init__(self, model: nn.Module, size: int, seed: int = 0, std: float = 0.5) -> None:
         super().__init__(size)
         self.model = model
@@ -236,7 +238,7 @@ class BatchEnsemble(Ensemble):
             {"params": fast, "lr": fast_lr, "weight_decay": 0.0, "lr_factor": fast_lr / lr},
         ]
 
-    @torch.no_grad()
+    @apart()
     def member(self, index: int) -> nn.Module:
         """Member ``index``: a plain network of weights W ∘ (s rᵀ), everything else shared with the module.
 

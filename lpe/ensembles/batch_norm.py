@@ -29,6 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpe.errors import InputError
 from lpe.modules import apply, canonical_modules, device_of, to_device, with_tensors
+from lpe.surroundings import apart
 
 FORMS = ("relative", "absolute")
 STILL = 1e-6
@@ -193,7 +194,7 @@ def _measured(networks: Sequence[nn.Module], batches: Iterable[Any]) -> tuple[li
     return observed, seen
 
 
-@torch.no_grad()
+@apart()
 def refresh(model: nn.Module, batches: Iterable[Any]) -> None:
     """Re-estimate the running statistics in place, over one pass: the absolute form.
 

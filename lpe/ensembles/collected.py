@@ -15,6 +15,7 @@ from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import batch_norms, check_batches, fresh_statistics, with_weights
 from lpe.errors import InputError
 from lpe.modules import NamedTensor, named_tensors, tensor_bits, with_tensors
+from lpe.surroundings import apart
 
 
 class CycleCollector:
@@ -68,6 +69,7 @@ class CycleCollector:
         """Whether the weights at the end of ``epoch`` (from 0) are kept."""
         return epoch % self.epochs_per_cycle >= self.epochs_per_cycle - self.kept_per_cycle
 
+    @apart()
     def collect(self, model: nn.Module, epoch: int) -> None:
         """Copy the model's weights if ``epoch``, which has just ended, is one that is kept."""
         if self.keeps(epoch):
@@ -103,6 +105,7 @@ class CollectedEnsemble(Ensemble):
     noun = "copies"
     """What the mappings are to the method."""
 
+    @apart()
     def __init__(
         self, model: nn.Module, weights: Sequence[Mapping[str, Tensor]], batches: Iterable[Any] | None
     ) -> None:

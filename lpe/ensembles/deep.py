@@ -17,6 +17,7 @@ from torch import nn
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.errors import InputError
 from lpe.modules import named_tensors, tensor_bits, with_tensors
+from lpe.surroundings import apart
 
 
 class DeepEnsemble(Ensemble):
@@ -52,6 +53,7 @@ class DeepEnsemble(Ensemble):
                     f"model {index} is not of model 0's architecture: it differs at tensor {name!r}"
                 )
 
+    @apart()
     def member(self, index: int) -> nn.Module:
         """Member ``index``: the module itself where it is in eval mode, else a view of it that is."""
         model = self.models[index]

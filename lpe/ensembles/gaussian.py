@@ -36,6 +36,7 @@ from lpe.number_systems.kernels import reference
 from lpe.number_systems.kernels.arguments import Scales
 from lpe.number_systems.rounding import absmax_scales
 from lpe.number_systems.streams import check_seed, normal
+from lpe.surroundings import apart
 
 CHUNK = 1 << 15
 """Elements at a time: bounds the temporaries at a few hundred kB for any tensor's size."""
@@ -63,6 +64,7 @@ class GaussianEnsemble(Ensemble):
             infinite weight.
     """
 
+    @apart()
     def __init__(
         self,
         model: nn.Module,
@@ -96,12 +98,11 @@ class GaussianEnsemble(Ensemble):
         self._scales: dict[str, Scales] = {}
         if std is None:
             assert not isinstance(system, FullPrecision)
-            with torch.no_grad():
-                for name, planned in self._noisy.items():
-                    scales = absmax_scales(self._weights[name], system, planned.layout)
-                    self._scales[name] = Scales.of(scales, planned.layout, system.scale)
+            for name, planned in self._noisy.items():
+                scales = absmax_scales(self._weights[name], system, planned.layout)
+                self._scales[name] = Scales.of(scales, planned.layout, system.scale)
 
-    @torch.no_grad()
+    @apart()
     def std_of(self, name: str) -> Tensor:
         """Standard deviation of the noise on one tensor: float32, of the weight's shape, in its unit.
 
@@ -129,7 +130,7 @@ class GaussianEnsemble(Ensemble):
             part = (weight[start:stop].float(), scales.values[group], scales.inverses[group])
             yield start, stop, _rounding_std(*part, grid_of(self.system))
 
-    @torch.no_grad()
+    @apart()
     def weights(self, index: int) -> dict[str, Tensor]:
         """Draw ``index`` of the weights that carry noise, by canonical name."""
         drawn = {}
@@ -144,6 +145,7 @@ class GaussianEnsemble(Ensemble):
             drawn[name] = values
         return drawn
 
+    @apart()
     def member(self, index: int) -> nn.Module:
         """Member ``index``: one draw of the noisy tensors, all others shared."""
         weights = self.weights(index)

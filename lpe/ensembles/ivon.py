@@ -25,9 +25,10 @@ from lpe.ensembles.batch_norm import MemberStatistics, check_batches, fresh_stat
 from lpe.errors import InputError
 from lpe.modules import named_tensors, tensor_bits, with_tensors
 from lpe.number_systems.streams import check_seed, normal
+from lpe.surroundings import apart
 
 
-@torch.no_grad()
+@apart()
 def posterior_std(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The posterior's std, 1/√(ess·(h + wd)), of each parameter that IVON trained: canonical name → [*shape].
 
@@ -96,7 +97,7 @@ class IVONEnsemble(Ensemble):
         self.batch_norm = MemberStatistics.of(model, batches, refresh)
         self._means = {name: tensors[name] for name in self.std}
 
-    @torch.no_grad()
+    @apart()
     def weights(self, index: int) -> dict[str, Tensor]:
         """Draw ``index`` of the weights, by canonical name."""
         drawn = {}
@@ -106,10 +107,12 @@ class IVONEnsemble(Ensemble):
             drawn[name] = (mean + math.sqrt(self.scale) * std * noise).to(mean.dtype)
         return drawn
 
+    @apart()
     def member(self, index: int) -> nn.Module:
         """Member ``index``: one draw, batch-norm statistics re-estimated."""
         return self._with(self.weights(index), index)
 
+    @apart()
     def point(self) -> nn.Module:
         """IVON's point: the mean, batch-norm statistics re-estimated (in training they saw samples)."""
         return self._with({}, "point")

@@ -34,6 +34,7 @@ from lpe.number_systems.rounding import (
     round_with_scales,
 )
 from lpe.number_systems.streams import check_member, check_seed
+from lpe.surroundings import apart
 
 ALIGNMENT = 64
 """Elements: 128 bytes for 16-bit weights, what vectorised kernels ask of an address and more."""
@@ -75,6 +76,7 @@ class LowPrecisionEnsemble(Ensemble):
             weight; a seed, rounding or first_member out of range; batches that can be read only once.
     """
 
+    @apart()
     def __init__(
         self,
         model: nn.Module,
@@ -97,11 +99,10 @@ class LowPrecisionEnsemble(Ensemble):
         self._stored: dict[str, Stored] = {p.name: weights[p.name] for p in self._quantised}
         self._scales: dict[str, Tensor] = {}
         if not isinstance(system, FullPrecision):
-            with torch.no_grad():
-                self._scales = {
-                    planned.name: absmax_scales(weights[planned.name], system, planned.layout)
-                    for planned in self._quantised
-                }
+            self._scales = {
+                planned.name: absmax_scales(weights[planned.name], system, planned.layout)
+                for planned in self._quantised
+            }
 
     def _begin(
         self, model: nn.Module, system: NumberSystem, size: int, seed: int, rounding: str, first_member: int
@@ -155,7 +156,7 @@ class LowPrecisionEnsemble(Ensemble):
         """All members as one module: a batch → logits [members, examples, classes]; see ``on_the_fly``."""
         return AllMembers(self)
 
-    @torch.no_grad()
+    @apart()
     def member(self, index: int) -> nn.Module:
         """Member ``index``: the base with its quantised tensors rounded and all others shared."""
         if isinstance(self.system, FullPrecision):

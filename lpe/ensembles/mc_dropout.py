@@ -33,7 +33,8 @@ from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import MemberStatistics, fresh_statistics, statistics_note
 from lpe.errors import InputError
 from lpe.modules import SPATIAL_DIMENSIONS, canonical_modules, named_tensors, tensor_bits, with_tensors
-from lpe.number_systems.streams import check_seed, generator
+from lpe.number_systems.streams import check_seed, uniform
+from lpe.surroundings import apart
 
 _CHANNEL_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _PROBABILITIES = re.compile(r"^(attn|attention|attention_probs)_?(drop|dropout)$", re.IGNORECASE)
@@ -160,8 +161,8 @@ class _Mask:
 
     def factors(self, features: int) -> Tensor:
         """0 or 1/(1 − rate) per feature: float32 [features]."""
-        stream = generator("mc dropout", self.seed, self.place.name, self.member)
-        return (torch.rand(features, generator=stream) >= self.rate) / (1.0 - self.rate)
+        drawn = uniform("mc dropout", self.seed, self.place.name, self.member, features)
+        return (drawn >= self.rate).float() / (1.0 - self.rate)
 
     def masked(self, values: Tensor) -> Tensor:
         """The values with their features masked."""
@@ -172,7 +173,7 @@ class _Mask:
         key = (features, values.dtype, values.device)
         if key not in self._drawn:
             # Kept for later calls, so not of the caller's inference mode: a gradient may be asked for then.
-            with torch.inference_mode(False):
+            with apart():
                 self._drawn[key] = self.factors(features).to(values.device, values.dtype)
         return values * self._drawn[key].view(features, *[1] * (values.dim() - 1 - dimension))
 
@@ -236,6 +237,7 @@ class MCDropoutEnsemble(Ensemble):
         self.batch_norm = MemberStatistics.of(model, batches, refresh)
         self.places = dropout_places(model)
 
+    @apart()
     def member(self, index: int) -> nn.Module:
         """Member ``index``: the model with a fixed mask at every place, all tensors shared.
 

@@ -36,6 +36,7 @@ from lpe.logits import check_type
 from lpe.modules import apply, with_tensors
 from lpe.number_systems.grids import FullPrecision
 from lpe.number_systems.rounding import members_into
+from lpe.surroundings import apart
 
 if TYPE_CHECKING:
     from lpe.ensembles.low_precision import LowPrecisionEnsemble
@@ -480,6 +481,7 @@ class AllMembers(nn.Module):
         members: how many.
     """
 
+    @apart()
     def __init__(self, ensemble: LowPrecisionEnsemble, keep: bool = False) -> None:
         super().__init__()
         self.members = len(ensemble)

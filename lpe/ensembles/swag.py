@@ -29,6 +29,7 @@ from lpe.ensembles.batch_norm import MemberStatistics, check_batches, fresh_stat
 from lpe.errors import InputError
 from lpe.modules import named_tensors, tensor_bits, with_tensors
 from lpe.number_systems.streams import check_seed, normal
+from lpe.surroundings import apart
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class SWAGCollector:
                 "longer, start earlier or lower the rank"
             )
 
-    @torch.no_grad()
+    @apart()
     def collect(self, model: nn.Module) -> None:
         """Add the model's parameters as an iterate."""
         self.collected += 1
@@ -111,6 +112,7 @@ class SWAGCollector:
             deviation[entry.name] = after
         self._deviations.append(deviation)
 
+    @apart()
     def statistics(self) -> SWAGStatistics:
         """The moments so far.
 
@@ -172,7 +174,7 @@ class SWAGEnsemble(Ensemble):
         self.scale = check_finite("scale", scale)
         self.batch_norm = MemberStatistics.of(model, batches, refresh)
 
-    @torch.no_grad()
+    @apart()
     def weights(self, index: int) -> dict[str, Tensor]:
         """Draw ``index`` of the weights, by canonical name."""
         rank = self.statistics.rank
@@ -181,15 +183,19 @@ class SWAGEnsemble(Ensemble):
         drawn = {}
         for name, mean in self.statistics.mean.items():
             z1 = normal("swag diagonal", self.seed, name, index, mean.shape).to(mean.device)
-            low_rank = torch.tensordot(z2.to(mean.device), self.statistics.deviations[name], dims=1)
+            deviations = self.statistics.deviations[name]
+            # A product with a vector: those of matrices are of less than float32 where a user allows it.
+            low_rank = torch.mv(deviations.reshape(rank, -1).T, z2.to(deviations)).view(mean.shape)
             noise = self.statistics.variance[name].sqrt() * z1 + low_rank / math.sqrt(rank - 1)
             drawn[name] = (mean + math.sqrt(self.scale) * noise).to(self._dtypes[name])
         return drawn
 
+    @apart()
     def member(self, index: int) -> nn.Module:
         """Member ``index``: one draw, batch-norm statistics re-estimated."""
         return self._with(self.weights(index), index)
 
+    @apart()
     def point(self) -> nn.Module:
         """SWAG's point: the mean, batch-norm statistics re-estimated."""
         means = {name: mean.to(self._dtypes[name], copy=True) for name, mean in self.statistics.mean.items()}

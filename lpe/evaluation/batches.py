@@ -70,7 +70,7 @@ _INTEGERS = (
 
 def _labels(targets: Any, index: int) -> Tensor:
     try:
-        labels = torch.as_tensor(targets)
+        labels = targets if isinstance(targets, Tensor) else torch.as_tensor(targets, device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(
             f"targets of batch {index} must be class indices [examples], not {type(targets).__name__}: "

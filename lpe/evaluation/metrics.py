@@ -33,18 +33,22 @@ ECE_BINS = 15
 METRICS = ("nll", "err", "ece", "average_loss", "ambiguity", "ensemble_loss", "brier")
 
 
+def _no_sums() -> Tensor:
+    return torch.zeros(ECE_BINS, dtype=torch.float64, device="cpu")
+
+
 @dataclass
 class CalibrationBins:
     """Expected calibration error: 15 equal bins (lo, hi] on the top probability (Guo et al. 2017)."""
 
-    count: Tensor = field(default_factory=lambda: torch.zeros(ECE_BINS, dtype=torch.float64))
-    confidence: Tensor = field(default_factory=lambda: torch.zeros(ECE_BINS, dtype=torch.float64))
-    correct: Tensor = field(default_factory=lambda: torch.zeros(ECE_BINS, dtype=torch.float64))
+    count: Tensor = field(default_factory=_no_sums)
+    confidence: Tensor = field(default_factory=_no_sums)
+    correct: Tensor = field(default_factory=_no_sums)
 
     def update(self, confidence: Tensor, correct: Tensor) -> None:
         """Add examples: confidence float64 [examples] in [0, 1], correct bool [examples]."""
         confidence = confidence.double().cpu()
-        edges = torch.arange(1, ECE_BINS, dtype=torch.float64) / ECE_BINS
+        edges = torch.arange(1, ECE_BINS, dtype=torch.float64, device="cpu") / ECE_BINS
         # right=False puts a value equal to an edge into the bin that the edge closes: (lo, hi].
         index = torch.bucketize(confidence, edges, right=False)
         self.count += torch.bincount(index, minlength=ECE_BINS).double()

@@ -52,6 +52,7 @@ from lpe.files.methods import batch, batch_of, dropout, dropout_of
 from lpe.files.seeded import SeededEnsemble, drawable
 from lpe.modules import NamedTensor, named_tensors
 from lpe.number_systems.grids import FullPrecision
+from lpe.surroundings import apart
 
 
 def save(
@@ -81,6 +82,7 @@ def save(
     return write(Path(path), tensors, {"kind": kind, "size": len(ensemble), **about})
 
 
+@apart()
 def load(
     path: str | os.PathLike[str], model: nn.Module, size: int | None = None, base: str = "any"
 ) -> Ensemble:

@@ -17,6 +17,7 @@ from lpe.modules import named_tensors, tensor_bits, with_tensors
 from lpe.number_systems.grids import FullPrecision, LowPrecision
 from lpe.number_systems.packing import pack, packed_bytes, unpack
 from lpe.number_systems.rounding import decode
+from lpe.surroundings import apart
 
 
 class StoredEnsemble(Ensemble):
@@ -65,6 +66,7 @@ class StoredEnsemble(Ensemble):
         rounding: str | None = self._header.get("rounding")
         return rounding
 
+    @apart()
     def member(self, index: int) -> nn.Module:
         """Member ``index``, unpacked."""
         replaced = {name: self._tensors[f"shared/{name}"] for name in self._shapes if name not in self._own}

@@ -17,6 +17,7 @@ from lpe.ensembles.mc_dropout import MCDropoutEnsemble
 from lpe.files.container import check_same, owned
 from lpe.files.members import full_precision
 from lpe.modules import named_tensors, tensor_bits, with_tensors
+from lpe.surroundings import apart
 
 
 class StoredDropoutEnsemble(MCDropoutEnsemble):
@@ -28,6 +29,7 @@ class StoredDropoutEnsemble(MCDropoutEnsemble):
         super().__init__(model, rate, size, seed)
         self._statistics = statistics
 
+    @apart()
     def member(self, index: int) -> nn.Module:
         """Member ``index``: the model with its masks and its statistics."""
         return with_tensors(super().member(index), self._statistics[index])

@@ -33,6 +33,7 @@ from lpe.number_systems.grids import FullPrecision, LowPrecision, NumberSystem, 
 from lpe.number_systems.kernels.arguments import Coded, Draw, Scales
 from lpe.number_systems.layouts import Layout
 from lpe.number_systems.streams import check_member, check_seed
+from lpe.surroundings import apart
 
 ROUNDINGS = ("nearest", "bernoulli", "coupled")
 
@@ -97,7 +98,7 @@ def check_weight(weight: Tensor, name: str) -> None:
         )
 
 
-@torch.no_grad()
+@apart()
 def encode(
     weight: Tensor,
     system: LowPrecision,
@@ -182,7 +183,7 @@ def _flat(weight: Tensor | Coded) -> Tensor | Coded:
     return weight if isinstance(weight, Coded) else weight.detach().reshape(-1)
 
 
-@torch.no_grad()
+@apart()
 def decode(
     codes: Tensor,
     scales: Tensor,
@@ -214,7 +215,7 @@ def decode(
     return kernels.of(codes.device).decode(codes.reshape(-1), of_elements, grid, dtype).view(codes.shape)
 
 
-@torch.no_grad()
+@apart()
 def round_weights(
     weight: Tensor,
     system: NumberSystem,

@@ -272,7 +272,8 @@ def batches(sentences: list[Question], size: int, seed: int) -> Callable[[int], 
     tokens = encoded(sentences)
 
     def epoch_batches(epoch: int) -> Iterator[Batch]:
-        order = torch.randperm(len(tokens), generator=generator("arithmetic batches", seed, "", epoch))
+        draws = generator("arithmetic batches", seed, "", epoch)
+        order = torch.randperm(len(tokens), generator=draws, device="cpu")
         for index in order[: len(order) // size * size].split(size):
             yield token_batch(tokens[index])
 

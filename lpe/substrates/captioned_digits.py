@@ -174,7 +174,7 @@ def batches(split: Split, size: int, seed: int, jitter: Jitter) -> Callable[[int
     def epoch_batches(epoch: int) -> Iterator[Captioned]:
         draws = generator("digits captions", seed, "", epoch)
         for images, labels in of_images(epoch):
-            template = torch.randint(len(TEMPLATES), (len(labels),), generator=draws)
+            template = torch.randint(len(TEMPLATES), (len(labels),), generator=draws, device="cpu")
             yield (images, captions[template, labels]), contrastive_targets(labels)
 
     return epoch_batches

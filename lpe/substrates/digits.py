@@ -132,7 +132,8 @@ def jittered(images: Tensor, jitter: Jitter, seed: int) -> Tensor:
     copies = [images]
     for copy in range(1, jitter.copies):
         draws = generator("digits jitter", seed, "", copy)
-        angle, size, right, down = 2 * torch.rand((4, n), generator=draws) - 1
+        uniform = torch.rand((4, n), generator=draws, dtype=torch.float32, device="cpu")
+        angle, size, right, down = 2 * uniform - 1
         angle = angle * math.radians(jitter.degrees)
         size = 1 + size * jitter.scaling
         cosine, sine = size * angle.cos(), size * angle.sin()
@@ -156,8 +157,8 @@ def batches(split: Split, size: int, seed: int, jitter: Jitter) -> Callable[[int
 
     def epoch_batches(epoch: int) -> Iterator[Split]:
         draws = generator("digits batches", seed, "", epoch)
-        order = torch.randperm(len(images), generator=draws)
-        copy = torch.randint(jitter.copies, (len(images),), generator=draws)
+        order = torch.randperm(len(images), generator=draws, device="cpu")
+        copy = torch.randint(jitter.copies, (len(images),), generator=draws, device="cpu")
         for index in order[: len(order) // size * size].split(size):
             yield bank[copy[index], index], labels[index]
 

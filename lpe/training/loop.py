@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lpe.errors import InputError
 from lpe.modules import apply, device_of, to_device
+from lpe.number_systems.streams import check_seed, generator
 from lpe.training.schedules import Schedule
 
 Batches = Callable[[int], Iterable[tuple[Any, Tensor]]]
@@ -62,6 +63,7 @@ def train(
         InputError: no batches, a clip_norm for an optimiser that samples weights, or a loss that is NaN or
             infinite (with the step, and what to do).
     """
+    seed = check_seed(seed)
     sampled = getattr(optimizer, "sampled_params", None)
     if sampled and clip_norm is not None:
         raise InputError(
@@ -73,9 +75,11 @@ def train(
     device = device_of(model)
     gpus = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
     with torch.random.fork_rng(devices=gpus):
-        # Not torch.manual_seed: it would also seed the generators of GPUs that are not forked here.
-        for generator in (torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)):
-            generator.manual_seed(seed)
+        # Not torch.manual_seed: it would also seed the generators of GPUs that are not forked here, and of
+        # the seed's 64 bits the CPU's uses 32.
+        torch.default_generator.set_state(generator("training", seed, "", 0).get_state())
+        for gpu in gpus:
+            torch.cuda.default_generators[gpu].manual_seed(seed)
         for epoch in range(epochs):
             model.train()
             total, count, rate = 0.0, 0, 0.0

@@ -95,5 +95,6 @@ def _update(
     assert parameter.grad is not None
     change = parameter.grad.add(parameter, alpha=weight_decay).mul_(-lr)
     if draws is not None:
-        change.add_(torch.randn(parameter.shape, generator=draws).to(change), alpha=std)
+        drawn = torch.randn(parameter.shape, generator=draws, dtype=torch.float32, device="cpu")
+        change.add_(drawn.to(change), alpha=std)
     parameter.add_(change)

@@ -123,8 +123,10 @@ def test_features_are_dropped_independently() -> None:
 
 def rekeyed(monkeypatch: pytest.MonkeyPatch, key: Callable[[int, str, int], tuple[int, str, int]]) -> None:
     """Masks drawn under another key than (seed, layer, member)."""
-    real = mc_dropout.generator
-    monkeypatch.setattr(mc_dropout, "generator", lambda purpose, *given: real(purpose, *key(*given)))
+    real = mc_dropout.uniform
+    monkeypatch.setattr(
+        mc_dropout, "uniform", lambda purpose, *given: real(purpose, *key(*given[:3]), *given[3:])
+    )
 
 
 def test_dropping_what_should_be_kept_is_caught() -> None:
@@ -151,7 +153,7 @@ def test_a_mask_for_every_example_is_caught(monkeypatch: pytest.MonkeyPatch) -> 
         lambda self, values: torch.stack([row * self.factors(n + 1)[0] for n, row in enumerate(values)]),
     )
     stream = torch.Generator().manual_seed(0)
-    monkeypatch.setattr(mc_dropout, "generator", lambda *key: stream)
+    monkeypatch.setattr(mc_dropout, "uniform", lambda *key: torch.rand(key[-1], generator=stream))
     with pytest.raises(AssertionError):
         check_one_mask_for_all_examples(masks(examples=3))
 

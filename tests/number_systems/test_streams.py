@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -277,6 +278,36 @@ def test_one_key_gives_the_same_normal_draws_again() -> None:
 )
 def test_every_part_of_the_key_changes_the_normal_draws(other: tuple[str, int, str, int]) -> None:
     assert not torch.equal(streams.normal(*BASE_KEY, (50,)), streams.normal(*other, (50,)))
+
+
+def of_32_bits(purpose: str, seed: int, name: str, member: int) -> Tensor:
+    """Draws of a generator that ``manual_seed`` made of the key: it takes 64 bits and uses 32."""
+    digest = hashlib.blake2s(f"{purpose}\0{seed}\0{name}\0{member}".encode()).digest()
+    draws = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return torch.randn(50, generator=draws)
+
+
+def test_keys_that_are_one_in_32_bits_draw_differently() -> None:
+    keys = [("gaussian", seed, "layer.weight", 1) for seed in (23056, 34217)]
+    assert torch.equal(of_32_bits(*keys[0]), of_32_bits(*keys[1]))  # such keys they are
+    assert not torch.equal(streams.normal(*keys[0], (50,)), streams.normal(*keys[1], (50,)))
+
+
+def test_a_keyed_generator_is_numpys_mersenne_twister_in_the_state_that_the_key_hashes_to() -> None:
+    digest = hashlib.shake_256("\0".join(map(str, BASE_KEY)).encode()).digest(4 * 624)
+    twister = np.random.MT19937()
+    twister.state = {
+        "bit_generator": "MT19937",
+        "state": {"key": np.frombuffer(digest, dtype="<u4"), "pos": 624},
+    }
+    drawn = torch.empty(2000, dtype=torch.int64).random_(2**24, generator=streams.generator(*BASE_KEY))
+    assert drawn.tolist() == [int(word) % 2**24 for word in twister.random_raw(2000)]
+
+
+def test_uniform_draws_are_float32_from_0_up_to_but_not_1() -> None:
+    draws = streams.uniform(*BASE_KEY, NORMALS_DRAWN)
+    assert draws.dtype == torch.float32 and 0 <= draws.min() and draws.max() < 1
+    assert (draws.double().mean() - 0.5).abs() <= 5 / math.sqrt(12 * NORMALS_DRAWN)
 
 
 def test_normal_draws_leave_the_global_generator_alone() -> None:

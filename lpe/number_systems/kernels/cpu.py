@@ -214,7 +214,7 @@ def encode(
         length = weight.numel()
     assert length is not None
     shape = (members, 1 if starts is None else len(starts), length)
-    codes = torch.empty(shape, dtype=code_type(grid)) if out is None else out
+    codes = torch.empty(shape, dtype=code_type(grid), device="cpu") if out is None else out
     if not codes.numel():
         return codes
     for part, origin, firsts, segment, place in _parts(weight, starts, length, whole=True):
@@ -237,7 +237,7 @@ def round_into(
         piece = out if segment is None else out[:, segment, place]
         values = piece
         if not (direct and piece.is_contiguous()):
-            values = torch.empty(piece.shape, dtype=out.dtype if direct else torch.float32)
+            values = torch.empty(piece.shape, dtype=out.dtype if direct else torch.float32, device="cpu")
         kind = _DIRECT[values.dtype]
         _run(part, scales, grid, draw, members, firsts, piece.shape[2], kind, values, origin)
         if values is not piece:
@@ -246,7 +246,8 @@ def round_into(
 
 def decode(codes: Tensor, scales: Scales, grid: Grid, dtype: torch.dtype, start: int = 0) -> Tensor:
     """Values of flat codes; see ``reference.decode``."""
-    values = torch.empty(codes.shape, dtype=dtype if dtype == torch.bfloat16 else torch.float32)
+    stored = dtype if dtype == torch.bfloat16 else torch.float32
+    values = torch.empty(codes.shape, dtype=stored, device="cpu")
     if codes.numel():
         is_float = values.dtype is torch.float32
         scale_values, _, place = _of_scales(scales)
