@@ -10,13 +10,13 @@ import logging
 from collections.abc import Iterable
 
 _LOGGER = logging.getLogger("lpe")
-_said: set[str] = set()
+_said: dict[str, None] = {}
 
 
 def note(text: str) -> None:
     """Say a line, unless it was said in this process."""
     if text not in _said:
-        _said.add(text)
+        _said[text] = None
         _LOGGER.warning("note: %s", text)
 
 
@@ -29,3 +29,8 @@ def say(lines: Iterable[str]) -> None:
 def forget() -> None:
     """Let every line be said anew."""
     _said.clear()
+
+
+def said() -> list[str]:
+    """The lines that were said, in their order: for the record of a result."""
+    return list(_said)

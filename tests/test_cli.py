@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 import lpe
 from lpe import cli, notices
-from lpe.substrates import imagenet
+from lpe.substrates import imagenet, timm_models
 from lpe.substrates.imagenet import data_config, evaluation_transform, validation
 
 VIT = "test_vit.r160_in1k"  # timm's own for tests: 371,000 weights
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         place = root / "images" / CLASSES[index % 3]
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(place / f"{index}.png")
-    model = imagenet._created(VIT, num_classes=3)
+    model = timm_models._created(VIT, num_classes=3)
     with torch.no_grad():
         model.get_parameter("head.weight").mul_(20)  # timm's heads begin near 0, and members agree
     save_file(model.state_dict(), root / "vit.safetensors")
@@ -133,7 +133,7 @@ def test_a_row_under_the_wrong_seed_is_seen(run: Run, folder: Path, tmp_path: Pa
 
 def test_the_table_has_the_sizes_1_2_5_10_and_the_last_with_memory_and_time(run: Run, folder: Path) -> None:
     printed = run(*timm_arguments(folder), "--size", 7, "--limit", 2)
-    assert printed.splitlines()[0] == f"timm/{VIT}, 2 images of 3 classes"
+    assert printed.splitlines()[0] == "timm/test_vit, weights of vit.safetensors, 2 images of 3 classes"
     assert printed.splitlines()[1].split() == [
         *("method numbers size NLL ERR ECE AMB MB ms per example".split()),
     ]
@@ -167,6 +167,78 @@ def test_the_json_has_the_rows_and_where_they_come_from(run: Run, folder: Path, 
     assert where["config"]["data_config"]["input_size"] == [3, 160, 160]
     assert where["config"]["images"] == 4 and where["config"]["ensemble"]["system"] == "int5"
     assert where["seeds"] == [0] and where["device"]["device"] == "cpu" and "timm" in where["packages"]
+
+
+def test_preprocessing_and_arguments_of_the_architecture_are_printed_and_recorded(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    given = [*("--mean", 0.1, 0.2, 0.3), *("--std", 0.4, 0.5, 0.6), *("--interpolation", "bilinear")]
+    given += [*("--crop-pct", 0.8), *("--input-size", 96, 128), *("--model-kwargs", "drop_rate=0.5")]
+    printed = run(*timm_arguments(folder), "--size", 1, "--limit", 2, *given, "--json", tmp_path / "r.json")
+    assert (
+        f"images as timm/{VIT} has them (test size) but for input_size, mean, std, interpolation, crop_pct: "
+        "96 x 128, crop 0.8 (center), bilinear, mean 0.1 0.2 0.3, std 0.4 0.5 0.6; "
+        "model arguments: drop_rate=0.5, img_size=(96, 128)\n"
+    ) in printed
+    config = json.loads((tmp_path / "r.json").read_text())["provenance"]["config"]
+    assert config["data_config"]["mean"] == [0.1, 0.2, 0.3]
+    assert config["data_config"]["input_size"] == [3, 96, 128]
+    assert config["preprocessing"]["crop_pct"] == 0.8 and config["size"] == "test"
+    assert config["model_kwargs"] == {"drop_rate": 0.5, "img_size": [96, 128]}
+
+
+def test_preprocessing_that_is_given_reaches_the_images(run: Run, folder: Path, tmp_path: Path) -> None:
+    tables = []
+    for given in ([], ["--mean", 0.1, 0.2, 0.3], ["--std", 2, 2, 2], ["--crop-pct", 0.5]):
+        run(*timm_arguments(folder), "--size", 1, *given, "--csv", tmp_path / "r.csv")
+        tables.append(pd.read_csv(tmp_path / "r.csv")["nll"][0])
+    assert len(set(tables)) == 4
+
+
+def test_the_size_is_that_of_tests_and_on_request_that_of_training(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    name = "resnet10t.c3_in1k"
+    save_file(timm_models._created(name, num_classes=3).state_dict(), tmp_path / "w.safetensors")
+    arguments = ["evaluate", f"timm/{name}", "--checkpoint", tmp_path / "w.safetensors"]
+    arguments += ["--data", folder / "images", "--workers", 0, "--limit", 2, "--size", 1]
+    for given, size, pixels in (([], "test", 224), (["--train-size"], "training", 176)):
+        printed = run(*arguments, *given, "--json", tmp_path / "r.json")
+        assert f"images as timm/{name} has them ({size} size): {pixels} x {pixels}" in printed
+        assert json.loads((tmp_path / "r.json").read_text())["provenance"]["config"]["size"] == size
+
+
+def test_a_tag_whose_weights_were_not_used_is_no_title(run: Run, folder: Path, tmp_path: Path) -> None:
+    printed = run(*timm_arguments(folder), "--size", 1, "--limit", 2, "--json", tmp_path / "r.json")
+    assert printed.startswith("timm/test_vit, weights of vit.safetensors, 2 images")
+    config = json.loads((tmp_path / "r.json").read_text())["provenance"]["config"]
+    assert config["model"] == "timm/test_vit" and config["data_config_of"] == f"timm/{VIT}"
+
+
+def test_notes_are_recorded_beside_the_rows(run: Run, folder: Path, tmp_path: Path) -> None:
+    (folder / "images" / "ant" / "thumbnail.gif").touch()
+    run(*timm_arguments(folder), "--size", 1, "--limit", 2, "--json", tmp_path / "r.json")
+    (folder / "images" / "ant" / "thumbnail.gif").unlink()
+    config = json.loads((tmp_path / "r.json").read_text())["provenance"]["config"]
+    assert config["notes"] == [f"left out of {folder / 'images'}: 1 .gif"]
+
+
+def test_class_names_in_another_order_leave_a_result_as_it_is(run: Run, folder: Path, tmp_path: Path) -> None:
+    # Classes of the head in another order, and their names in a file.
+    order = [2, 0, 1]
+    weights = timm_models.load_model(VIT, folder / "vit.safetensors").state_dict()
+    for key in ("head.weight", "head.bias"):
+        weights[key] = weights[key][order].clone()
+    save_file(weights, tmp_path / "vit.safetensors")
+    (tmp_path / "names").write_text("\n".join(CLASSES[k] for k in order))
+    run(*timm_arguments(folder), "--size", 1, "--csv", tmp_path / "plain.csv")
+    arguments = [
+        tmp_path / each.name if each == folder / "vit.safetensors" else each
+        for each in timm_arguments(folder)
+    ]  # type: ignore[attr-defined]
+    run(*arguments, "--class-names", tmp_path / "names", "--size", 1, "--csv", tmp_path / "named.csv")
+    first, second = (pd.read_csv(tmp_path / f"{name}.csv")["nll"][0] for name in ("plain", "named"))
+    assert first == pytest.approx(second, rel=1e-6)
 
 
 def test_members_together_have_the_rows_of_members_one_by_one(run: Run, folder: Path, tmp_path: Path) -> None:
@@ -239,7 +311,7 @@ def test_random_weights_need_no_file_and_are_named(run: Run, folder: Path, tmp_p
     printed = run(
         "evaluate", f"timm/{VIT}", "--random-weights", "--data", thousand, "--limit", 3, "--workers", 0
     )
-    assert printed.startswith(f"timm/{VIT}, random weights, 3 images of 1,000 classes")
+    assert printed.startswith("timm/test_vit, random weights, 3 images of 1,000 classes")
 
 
 # Batch-norm statistics
@@ -252,7 +324,7 @@ def resnet(folder: Path) -> list[object]:
     """The arguments that evaluate a network with batch norm on the images."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = imagenet._created(RESNET, num_classes=3)
+        model = timm_models._created(RESNET, num_classes=3)
     save_file(model.state_dict(), folder / "resnet.safetensors")
     training = folder / "training" / "some" / "where"
     training.mkdir(parents=True)
@@ -605,7 +677,7 @@ def test_another_models_packed_file_is_refused(error_of: Run, folder: Path, tmp_
 def test_a_model_of_other_weights_than_were_packed_is_refused(
     error_of: Run, folder: Path, packed: Path
 ) -> None:
-    other = imagenet._created(VIT, num_classes=3)
+    other = timm_models._created(VIT, num_classes=3)
     save_file(other.state_dict(), folder / "other.safetensors")
     arguments = [
         folder / "other.safetensors" if each == folder / "vit.safetensors" else each
@@ -674,6 +746,21 @@ def test_more_members_than_a_packed_file_holds_are_refused(
         (["evaluate", "timm/resnet51", "--data", "."], "timm has no model 'resnet51'; near it"),
         (["evaluate", "timm/resnet50", "--data", ".", "--checkpoint", "x"], "there is no file x"),
         (["describe", "timm/resnet50", "--checkpoint", "x"], "there is no file x"),
+        (["describe", "timm/resnet50", "--model-kwargs", "pad"], "takes KEY=VALUE, each key once, not 'pad'"),
+        (["describe", "timm/resnet50", "--random-weights", "--model-kwargs", "pad=1"], "made with pad=1: "),
+        (
+            ["evaluate", "timm/resnet50", "--data", ".", "--std", "1", "2"],
+            "--std takes the noise's one number",
+        ),
+        (["evaluate", "timm/resnet50", "--data", ".", "--std", *"012"], "the std must be positive"),
+        (
+            ["evaluate", "timm/resnet50", "--data", ".", "--input-size", *"123"],
+            "one number or height and width",
+        ),
+        (["evaluate", "timm/resnet50", "--data", ".", "--interpolation", "x"], "unknown interpolation 'x'"),
+        (["evaluate", "hf/x", "--mean", *"123"], "--mean is for timm and open_clip models, not for hf"),
+        (["evaluate", "hf/x", "--std", *"123"], "--std is for timm and open_clip models, not for hf"),
+        (["evaluate", "open_clip/x", "--crop-pct", "1"], "--crop-pct is for timm models, not for open_clip"),
     ],
 )
 def test_bad_arguments_are_answered_in_one_line(error_of: Run, arguments: list[str], wanted: str) -> None:

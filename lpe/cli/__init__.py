@@ -20,12 +20,13 @@ import torch
 
 from lpe.cli.describe import add_describe, describe
 from lpe.cli.evaluate import add_evaluate, evaluate
-from lpe.cli.options import first_line
+from lpe.cli.options import first_line, separate_std
 from lpe.cli.pack import add_pack, pack
 from lpe.cli.systems import add_systems, systems
 from lpe.cli.tables import shown_sizes
 from lpe.command_line import Parser
 from lpe.errors import InputError
+from lpe.notices import forget
 
 __all__ = ["entry", "main", "shown_sizes"]
 
@@ -43,7 +44,9 @@ def _parser() -> Parser:
 def main(arguments: Sequence[str]) -> int:
     """Run a command; the exit code: 0, 2 after one line about bad input, 130 when interrupted."""
     asked = _parser().parse_args(arguments)
+    forget()
     try:
+        separate_std(asked)
         if asked.command == "systems":
             print(systems())
         elif asked.command == "describe":

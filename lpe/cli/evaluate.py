@@ -24,7 +24,7 @@ from lpe.cli.options import (
     options_of,
 )
 from lpe.cli.rows import rows_of, rows_of_packed, system_name
-from lpe.cli.subjects import DataOptions, add_data, add_passes, add_refresh, subject
+from lpe.cli.subjects import DataOptions, add_data, add_passes, add_preprocessing, add_refresh, subject
 from lpe.cli.tables import tables
 from lpe.ensembles.base import Ensemble, check_size
 from lpe.ensembles.gaussian import GaussianEnsemble
@@ -32,6 +32,7 @@ from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
 from lpe.errors import InputError
 from lpe.files.ensembles import load
+from lpe.notices import said
 from lpe.records import check_writable, provenance, write_table, write_text_atomic
 
 EVALUATE = """\
@@ -82,6 +83,7 @@ def add_evaluate(commands: Commands) -> None:
     add_data(data)
     add_place(data)
     add_refresh(parser.add_argument_group("batch-norm statistics"))
+    add_preprocessing(parser.add_argument_group("preprocessing of images (the model's own)"))
     add_passes(parser.add_argument_group("forward passes on images"))
     output = parser.add_argument_group("output")
     output.add_argument("--calibrated", action="store_true", help="also the NLL under a fitted temperature")
@@ -122,9 +124,11 @@ def evaluate(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
         rows = rows_of_packed(measured, ensemble, weights == "same", data_asked.calibrated)
         settings = _packed_settings(ensemble, run.packed)
     print(tables(measured.title, rows))
+    if measured.how:
+        print(measured.how)
     told = provenance(
         ["lpe", *arguments],
-        {**measured.record, "ensemble": settings},
+        {**measured.record, "ensemble": settings, "notes": said()},
         str(device),
         [getattr(ensemble, "seed", ensemble_asked.seed)],
         torch.get_num_threads(),

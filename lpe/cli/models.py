@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +30,23 @@ def model_alone(asked: ModelOptions) -> nn.Module:
     return clip.ZeroShotClassifier(loaded.model, column.repeat(1, classes))
 
 
-def timm_model(asked: ModelOptions) -> nn.Module:
-    """A model of timm, on the CPU."""
-    from lpe.substrates import imagenet
+def timm_model(asked: ModelOptions, arguments: Mapping[str, Any] | None = None) -> nn.Module:
+    """A model of timm, on the CPU; ``arguments`` are the architecture's, None: those asked for."""
+    from lpe.substrates import timm_models
 
+    arguments = asked.arguments if arguments is None else arguments
     if asked.random_weights:
-        return imagenet.random_model(asked.name)
-    return imagenet.load_model(asked.name, asked.checkpoint)
+        return timm_models.random_model(asked.name, arguments)
+    return timm_models.load_model(asked.name, asked.checkpoint, arguments)
 
 
-def clip_model(asked: ModelOptions) -> Any:
+def clip_model(asked: ModelOptions, preprocessing: Mapping[str, Any] | None = None) -> Any:
     """A CLIP, on the CPU: :class:`lpe.substrates.clip.LoadedCLIP`."""
     from lpe.substrates import clip
 
     if asked.random_weights:
-        return clip.random_model(asked.name)
-    return clip.load_model(asked.name, asked.checkpoint, asked.quick_gelu)
+        return clip.random_model(asked.name, preprocessing)
+    return clip.load_model(asked.name, asked.checkpoint, asked.quick_gelu, preprocessing)
 
 
 def captions(asked: ModelOptions) -> tuple[list[str] | None, list[str] | None]:

@@ -7,6 +7,7 @@ it is known which options were given (:func:`given`).
 from __future__ import annotations
 
 import argparse
+import ast
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
@@ -41,7 +42,14 @@ OF_KIND = {
     "data": ("timm", "open_clip"),
     "workers": ("timm", "open_clip"),
     "random_weights": ("timm", "open_clip"),
-    "class_names": ("open_clip",),
+    "class_names": ("timm", "open_clip"),
+    "mean": ("timm", "open_clip"),
+    "image_std": ("timm", "open_clip"),
+    "interpolation": ("timm", "open_clip"),
+    "input_size": ("timm",),
+    "crop_pct": ("timm",),
+    "train_size": ("timm",),
+    "model_kwargs": ("timm",),
     "templates": ("open_clip",),
     "quick_gelu": ("open_clip",),
     "members": ("timm", "open_clip"),
@@ -85,6 +93,26 @@ def options_of(kind: type[Options], asked: argparse.Namespace) -> Options:
     return kind(**given(kind, asked))
 
 
+def separate_std(asked: argparse.Namespace) -> None:
+    """Take ``--std`` apart: one number is the noise's, three are the images'; it may be given once for each.
+
+    Raises:
+        InputError: another count of numbers, or one thing given twice.
+    """
+    if not hasattr(asked, "std"):
+        return
+    given: list[list[float]] = asked.std
+    del asked.std
+    for values in given:
+        name = {1: "std", 3: "image_std"}.get(len(values))
+        if name is None or hasattr(asked, name):
+            raise InputError(
+                "--std takes the noise's one number or the three of images' channels, each once, not "
+                f"{' '.join(f'{value:g}' for value in values)}"
+            )
+        setattr(asked, name, values[0] if name == "std" else values)
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model, and where its weights are from.
@@ -92,7 +120,9 @@ class ModelOptions:
     Args:
         model: kind/name, see ``KINDS``. checkpoint: a file of weights; None: the hub's.
         random_weights: the architecture alone. dtype: of the weights; None: float32, hf: its own.
-        class_names, templates: files of a zero-shot head, None: ImageNet's and OpenAI's.
+        model_kwargs: arguments of the architecture, KEY=VALUE each.
+        class_names: a file of the model's classes, in its order; None: ImageNet's, timm: by position.
+        templates: a file of a zero-shot head's captions; None: OpenAI's.
         quick_gelu: the activation of a bare checkpoint of open_clip.
     """
 
@@ -100,6 +130,7 @@ class ModelOptions:
     checkpoint: str | None = None
     random_weights: bool = False
     dtype: str | None = None
+    model_kwargs: list[str] | None = None
     class_names: str | None = None
     templates: str | None = None
     quick_gelu: bool | None = None
@@ -115,6 +146,24 @@ class ModelOptions:
         return self.model.partition("/")[2]
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        """The architecture's arguments, as Python's literals have them: pad_type=same, img_size=(192,256).
+
+        Raises:
+            InputError: one that is no KEY=VALUE, or given twice.
+        """
+        found: dict[str, Any] = {}
+        for given in self.model_kwargs or ():
+            key, equals, text = given.partition("=")
+            if not equals or not key.isidentifier() or key in found:
+                raise InputError(f"--model-kwargs takes KEY=VALUE, each key once, not {given!r}")
+            try:
+                found[key] = ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                found[key] = text
+        return found
+
+    @property
     def torch_dtype(self) -> torch.dtype | None:
         """The dtype asked for."""
         return None if self.dtype is None else DTYPES[self.dtype]
@@ -125,7 +174,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help=", ".join(KINDS))
     parser.add_argument("--checkpoint", metavar="FILE", help="weights: safetensors, or a state dict")
     parser.add_argument("--random-weights", action="store_true", help="the true shape, no weights needed")
-    parser.add_argument("--class-names", metavar="FILE", help="open_clip: a name a line (ImageNet's)")
+    parser.add_argument(
+        "--model-kwargs",
+        nargs="+",
+        metavar="KEY=VALUE",
+        help="timm: of the architecture, such as pad_type=same",
+    )
+    parser.add_argument(
+        "--class-names",
+        metavar="FILE",
+        help="the model's classes in its order, a name a line (open_clip: ImageNet's; timm: by position)",
+    )
     parser.add_argument("--quick-gelu", action=argparse.BooleanOptionalAction, help="of a bare checkpoint")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights (float32; hf: its own)")
 
@@ -151,7 +210,8 @@ def model_options(asked: argparse.Namespace) -> ModelOptions:
     for option, kinds in OF_KIND.items():
         if hasattr(asked, option) and kind not in kinds:
             raise InputError(
-                f"--{option.replace('_', '-')} is for {' and '.join(kinds)} models, not for {kind}"
+                f"--{option.removeprefix('image_').replace('_', '-')} is for {' and '.join(kinds)} models, "
+                f"not for {kind}"
             )
     if options.random_weights and options.checkpoint:
         raise InputError("give --checkpoint or --random-weights, not both")
@@ -199,7 +259,8 @@ class EnsembleOptions:
         system = self.number_system()
         for option, method in (("rounding", "lpe"), ("std", "gaussian"), ("rate", "mc-dropout")):
             if getattr(self, option) is not None and self.method != method:
-                raise InputError(f"--{option} is for --method {method}, not {self.method}")
+                also = " (the std of images' channels is three numbers)" if option == "std" else ""
+                raise InputError(f"--{option} is for --method {method}, not {self.method}{also}")
         if self.method == "mc-dropout" and (self.include or self.exclude):
             raise InputError("--include and --exclude name tensors, and mc-dropout changes none")
         if self.size is not None:
@@ -239,7 +300,14 @@ def add_ensemble(parser: argparse.ArgumentParser) -> None:
     ensemble.add_argument("--size", type=int, help=f"members ({SIZE}; 1 where all are alike)")
     ensemble.add_argument("--rounding", choices=ROUNDINGS, help="lpe (bernoulli)")
     ensemble.add_argument("--scale-axis", metavar="AXIS", help="(channel), tensor, channels:K, block:K")
-    ensemble.add_argument("--std", type=float, help="gaussian: of the noise (that of the rounding)")
+    ensemble.add_argument(
+        "--std",
+        type=float,
+        nargs="+",
+        action="append",
+        metavar="X",
+        help="gaussian: of the noise (that of the rounding); three numbers: of the channels of images",
+    )
     ensemble.add_argument("--rate", type=float, help=f"mc-dropout ({DROPOUT_RATE})")
     ensemble.add_argument("--seed", type=int, help="of the random bits (0)")
     ensemble.add_argument("--include", action="append", metavar="PATTERN", help="only tensors so named")

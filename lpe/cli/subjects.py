@@ -23,6 +23,8 @@ from lpe.evaluation.timing import MemberTimer
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lpe.substrates.timm_models import Preprocessing
+
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -38,6 +40,8 @@ class DataOptions:
         calibrated: whether every shown size gets its NLL under a fitted temperature.
         refresh: a folder of training images, or "auto"; None: batch-norm statistics stay as they are.
         refresh_form: one of :data:`lpe.ensembles.batch_norm.FORMS`. refresh_limit: images.
+        input_size: of images in pixels, one number or height and width. mean, image_std, interpolation,
+            crop_pct, train_size: see :class:`lpe.substrates.timm_models.Preprocessing`.
     """
 
     data: str | None = None
@@ -56,6 +60,32 @@ class DataOptions:
     refresh: str | None = None
     refresh_form: str = FORMS[0]
     refresh_limit: int = 1000
+    input_size: list[int] | None = None
+    mean: list[float] | None = None
+    image_std: list[float] | None = None
+    interpolation: str | None = None
+    crop_pct: float | None = None
+    train_size: bool = False
+
+    def preprocessing(self) -> Preprocessing:
+        """What is given of how images are prepared.
+
+        Raises:
+            InputError: a number out of its range; a size of more than two.
+        """
+        from lpe.substrates.timm_models import Preprocessing
+
+        size = self.input_size
+        if size is not None and len(size) > 2:
+            raise InputError(f"--input-size takes one number or height and width, not {len(size)}")
+        return Preprocessing(
+            None if size is None else (size[0], size[-1]),
+            None if self.mean is None else tuple(self.mean),
+            None if self.image_std is None else tuple(self.image_std),
+            self.interpolation,
+            self.crop_pct,
+            self.train_size,
+        )
 
     def check(self) -> None:
         """InputError for a number out of its range, before a model is loaded."""
@@ -121,6 +151,19 @@ def add_refresh(parser: Any) -> None:
     )
 
 
+def add_preprocessing(parser: Any) -> None:
+    """The options of how images are prepared."""
+    parser.add_argument(
+        "--input-size", type=int, nargs="+", metavar="N", help="timm: pixels, a square or height and width"
+    )
+    parser.add_argument("--mean", type=float, nargs=3, metavar="X", help="of the channels (--std: above)")
+    parser.add_argument("--interpolation", metavar="NAME", help="such as bicubic or bilinear")
+    parser.add_argument("--crop-pct", type=float, metavar="X", help="timm: the crop's share of an edge")
+    parser.add_argument(
+        "--train-size", action="store_true", help="timm: the size of training, where tests have another"
+    )
+
+
 def add_passes(parser: Any) -> None:
     """The options of how forward passes on images run."""
     parser.add_argument(
@@ -139,7 +182,7 @@ class Subject:
         title: of the table. model: on its device. batches: of images; None for a language model, which is
             measured on tasks. record: what determines the numbers, for the provenance.
         measure: (ensemble, timer) → a row per size, and per task where there are tasks.
-        options: of the forward passes on images.
+        how: a line on what images go through; nothing for tasks. options: of the forward passes on images.
         training: batches to re-estimate every member's batch-norm statistics on, and the form; None: they
             stay as they are.
     """
@@ -149,6 +192,7 @@ class Subject:
     batches: Iterable[Any] | None
     record: Mapping[str, object]
     measure: Callable[[Ensemble, MemberTimer], pd.DataFrame]
+    how: str = ""
     options: EvaluationOptions = PLAIN
     training: tuple[Iterable[Any], str] | None = None
 
@@ -172,30 +216,26 @@ def _images(asked: ModelOptions, seen: DataOptions, device: torch.device) -> Sub
     if not Path(seen.data).is_dir():
         raise InputError(f"there is no folder {seen.data}; give the folder of the validation images")
     training_folder = seen.training_folder()
+    class_names, templates = captions(asked)
     if asked.kind == "timm":
-        model = timm_model(asked)
-        classes = imagenet.classes_of(model)
-        config = imagenet.data_config(model)
-        transform = imagenet.evaluation_transform(config)
-        record: dict[str, object] = {"model": f"timm/{imagenet.model_name(model)}", "data_config": config}
+        pictured = _timm(asked, seen.preprocessing())
     else:
-        class_names, templates = captions(asked)
-        loaded = clip_model(asked)
-        classes = imagenet.CLASSES if class_names is None else len(class_names)
-        transform = loaded.preprocess
-        record = {"model": asked.model, "clip": loaded.record, "templates": templates}
+        pictured = _clip(asked, seen.preprocessing(), class_names, templates)
     data = imagenet.validation(
         seen.data,
-        transform,
+        pictured.transform,
         64 if seen.batch_size is None else seen.batch_size,
         seen.limit,
-        classes,
+        pictured.classes,
         min(8, os.cpu_count() or 1) if seen.workers is None else seen.workers,
         DTYPES[asked.dtype or "float32"],
+        class_names,
     )
-    if asked.kind == "open_clip":
-        model = zero_shot(loaded, class_names, templates, device)
-    model = placed(model, device, asked)
+    if asked.kind == "open_clip" and class_names is None and list(data.class_names) != imagenet.wnids():
+        raise InputError(
+            f"{seen.data} has classes of its own, and a zero-shot model needs their names: give --class-names"
+        )
+    model = placed(pictured.classifier(device), device, asked)
     training = None
     if training_folder is not None:
         if not batch_norms(model):
@@ -203,7 +243,12 @@ def _images(asked: ModelOptions, seen: DataOptions, device: torch.device) -> Sub
                 f"{asked.model} has no batch norms, so there is nothing to --refresh; leave it out"
             )
         images = imagenet.unlabelled(
-            training_folder, transform, data.batch_size, seen.refresh_limit, data.workers, data.dtype
+            training_folder,
+            pictured.transform,
+            data.batch_size,
+            seen.refresh_limit,
+            data.workers,
+            data.dtype,
         )
         # In memory: every member's statistics are of the same batches, which are read once.
         training = (list(images), seen.refresh_form)
@@ -215,13 +260,13 @@ def _images(asked: ModelOptions, seen: DataOptions, device: torch.device) -> Sub
         sizes = shown_sizes(len(ensemble)) if seen.calibrated else False
         return evaluate(ensemble, data, calibrated=sizes, timer=timer, members=members, options=options)
 
-    weights = ", random weights" if asked.random_weights else ""
-    record |= {
+    record = pictured.record | {
         "checkpoint": asked.checkpoint,
         "random_weights": asked.random_weights,
+        "class_names": asked.class_names,
         "data": seen.data,
         "images": len(data.paths),
-        "classes": classes,
+        "classes": pictured.classes,
         "batch_size": data.batch_size,
         "dtype": asked.dtype or "float32",
         "members": members,
@@ -236,8 +281,103 @@ def _images(asked: ModelOptions, seen: DataOptions, device: torch.device) -> Sub
             }
         ),
     }
-    title = f"{record['model']}{weights}, {len(data.paths):,} images of {classes:,} classes"
-    return Subject(title, model, data, record, measure, options, training)
+    title = f"{pictured.title}, {len(data.paths):,} images of {pictured.classes:,} classes"
+    return Subject(title, model, data, record, measure, pictured.how, options, training)
+
+
+@dataclass(frozen=True)
+class _Pictured:
+    """A model of images and how it sees them.
+
+    Args:
+        title: the model's name, and where its weights are from if they are not the name's. classes: how many.
+        transform: PIL image → tensor. record: for the provenance. how: a line on what the images go through.
+        classifier: (device) → the model to measure.
+    """
+
+    title: str
+    classes: int
+    transform: Callable[[Any], torch.Tensor]
+    record: dict[str, object]
+    how: str
+    classifier: Callable[[torch.device], nn.Module]
+
+
+def _timm(asked: ModelOptions, given: Preprocessing) -> _Pictured:
+    from lpe.substrates import timm_models
+
+    arguments, given = timm_models.sized(asked.name, asked.arguments, given)
+    model = timm_model(asked, arguments)
+    config = timm_models.data_config(model, given)
+    if arguments or given.given():
+        timm_models.check_sees(model, config)
+    name = f"timm/{timm_models.model_name(model)}"
+    # Weights that were not read are no title; how their model sees images is taken from them all the same.
+    own = asked.checkpoint is None and not asked.random_weights
+    title = name if own else f"timm/{timm_models.architecture(model)}{_weights(asked)}"
+    size = "training" if given.train_size else "test"
+    _, height, width = config["input_size"]
+    how = (
+        f"images as {name} has them ({size} size)"
+        f"{_but(given.given())}: {height} x {width}, crop {config['crop_pct']:g} ({config['crop_mode']}), "
+        f"{config['interpolation']}, mean {_numbers(config['mean'])}, std {_numbers(config['std'])}"
+    )
+    if arguments:
+        how += f"; model arguments: {', '.join(f'{key}={value}' for key, value in arguments.items())}"
+    record: dict[str, object] = {
+        "model": name if own else f"timm/{timm_models.architecture(model)}",
+        "model_kwargs": dict(arguments),
+        "data_config": config,
+        "data_config_of": name,
+        "size": size,
+        "preprocessing": given.given(),
+    }
+    transform = timm_models.evaluation_transform(config)
+    return _Pictured(title, timm_models.classes_of(model), transform, record, how, lambda device: model)
+
+
+def _clip(
+    asked: ModelOptions, given: Preprocessing, class_names: list[str] | None, templates: list[str] | None
+) -> _Pictured:
+    from lpe.substrates import imagenet
+
+    loaded = clip_model(asked, given.given())
+    seen = loaded.record
+    how = (
+        f"images as {asked.model} has them{_but(given.given())}: {seen['image_size']}, "
+        f"{seen['resize_mode']}, {seen['interpolation']}, mean {_numbers(seen['mean'])}, "
+        f"std {_numbers(seen['std'])}"
+    )
+    own = asked.checkpoint is None and not asked.random_weights
+    title = asked.model if own else f"{asked.model.partition(':')[0]}{_weights(asked)}"
+    record: dict[str, object] = {
+        "model": title if own else asked.model.partition(":")[0],
+        "clip": seen,
+        "preprocessing": given.given(),
+        "templates": templates,
+    }
+    classes = imagenet.CLASSES if class_names is None else len(class_names)
+
+    def classifier(device: torch.device) -> nn.Module:
+        return zero_shot(loaded, class_names, templates, device)
+
+    return _Pictured(title, classes, loaded.preprocess, record, how, classifier)
+
+
+def _weights(asked: ModelOptions) -> str:
+    """Where weights are from that are not those of a model's name."""
+    if asked.random_weights:
+        return ", random weights"
+    return "" if asked.checkpoint is None else f", weights of {Path(asked.checkpoint).name}"
+
+
+def _but(given: Mapping[str, object]) -> str:
+    names = [name for name in given if name != "train_size"]
+    return f" but for {', '.join(names)}" if names else ""
+
+
+def _numbers(values: Any) -> str:
+    return " ".join(f"{value:g}" for value in values)
 
 
 def _language(asked: ModelOptions, seen: DataOptions, device: torch.device) -> Subject:

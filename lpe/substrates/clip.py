@@ -225,10 +225,12 @@ def _tokenizer(named: _Named) -> Callable[[Sequence[str]], Tensor]:
     return tokenizer
 
 
-def _complete(named: _Named, model: nn.Module, quick_gelu: bool, weights: str) -> LoadedCLIP:
+def _complete(
+    named: _Named, model: nn.Module, quick_gelu: bool, weights: str, given: Mapping[str, Any]
+) -> LoadedCLIP:
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    seen = PreprocessCfg(**model.visual.preprocess_cfg)  # type: ignore[union-attr, arg-type]
+    seen = PreprocessCfg(**{**model.visual.preprocess_cfg, **given})  # type: ignore[union-attr, dict-item]
     image, text = _activations(named.config, quick_gelu)
     record: dict[str, object] = {
         "architecture": named.architecture,
@@ -245,7 +247,12 @@ def _complete(named: _Named, model: nn.Module, quick_gelu: bool, weights: str) -
     return LoadedCLIP(model, _tokenizer(named), image_transform_v2(seen, is_train=False), record)
 
 
-def load_model(tag: str, checkpoint: str | Path | None = None, quick_gelu: bool | None = None) -> LoadedCLIP:
+def load_model(
+    tag: str,
+    checkpoint: str | Path | None = None,
+    quick_gelu: bool | None = None,
+    preprocessing: Mapping[str, Any] | None = None,
+) -> LoadedCLIP:
     """A CLIP with its weights, tokenizer and evaluation transform.
 
     Args:
@@ -254,6 +261,7 @@ def load_model(tag: str, checkpoint: str | Path | None = None, quick_gelu: bool 
         checkpoint: a file of weights, read instead of the tag's: safetensors or a state dict of torch.save.
             A tag beside it says which activation and transform they have.
         quick_gelu: the activation of a bare checkpoint, see the module's docstring.
+        preprocessing: mean, std and interpolation of images where they are not to be the weights' own.
 
     Raises:
         InputError: unknown architecture or weights (with near names); weights that are not here and cannot be
@@ -276,11 +284,14 @@ def load_model(tag: str, checkpoint: str | Path | None = None, quick_gelu: bool 
         weights = read_weights(path)
         model = _created(named, quick, "cpu")
         load_state(model, _as_of(model, weights), str(path))
-        return _complete(named, model, quick, path.name)
+        return _complete(named, model, quick, path.name, preprocessing or {})
 
 
-def random_model(tag: str) -> LoadedCLIP:
+def random_model(tag: str, preprocessing: Mapping[str, Any] | None = None) -> LoadedCLIP:
     """The architecture of a tag at its true shape, with random weights (always the same): for rehearsals.
+
+    Args:
+        tag, preprocessing: see :func:`load_model`.
 
     Raises:
         InputError: unknown architecture or weights; a model larger than memory; a tokenizer or text tower
@@ -290,7 +301,7 @@ def random_model(tag: str) -> LoadedCLIP:
     quick = _quick_gelu(named, None, random=True)
     with _hub_for(named):
         require_memory(parameter_bytes(_created(named, quick, "meta")), str(named))
-        return _complete(named, _created(named, quick, "cpu"), quick, "random")
+        return _complete(named, _created(named, quick, "cpu"), quick, "random", preprocessing or {})
 
 
 def _tags(named: _Named) -> list[str]:

@@ -2,6 +2,11 @@
 
 Files are read as safetensors, or by ``torch.load(weights_only=True)``: a pickle that would run code is
 refused, and so is a TorchScript archive, which is code.
+
+What a file holds is loaded as it is: every tensor, whole, under its name. A wrapper's prefix that is taken
+off, a choice between two sets of weights and a change of dtype are said in a line each (:mod:`lpe.notices`).
+What would change the meaning of a number is refused: integers where the model has floating point (the codes
+of a quantised file), casts that lose an integer or overflow, two values of one tied tensor.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import pickle
 import sys
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +26,7 @@ from torch import Tensor, nn
 
 from lpe.errors import InputError
 from lpe.modules import named_tensors
+from lpe.notices import note
 from lpe.number_systems.streams import canonical_namer
 
 NESTINGS = (
@@ -33,10 +40,17 @@ NESTINGS = (
 )
 """Where a training checkpoint may have its weights; the first of these keys that it has is taken."""
 
+AVERAGES = ("state_dict_ema", "model_ema")
+"""Those that are moving averages: that they were taken is said."""
+
 HUB_SECONDS = 5
 
 SHOWN = 3
 """Names of each kind that a message about keys shows."""
+
+
+class Misfit(InputError):
+    """Tensors of a file that are not a model's, by name or shape: another model's, or under other names."""
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -70,6 +84,10 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         held = _read_pickle(path)
     tensors = _unwrapped(held, path)
     canonical = canonical_namer(tensors)
+    shortened = [(name, canonical(name)) for name in tensors if canonical(name) != name]
+    if shortened:
+        old, new = shortened[0]
+        note(f"{path}: a wrapper's prefix was taken off {len(shortened):,} names ({old} → {new})")
     return {canonical(name): tensor for name, tensor in tensors.items()}
 
 
@@ -132,10 +150,14 @@ def _first_line(error: BaseException) -> str:
 
 
 def _unwrapped(held: Any, path: Path) -> Mapping[str, Tensor]:
+    place: list[str] = []
+    others: list[str] = []
     while isinstance(held, Mapping):
         nested = next((key for key in NESTINGS if isinstance(held.get(key), Mapping)), None)
         if nested is None:
             break
+        others += [".".join([*place, str(key)]) for key in held if key != nested and _is_state(held[key])]
+        place.append(nested)
         held = held[nested]
     if not isinstance(held, Mapping) or not held:
         what = "nothing" if isinstance(held, Mapping) else f"a {type(held).__name__}"
@@ -146,7 +168,31 @@ def _unwrapped(held: Any, path: Path) -> Mapping[str, Tensor]:
                 f"{path} holds no state dict, since {name!r} is of type {type(value).__name__}; tensors by "
                 f"name are needed, at the top or under one of {', '.join(NESTINGS)}"
             )
+        if kind := _unusual(value):
+            raise InputError(
+                f"{path} holds {name!r} as a {kind} tensor; give plain tensors with their values, as the "
+                "state_dict() of an ordinary model has them"
+            )
+    if others or set(place) & set(AVERAGES):
+        beside = f"; it also has {', '.join(others)}" if others else ""
+        note(f"{path}: the weights are those of {'.'.join(place)}{beside}")
     return held
+
+
+def _is_state(value: Any) -> bool:
+    """Whether a checkpoint's entry is a set of weights too."""
+    return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
+
+
+def _unusual(value: Tensor) -> str:
+    """What a tensor is that holds no plain values; nothing for one that does."""
+    if type(value) not in (Tensor, nn.Parameter):
+        return type(value).__name__
+    if value.is_meta:
+        return "meta (it has no values)"
+    if value.is_quantized:
+        return "quantised"
+    return "" if value.layout == torch.strided else str(value.layout).removeprefix("torch.")
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -165,27 +211,37 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 def load_state(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
     """Copy weights into a model, in its dtypes: every tensor that it saves, or none.
 
-    A tied tensor may stand under any of its names. Batch norm's count of batches may be absent, as it is in
-    files older than it: only a momentum of None would use it.
+    A tied tensor may stand under any of its names, or under several with the same values. Batch norm's count
+    of batches may be absent, as it is in files older than it: only a momentum of None would use it. That, and
+    every change of dtype, is said in a line.
 
     Args:
         model: any module; wrapped or compiled, too. weights: tensor by canonical name. source: where they are
             from, for the error.
 
     Raises:
-        InputError: missing, unexpected and misshapen tensors: how many of each kind, and the first three.
+        Misfit: missing, unexpected and misshapen tensors: how many of each kind, and the first three.
+        InputError: a dtype that does not fit, see the top of this module; two values of a tied tensor; a
+            model without memory for its weights.
     """
     unseen = dict(weights)
-    missing, misshapen = [], []
-    copies: list[tuple[Tensor, Tensor]] = []
+    missing, misshapen, uncounted = [], [], 0
+    copies: list[tuple[str, Tensor, Tensor]] = []
     for entry in named_tensors(model):
         names = [name for name in (entry.name, *entry.also) if name in unseen]
         values = [unseen.pop(name) for name in names]
+        if other := next((i for i, value in enumerate(values) if not _alike(value, values[0])), None):
+            raise InputError(
+                f"{source} has two values of one tensor: {names[0]} and {names[other]} differ in it and are "
+                f"tied in {type(model).__name__}"
+            )
         if values and values[0].shape != entry.tensor.shape:
             misshapen.append(f"{names[0]} {list(values[0].shape)} (the model: {list(entry.tensor.shape)})")
         elif values:
-            copies.append((entry.tensor, values[0]))
-        elif entry.saved and not entry.name.endswith("num_batches_tracked"):
+            copies.append((names[0], entry.tensor, values[0]))
+        elif entry.saved and entry.name.endswith("num_batches_tracked"):
+            uncounted += 1
+        elif entry.saved:
             missing.append(entry.name)
     kinds = [
         (f"{len(names)} {kind}: {', '.join(names[:SHOWN])}{' …' if len(names) > SHOWN else ''}")
@@ -193,9 +249,70 @@ def load_state(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> 
         if names
     ]
     if kinds:
-        raise InputError(f"{source} does not fit {type(model).__name__}: {'; '.join(kinds)}")
-    for held, value in copies:
+        raise Misfit(f"{source} does not fit {type(model).__name__}: {'; '.join(kinds)}")
+    if bare := next((name for name, held, _ in copies if held.is_meta), None):
+        raise InputError(f"{type(model).__name__} has no memory for {bare}, which is on the meta device")
+    casts = Casts(source)
+    for name, held, value in copies:
+        casts.check(name, value, held.dtype)
+    for _, held, value in copies:
         held.copy_(value)
+    casts.say()
+    if uncounted:
+        note(f"{source} has no num_batches_tracked of {uncounted:,} layers; the counts stay as they were")
+
+
+def _alike(left: Tensor, right: Tensor) -> bool:
+    return left.dtype == right.dtype and torch.equal(left, right)
+
+
+class Casts:
+    """The changes of dtype between a file and a model: what is refused, and what is said of the others.
+
+    Args:
+        source: the file.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self._counts: Counter[tuple[str, str, str]] = Counter()
+
+    def check(self, name: str, value: Tensor, dtype: torch.dtype) -> None:
+        """Count what becomes of a tensor of the file in the model's dtype.
+
+        Raises:
+            InputError: integers, truth values or complex numbers for floating point; floating point for
+                complex numbers; a number that the integers of the dtype do not have, or beyond its largest.
+        """
+        if value.dtype == dtype:
+            return
+        here, there = (str(each).removeprefix("torch.") for each in (value.dtype, dtype))
+        if dtype.is_floating_point and not value.is_floating_point():
+            raise InputError(
+                f"{self.source} has {here} under {name} where the model has {there}; codes are no weights: "
+                "give the weights themselves"
+            )
+        if value.is_complex() != dtype.is_complex:
+            raise InputError(f"{self.source} has {here} under {name} where the model has {there}")
+        wider = torch.promote_types(value.dtype, dtype)
+        before, after = value.to(wider), value.to(dtype).to(wider)
+        exact = wider == dtype or bool(((before == after) | (before != before)).all())
+        if not exact and not (dtype.is_floating_point or dtype.is_complex):
+            raise InputError(
+                f"{self.source} has {here} under {name} that are no {there}, which the model has"
+            )
+        if not exact and not torch.equal(before.isfinite(), after.isfinite()):
+            raise InputError(
+                f"{self.source} has numbers under {name} beyond the largest of {there}, the model's dtype; "
+                "take a wider one"
+            )
+        self._counts[(here, there, "exactly" if exact else "rounded")] += 1
+
+    def say(self) -> None:
+        """A line per kind of cast."""
+        for (here, there, how), count in self._counts.items():
+            tensors = "tensor" if count == 1 else "tensors"
+            note(f"{self.source}: {count:,} {tensors} cast from {here} to {there}, {how}")
 
 
 def parameter_bytes(model: nn.Module) -> int:

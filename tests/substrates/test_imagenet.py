@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import lpe
-from lpe.substrates import imagenet, loading
+from lpe.substrates import imagenet, loading, timm_models
 from lpe.substrates.imagenet import GROUND_TRUTH, KAGGLE, META, SYNSETS, validation
 
 TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
@@ -258,7 +258,7 @@ def smallest() -> torch.nn.Module:
 
 
 def test_the_data_config_and_the_transform_are_the_models_own(smallest: torch.nn.Module) -> None:
-    config = imagenet.data_config(imagenet._on_meta(TINY))
+    config = imagenet.data_config(timm_models._on_meta(TINY))
     assert config == {
         "input_size": [3, 224, 224],
         "interpolation": "bicubic",
@@ -334,7 +334,7 @@ def test_a_name_like_no_other_is_refused_too() -> None:
 
 def test_a_model_larger_than_memory_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "available_bytes", lambda device: 2**20)
-    monkeypatch.setattr(imagenet, "_created", lambda *_, **__: pytest.fail("it was made"))
+    monkeypatch.setattr(timm_models, "_created", lambda *_, **__: pytest.fail("it was made"))
     for make in (imagenet.load_model, imagenet.random_model):
         assert f"{TINY} " in message_of(lambda make=make: make(TINY))
 
