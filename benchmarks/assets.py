@@ -39,7 +39,9 @@ from lpe.ensembles.batch_norm import FORMS
 from lpe.evaluation.metrics import METRICS
 from lpe.evaluation.predict import evaluate_temperature_scaled
 from lpe.evaluation.timing import MemberTimer
-from lpe.records import Records, check_writable, write_provenance, write_table
+from lpe.provenance import write_provenance
+from lpe.records import Records, write_table
+from lpe.writing import check_writable
 
 SCALE = "assets"
 SCALED = "FP32 + temperature"

@@ -14,7 +14,8 @@ import torch
 
 from lpe.command_line import Parser
 from lpe.errors import InputError
-from lpe.records import REPOSITORY, write_provenance, write_table
+from lpe.provenance import REPOSITORY, write_provenance
+from lpe.records import write_table
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
 

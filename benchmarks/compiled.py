@@ -34,8 +34,8 @@ from benchmarks.command import conditions, one_line_of_bad_input, parser, write_
 from benchmarks.vit import image_batch, vit_small
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
-from lpe.records import check_writable
 from lpe.substrates import digits
+from lpe.writing import check_writable
 
 MEMBERS = 20
 BITS = 5

@@ -36,7 +36,7 @@ from lpe.number_systems import kernels, rounding
 from lpe.number_systems.grids import grid_of
 from lpe.number_systems.kernels.arguments import Coded, Draw, Scales
 from lpe.number_systems.layouts import Layout
-from lpe.records import check_writable
+from lpe.writing import check_writable
 
 BITS = 5
 REPEATS = 5

@@ -71,10 +71,12 @@ from lpe.ensembles.base import Ensemble, text_table
 from lpe.errors import InputError
 from lpe.modules import apply
 from lpe.number_systems.kernels.reference import COUPLING
-from lpe.records import Records, check_writable, replacing, write_provenance, write_table
+from lpe.provenance import write_provenance
+from lpe.records import Records, write_table
 from lpe.store import Store
 from lpe.substrates import digits
 from lpe.tracking import Tracker
+from lpe.writing import check_writable, replacing
 from reproduce.claims import by_seed, interval
 from reproduce.command import Session
 from reproduce.measurements import draw_seed

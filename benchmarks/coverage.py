@@ -30,7 +30,7 @@ from benchmarks.command import conditions, one_line_of_bad_input, parser, write_
 from lpe.ensembles.base import text_table
 from lpe.ensembles.selection import COVERED, Coverage, PlannedTensor, select_tensors
 from lpe.number_systems.grids import FullPrecision
-from lpe.records import check_writable
+from lpe.writing import check_writable
 
 TRANSFORMERS = (
     # Encoders, decoders and both.

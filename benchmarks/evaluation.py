@@ -29,7 +29,7 @@ from benchmarks.peers import plain_bsr
 from benchmarks.timing import medians
 from benchmarks.vit import NAME, image_batch, vit_small
 from lpe.ensembles.base import text_table
-from lpe.records import check_writable
+from lpe.writing import check_writable
 
 MEMBERS = 20
 BATCH = 32

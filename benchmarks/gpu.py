@@ -77,7 +77,9 @@ from lpe.number_systems import kernels, rounding
 from lpe.number_systems.grids import grid_of
 from lpe.number_systems.kernels.arguments import Coded, Draw, Scales, Stored
 from lpe.number_systems.layouts import Layout
-from lpe.records import check_writable, write_provenance, write_table
+from lpe.provenance import write_provenance
+from lpe.records import write_table
+from lpe.writing import check_writable
 
 BITS = 5
 REPEATS = 5

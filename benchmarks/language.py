@@ -30,7 +30,9 @@ from benchmarks import stories
 from benchmarks.command import assets_folder, conditions, one_line_of_bad_input, parser
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.evaluation.timing import MemberTimer
-from lpe.records import Records, check_writable, write_provenance
+from lpe.provenance import write_provenance
+from lpe.records import Records
+from lpe.writing import check_writable
 
 SCALE = "assets"
 RECORD = "assets_language"

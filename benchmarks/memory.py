@@ -36,7 +36,8 @@ from benchmarks.command import conditions, one_line_of_bad_input, parser, write_
 from benchmarks.vit import NAME, float32_bytes, image_batch, vit_small
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
-from lpe.records import REPOSITORY, check_writable
+from lpe.provenance import REPOSITORY
+from lpe.writing import check_writable
 
 PROMISE = 1.1
 """Members' weights alive at the peak, above plain forward passes."""

@@ -38,8 +38,8 @@ from benchmarks.stories import LastToken
 from lpe.ensembles import on_the_fly
 from lpe.ensembles.base import text_table
 from lpe.evaluation.predict import evaluate, runs_together
-from lpe.records import check_writable
 from lpe.substrates import digits
+from lpe.writing import check_writable
 
 BITS = 5
 REPEATS = 3

@@ -26,7 +26,7 @@ import lpe
 from benchmarks.command import conditions, one_line_of_bad_input, parser, write_results
 from benchmarks.vit import NAME, float32_bytes, vit_small
 from lpe.ensembles.base import text_table
-from lpe.records import check_writable
+from lpe.writing import check_writable
 
 MEMBERS = 20
 WIDTHS = range(2, 9)

@@ -20,15 +20,8 @@ import safetensors.torch
 import torch
 
 from lpe.errors import InputError
-from lpe.records import (
-    REPOSITORY,
-    check_writable,
-    locked,
-    plain_data,
-    remove_leftovers,
-    replacing,
-    write_text_atomic,
-)
+from lpe.provenance import REPOSITORY, plain_data
+from lpe.writing import check_writable, locked, remove_leftovers, replacing, write_text_atomic
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ class Store:
         """The first 32 hexadecimal digits of the SHA-256 of the configuration's canonical JSON.
 
         Raises:
-            InputError: the configuration is not plain data (see ``lpe.records.plain_data``).
+            InputError: the configuration is not plain data (see ``lpe.provenance.plain_data``).
         """
         return _sha256_of_json(plain_data(config, "config"))[:32]
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from lpe.errors import InputError
-from lpe.records import plain_data
+from lpe.provenance import plain_data
 
 if TYPE_CHECKING:
     import pandas

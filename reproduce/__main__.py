@@ -19,7 +19,8 @@ from pathlib import Path
 
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
-from lpe.records import REPOSITORY, check_writable
+from lpe.provenance import REPOSITORY
+from lpe.writing import check_writable
 from reproduce import ledger, parallel
 from reproduce.command import open_session, parser, run_figure, seeds_asked
 from reproduce.measurements import Unit, measure_all

@@ -20,8 +20,9 @@ from typing_extensions import TypeVar
 from lpe import tracking
 from lpe.command_line import Parser
 from lpe.errors import InputError
-from lpe.records import REPOSITORY, check_writable, write_provenance
+from lpe.provenance import REPOSITORY, write_provenance
 from lpe.store import Store
+from lpe.writing import check_writable
 from reproduce.paper import (
     PAPER,
     PaperScale,

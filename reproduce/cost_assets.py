@@ -23,8 +23,10 @@ from benchmarks.command import assets_folder
 from lpe.command_line import Parser
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
-from lpe.records import COLUMNS, REPOSITORY, check_writable, write_provenance, write_table
+from lpe.provenance import REPOSITORY, write_provenance
+from lpe.records import COLUMNS, write_table
 from lpe.store import Store
+from lpe.writing import check_writable
 from reproduce import cost_times, panels
 from reproduce.command import source_hash
 from reproduce.cost_measures import (

@@ -22,7 +22,8 @@ from tqdm import tqdm
 import lpe
 from lpe.ensembles.base import Ensemble
 from lpe.modules import apply
-from lpe.records import write_provenance, write_table
+from lpe.provenance import write_provenance
+from lpe.records import write_table
 from reproduce.cost_measures import (
     CASCADED,
     HEADLINE,

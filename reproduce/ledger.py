@@ -22,7 +22,9 @@ import pandas as pd
 from lpe.command_line import Parser
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
-from lpe.records import COLUMNS, KEY, MEASURED, REPOSITORY, Records, check_writable
+from lpe.provenance import REPOSITORY
+from lpe.records import COLUMNS, KEY, MEASURED, Records
+from lpe.writing import check_writable
 from reproduce.claims import Settings, Verdict, all_claims, judge
 from reproduce.paper import any_scale
 from reproduce.tables import Cell, write_all

@@ -27,7 +27,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from lpe.errors import InputError
-from lpe.records import replacing
+from lpe.writing import replacing
 from reproduce.claims import by_seed, interval
 
 # Okabe & Ito's palette: told apart with any of the usual colour-vision deficiencies.

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from lpe.errors import InputError
-from lpe.records import REPOSITORY
+from lpe.provenance import REPOSITORY
 from reproduce.scales import SCALES, Scale, scale
 
 

@@ -14,7 +14,8 @@ from torch import nn
 
 import lpe
 from lpe.ensembles.base import Ensemble
-from lpe.records import plain_data, write_text_atomic
+from lpe.provenance import plain_data
+from lpe.writing import write_text_atomic
 from reproduce.answers import task_questions
 from reproduce.command import Session
 from reproduce.measurements import Classification, Measurer, TestData, Unit

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from lpe.errors import InputError
-from lpe.records import write_table, write_text_atomic
+from lpe.records import write_table
+from lpe.writing import write_text_atomic
 from reproduce.claims import LEVEL, interval
 
 Cell = str | float | int | None

@@ -29,9 +29,11 @@ import lpe
 from lpe.command_line import Parser
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
-from lpe.records import REPOSITORY, check_writable, write_table
+from lpe.provenance import REPOSITORY
+from lpe.records import write_table
 from lpe.substrates import captioned_digits, digits
 from lpe.tracking import Tracker
+from lpe.writing import check_writable
 from reproduce.clips import clip_point
 from reproduce.command import Session, open_session
 from reproduce.families import batch_ensemble_family, cyclical_sgld_family, snapshot_family

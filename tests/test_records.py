@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import builtins
-import json
+import errno
+import fcntl
 import math
 import os
 import random
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ import pandas
 import pytest
 import torch
 
-from lpe import records
 from lpe.errors import InputError
-from lpe.records import COLUMNS, KEY, REPOSITORY, Records, check_writable, plain_data, write_table
+from lpe.provenance import REPOSITORY
+from lpe.records import COLUMNS, KEY, Records, write_table
 
 
 def row(**different: object) -> dict[str, object]:
@@ -52,6 +51,11 @@ def rows(count: int = 30) -> list[dict[str, object]]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "records.csv"
+
+
+def lock_of(path: Path) -> Path:
+    """The file that the lock of a record leaves beside it, empty and hidden."""
+    return path.with_name(f".{path.name}.lock")
 
 
 def test_what_was_added_is_read_back_by_a_later_process(path: Path) -> None:
@@ -234,14 +238,14 @@ def test_a_failed_write_leaves_nothing_beside_the_file(path: Path, monkeypatch: 
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Records(path).add([row()])
-    assert list(path.parent.iterdir()) == []
+    assert list(path.parent.iterdir()) == [lock_of(path)]
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next(path: Path) -> None:
     leftover = path.with_name(".records.csv.0123.tmp")
     leftover.write_text("scale,sub")
     Records(path).add([row()])
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(path.parent.iterdir()) == [lock_of(path), path]
 
 
 def test_adding_keeps_what_another_writer_added_since(path: Path) -> None:
@@ -287,14 +291,10 @@ def test_two_processes_adding_at_the_same_time_lose_nothing(path: Path) -> None:
 def test_without_file_locks_it_says_so_and_adds(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    imported = builtins.__import__
+    def without_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
 
-    def without_fcntl(name: str, *rest: Any) -> Any:
-        if name == "fcntl":
-            raise ImportError(name)
-        return imported(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without_fcntl)
+    monkeypatch.setattr(fcntl, "flock", without_locks)
     Records(path).add([row()])
     assert capsys.readouterr().err.count("only one process at a time") == Records(path).has(size=4) == 1
 
@@ -344,134 +344,3 @@ def test_a_table_of_a_frame_equals_that_of_its_rows(tmp_path: Path) -> None:
 def test_a_table_whose_rows_and_header_differ_is_refused(tmp_path: Path, columns: list[str]) -> None:
     with pytest.raises(InputError, match="differ in: [yz]"):
         write_table([{"x": 1, "y": 2}], tmp_path / "grid.csv", columns)
-
-
-def test_check_writable_makes_the_folder_and_leaves_it_empty(tmp_path: Path) -> None:
-    check_writable(tmp_path / "a" / "b")
-    assert list((tmp_path / "a" / "b").iterdir()) == []
-
-
-def test_check_writable_refuses_a_folder_below_a_file_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"\Acannot write to [^\n]*\Z"):
-        check_writable(tmp_path / "file" / "folder")
-
-
-def test_check_writable_refuses_a_folder_that_takes_no_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Permissions do not hold back root, who runs many a test.
-    def refused(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "touch", refused)
-    with pytest.raises(InputError, match="Permission denied"):
-        check_writable(tmp_path)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    peak: float
-    steps: tuple[int, ...]
-
-
-def test_a_dataclass_becomes_its_fields_and_the_name_of_its_class() -> None:
-    assert plain_data(Schedule(0.1, (1, 2)), "config") == {"class": "Schedule", "peak": 0.1, "steps": [1, 2]}
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"training": {"rate": math.nan}}, "config.training.rate is nan"),
-        ({"layers": [1, object()]}, r"config.layers\[1\] is of type object"),
-        ({1: 2}, "the key 1"),
-    ],
-    ids=["nan", "object", "key"],
-)
-def test_what_is_not_plain_data_is_refused_by_its_place(config: object, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        plain_data(config, "config")
-
-
-def provenance(command: list[str] | None = None, config: dict[str, object] | None = None) -> dict[str, Any]:
-    return records.provenance(
-        command or ["fig3.py"], config or {}, device="cpu", seeds=range(2), threads=2, started=time.time() - 5
-    )
-
-
-def test_provenance_is_written_as_json(tmp_path: Path) -> None:
-    arguments: dict[str, Any] = {"device": "cpu", "seeds": [0], "threads": 1, "started": 0.0}
-    records.write_provenance(
-        tmp_path / "a" / "fig3.json", ["fig3.py"], {"s": Schedule(0.1, (1,))}, **arguments
-    )
-    assert json.loads((tmp_path / "a" / "fig3.json").read_text())["config"]["s"]["peak"] == 0.1
-
-
-def test_provenance_names_the_versions_of_the_packages_that_are_installed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(records, "PACKAGES", ("numpy", "not-a-package-at-all"))
-    assert provenance()["packages"] == {"numpy": np.__version__}
-
-
-def test_provenance_has_the_seconds_since_the_start() -> None:
-    assert 5 <= provenance()["wall_seconds"] < 60
-
-
-def test_provenance_names_the_processor_and_its_cores() -> None:
-    device = provenance()["device"]
-    assert device["cpu"] and device["cores"] == os.cpu_count()
-
-
-def test_provenance_has_no_absolute_path() -> None:
-    command = [str(REPOSITORY / "reproduce" / "fig3.py"), "--out=/home/someone/figures", "/data/cifar"]
-    written = provenance(
-        command, {"data": {"root": "/home/someone/data", "table": str(REPOSITORY / "a/b.csv")}}
-    )
-    assert (written["command"], written["config"]) == (
-        "reproduce/fig3.py --out=figures cifar",
-        {"data": {"root": "data", "table": "a/b.csv"}},
-    )
-
-
-def test_provenance_names_the_script_relative_to_the_repository_from_any_folder(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(REPOSITORY / "lpe")
-    assert provenance(["errors.py"])["command"] == "lpe/errors.py"
-
-
-@pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with one commit, in the place of this one."""
-    monkeypatch.setattr(records, "REPOSITORY", tmp_path.resolve())
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "fig1.csv").touch()
-    (tmp_path / "code.py").touch()
-    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
-    for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "first"]):
-        subprocess.run(["git", *command], cwd=tmp_path, check=True)
-    return tmp_path
-
-
-def test_provenance_names_the_revision(repository: Path) -> None:
-    revision = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True
-    ).stdout
-    assert provenance()["git"]["revision"] == revision.strip() != ""
-
-
-@pytest.mark.parametrize(("changed", "dirty"), [("code.py", True), ("figures/fig1.csv", False)])
-def test_a_changed_file_makes_the_revision_dirty_unless_it_is_a_figure(
-    repository: Path, changed: str, dirty: bool
-) -> None:
-    (repository / changed).write_text("changed")
-    assert provenance()["git"]["dirty"] is dirty
-
-
-def test_outside_git_the_revision_is_unknown(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A folder of somebody else's repository is not this project's repository either.
-    monkeypatch.setattr(records, "REPOSITORY", repository.resolve() / "figures")
-    assert provenance()["git"]["revision"] == "unknown"

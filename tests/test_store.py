@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lpe.errors import InputError
-from lpe.records import REPOSITORY
+from lpe.provenance import REPOSITORY
 from lpe.store import Entry, Store
 
 CONFIG = {"method": "SWAG", "learning_rate": 0.1, "seed": 3, "layers": (64, 10)}
@@ -64,13 +64,14 @@ def test_tensors_that_share_memory_or_skip_elements_are_stored(store: Store) -> 
     assert torch.equal(got(store).tensors["columns"], weight.T)
 
 
-def test_an_entry_has_a_file_for_each_half_and_nothing_else(entry: Entry) -> None:
-    assert sorted(entry.path.parent.iterdir()) == [description(entry), entry.path]
+def test_an_entry_has_a_file_for_each_half_and_nothing_else_but_the_lock(entry: Entry) -> None:
+    lock = entry.path.parent / ".store.lock"
+    assert sorted(entry.path.parent.iterdir()) == [lock, description(entry), entry.path]
 
 
 def test_both_files_are_as_readable_as_any_new_file(entry: Entry) -> None:
     (entry.path.parent / "new").touch()
-    modes = {stat.S_IMODE(path.stat().st_mode) for path in entry.path.parent.iterdir()}
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in entry.path.parent.glob("[!.]*")}
     assert len(modes) == 1
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from lpe import tracking
 from lpe.errors import InputError
-from lpe.records import REPOSITORY
+from lpe.provenance import REPOSITORY
 from lpe.tracking import Tracker
 
 SCRIPT = """

@@ -40,10 +40,11 @@ from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from lpe.evaluation.metrics import ECE_BINS, CalibrationBins, fit_temperature
 from lpe.evaluation.predict import member_log_probs
-from lpe.records import write_table, write_text_atomic
+from lpe.records import write_table
 from lpe.store import Store
 from lpe.substrates import digits
 from lpe.tracking import Tracker
+from lpe.writing import write_text_atomic
 from reproduce.command import Session
 from reproduce.families import FAMILIES
 from reproduce.measurements import Unit, measure, rows_of, units

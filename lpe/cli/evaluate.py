@@ -33,7 +33,9 @@ from lpe.ensembles.mc_dropout import MCDropoutEnsemble
 from lpe.errors import InputError
 from lpe.files.ensembles import load
 from lpe.notices import said
-from lpe.records import check_writable, provenance, write_table, write_text_atomic
+from lpe.provenance import provenance
+from lpe.records import write_table
+from lpe.writing import check_writable, write_text_atomic
 
 EVALUATE = """\
 NLL, error, calibration (ECE) and ambiguity of the model as it is, of the model with a temperature, rounded to

@@ -27,7 +27,7 @@ from lpe.files.ensembles import save
 from lpe.files.kinds import KINDS as FILE_KINDS
 from lpe.files.kinds import check_base, check_kind
 from lpe.number_systems.grids import FullPrecision
-from lpe.records import check_writable
+from lpe.writing import check_writable
 
 PACK = """\
 The ensemble as one file, which lpe.load and lpe evaluate --packed read on the model's architecture.

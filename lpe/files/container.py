@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from lpe.errors import InputError
 from lpe.modules import named_tensors
-from lpe.records import replacing
+from lpe.writing import replacing
 
 FORMAT = "lpe ensemble"
 VERSION = 2

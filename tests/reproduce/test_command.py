@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lpe.records import REPOSITORY
+from lpe.provenance import REPOSITORY
 from reproduce import __main__ as everything
 from reproduce import fig2, tune
 from reproduce.command import run_figure

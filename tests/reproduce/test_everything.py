@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import reproduce.__main__ as everything
-from lpe.records import REPOSITORY
+from lpe.provenance import REPOSITORY
 from reproduce import measurements, parallel, points
 from reproduce.command import open_session
 from reproduce.measurements import Unit, measure_all

@@ -10,7 +10,7 @@ import torch
 
 import lpe
 from lpe import tracking
-from lpe.records import plain_data
+from lpe.provenance import plain_data
 from lpe.store import Store
 from lpe.substrates import arithmetic, language
 from reproduce import llamas

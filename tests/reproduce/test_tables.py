@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lpe import records
+from lpe import writing
 from lpe.errors import InputError
 from reproduce import tables
 from reproduce.tables import Bold, latex, mark_best, markdown, mean_and_interval, plain_number, write_all
@@ -190,7 +190,7 @@ def test_a_write_that_is_killed_leaves_the_old_file(tmp_path: Path, monkeypatch:
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(records.os, "replace", killed)
+    monkeypatch.setattr(writing.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         write_all(tmp_path, "t", ["a"], [[2]], "c")
     assert path.read_bytes() == before

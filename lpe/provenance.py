@@ -1,0 +1,201 @@
+"""What a run was: its configuration as plain data, and where and with what it ran."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lpe.errors import InputError
+from lpe.writing import write_text_atomic
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+PACKAGES = (
+    "torch",
+    "timm",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pandas",
+    "ivon-opt",
+    "open_clip_torch",
+    "lm-eval",
+    "transformers",
+    "safetensors",
+    "numba",
+    "triton",
+    "matplotlib",
+    "wandb",
+)
+
+
+def plain_data(value: object, name: str) -> Any:
+    """Configuration as JSON data: a dataclass becomes its fields and its class's name, a tuple a list.
+
+    The class's name is kept because two classes may have the same fields and mean different things.
+
+    Args:
+        name: what the value is called, for the error: ``"config"``.
+
+    Raises:
+        InputError: something in it is not plain data (it names the place): an object of another
+            type, a number that is not finite, a key that is not text.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name} is {value}; a finite number is expected")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            field.name: plain_data(getattr(value, field.name), f"{name}.{field.name}")
+            for field in dataclasses.fields(value)
+        }
+        return {"class": type(value).__name__} | fields
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise InputError(f"{name} has the key {key!r}; text is expected")
+        return {key: plain_data(each, f"{name}.{key}") for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_data(each, f"{name}[{place}]") for place, each in enumerate(value)]
+    raise InputError(
+        f"{name} is of type {type(value).__name__}; numbers, text, lists, mappings, dataclasses are expected"
+    )
+
+
+def provenance(
+    command: Sequence[str],
+    config: Mapping[str, object],
+    device: str,
+    seeds: Sequence[int],
+    threads: int,
+    started: float,
+) -> dict[str, Any]:
+    """Where a record comes from, as JSON data.
+
+    Absolute paths (in the command and in the configuration) become relative to the repository, or
+    their last part where they lie outside it: records are published, home folders are not.
+
+    Args:
+        command: ``sys.argv``.
+        config: every hyper-parameter, as plain data or dataclasses.
+        device: as torch names it: ``"cpu"``, ``"cuda:0"``.
+        threads: the number of threads that torch computes with.
+        started: ``time.time()`` at the start, in seconds.
+
+    Raises:
+        InputError: the configuration is not plain data.
+    """
+    arguments = [os.path.abspath(each) if os.path.isfile(each) else each for each in command[:1]] + [
+        *command[1:]
+    ]
+    return {
+        "command": shlex.join(_without_folders(argument) for argument in arguments),
+        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "wall_seconds": round(time.time() - started, 3),
+        "git": _git(),
+        "python": platform.python_version(),
+        "packages": _package_versions(),
+        "device": _device(device),
+        "threads": threads,
+        "seeds": list(seeds),
+        "config": _without_folders(plain_data(config, "config")),
+    }
+
+
+def write_provenance(
+    path: str | os.PathLike[str],
+    command: Sequence[str],
+    config: Mapping[str, object],
+    device: str,
+    seeds: Sequence[int],
+    threads: int,
+    started: float,
+) -> None:
+    """Writes ``provenance`` of the same arguments as JSON, atomically."""
+    content = provenance(command, config, device, seeds, threads, started)
+    write_text_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_folders(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    option, equals, after = value.partition("=")
+    if equals and os.path.isabs(after):
+        return f"{option}={_without_folders(after)}"
+    if not os.path.isabs(value):
+        return value
+    path = Path(value).resolve()
+    return path.relative_to(REPOSITORY).as_posix() if path.is_relative_to(REPOSITORY) else path.name
+
+
+def _git() -> dict[str, Any]:
+    """The revision of the repository and whether the working tree differs from it, figures/ aside."""
+
+    def answer(*arguments: str) -> str:
+        # No optional locks: asking must not disturb a git command that runs at the same time.
+        return subprocess.run(
+            ["git", "--no-optional-locks", *arguments],
+            cwd=REPOSITORY,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        ).stdout.strip()
+
+    try:
+        # Installed into an environment inside somebody else's repository, its revision says nothing.
+        if Path(answer("rev-parse", "--show-toplevel")).resolve() != REPOSITORY:
+            return {"revision": "unknown", "dirty": False}
+        changes = answer("status", "--porcelain", "--", ".", ":(top,exclude)figures")
+        return {"revision": answer("rev-parse", "HEAD"), "dirty": bool(changes)}
+    except (OSError, subprocess.SubprocessError):
+        return {"revision": "unknown", "dirty": False}
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _device(device: str) -> dict[str, Any]:
+    described: dict[str, Any] = {"device": device, "cpu": _cpu_model(), "cores": os.cpu_count()}
+    if device.startswith("cuda"):
+        import torch
+
+        described["gpu"] = torch.cuda.get_device_name(device)
+    return described
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,150 @@
+"""Files are whole or not there, and have one writer at a time."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from lpe import writing
+from lpe.errors import InputError
+from lpe.provenance import REPOSITORY
+from lpe.writing import check_writable, locked, write_text_atomic
+
+
+def test_a_text_is_written_as_it_is_into_a_folder_that_is_made(tmp_path: Path) -> None:
+    write_text_atomic(tmp_path / "a" / "b.txt", "ü\n")
+    assert (tmp_path / "a" / "b.txt").read_bytes() == "ü\n".encode()
+    assert list((tmp_path / "a").iterdir()) == [tmp_path / "a" / "b.txt"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), writing.replacing(path) as temporary:
+        temporary.write_text("new")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_check_writable_makes_the_folder_and_leaves_it_empty(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_check_writable_refuses_a_folder_below_a_file_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"\Acannot write to [^\n]*\Z"):
+        check_writable(tmp_path / "file" / "folder")
+
+
+def test_check_writable_refuses_a_folder_that_takes_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Permissions do not hold back root, who runs many a test.
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refused)
+    with pytest.raises(InputError, match="Permission denied"):
+        check_writable(tmp_path)
+
+
+ADDER = """
+import sys, types
+package = types.ModuleType("lpe")
+package.__path__ = [sys.argv[1]]
+sys.modules["lpe"] = package  # without what lpe imports by itself: seconds of torch in each process
+from pathlib import Path
+from lpe.writing import locked
+path = Path(sys.argv[2])
+path.with_name(f"ready{sys.argv[3]}").touch()
+while not path.with_name("go").exists():
+    pass
+for _ in range(100):
+    with locked(path) as held:
+        assert held
+        count = int(path.read_text())
+        path.write_text(str(count + 1))
+"""
+
+
+def test_two_writers_that_read_and_write_under_the_lock_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "count"
+    path.write_text("0")
+    command = [sys.executable, "-c", ADDER, str(REPOSITORY / "lpe"), str(path)]
+    adders = [subprocess.Popen([*command, str(number)]) for number in (1, 2)]
+    try:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("ready*"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        (tmp_path / "go").touch()
+        assert [adder.wait(timeout=60) for adder in adders] == [0, 0]
+    finally:
+        for adder in adders:
+            adder.kill()
+    assert path.read_text() == "200"
+
+
+def test_threads_of_one_process_wait_for_each_other(tmp_path: Path) -> None:
+    path, order = tmp_path / "file", []
+    begun = threading.Event()
+
+    def second() -> None:
+        begun.set()
+        with locked(path):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with locked(path):
+        thread.start()
+        begun.wait()
+        time.sleep(0.05)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+
+
+def test_a_writer_that_was_killed_holds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.with_name(".file.lock").touch()
+    with locked(path) as held:
+        assert held
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_there_are_no_file_locks_it_says_so_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def without_locks(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    with locked(tmp_path / "file") as held:
+        assert not held
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no lock for file" in line and "only one process at a time" in line
+
+
+def test_a_lock_file_may_be_opened_by_all_who_share_the_folder(tmp_path: Path) -> None:
+    with locked(tmp_path / "file"):
+        assert (tmp_path / ".file.lock").stat().st_mode & 0o777 == 0o666
+
+
+def test_a_lock_file_that_is_closed_to_this_user_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Permissions do not hold back root, who runs many a test.
+    def refused(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(InputError, match=r"cannot lock file: .*\.file\.lock"), locked(tmp_path / "file"):
+        pass
