@@ -25,8 +25,8 @@ from lpe.number_systems.grids import (
     PerBlock,
     PerChannel,
     PerTensor,
-    number_system,
 )
+from lpe.number_systems.naming import number_system
 from lpe.number_systems.rounding import decode, encode, round_weights
 
 __all__ = [

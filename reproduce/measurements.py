@@ -24,7 +24,7 @@ import lpe
 from lpe.ensembles.base import Ensemble
 from lpe.evaluation.metrics import METRICS
 from lpe.evaluation.predict import evaluate_temperature_scaled
-from lpe.number_systems.grids import NumberSystem
+from lpe.number_systems.naming import Systems
 from lpe.records import COLUMNS, Records
 from lpe.substrates import captioned_digits, digits
 from reproduce.answers import arithmetic_questions
@@ -248,14 +248,14 @@ class Measurer:
             self.add("FP32 + temperature", "fp32", "", rows)
 
     def low_precision(
-        self, net: nn.Module, systems: Iterable[NumberSystem], size: int, backward_passes: int
+        self, net: nn.Module, systems: Iterable[Systems], size: int, backward_passes: int
     ) -> None:
         """RTN and LPE-BSR of a network under several number systems."""
         for system in systems:
             for method, rounding, members in (("RTN", "nearest", 1), ("LPE-BSR", "bernoulli", size)):
 
                 def make(
-                    seed: int, system: NumberSystem = system, rounding: str = rounding, members: int = members
+                    seed: int, system: Systems = system, rounding: str = rounding, members: int = members
                 ) -> Ensemble:
                     made = lpe.LowPrecisionEnsemble(net, system, members, seed, rounding)
                     made.training_budget = backward_passes
@@ -378,9 +378,7 @@ def measure_axes(session: Session, unit: Unit) -> None:
     solution = point(session, "SGD", unit.seed)
     measurer = Measurer(session, unit, "SGD", f"{scale.substrate}, {AXES}")
     measurer.single(solution.net, solution.backward_passes)
-    systems: list[NumberSystem] = [
-        lpe.Int(bits, axis) for bits in scale.axis_bits for axis in scale.scale_axes
-    ]
+    systems: list[Systems] = [lpe.Int(bits, axis) for bits in scale.axis_bits for axis in scale.scale_axes]
     # What is among the scale axes is measured once.
     systems += [lpe.number_system(name) for name in scale.number_systems]
     measurer.low_precision(solution.net, systems, scale.claim_size, solution.backward_passes)

@@ -411,7 +411,7 @@ def test_describe_lists_every_tensor_and_the_memory(run: Run) -> None:
 
 def test_systems_lists_every_number_system_with_its_levels(run: Run) -> None:
     lines = {line.split()[0]: line.split() for line in run("systems").splitlines()[2:]}
-    assert lines.keys() >= {*lpe.number_systems.grids.names()}
+    assert lines.keys() >= {*lpe.number_systems.naming.names()}
     assert lines["int5"][1:4] == ["5", "31", "15"]
     assert lines["fp8_e4m3"][1:4] == ["8", "253", "448"]
 
@@ -640,7 +640,7 @@ def spoil(packed: Path, how: str) -> bytes:
         "truncated": whole[:-100],
         "header": whole.replace(b'\\"seed\\": 5', b'\\"seed\\": 6', 1),
         "data": whole[:header] + bytes([whole[header] ^ 1]) + whole[header + 1 :],
-        "newer": whole.replace(b'\\"version\\": 2', b'\\"version\\": 3', 1),
+        "newer": whole.replace(b'\\"version\\": 2', b'\\"version\\": 4', 1),
     }[how]
 
 
@@ -650,7 +650,7 @@ def spoil(packed: Path, how: str) -> bytes:
         ("truncated", "is no whole safetensors file"),
         ("header", "was altered"),
         ("data", "was altered"),
-        ("newer", "is of version 3, this lpe reads up to 2"),
+        ("newer", "is of version 4, this lpe reads up to 3"),
     ],
 )
 def test_a_spoiled_packed_file_is_refused_and_nothing_is_written(

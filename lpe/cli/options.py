@@ -22,13 +22,12 @@ from lpe.ensembles.mc_dropout import MCDropoutEnsemble
 from lpe.errors import InputError
 from lpe.number_systems.grids import (
     FullPrecision,
-    NumberSystem,
     PerBlock,
     PerChannel,
     PerTensor,
     ScaleAxis,
-    number_system,
 )
+from lpe.number_systems.naming import Systems, number_system
 from lpe.number_systems.rounding import ROUNDINGS
 
 KINDS = ("timm/NAME", "open_clip/ARCHITECTURE:WEIGHTS", "hf/FOLDER_OR_NAME")
@@ -223,7 +222,8 @@ class EnsembleOptions:
     """Which ensemble.
 
     Args:
-        method: a key of ``METHODS``. system: a number system's name. scale_axis: see :func:`scale_axis`.
+        method: a key of ``METHODS``. system: a number system's name, or ``pattern=name`` with commas
+            between them. scale_axis: see :func:`scale_axis`; None: the name's own, or per channel.
         size: members; None: ``SIZE``, 1 where all are alike. rounding: lpe; None: bernoulli.
         std: gaussian, of the noise; None: that of the rounding. rate: mc-dropout; None: ``DROPOUT_RATE``.
         seed: of the random bits. include, exclude: patterns of tensors' names.
@@ -231,7 +231,7 @@ class EnsembleOptions:
 
     method: str = "lpe"
     system: str = "int5"
-    scale_axis: str = "channel"
+    scale_axis: str | None = None
     size: int | None = None
     rounding: str | None = None
     std: float | None = None
@@ -240,9 +240,9 @@ class EnsembleOptions:
     include: list[str] | None = None
     exclude: list[str] | None = None
 
-    def number_system(self) -> NumberSystem:
-        """The number system with its scale axis."""
-        return number_system(self.system, scale_axis(self.scale_axis))
+    def number_system(self) -> Systems:
+        """The number system with its scale axis, or one for each name pattern."""
+        return number_system(self.system, None if self.scale_axis is None else scale_axis(self.scale_axis))
 
     @property
     def patterns(self) -> Mapping[str, Any]:
@@ -296,7 +296,7 @@ def add_ensemble(parser: argparse.ArgumentParser) -> None:
     """The options of :class:`EnsembleOptions`."""
     ensemble = parser.add_argument_group("ensemble")
     ensemble.add_argument("--method", choices=tuple(METHODS), help="(lpe)")
-    ensemble.add_argument("--system", help="number system, see lpe systems (int5)")
+    ensemble.add_argument("--system", help="see lpe systems; by name: '*mlp*=int4,*=int8' (int5)")
     ensemble.add_argument("--size", type=int, help=f"members ({SIZE}; 1 where all are alike)")
     ensemble.add_argument("--rounding", choices=ROUNDINGS, help="lpe (bernoulli)")
     ensemble.add_argument("--scale-axis", metavar="AXIS", help="(channel), tensor, channels:K, block:K")

@@ -26,7 +26,7 @@ from lpe.files.container import is_packed
 from lpe.files.ensembles import save
 from lpe.files.kinds import KINDS as FILE_KINDS
 from lpe.files.kinds import check_base, check_kind
-from lpe.number_systems.grids import FullPrecision
+from lpe.number_systems.naming import systems_of
 from lpe.writing import check_writable
 
 PACK = """\
@@ -78,7 +78,7 @@ def pack(asked: argparse.Namespace) -> str:
     if file.kind == "seeded":
         if ensemble_asked.method != "lpe":
             raise InputError(f"--kind seeded is for --method lpe, not {ensemble_asked.method}")
-        check_base(base, ensemble_asked.number_system(), ensemble_asked.rounding or "bernoulli")
+        check_base(base, systems_of(ensemble_asked.number_system()), ensemble_asked.rounding or "bernoulli")
     path = file.output
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a file to write to")
@@ -94,7 +94,7 @@ def pack(asked: argparse.Namespace) -> str:
     ensemble = ensemble_asked.ensemble(placed(model, device, model_asked))
     size = save(ensemble, path, file.kind, file.base)
     title = f"wrote {path}: {size:,} bytes, {file.kind}: {_members(len(ensemble))}"
-    if not isinstance(ensemble, LowPrecisionEnsemble) or isinstance(ensemble.system, FullPrecision):
+    if not isinstance(ensemble, LowPrecisionEnsemble) or not ensemble.rounds:
         method = ensemble_asked.method
         return f"{title} of {METHODS[method] if method != 'lpe' else 'the model as it is'}"
     return f"{title} of {ensemble.system.name}\n{_contents(ensemble, size, file.kind, base)}"
@@ -106,9 +106,9 @@ def _members(count: int) -> str:
 
 def _contents(ensemble: LowPrecisionEnsemble, size: int, kind: str, base: str) -> str:
     """The table of what a file holds of each weight."""
-    quantised = [planned for planned in ensemble.plan if planned.quantised]
+    quantised = [planned for planned in ensemble.plan if planned.rounds]
     weights = sum(planned.numel for planned in quantised)
-    leftovers = [planned for planned in ensemble.plan if planned.saved and not planned.quantised]
+    leftovers = [planned for planned in ensemble.plan if planned.saved and not planned.rounds]
     scales = sum(ensemble.scales(planned.name).numel() for planned in quantised)
     leftover_bytes = sum(planned.numel * planned.bits for planned in leftovers) // 8
     seeded = kind == "seeded"

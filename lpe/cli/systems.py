@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lpe.cli.options import Commands
 from lpe.ensembles.base import text_table
-from lpe.number_systems.grids import FullPrecision, names, number_system
+from lpe.number_systems.grids import FullPrecision
+from lpe.number_systems.naming import plain_systems
 
 
 def add_systems(commands: Commands) -> None:
@@ -15,12 +16,11 @@ def add_systems(commands: Commands) -> None:
 def systems() -> str:
     """The table of number systems."""
     rows = []
-    for name in names():
-        system = number_system(name)
+    for system in plain_systems():
         levels = system.levels
         rows.append(
             (
-                name,
+                system.name,
                 str(system.bits),
                 str(len(levels)) if levels else "",
                 f"{max(levels):g}" if levels else "",

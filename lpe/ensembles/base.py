@@ -89,7 +89,7 @@ class Ensemble(ABC, Sequence[nn.Module]):
         """
         n = self._check_n(n)
         budget = self.training_budget
-        return budget if budget is None or isinstance(budget, int) else budget[n - 1]
+        return budget[n - 1] if isinstance(budget, Sequence) else budget
 
     @property
     def members_are_stored(self) -> bool:

@@ -31,10 +31,11 @@ from lpe.ensembles.batch_norm import MemberStatistics, fresh_statistics, statist
 from lpe.ensembles.selection import OutputAxis, PlannedTensor, select_tensors
 from lpe.errors import InputError
 from lpe.modules import named_tensors, tensor_bits, with_tensors
-from lpe.number_systems.grids import FullPrecision, Grid, NumberSystem, check_system, grid_of
+from lpe.number_systems.grids import FullPrecision, Grid, NumberSystem, grid_of
 from lpe.number_systems.kernels import reference
 from lpe.number_systems.kernels.arguments import Scales
-from lpe.number_systems.rounding import absmax_scales
+from lpe.number_systems.naming import Systems, check_system
+from lpe.number_systems.rounding import scales_of
 from lpe.number_systems.streams import check_seed, normal
 from lpe.surroundings import apart
 
@@ -49,7 +50,7 @@ class GaussianEnsemble(Ensemble):
         model: any module; it is not modified, and members share what carries no noise. The scales are taken
             when the ensemble is made: make it anew after training the model or moving it.
         system: the number system whose tensors carry the noise, and whose variance it has where ``std`` is
-            None.
+            None; or one for each name pattern, as of ``LowPrecisionEnsemble``.
         size: members. seed: of the draws, 0 … 2⁶⁴ − 1.
         std: None: BSR's own, weight by weight. A number ≥ 0: that of every weight, in the weights' unit.
         include, exclude, output_axis: name patterns, see :func:`lpe.ensembles.selection.select_tensors`.
@@ -68,7 +69,7 @@ class GaussianEnsemble(Ensemble):
     def __init__(
         self,
         model: nn.Module,
-        system: NumberSystem,
+        system: NumberSystem | Mapping[str, NumberSystem] | Systems,
         size: int,
         seed: int = 0,
         std: float | None = None,
@@ -81,10 +82,10 @@ class GaussianEnsemble(Ensemble):
         super().__init__(size)
         self.system = check_system(system)
         if std is None:
-            if isinstance(system, FullPrecision):
+            if isinstance(self.system, FullPrecision):
                 raise InputError(
-                    f"{system.name} rounds nothing, so noise of its variance is none; give std= a number or "
-                    "a system that rounds, such as lpe.Int(5)"
+                    f"{self.system.name} rounds nothing, so noise of its variance is none; give std= a "
+                    "number or a system that rounds, such as lpe.Int(5)"
                 )
         elif not is_number(std) or not 0 <= std < math.inf:
             raise InputError(f"std must be a finite number ≥ 0 or None (BSR's own), not {shown(std)}")
@@ -92,15 +93,14 @@ class GaussianEnsemble(Ensemble):
         self.seed = check_seed(seed)
         self.std = None if std is None else float(std)
         self.batch_norm = MemberStatistics.of(model, batches, refresh)
-        self.plan: list[PlannedTensor] = select_tensors(model, system, include, exclude, output_axis)
+        self.plan: list[PlannedTensor] = select_tensors(model, self.system, include, exclude, output_axis)
         self._noisy = {planned.name: planned for planned in self.plan if planned.quantised}
         self._weights = {entry.name: entry.tensor for entry in named_tensors(model)}
         self._scales: dict[str, Scales] = {}
         if std is None:
-            assert not isinstance(system, FullPrecision)
             for name, planned in self._noisy.items():
-                scales = absmax_scales(self._weights[name], system, planned.layout)
-                self._scales[name] = Scales.of(scales, planned.layout, system.scale)
+                scales = scales_of(self._weights[name], planned.rounded_to, planned.layout)
+                self._scales[name] = Scales.of(scales, planned.layout, planned.rounded_to.scale)
 
     @apart()
     def std_of(self, name: str) -> Tensor:
@@ -124,11 +124,10 @@ class GaussianEnsemble(Ensemble):
             if self.std is not None:
                 yield start, stop, self.std
                 continue
-            assert not isinstance(self.system, FullPrecision)
             scales = self._scales[name]
             group = scales.group(start, stop)
             part = (weight[start:stop].float(), scales.values[group], scales.inverses[group])
-            yield start, stop, _rounding_std(*part, grid_of(self.system))
+            yield start, stop, _rounding_std(*part, grid_of(self._noisy[name].rounded_to))
 
     @apart()
     def weights(self, index: int) -> dict[str, Tensor]:

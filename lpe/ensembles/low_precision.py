@@ -24,14 +24,15 @@ from lpe.ensembles.on_the_fly import AllMembers
 from lpe.ensembles.selection import Coverage, OutputAxis, PlannedTensor, describe_plan, select_tensors
 from lpe.errors import InputError
 from lpe.modules import named_tensors, with_tensors
-from lpe.number_systems.grids import FullPrecision, LowPrecision, NumberSystem, check_system
+from lpe.number_systems.grids import Int, LowPrecision, NumberSystem
 from lpe.number_systems.kernels.arguments import Draw, Stored
+from lpe.number_systems.naming import Systems, check_system
 from lpe.number_systems.packing import packed_bytes
 from lpe.number_systems.rounding import (
-    absmax_scales,
     check_rounding,
     encode_with_scales,
     round_with_scales,
+    scales_of,
 )
 from lpe.number_systems.streams import check_member, check_seed
 from lpe.surroundings import apart
@@ -59,7 +60,9 @@ class LowPrecisionEnsemble(Ensemble):
     Args:
         model: any module; it is not modified, and members share what they do not own. The scales are
             taken when the ensemble is made: make it anew after training the model or moving it.
-        system: the number system, such as ``lpe.Int(5)`` or ``lpe.NF4()``.
+        system: the number system, such as ``lpe.Int(5)`` or ``lpe.NF4()``; or one for each name pattern, of
+            which the first that matches a tensor's canonical name counts: ``{"*mlp*": lpe.Int(4), "*":
+            lpe.Int(8)}``. ``lpe.FullPrecision()`` leaves a tensor as it is, and so does no pattern.
         size: members.
         seed: of the random bits, 0 … 2⁶⁴ − 1.
         rounding: "bernoulli", "coupled" or "nearest".
@@ -72,15 +75,16 @@ class LowPrecisionEnsemble(Ensemble):
             the batches. See ``batch_norm``.
 
     Raises:
-        InputError: a size below 1; nothing to quantise; a pattern that matches nothing; a NaN or infinite
-            weight; a seed, rounding or first_member out of range; batches that can be read only once.
+        InputError: a size below 1; nothing to quantise; a pattern that matches nothing, or that earlier ones
+            leave nothing; a NaN or infinite weight; a seed, rounding or first_member out of range; batches
+            that can be read only once.
     """
 
     @apart()
     def __init__(
         self,
         model: nn.Module,
-        system: NumberSystem,
+        system: NumberSystem | Mapping[str, NumberSystem] | Systems,
         size: int,
         seed: int = 0,
         rounding: str = "bernoulli",
@@ -92,20 +96,23 @@ class LowPrecisionEnsemble(Ensemble):
         output_axis: Mapping[str, OutputAxis] | None = None,
     ) -> None:
         self._begin(model, system, size, seed, rounding, first_member)
-        alike = rounding == "nearest" or isinstance(system, FullPrecision)
-        self.batch_norm = MemberStatistics.of(model, batches, refresh, alike)
-        self.plan: list[PlannedTensor] = select_tensors(model, system, include, exclude, output_axis)
+        self.plan: list[PlannedTensor] = select_tensors(model, self.system, include, exclude, output_axis)
+        self.batch_norm = MemberStatistics.of(model, batches, refresh, self._alike)
         weights = {entry.name: entry.tensor for entry in named_tensors(model)}
-        self._stored: dict[str, Stored] = {p.name: weights[p.name] for p in self._quantised}
-        self._scales: dict[str, Tensor] = {}
-        if not isinstance(system, FullPrecision):
-            self._scales = {
-                planned.name: absmax_scales(weights[planned.name], system, planned.layout)
-                for planned in self._quantised
-            }
+        self._stored: dict[str, Stored] = {p.name: weights[p.name] for p in self._rounded}
+        self._scales: dict[str, Tensor] = {
+            planned.name: scales_of(weights[planned.name], planned.rounded_to, planned.layout)
+            for planned in self._rounded
+        }
 
     def _begin(
-        self, model: nn.Module, system: NumberSystem, size: int, seed: int, rounding: str, first_member: int
+        self,
+        model: nn.Module,
+        system: NumberSystem | Mapping[str, NumberSystem] | Systems,
+        size: int,
+        seed: int,
+        rounding: str,
+        first_member: int,
     ) -> None:
         super().__init__(size)
         self.model = model
@@ -117,27 +124,37 @@ class LowPrecisionEnsemble(Ensemble):
         check_member(self.first_member + self.size - 1)
 
     @property
-    def _quantised(self) -> list[PlannedTensor]:
-        return [planned for planned in self.plan if planned.quantised]
+    def _rounded(self) -> list[PlannedTensor]:
+        return [planned for planned in self.plan if planned.rounds]
+
+    @property
+    def rounds(self) -> bool:
+        """Whether any tensor is rounded; none is under ``FullPrecision()``."""
+        return bool(self._scales)
+
+    @property
+    def _alike(self) -> bool:
+        """Whether all members are one."""
+        return self.rounding == "nearest" or not self._rounded
 
     def stored(self, name: str) -> Stored:
-        """What the members of a quantised tensor are drawn from: the model's own tensor, or codes, flat.
+        """What the members of a rounded tensor are drawn from: the model's own tensor, or codes, flat.
 
         Raises:
-            InputError: the tensor is not quantised.
+            InputError: the tensor is not rounded.
         """
         if name not in self._stored:
-            raise InputError(f"{name!r} is not a quantised tensor of this ensemble")
+            raise InputError(f"{name!r} is not a rounded tensor of this ensemble")
         return self._stored[name]
 
     def scales(self, name: str) -> Tensor:
-        """The members' scales of a quantised tensor, as :func:`absmax_scales` gives them.
+        """The members' scales of a rounded tensor, as :func:`lpe.number_systems.rounding.scales_of` has them.
 
         Raises:
-            InputError: the tensor is not quantised, or the number system does not round.
+            InputError: the tensor is not rounded.
         """
         if name not in self._scales:
-            raise InputError(f"{name!r} is not a quantised tensor of this ensemble")
+            raise InputError(f"{name!r} is not a rounded tensor of this ensemble")
         return self._scales[name]
 
     def draw(self, name: str, index: int) -> Draw:
@@ -145,12 +162,11 @@ class LowPrecisionEnsemble(Ensemble):
         return Draw(self.rounding, self.seed, name, self.first_member + index)
 
     def codes(self, name: str, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes and scales of one quantised tensor of one member; see ``lpe.encode``."""
+        """Codes and scales of one rounded tensor of one member; see ``lpe.encode``."""
         scales = self.scales(name)
-        assert not isinstance(self.system, FullPrecision)
-        layout = next(planned.layout for planned in self.plan if planned.name == name)
-        draw = self.draw(name, index)
-        return encode_with_scales(self.stored(name), scales, self.system, layout, draw), scales
+        planned = next(planned for planned in self.plan if planned.name == name)
+        where = (planned.rounded_to, planned.layout)
+        return encode_with_scales(self.stored(name), scales, *where, self.draw(name, index)), scales
 
     def as_module(self) -> AllMembers:
         """All members as one module: a batch → logits [members, examples, classes]; see ``on_the_fly``."""
@@ -158,16 +174,14 @@ class LowPrecisionEnsemble(Ensemble):
 
     @apart()
     def member(self, index: int) -> nn.Module:
-        """Member ``index``: the base with its quantised tensors rounded and all others shared."""
-        if isinstance(self.system, FullPrecision):
-            return self._with(index, {})
-        quantised = self._quantised
+        """Member ``index``: the base with its tensors rounded that are, and all others shared."""
+        rounds = self._rounded
         # One block of memory a dtype and device: the allocator gives a block so large back to the system as
         # soon as the member is gone, while tensors one by one leave holes, up to .3 of a member at ViT-S/16.
         # Each tensor starts on a multiple of ALIGNMENT elements, as it would had it been allocated alone.
         places: dict[str, slice] = {}
         sizes: dict[tuple[torch.dtype, torch.device], int] = {}
-        for planned in quantised:
+        for planned in rounds:
             where = (planned.dtype, self._stored[planned.name].device)
             start = sizes.get(where, 0)
             places[planned.name] = slice(start, start + planned.numel)
@@ -177,14 +191,14 @@ class LowPrecisionEnsemble(Ensemble):
             for (dtype, device), size in sizes.items()
         }
         rounded = {}
-        for planned in quantised:
+        for planned in rounds:
             block = blocks[planned.dtype, self._stored[planned.name].device]
             values = block[places[planned.name]].view(planned.shape)
             round_with_scales(
                 values,
                 self._stored[planned.name],
                 self._scales[planned.name],
-                self.system,
+                planned.rounded_to,
                 planned.layout,
                 self.draw(planned.name, index),
             )
@@ -212,17 +226,15 @@ class LowPrecisionEnsemble(Ensemble):
         tensors = {entry.name: entry.tensor for entry in named_tensors(net)}
         yield net
         for index in range(1, self.size):
-            if not isinstance(self.system, FullPrecision):
-                for planned in self.plan:
-                    if planned.quantised:
-                        round_with_scales(
-                            tensors[planned.name],
-                            self._stored[planned.name],
-                            self._scales[planned.name],
-                            self.system,
-                            planned.layout,
-                            self.draw(planned.name, index),
-                        )
+            for planned in self._rounded:
+                round_with_scales(
+                    tensors[planned.name],
+                    self._stored[planned.name],
+                    self._scales[planned.name],
+                    planned.rounded_to,
+                    planned.layout,
+                    self.draw(planned.name, index),
+                )
             if self.batch_norm is not None:
                 self.batch_norm.give(net, index)
             yield net
@@ -232,39 +244,36 @@ class LowPrecisionEnsemble(Ensemble):
 
         "members": n × the packed codes, plus scales × 32 and the other tensors once. The codes of a tensor
         take whole bytes. Members to the nearest are all alike and count once.
-        "generator": the quantised weights once, as the smallest of BASES that can hold them (INT-8 with its
-        scales; bfloat16 under systems of 8 bits, which draw nothing from INT-8), and the other tensors.
-        Re-estimated batch-norm statistics are each member's own under both.
+        "generator": the rounded weights once, as the smallest of BASES that can hold them (INT-8 with its
+        scales; bfloat16 where there is a system of 8 bits, which draws nothing from INT-8), and the other
+        tensors. Re-estimated batch-norm statistics are each member's own under both.
         """
         n = self._check_storage(n, storage)
         own = () if self.batch_norm is None else self.batch_norm.names
-        alike = self.rounding == "nearest" or isinstance(self.system, FullPrecision)
         leftovers = sum(
-            p.numel * p.bits * (n if p.name in own and not alike else 1)
+            p.numel * p.bits * (n if p.name in own and not self._alike else 1)
             for p in self.plan
-            if p.saved and not p.quantised
+            if p.saved and not p.rounds
         )
-        if isinstance(self.system, FullPrecision):
-            return leftovers + sum(p.numel * p.bits for p in self._quantised)
         scales = 32 * sum(scale.numel() for scale in self._scales.values())
         if storage == "generator":
-            weights = BASES[self.base] * sum(p.numel for p in self._quantised)
+            weights = BASES[self.base] * sum(p.numel for p in self._rounded)
             return leftovers + weights + (scales if self.base == "int8" else 0)
         distinct = 1 if self.rounding == "nearest" else n
-        codes = 8 * sum(packed_bytes(p.numel, self.system) for p in self._quantised)
+        codes = 8 * sum(packed_bytes(p.numel, p.rounded_to) for p in self._rounded)
         return leftovers + scales + codes * distinct
 
     @property
     def base(self) -> str:
         """Which of BASES the seeded kind of file needs at least."""
-        assert not isinstance(self.system, FullPrecision)
-        return next(base for base in BASES if base_holds(base, self.system, self.rounding))
+        systems = [planned.rounded_to for planned in self._rounded]
+        return next(b for b in BASES if all(base_holds(b, system, self.rounding) for system in systems))
 
     def notes(self) -> list[str]:
         """Lines where less than 95 % of the weights of two or more dimensions are rounded, and where members
         have batch-norm statistics that are not theirs.
         """
-        if isinstance(self.system, FullPrecision):
+        if not self.rounds:
             return []
         line = Coverage.of(self.plan).note(type(self.model).__name__)
         stale = self.batch_norm is None and bool(batch_norms(self.model))
@@ -275,11 +284,11 @@ class LowPrecisionEnsemble(Ensemble):
 
     def describe(self) -> str:
         """A row per tensor: name, shape, quantised or not and why, bits a value in a member."""
-        bits = None if isinstance(self.system, FullPrecision) else self.system.bits
+        clips = any(isinstance(p.system, Int) and p.system.clip != "absmax" for p in self._rounded)
+        biased = "; weights beyond the last code are clipped to it" if clips else ""
         table = describe_plan(
             self.plan,
-            bits,
             f"LPE of {type(self.model).__name__}: {self.size} members, {self.system.name}, "
-            f"{self.rounding} rounding, seed {self.seed}",
+            f"{self.rounding} rounding, seed {self.seed}{biased}",
         )
         return table + statistics_note(self.model, self.batch_norm)

@@ -21,7 +21,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,17 +29,15 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_map
 
 from lpe.ensembles.base import text_table
+from lpe.ensembles.batch_norm import MemberStatistics
 from lpe.ensembles.selection import PlannedTensor
 from lpe.ensembles.tiling import examples_of, tile
 from lpe.errors import InputError
 from lpe.logits import check_type
 from lpe.modules import apply, with_tensors
-from lpe.number_systems.grids import FullPrecision
+from lpe.number_systems.kernels.arguments import Draw, Stored
 from lpe.number_systems.rounding import members_into
 from lpe.surroundings import apart
-
-if TYPE_CHECKING:
-    from lpe.ensembles.low_precision import LowPrecisionEnsemble
 
 BLOCK_BYTES = 1 << 22
 BLOCK_ROWS = 256
@@ -50,6 +48,24 @@ often). Measured, see benchmarks/on_the_fly.py: blocks for an L2 cache of 512 kB
 
 BLOCKS, ROWS, WHOLE = "in blocks, for all members", "the rows looked up", "whole, a member at a time"
 """How a weight is drawn."""
+
+
+class Rounded(Protocol):
+    """What there is to know of an ensemble whose members are roundings; see ``LowPrecisionEnsemble``."""
+
+    model: nn.Module
+    plan: list[PlannedTensor]
+    batch_norm: MemberStatistics | None
+
+    def __len__(self) -> int: ...
+
+    def member(self, index: int) -> nn.Module: ...
+
+    def stored(self, name: str) -> Stored: ...
+
+    def scales(self, name: str) -> Tensor: ...
+
+    def draw(self, name: str, index: int) -> Draw: ...
 
 
 @dataclass
@@ -119,7 +135,7 @@ class _Drawn(_Values):
         how: which of the ways to draw it were used.
     """
 
-    ensemble: LowPrecisionEnsemble
+    ensemble: Rounded
     planned: PlannedTensor
     run: _Pass
     keep: bool
@@ -138,12 +154,11 @@ class _Drawn(_Values):
     def into(self, out: Tensor, first: int, starts: Tensor | None) -> Tensor:
         """Draw members ``first`` … into ``out`` [members, segments, length]; returns it."""
         ensemble, planned = self.ensemble, self.planned
-        assert not isinstance(ensemble.system, FullPrecision)
         members_into(
             out,
             ensemble.stored(self.name),
             ensemble.scales(self.name),
-            ensemble.system,
+            planned.rounded_to,
             planned.layout,
             ensemble.draw(self.name, first),
             starts,
@@ -482,7 +497,7 @@ class AllMembers(nn.Module):
     """
 
     @apart()
-    def __init__(self, ensemble: LowPrecisionEnsemble, keep: bool = False) -> None:
+    def __init__(self, ensemble: Rounded, keep: bool = False) -> None:
         super().__init__()
         self.members = len(ensemble)
         self._ensemble = ensemble
@@ -491,13 +506,12 @@ class AllMembers(nn.Module):
         self._drawn: dict[str, _Drawn] = {}
         self._is_checked = False
         placeholders: dict[str, Tensor] = {}
-        if not isinstance(ensemble.system, FullPrecision):
-            for planned in ensemble.plan:
-                if planned.quantised:
-                    drawn = _Drawn(ensemble, planned, self._pass, keep)
-                    self._drawn[planned.name] = drawn
-                    like = torch.empty((), dtype=planned.dtype, device=drawn.device)
-                    placeholders[planned.name] = _Weight.of(drawn, like.expand(planned.shape))
+        for planned in ensemble.plan:
+            if planned.rounds:
+                drawn = _Drawn(ensemble, planned, self._pass, keep)
+                self._drawn[planned.name] = drawn
+                like = torch.empty((), dtype=planned.dtype, device=drawn.device)
+                placeholders[planned.name] = _Weight.of(drawn, like.expand(planned.shape))
         statistics = ensemble.batch_norm
         if statistics is not None and not statistics.alike:
             of_each = [statistics.of_member(index, ensemble.member) for index in range(self.members)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -23,8 +23,9 @@ from lpe.ensembles.base import text_table
 from lpe.ensembles.rules import ADAPTER, LM_HEAD, NORM, POSITION, TOKEN, Output, output_of
 from lpe.errors import InputError
 from lpe.modules import NamedTensor, holders, named_tensors
-from lpe.number_systems.grids import FullPrecision, NumberSystem, PerChannel
+from lpe.number_systems.grids import FullPrecision, LowPrecision, NumberSystem, PerChannel
 from lpe.number_systems.layouts import Layout
+from lpe.number_systems.naming import ByPattern, Systems
 from lpe.number_systems.rounding import check_weight
 from lpe.number_systems.streams import check_tensor_ids
 
@@ -44,6 +45,8 @@ class PlannedTensor:
         quantised: whether it is rounded; ``reason`` says why, or why not.
         layout: how it is seen as [out, everything else] (meaningful where quantised).
         saved: whether it is part of a saved model; a buffer that the model computes anew is not.
+        axis_given: whether the user said which dimension is "output".
+        system: its own number system; ``FullPrecision()`` of what is not quantised.
     """
 
     name: str
@@ -54,6 +57,19 @@ class PlannedTensor:
     reason: str
     layout: Layout
     saved: bool
+    axis_given: bool = False
+    system: NumberSystem = FullPrecision()
+
+    @property
+    def rounds(self) -> bool:
+        """Whether its values in a member are others: it is quantised, to a number system that rounds."""
+        return isinstance(self.system, LowPrecision)
+
+    @property
+    def rounded_to(self) -> LowPrecision:
+        """The number system of a tensor that ``rounds``."""
+        assert isinstance(self.system, LowPrecision)
+        return self.system
 
     @property
     def numel(self) -> int:
@@ -156,7 +172,7 @@ def _patterns(patterns: str | Iterable[str] | None) -> tuple[str, ...] | None:
 
 def select_tensors(
     model: nn.Module,
-    system: NumberSystem,
+    system: Systems,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     output_axis: Mapping[str, OutputAxis] | None = None,
@@ -165,7 +181,8 @@ def select_tensors(
 
     Args:
         model: any module.
-        system: the number system; under ``FullPrecision()`` the same tensors count as quantised.
+        system: the number system, or several by name pattern (then what no pattern matches stays as it is);
+            under ``FullPrecision()`` alone the same tensors count as quantised.
         include: name patterns (``fnmatch``: ``*``, ``?``, ``[…]``, on canonical names). Where given, only
             matching tensors are quantised. A pattern also reaches an LM head, an adapter and weights of a
             kind without a rule (then the first dimension is "output"). One that matches none of the weights
@@ -177,9 +194,10 @@ def select_tensors(
             first dimension (an expert, a head) outputs of its own along dimension k.
 
     Raises:
-        InputError: a pattern that matches nothing; no tensor left to quantise; two names with one tensor
-            id; a NaN or infinite weight among the quantised; an output dimension that a tensor does not have;
-            a one-dimensional tensor that is included though a scale a value would leave it as it is.
+        InputError: a pattern that matches nothing; one of several systems that rounds no tensor, or that
+            earlier ones leave none; no tensor left to quantise; two names with one tensor id; a NaN or
+            infinite weight among the quantised; an output dimension that a tensor does not have; a
+            one-dimensional tensor that is included though a scale a value would leave it as it is.
     """
     included, excluded = _patterns(include), _patterns(exclude) or ()
     axes = _axes(output_axis)
@@ -211,7 +229,6 @@ def select_tensors(
             if quantised and not wanting:
                 quantised, reason = False, "not in include"
             elif not quantised and _is_reached(verdict, wanting, literal):
-                _check_scaled(entry, system)
                 quantised, reason = True, f"included ({reason})"
         if quantised and any(fnmatchcase(n, p) for n in names for p in excluded):
             quantised, reason = False, "excluded by name"
@@ -227,8 +244,10 @@ def select_tensors(
                 reason=reason,
                 layout=Layout(tuple(entry.tensor.shape), verdict.output.axis, verdict.output.groups),
                 saved=entry.saved,
+                axis_given=any(fnmatchcase(name, p) for name in names for p in axes),
             )
         )
+    plan = _with_systems(plan, system, {entry.name: (entry.name, *entry.also) for entry in tensors})
     chosen = [planned for planned in plan if planned.quantised]
     if not chosen:
         raise InputError(
@@ -236,9 +255,10 @@ def select_tensors(
             f"exclude {excluded or None}); a weight of Linear, Conv, Embedding or attention is needed"
         )
     check_tensor_ids(planned.name for planned in chosen)
-    if not isinstance(system, FullPrecision):
-        by_name = {entry.name: entry.tensor for entry in tensors}
-        for planned in chosen:
+    by_name = {entry.name: entry.tensor for entry in tensors}
+    for planned in chosen:
+        if planned.rounds:
+            _check_scaled(planned)
             check_weight(by_name[planned.name], planned.name)
     return plan
 
@@ -281,12 +301,12 @@ def _is_reached(verdict: _Verdict, wanting: Sequence[str], literal: set[str]) ->
     )
 
 
-def _check_scaled(entry: NamedTensor, system: NumberSystem) -> None:
+def _check_scaled(planned: PlannedTensor) -> None:
     """InputError where each value would have a scale of its own, under which rounding changes nothing."""
-    if entry.tensor.dim() < 2 and getattr(system, "scale", None) == PerChannel():
+    if len(planned.shape) < 2 and getattr(planned.system, "scale", None) == PerChannel():
         raise InputError(
-            f"{entry.name!r} has one dimension: a scale an output channel would leave it as it is; give the "
-            "system scale=PerTensor(), or leave it out of include"
+            f"{planned.name!r} has one dimension: a scale an output channel would leave it as it is; give "
+            "the system scale=PerTensor(), or leave it out of include"
         )
 
 
@@ -331,11 +351,55 @@ class Coverage:
         )
 
 
-def describe_plan(plan: Sequence[PlannedTensor], quantised_bits: int | None, title: str) -> str:
+def _with_systems(
+    plan: Sequence[PlannedTensor], system: Systems, names: Mapping[str, Sequence[str]]
+) -> list[PlannedTensor]:
+    """The plan with every quantised tensor's own number system.
+
+    Args:
+        names: all names of a tensor, by the plan's.
+    """
+    if not isinstance(system, ByPattern):
+        return [replace(planned, system=system) if planned.quantised else planned for planned in plan]
+    given: list[PlannedTensor] = []
+    for planned in plan:
+        if planned.quantised:
+            pattern, own = system.first(names[planned.name]) or ("no pattern", FullPrecision())
+            reason = f"{planned.reason}; {pattern}"
+            planned = replace(planned, system=own, quantised=isinstance(own, LowPrecision), reason=reason)
+        given.append(planned)
+    _check_patterns(system, plan, names)
+    return given
+
+
+def _check_patterns(
+    system: ByPattern, plan: Sequence[PlannedTensor], names: Mapping[str, Sequence[str]]
+) -> None:
+    """InputError where a pattern says nothing: no tensor is so named, is so rounded, or is left to it."""
+    for pattern, own in system.systems:
+        matched = [p for p in plan if any(fnmatchcase(name, pattern) for name in names[p.name])]
+        if not matched:
+            raise InputError(
+                f"the pattern {pattern!r} matches no tensor of the model; see describe() for names"
+            )
+        if isinstance(own, LowPrecision) and not any(p.quantised for p in matched):
+            raise InputError(
+                f"the pattern {pattern!r} matches only tensors that are not rounded, such as "
+                f"{matched[0].name!r} ({matched[0].reason}); leave it out, or name them in include= too"
+            )
+        first = [found[0] for p in matched if (found := system.first(names[p.name]))]
+        # A last "*" says what becomes of all others, were there any.
+        if pattern not in first and pattern != "*":
+            raise InputError(
+                f"the pattern {pattern!r} comes after {first[0]!r}, which takes its tensors; put it first"
+            )
+
+
+def describe_plan(plan: Sequence[PlannedTensor], title: str) -> str:
     """The plan as a text table: name, shape, quantised or not, why, bits a value."""
     rows = []
     for planned in plan:
-        bits = quantised_bits if planned.quantised and quantised_bits is not None else planned.bits
+        bits = planned.system.bits if planned.rounds else planned.bits
         rows.append(
             (
                 planned.name,

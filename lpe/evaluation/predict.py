@@ -47,7 +47,6 @@ from lpe.evaluation.timing import MemberTimer
 from lpe.logits import check_labels, check_shape, check_values
 from lpe.modules import apply, device_of, tensors_in, tree_map
 from lpe.notices import say
-from lpe.number_systems.grids import FullPrecision
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -319,7 +318,7 @@ def runs_together(ensemble: Ensemble, inputs: Any) -> bool:
         return False
     assert isinstance(ensemble, LowPrecisionEnsemble)
     first = next(tensors_in(inputs), None)
-    rounds = not isinstance(ensemble.system, FullPrecision)
+    rounds = ensemble.rounds
     on_cpu = device_of(ensemble.model).type == "cpu"
     if first is None or first.dim() == 0 or len(ensemble) < TOGETHER_MEMBERS or not (on_cpu and rounds):
         return False

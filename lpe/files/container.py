@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,12 +20,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from lpe.checks import shown
 from lpe.errors import InputError
 from lpe.modules import named_tensors
 from lpe.writing import replacing
 
 FORMAT = "lpe ensemble"
-VERSION = 2
+VERSION = 3
+"""The newest there is. A file has the version of the oldest reader that understands it, 2 where it needs no
+more."""
 
 _UNHASHED = "0" * 64  # where the hash will stand
 
@@ -59,13 +63,20 @@ def weights_hash(model: nn.Module) -> str:
     return contents_hash(saved)
 
 
+def check_path(path: object) -> Path:
+    """The path; InputError where it is none."""
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"path must be a file's path, not {shown(path)}")
+    return Path(path)
+
+
 def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> int:
     """Write a file, whole or not at all; its size in bytes.
 
     Raises:
         InputError: it can't be written there.
     """
-    first = {"format": FORMAT, "version": VERSION, "sha256": _UNHASHED}
+    first = {"format": FORMAT, "version": 2, "sha256": _UNHASHED}
     about = json.dumps({**first, **header, "sha256": _UNHASHED})
     # One entry: safetensors writes several in any order.
     metadata = {"lpe": about.replace(_UNHASHED, contents_hash(tensors, about), 1)}
@@ -76,7 +87,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) 
             safetensors.torch.save_file(dict(tensors), temporary, metadata=metadata)
             temporary.chmod(mode)  # safetensors makes its files private
         return path.stat().st_size
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
         why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise InputError(f"cannot write {path} ({why})") from None
 

@@ -11,7 +11,9 @@ Two kinds:
 The base of the seeded kind is INT-8, to the nearest, with scales of the members' axis; or bfloat16 (which a
 system of 8 bits needs), or float32. From float32 the members are those of the ensemble that was saved, to the
 bit. From the others they are not: the base is within half a step of the weights, and the members' scales are
-those of its values (of INT-8 level·s in float32, which no dtype of the model's cuts short).
+those of its values (of INT-8 level·s in float32, which no dtype of the model's cuts short). Where tensors
+have
+number systems of their own, one base serves all: the finest that one of them needs.
 
 The file says of which weights a low precision, Gaussian or MC-dropout ensemble was made, by their hash.
 
@@ -38,20 +40,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpe.checks import check_integer, shown
 from lpe.ensembles.base import Ensemble, check_size
 from lpe.ensembles.batch import BatchEnsemble
+from lpe.ensembles.cascade import Cascade
 from lpe.ensembles.gaussian import GaussianEnsemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble, has_masks
 from lpe.ensembles.mixture import CompositeEnsemble, Mixture
 from lpe.errors import InputError
-from lpe.files.container import read, weights_hash, write
+from lpe.files.container import check_path, read, weights_hash, write
 from lpe.files.kinds import KINDS, check_kind
 from lpe.files.members import StoredEnsemble, full_precision, low_precision
 from lpe.files.methods import batch, batch_of, dropout, dropout_of
 from lpe.files.seeded import SeededEnsemble, drawable
 from lpe.modules import NamedTensor, named_tensors
-from lpe.number_systems.grids import FullPrecision
 from lpe.surroundings import apart
 
 
@@ -70,16 +73,48 @@ def save(
         The file's size in bytes.
 
     Raises:
-        InputError: an unknown kind or base, or one that the ensemble cannot have: INT-8 is no finer than
-            members of 8 bits; a mixture of two architectures; members with dropout masks in an ensemble that
-            is not MC-dropout itself; a place that cannot be written to.
+        InputError: what is no ensemble; an unknown kind or base, or one that the ensemble cannot have: INT-8
+            is no finer than members of 8 bits; a mixture of two architectures; members with dropout masks in
+            an ensemble that is not MC-dropout itself; a place that cannot be written to.
     """
     base = check_kind(kind, base)
+    if not isinstance(ensemble, Ensemble):
+        raise InputError(f"save takes an ensemble such as LowPrecisionEnsemble, not {_described(ensemble)}")
+    path, budget = check_path(path), _training_budget(ensemble)
     if isinstance(ensemble, CompositeEnsemble):
         tensors, about = _composite(ensemble, kind, base)
     else:
         tensors, about = _single(ensemble, kind, base)
-    return write(Path(path), tensors, {"kind": kind, "size": len(ensemble), **about})
+    return write(path, tensors, {"kind": kind, "size": len(ensemble), **about, **budget})
+
+
+def _described(given: object) -> str:
+    """What was given in an ensemble's place, and what of it can be saved."""
+    if isinstance(given, Cascade):
+        return "a Cascade, which holds no weights of its own; save the ensemble that it is made of"
+    if isinstance(given, nn.Module):
+        return f"the model {type(given).__name__}; lpe.DeepEnsemble([model]) is one of it alone"
+    if isinstance(given, list | tuple):
+        return (
+            f"a {type(given).__name__}; lpe.DeepEnsemble makes an ensemble of models, lpe.Mixture.of one of "
+            "ensembles"
+        )
+    return shown(given)
+
+
+def _training_budget(ensemble: Ensemble) -> dict[str, Any]:
+    """What a header says of the training's cost; nothing where it is not known."""
+    try:
+        costs = [ensemble.backward_passes(n) for n in range(1, len(ensemble) + 1)]
+        known = [check_integer("training_budget", cost, 0) for cost in costs if cost is not None]
+    except (TypeError, LookupError):
+        raise InputError(
+            f"training_budget must be an integer, or one for each of {len(ensemble)} sizes, not "
+            f"{shown(ensemble.training_budget)}"
+        ) from None
+    if len(known) < len(costs):
+        return {}
+    return {"training_budget": known[0] if len(set(known)) == 1 else known}
 
 
 @apart()
@@ -103,12 +138,14 @@ def load(
     """
     if base not in ("any", "same"):
         raise InputError(f"base must be 'any' (the architecture will do) or 'same', not {base!r}")
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module of the file's architecture, not {shown(model)}")
     if has_masks(model):
         raise InputError(
             f"this {type(model).__name__} has dropout masks of an MCDropoutEnsemble's member, which would be "
             "every member's; give the network without them"
         )
-    path = Path(path)
+    path = check_path(path)
     header, tensors = read(path)
     own = {entry.name: entry for entry in named_tensors(model)}
     try:
@@ -117,7 +154,9 @@ def load(
         if base == "same":
             _check_weights(path, [about.get("base_hash") for about, _ in parts], model)
         made = [_made(model, about, held, own) for about, held in parts]
-        return made[0] if "parts" not in header else Mixture.of(made)
+        ensemble = made[0] if "parts" not in header else Mixture.of(made)
+        ensemble.training_budget = _read_budget(header.get("training_budget"), len(ensemble))
+        return ensemble
     except InputError:
         raise
     except KeyError as missing:
@@ -125,6 +164,15 @@ def load(
     except (TypeError, ValueError, AttributeError, IndexError) as error:
         # Only a header of another form leads here, and which line meets it first is chance.
         raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+
+
+def _read_budget(told: Any, size: int) -> int | list[int] | None:
+    if told is None or type(told) is int:
+        return told
+    if not isinstance(told, list) or not all(type(cost) is int for cost in told):
+        raise InputError(f"the file is damaged: its training budget is {shown(told)}")
+    # What further members cost that a seeded file gives was not said.
+    return told[:size] if size <= len(told) else None
 
 
 def _check_architecture(
@@ -214,9 +262,12 @@ def _composite(ensemble: CompositeEnsemble, kind: str, base: str) -> tuple[dict[
     tensors: dict[str, Tensor] = {}
     parts: list[dict[str, Any]] = []
     shapes: dict[str, list[int]] = {}
+    version = {}
     for index, part in enumerate(_leaves(ensemble)):
         held, about = _single(part, kind, base)
         own_shapes = about.pop("shapes")
+        if "version" in about:
+            version = {"version": about.pop("version")}
         if own_shapes != (shapes := shapes or own_shapes):
             name = next(n for n in {**shapes, **own_shapes} if shapes.get(n) != own_shapes.get(n))
             raise InputError(
@@ -225,7 +276,7 @@ def _composite(ensemble: CompositeEnsemble, kind: str, base: str) -> tuple[dict[
             )
         tensors |= {f"part {index}/{key}": tensor for key, tensor in held.items()}
         parts.append({"size": len(part), **about})
-    return tensors, {"shapes": shapes, "parts": parts}
+    return tensors, {**version, "shapes": shapes, "parts": parts}
 
 
 def _leaves(ensemble: Ensemble) -> Iterator[Ensemble]:
@@ -252,7 +303,7 @@ def _single(ensemble: Ensemble, kind: str, base: str) -> tuple[dict[str, Tensor]
 
 
 def _contents(ensemble: Ensemble, kind: str, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if isinstance(ensemble, LowPrecisionEnsemble) and not isinstance(ensemble.system, FullPrecision):
+    if isinstance(ensemble, LowPrecisionEnsemble) and ensemble.rounds:
         _check_unmasked(ensemble, [ensemble.model])
         return drawable(ensemble, base) if kind == "seeded" else low_precision(ensemble)
     if kind == "seeded":

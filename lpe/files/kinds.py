@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from lpe.ensembles.low_precision import BASES, base_holds
 from lpe.errors import InputError
-from lpe.number_systems.grids import FullPrecision, NumberSystem
+from lpe.number_systems.grids import LowPrecision, NumberSystem
 
 KINDS = ("members", "seeded")
 
@@ -20,13 +22,15 @@ def check_kind(kind: str, base: str | None) -> str:
     return base or "int8"
 
 
-def check_base(base: str, system: NumberSystem, rounding: str) -> None:
-    """InputError unless members of the system can be drawn from the base, and differ."""
-    if isinstance(system, FullPrecision):
+def check_base(base: str, systems: Iterable[NumberSystem], rounding: str) -> None:
+    """InputError unless members of the number systems can be drawn from the base, and differ."""
+    rounds = [system for system in systems if isinstance(system, LowPrecision)]
+    if not rounds:
         raise InputError("a seeded file holds members that are rounded, and fp32 does not round")
-    if not base_holds(base, system, rounding):
-        finer = [each for each in BASES if base_holds(each, system, rounding)]
-        raise InputError(
-            f"base={base!r} cannot hold members of {system.name}: it is no finer than their {system.bits} "
-            f"bits, so they would be alike; take base={' or '.join(map(repr, finer))}"
-        )
+    for system in rounds:
+        if not base_holds(base, system, rounding):
+            finer = [each for each in BASES if base_holds(each, system, rounding)]
+            raise InputError(
+                f"base={base!r} cannot hold members of {system.name}: it is no finer than their "
+                f"{system.bits} bits, so they would be alike; take base={' or '.join(map(repr, finer))}"
+            )

@@ -12,11 +12,12 @@ from lpe.ensembles.base import Ensemble, check_size, text_table
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.errors import InputError
 from lpe.files.container import owned, shaped
-from lpe.files.systems import dtype_of, layout_header, layout_of, system_header, system_of
+from lpe.files.systems import dtype_of, layout_header, layout_of, systems_header, systems_of_tensors
 from lpe.modules import named_tensors, tensor_bits, with_tensors
-from lpe.number_systems.grids import FullPrecision, LowPrecision
+from lpe.number_systems.grids import LowPrecision
+from lpe.number_systems.naming import Systems
 from lpe.number_systems.packing import pack, packed_bytes, unpack
-from lpe.number_systems.rounding import decode
+from lpe.number_systems.rounding import decoded
 from lpe.surroundings import apart
 
 
@@ -35,7 +36,10 @@ class StoredEnsemble(Ensemble):
     ) -> None:
         super().__init__(header["size"])
         self.model = model
-        self.system = system_of(header["system"]) if header["system"] else None
+        self.system: Systems | None = None
+        self._systems: dict[str, LowPrecision] = {}
+        if header["system"]:
+            self.system, self._systems = systems_of_tensors(header)
         self._header = header
         self._shapes = header["shapes"]
         self._layouts = header["layouts"]
@@ -49,12 +53,12 @@ class StoredEnsemble(Ensemble):
                 held[f"shared/{name}"] = shaped(tensors, f"shared/{name}", shape).to(devices[name])
                 continue
             if packed := name in self._layouts:
-                if self.system is None:
+                if name not in self._systems:
                     raise InputError(f"the file is damaged: {name!r} is packed under no number system")
-                layout = layout_of(shape, self._layouts[name])
-                scales = shaped(tensors, f"scales/{name}", layout.scale_shape(self.system.scale))
+                layout, system = layout_of(shape, self._layouts[name]), self._systems[name]
+                scales = shaped(tensors, f"scales/{name}", layout.scale_shape(system.scale))
                 held[f"scales/{name}"] = scales.to(devices[name])
-                shape = [packed_bytes(layout.numel, self.system)]
+                shape = [packed_bytes(layout.numel, system)]
             for index in range(self._distinct):
                 tensor = shaped(tensors, f"member {index}/{name}", shape)
                 held[f"member {index}/{name}"] = tensor if packed else tensor.to(devices[name])
@@ -73,9 +77,10 @@ class StoredEnsemble(Ensemble):
         for name in self._own:
             stored = self._tensors[f"member {index % self._distinct}/{name}"]
             if name in self._layouts:
-                assert self.system is not None
-                codes = unpack(stored, tuple(self._shapes[name]), self.system).to(self._devices[name])
-                stored = _decoded(codes, self._tensors[f"scales/{name}"], self.system, self._layouts[name])
+                system, told = self._systems[name], self._layouts[name]
+                layout = layout_of(self._shapes[name], told)
+                codes = unpack(stored, layout.shape, system).to(self._devices[name])
+                stored = decoded(codes, self._tensors[f"scales/{name}"], system, layout, dtype_of(told))
             replaced[name] = stored
         return with_tensors(self.model, replaced)
 
@@ -90,7 +95,7 @@ class StoredEnsemble(Ensemble):
 
     def written(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Its tensors, and what a header says of them."""
-        what = ("system", "shapes", "layouts", "own")
+        what = ("system", "systems", "version", "shapes", "layouts", "own")
         how = ("rounding", "seed", "first_member", "distinct", "base_hash")
         about = {key: self._header[key] for key in (*what, *how) if key in self._header}
         if "distinct" in about:
@@ -103,26 +108,21 @@ class StoredEnsemble(Ensemble):
         for name, shape in self._shapes.items():
             own = name in self._own
             stored = self._tensors[f"member 0/{name}" if own else f"shared/{name}"]
-            packed = self.system is not None and name in self._layouts
-            bits = self.system.bits if packed and self.system else stored.element_size() * 8
+            system = self._systems.get(name)
+            bits = system.bits if system else stored.element_size() * 8
             rows.append((name, "×".join(map(str, shape)) or "scalar", "own" if own else "shared", str(bits)))
         return text_table(f"{self.size} stored members", ("tensor", "shape", "in a member", "bits"), rows)
 
 
-def _decoded(codes: Tensor, scales: Tensor, system: LowPrecision, layout: Mapping[str, Any]) -> Tensor:
-    return decode(codes, scales, system, dtype_of(layout), layout["output_axis"], layout["channel_groups"])
-
-
 def low_precision(ensemble: LowPrecisionEnsemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and header of packed members; those to the nearest, which are all alike, once."""
-    system = ensemble.system
-    assert not isinstance(system, FullPrecision)
     tensors, about = shared_tensors(ensemble)
+    systems = {planned.name: planned.rounded_to for planned in ensemble.plan if planned.rounds}
     distinct = 1 if ensemble.rounding == "nearest" else len(ensemble)
     for name in about["layouts"]:
         for index in range(distinct):
             codes, scales = ensemble.codes(name, index)
-            tensors[f"member {index}/{name}"] = pack(codes, system)
+            tensors[f"member {index}/{name}"] = pack(codes, systems[name])
         tensors[f"scales/{name}"] = owned(scales)
     about["distinct"] = distinct
     if ensemble.batch_norm is not None:
@@ -143,16 +143,14 @@ def take_statistics(
 
 def shared_tensors(ensemble: LowPrecisionEnsemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What the members have in common, tensors and header, whichever way their own are written."""
-    system = ensemble.system
-    assert not isinstance(system, FullPrecision)
     saved = [planned for planned in ensemble.plan if planned.saved]
-    quantised = [planned for planned in saved if planned.quantised]
+    rounded = [planned for planned in saved if planned.rounds]
     weights = {entry.name: entry.tensor.detach() for entry in named_tensors(ensemble.model)}
-    return {f"shared/{p.name}": owned(weights[p.name]) for p in saved if not p.quantised}, {
-        "system": system_header(system),
+    return {f"shared/{p.name}": owned(weights[p.name]) for p in saved if not p.rounds}, {
+        **systems_header(ensemble),
         "shapes": {planned.name: list(planned.shape) for planned in saved},
-        "layouts": {planned.name: layout_header(planned) for planned in quantised},
-        "own": [planned.name for planned in quantised],
+        "layouts": {planned.name: layout_header(planned) for planned in rounded},
+        "own": [planned.name for planned in rounded],
         "rounding": ensemble.rounding,
         "seed": ensemble.seed,
         "first_member": ensemble.first_member,

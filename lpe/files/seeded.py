@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,19 +14,19 @@ from torch import Tensor, nn
 from lpe.ensembles.base import check_size
 from lpe.ensembles.batch_norm import MemberStatistics
 from lpe.ensembles.low_precision import BASES, LowPrecisionEnsemble
-from lpe.ensembles.selection import PlannedTensor, select_tensors
+from lpe.ensembles.selection import OutputAxis, PlannedTensor, select_tensors
 from lpe.errors import InputError
 from lpe.files.container import check_same, owned, shaped
 from lpe.files.kinds import check_base, check_kind
 from lpe.files.members import shared_tensors, take_statistics
-from lpe.files.systems import dtype_of, layout_header, system_of
+from lpe.files.systems import dtype_of, layout_header, systems_of_tensors
 from lpe.modules import named_tensors, with_tensors
 from lpe.number_systems import kernels
 from lpe.number_systems.grids import FullPrecision, Int, LowPrecision, grid_of
 from lpe.number_systems.kernels.arguments import Coded, Scales, Stored
 from lpe.number_systems.layouts import Layout
 from lpe.number_systems.packing import pack, unpack
-from lpe.number_systems.rounding import absmax_scales, encode
+from lpe.number_systems.rounding import absmax_scales, encode, scales_of
 
 _FLOATS = {"bf16": torch.bfloat16, "fp32": torch.float32}  # of BASES; the rest are integers
 
@@ -36,13 +37,11 @@ def drawable(ensemble: LowPrecisionEnsemble, base: str) -> tuple[dict[str, Tenso
     Raises:
         InputError: the base is no finer than the members.
     """
-    system = ensemble.system
-    check_base(base, system, ensemble.rounding)
-    assert not isinstance(system, FullPrecision)
+    check_base(base, (planned.system for planned in ensemble.plan), ensemble.rounding)
     tensors, about = shared_tensors(ensemble)
     for planned in ensemble.plan:
         if planned.name in about["own"]:
-            tensors |= _written_base(ensemble, planned, system, base)
+            tensors |= _written_base(ensemble, planned, base)
     about["base"] = base
     if ensemble.batch_norm is not None:
         about["refresh"] = ensemble.batch_norm.form
@@ -104,7 +103,7 @@ class SeededEnsemble(LowPrecisionEnsemble):
         tensors: dict[str, Tensor],
         devices: Mapping[str, torch.device],
     ) -> None:
-        system = system_of(header["system"])
+        system, of_tensor = systems_of_tensors(header)
         layouts = header["layouts"]
         # What is own but not packed are batch-norm statistics, of as many members as were saved.
         statistics = [name for name in header["own"] if name not in layouts]
@@ -135,23 +134,20 @@ class SeededEnsemble(LowPrecisionEnsemble):
         if statistics:
             self.batch_norm = MemberStatistics(net, (), header["refresh"], header["rounding"] == "nearest")
             self.batch_norm.kept.members |= kept
-        # The placeholders are not looked at: full precision asks for no finite weights.
-        self.plan = select_tensors(net, FullPrecision(), [glob.escape(name) for name in layouts])
-        here = {planned.name: layout_header(planned) for planned in self._quantised}
-        check_same("layouts", [[*item] for item in layouts.items()], [[*item] for item in here.items()])
+        self.plan = _planned(net, layouts, of_tensor)
         # Files of version 1 have INT-8 of any system.
         self._base = check_kind("seeded", str(header.get("base", "int8")))
         self.base_hash: str | None = header.get("base_hash")
         """Of the weights that were packed; None where the file does not tell."""
         self._stored, self._scales = {}, {}
-        for planned in self._quantised:
+        for planned in self._rounded:
             name, layout = planned.name, planned.layout
-            stored = _read_base(tensors, planned, system, self._base, devices[name])
+            stored = _read_base(tensors, planned, self._base, devices[name])
             self._stored[name] = stored
             self._scales[name] = (
-                absmax_scales(stored, system, layout)
+                scales_of(stored, planned.rounded_to, layout)
                 if isinstance(stored, Tensor)
-                else _scales_of_codes(stored, system, layout)
+                else _scales_of_codes(stored, planned.rounded_to, layout)
             )
 
     @property
@@ -165,16 +161,34 @@ class SeededEnsemble(LowPrecisionEnsemble):
         return "\n".join([f"{title}, drawn from {self._base} weights", *rows])
 
 
+def _planned(
+    net: nn.Module, layouts: Mapping[str, Mapping[str, Any]], systems: Mapping[str, LowPrecision]
+) -> list[PlannedTensor]:
+    """The plan of a file's tensors; InputError where the model's rules lay them out in another way."""
+    axes: dict[str, OutputAxis] = {
+        glob.escape(name): (0, told["output_axis"]) if told["channel_groups"] > 1 else told["output_axis"]
+        for name, told in layouts.items()
+        if told.get("axis_given")
+    }
+    # The placeholders are not looked at: full precision asks for no finite weights.
+    plan = select_tensors(net, FullPrecision(), [glob.escape(name) for name in layouts], output_axis=axes)
+    here = {planned.name: layout_header(planned) for planned in plan if planned.quantised}
+    check_same("layouts", [[*item] for item in layouts.items()], [[*item] for item in here.items()])
+    return [replace(p, system=systems[p.name]) if p.quantised else p for p in plan]
+
+
 def _placeholder(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
     # One NaN seen everywhere: unlike a meta tensor it has a device, and tied weights stay known as such.
     return torch.full((1,), math.nan, dtype=dtype, device=device).expand(*shape)
 
 
 def _scales_of_codes(coded: Coded, system: LowPrecision, layout: Layout) -> Tensor:
-    """``absmax_scales`` of the values of codes with scales of the system's axis, of which none are made.
+    """``scales_of`` the values of codes with scales of the system's axis; for absmax none of them are made.
 
     In a group max|code·s| is max|code|·s, for rounding to float32 keeps order.
     """
+    if isinstance(system, Int) and system.clip != "absmax":
+        return scales_of(_values_of(coded).view(layout.shape), system, layout)
     # At INT-2, whose largest level is 1, they are max|code|.
     largest = absmax_scales(coded.codes.view(layout.shape), Int(2, system.scale), layout)
     # A tensor, not a number, as there: CUDA divides by a number as a product with its reciprocal.
@@ -182,14 +196,17 @@ def _scales_of_codes(coded: Coded, system: LowPrecision, layout: Layout) -> Tens
     return largest * coded.scales.values.view(largest.shape) / level
 
 
+def _values_of(coded: Coded) -> Tensor:
+    return kernels.of(coded.device).decode(coded.codes, coded.scales, coded.grid, torch.float32)
+
+
 def _read_base(
     tensors: dict[str, Tensor],
     planned: PlannedTensor,
-    system: LowPrecision,
     base: str,
     device: torch.device,
 ) -> Stored:
-    name, layout = planned.name, planned.layout
+    name, layout, system = planned.name, planned.layout, planned.rounded_to
     if base in _FLOATS:
         weight = shaped(tensors, f"base/{name}", planned.shape)
         if weight.dtype != _FLOATS[base]:
@@ -202,19 +219,16 @@ def _read_base(
     return Coded(codes.to(device), Scales.of(scales.to(device), layout, integers.scale), grid_of(integers))
 
 
-def _written_base(
-    ensemble: LowPrecisionEnsemble, planned: PlannedTensor, system: LowPrecision, base: str
-) -> dict[str, Tensor]:
+def _written_base(ensemble: LowPrecisionEnsemble, planned: PlannedTensor, base: str) -> dict[str, Tensor]:
     """The tensors of a base of one weight."""
     name, layout, stored = planned.name, planned.layout, ensemble.stored(planned.name)
-    integers = Int(BASES["int8"], system.scale)
+    integers = Int(BASES["int8"], planned.rounded_to.scale)
     if base in _FLOATS:
         if isinstance(stored, Coded):
-            values = kernels.of(stored.device).decode(stored.codes, stored.scales, stored.grid, torch.float32)
-            stored = values.view(planned.shape)
+            stored = _values_of(stored).view(planned.shape)
         return {f"base/{name}": owned(stored.to(_FLOATS[base]))}
     if isinstance(stored, Coded):  # the same integers, as they were read
-        codes, scales = stored.codes, stored.scales.values.view(layout.scale_shape(system.scale))
+        codes, scales = stored.codes, stored.scales.values.view(layout.scale_shape(integers.scale))
     else:
         codes, scales = encode(
             stored,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
+from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.selection import PlannedTensor
 from lpe.errors import InputError
 from lpe.number_systems.grids import (
@@ -18,9 +21,9 @@ from lpe.number_systems.grids import (
     PerBlock,
     PerChannel,
     PerTensor,
-    number_system,
 )
 from lpe.number_systems.layouts import Layout
+from lpe.number_systems.naming import ByPattern, Systems, number_system
 
 _AXES = {axis.__name__: axis for axis in (PerTensor, PerChannel, PerBlock)}
 
@@ -31,6 +34,7 @@ def layout_header(planned: PlannedTensor) -> dict[str, Any]:
         "output_axis": planned.layout.output_axis,
         "channel_groups": planned.layout.channel_groups,
         "dtype": str(planned.dtype).removeprefix("torch."),
+        **({"axis_given": True} if planned.axis_given else {}),
     }
 
 
@@ -46,33 +50,72 @@ def dtype_of(layout: Mapping[str, Any]) -> torch.dtype:
 
 
 # A header names an integer system by its bits alone, as before there were others; of others it holds the
-# name, which a reader that knows integers only refuses for the lack of bits, and a codebook's levels.
+# name, which a reader that knows integers only refuses for the lack of bits, and a codebook's levels beside
+# the hash of them that was its name. Several systems, and steps of least squared error, need version 3.
 
 
-def system_header(system: LowPrecision) -> dict[str, Any]:
-    """A number system, as a header has it."""
+def systems_header(ensemble: LowPrecisionEnsemble) -> dict[str, Any]:
+    """What a header says of an ensemble's number system, or systems: of each tensor which."""
+    if not isinstance(ensemble.system, ByPattern):
+        header = _system_header(ensemble.system)
+        return {"system": header, **({"version": 3} if "clip" in header else {})}
+    of_pattern = [[pattern, _system_header(system)] for pattern, system in ensemble.system.systems]
+    of_tensor = {planned.name: _system_header(planned.system) for planned in ensemble.plan if planned.rounds}
+    return {"system": {"patterns": of_pattern}, "systems": of_tensor, "version": 3}
+
+
+def systems_of_tensors(header: Mapping[str, Any]) -> tuple[Systems, dict[str, LowPrecision]]:
+    """The number system of a header, or systems, and that of each of its packed tensors.
+
+    Raises:
+        InputError: it names none, or one with other levels than its name's.
+    """
+    told = header["system"]
+    if "patterns" not in told:
+        system = _low_precision(told)
+        return system, dict.fromkeys(header["layouts"], system)
+    of_tensor = {name: _low_precision(header["systems"][name]) for name in header["layouts"]}
+    return ByPattern({pattern: _system(each) for pattern, each in told["patterns"]}), of_tensor
+
+
+def _system_header(system: NumberSystem) -> dict[str, Any]:
+    if isinstance(system, FullPrecision):
+        return {"name": system.name}
     axis = system.scale
     named: dict[str, Any] = {"scale": type(axis).__name__, **vars(axis)}
     if isinstance(system, Int):
-        return {"bits": system.bits, **named}
-    levels = {"levels": list(system.levels)} if isinstance(system, Codebook) else {}
-    return {"name": system.name, **levels, **named}
+        return {"bits": system.bits, **named, **({} if system.clip == "absmax" else {"clip": system.clip})}
+    if isinstance(system, Codebook):
+        return {"name": _hashed_name(system), "levels": list(system.levels), **named}
+    return {"name": system.name, **named}
 
 
-def system_of(named: Mapping[str, Any]) -> LowPrecision:
-    """The number system of a header; InputError where it names none, or has other levels than the name's."""
+def _hashed_name(system: Codebook) -> str:
+    digest = hashlib.blake2s(np.array(system.levels, "<f4").tobytes()).hexdigest()[:8]
+    axis = "" if system.scale == PerChannel() else f" {system.scale}"
+    return f"codebook{len(system.levels)}-{digest}{axis}"
+
+
+def _system(told: Mapping[str, Any]) -> NumberSystem:
+    return FullPrecision() if told == {"name": FullPrecision().name} else _low_precision(told)
+
+
+def _low_precision(named: Mapping[str, Any]) -> LowPrecision:
     try:
         told = {key: value for key, value in named.items() if key != "levels"}
-        rest = {key: value for key, value in told.items() if key not in ("bits", "name", "scale")}
+        rest = {key: value for key, value in told.items() if key not in ("bits", "name", "scale", "clip")}
         axis = _AXES[told["scale"]](**rest)
         if "name" not in told:
-            return Int(told["bits"], axis)
+            return Int(told["bits"], axis, told.get("clip", "absmax"))
         if "levels" in named:
-            system: NumberSystem = Codebook(named["levels"], axis)
+            codebook = Codebook(named["levels"], axis)
+            system: Systems = codebook
+            name = _hashed_name(codebook)
         else:
-            system = number_system(told["name"].removesuffix(f" {axis}"), axis)
+            system = number_system(told["name"])
+            name = system.name
     except (TypeError, AttributeError, InputError) as error:
         raise InputError(f"the file is damaged: it has no number system ({error})") from None
-    if isinstance(system, FullPrecision) or system.name != told["name"]:
-        raise InputError(f"the file is damaged: its number system {told} is in truth {system.name!r}")
+    if not isinstance(system, LowPrecision) or name != told["name"] or system.scale != axis:
+        raise InputError(f"the file is damaged: its number system {told} is in truth {name!r}")
     return system

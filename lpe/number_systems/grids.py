@@ -8,6 +8,8 @@ s = max|w| / max|level|; a weight becomes level·s.
     NF4()                      QLoRA's 16 quantiles of a normal distribution
     Codebook(levels)           any 2 to 256 numbers
 
+Integers may take a smaller step, and clip what is beyond the last code: Int(bits, clip="mse").
+
 A weight is seen as a matrix [out, everything else]. The word "group" means two things in the literature, so
 the axes here say which dimension they cut:
 
@@ -18,21 +20,24 @@ the axes here say which dimension they cut:
 
 from __future__ import annotations
 
-import hashlib
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
 
+from lpe.checks import check_integer, is_integer, shown
 from lpe.errors import InputError
 
+CLIPS = ("absmax", "mse")
+"""How the step of integers is chosen; the first is the default."""
 
-def _check_count(value: int, what: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{what} must be a positive integer, not {value!r}")
+
+def _settle(system: object, **fields: object) -> None:
+    """Set checked fields of a frozen dataclass: integers of numpy become Python's."""
+    for name, value in fields.items():
+        object.__setattr__(system, name, value)
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class PerChannel:
     channels: int = 1
 
     def __post_init__(self) -> None:
-        _check_count(self.channels, "PerChannel(channels=…)")
+        _settle(self, channels=check_integer("PerChannel(channels=…)", self.channels, 1))
 
     def groups(self, rows: int, columns: int) -> tuple[int, int]:
         """How many scales a [rows, columns] weight has, along each dimension."""
@@ -79,7 +84,7 @@ class PerBlock:
     inputs: int = 128
 
     def __post_init__(self) -> None:
-        _check_count(self.inputs, "PerBlock(inputs=…)")
+        _settle(self, inputs=check_integer("PerBlock(inputs=…)", self.inputs, 1))
 
     def groups(self, rows: int, columns: int) -> tuple[int, int]:
         """How many scales a [rows, columns] weight has, along each dimension."""
@@ -100,7 +105,7 @@ _PER_CHANNEL = PerChannel()
 
 def _check_scale(scale: object) -> None:
     if not isinstance(scale, PerTensor | PerChannel | PerBlock):
-        raise InputError(f"scale must be PerTensor(), PerChannel() or PerBlock(), not {scale!r}")
+        raise InputError(f"scale must be PerTensor(), PerChannel() or PerBlock(), not {shown(scale)}")
 
 
 def _full_name(short: str, scale: ScaleAxis) -> str:
@@ -114,18 +119,27 @@ class Int:
 
     There is no zero point, and the code −2^(b−1) is never used.
 
+    Under ``clip="mse"`` the step of each group is instead the one whose nearest rounding has the least
+    squared error (see ``number_systems.clipping`` for how it is found). Weights beyond q·Δ become q·Δ: there
+    BSR is biased, and its error is no longer below Δ.
+
     Args:
         bits: 2 … 8.
         scale: the weights that share a step.
+        clip: "absmax", no weight is clipped, or "mse".
     """
 
     bits: int
     scale: ScaleAxis = field(default_factory=PerChannel)
+    clip: str = CLIPS[0]
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or not isinstance(self.bits, int) or not 2 <= self.bits <= 8:
-            raise InputError(f"Int(bits) takes 2 to 8 bits, not {self.bits!r}")
+        if not is_integer(self.bits) or not 2 <= self.bits <= 8:
+            raise InputError(f"Int(bits) takes 2 to 8 bits, not {shown(self.bits)}")
+        _settle(self, bits=int(self.bits))
         _check_scale(self.scale)
+        if self.clip not in CLIPS:
+            raise InputError(f"clip must be one of {', '.join(CLIPS)}, not {shown(self.clip)}")
 
     @property
     def largest_code(self) -> int:
@@ -140,7 +154,8 @@ class Int:
     @property
     def name(self) -> str:
         """The short name, as the records have it; the default scale axis is not spelled out."""
-        return _full_name(f"int{self.bits}", self.scale)
+        clip = "" if self.clip == CLIPS[0] else f"-{self.clip}"
+        return _full_name(f"int{self.bits}{clip}", self.scale)
 
 
 # (exponent bits, mantissa bits) → largest finite value. The two of eight bits give codes away: E4M3 (OCP's
@@ -167,12 +182,13 @@ class Float:
 
     def __post_init__(self) -> None:
         sizes = (self.exponent, self.mantissa)
-        if any(type(size) is not int for size in sizes) or sizes not in FLOATS:
+        if not all(map(is_integer, sizes)) or sizes not in FLOATS:
             known = ", ".join(f"E{exponent}M{mantissa}" for exponent, mantissa in FLOATS)
             raise InputError(
                 f"Float takes the exponent and mantissa bits of {known}, "
-                f"not exponent={self.exponent!r}, mantissa={self.mantissa!r}"
+                f"not exponent={shown(self.exponent)}, mantissa={shown(self.mantissa)}"
             )
+        _settle(self, exponent=int(self.exponent), mantissa=int(self.mantissa))
         _check_scale(self.scale)
 
     @property
@@ -256,9 +272,8 @@ class Codebook:
 
     def __init__(self, levels: Iterable[float], scale: ScaleAxis = _PER_CHANNEL) -> None:
         _check_scale(scale)
-        # Assigned around the frozen dataclass: what is given need not be sorted, nor a tuple.
-        object.__setattr__(self, "levels", _codebook_levels(levels))
-        object.__setattr__(self, "scale", scale)
+        # What is given need not be sorted, nor a tuple.
+        _settle(self, levels=_codebook_levels(levels), scale=scale)
 
     @property
     def bits(self) -> int:
@@ -267,9 +282,9 @@ class Codebook:
 
     @property
     def name(self) -> str:
-        """Such as "codebook16-1a2b3c4d": the number of levels, and a hash of them."""
-        digest = hashlib.blake2s(np.array(self.levels, "<f4").tobytes()).hexdigest()[:8]
-        return _full_name(f"codebook{len(self.levels)}-{digest}", self.scale)
+        """All levels, each in the fewest digits that give its float32: such as "codebook:-1:0:0.5"."""
+        levels = (str(np.float32(level)).removesuffix(".0") for level in self.levels)
+        return _full_name(":".join(("codebook", *levels)), self.scale)
 
 
 def _codebook_levels(levels: Iterable[float]) -> tuple[float, ...]:
@@ -384,41 +399,3 @@ def grid_of(system: LowPrecision) -> Grid:
     levels = system.levels
     zero = min(range(len(levels)), key=lambda index: (abs(levels[index]), -levels[index]))
     return Grid(levels, zero, isinstance(system, Int))
-
-
-def check_system(system: object) -> NumberSystem:
-    """The number system; InputError if it is none."""
-    if not isinstance(system, LowPrecision | FullPrecision):
-        raise InputError(f"system must be a number system such as lpe.Int(5) or lpe.NF4(), not {system!r}")
-    return system
-
-
-def names() -> list[str]:
-    """The names that :func:`number_system` takes."""
-    floats = [Float(exponent, mantissa).name for exponent, mantissa in FLOATS]
-    return [f"int{bits}" for bits in range(2, 9)] + floats + ["nf4", "fp32"]
-
-
-def number_system(name: str, scale: ScaleAxis | None = None) -> NumberSystem:
-    """The number system of that name, with a scale axis (None: per channel).
-
-    Case, dashes and underscores do not matter: "INT-5" is "int5", "FP8-E4M3" is "fp8_e4m3".
-
-    Raises:
-        InputError: the name is unknown.
-    """
-    axis = _PER_CHANNEL if scale is None else scale
-    plain = re.sub("[-_]", "", str(name).lower())
-    if plain == "fp32":
-        return FullPrecision()
-    if plain == "nf4":
-        return NF4(axis)
-    if match := re.fullmatch(r"int([0-9]+)", plain):
-        if not 2 <= int(match[1]) <= 8:
-            raise InputError(f"number system {name!r} has {int(match[1])} bits; integers take 2 to 8")
-        return Int(int(match[1]), axis)
-    for exponent, mantissa in FLOATS:
-        system = Float(exponent, mantissa, axis)
-        if plain == f"fp{system.bits}e{exponent}m{mantissa}":
-            return system
-    raise InputError(f"unknown number system {name!r}; there are {', '.join(names())}")

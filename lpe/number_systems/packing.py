@@ -33,8 +33,17 @@ def packed_bytes(count: int, system: LowPrecision) -> int:
 
 
 def pack(codes: Tensor, system: LowPrecision) -> Tensor:
-    """Pack codes as ``encode`` gives them, of any shape, row-major: uint8 [packed_bytes]."""
-    lowest = grid_of(system).lowest_code
+    """Pack codes as ``encode`` gives them, of any shape, row-major: uint8 [packed_bytes].
+
+    Raises:
+        InputError: codes of another dtype than encode's.
+    """
+    grid = grid_of(system)
+    lowest = grid.lowest_code
+    if codes.dtype != code_type(grid):
+        raise InputError(
+            f"codes of {system.name} are {code_type(grid)}, as encode gives them, not {codes.dtype}"
+        )
     flat = codes.detach().cpu().reshape(-1).view(torch.uint8).numpy()
     if len(flat) < FAST:
         return torch.from_numpy(packed_with_numpy(flat, lowest, system.bits))
@@ -53,6 +62,10 @@ def unpack(packed: Tensor, shape: tuple[int, ...], system: LowPrecision) -> Tens
     """
     grid = grid_of(system)
     count = torch.Size(shape).numel()
+    if packed.dtype != torch.uint8 or packed.dim() != 1:
+        raise InputError(
+            f"packed codes are uint8 in one row, not {packed.dtype} of shape {list(packed.shape)}"
+        )
     if len(packed) != packed_bytes(count, system):
         raise InputError(
             f"{len(packed)} bytes do not hold {count} codes of {system.bits} bits; "

@@ -17,7 +17,8 @@ probability of at most 2⁻¹⁶ at INT-7 and 2⁻¹⁵ at INT-8. Of floats and 
 level is more than 16 times the distance to a neighbour (s a normal number); so it is of codebooks of which
 this holds.
 
-A codebook whose ends are not −a and a has a bias besides: weights beyond its smaller end become that end.
+Weights beyond the last level become it, which is a bias: of a codebook whose ends are not −a and a those
+beyond its smaller end, of ``Int(bits, clip="mse")`` those beyond q·Δ on either side.
 
 Source: Nam & Lee 2024, "Ex Uno Pluria" (BSR); the coupling is this suite's own.
 """
@@ -27,10 +28,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lpe.checks import shown
 from lpe.errors import InputError
 from lpe.number_systems import kernels
-from lpe.number_systems.grids import FullPrecision, LowPrecision, NumberSystem, grid_of
+from lpe.number_systems.clipping import least_squares_steps
+from lpe.number_systems.grids import FullPrecision, Int, LowPrecision, NumberSystem, grid_of
 from lpe.number_systems.kernels.arguments import Coded, Draw, Scales
+from lpe.number_systems.kernels.reference import code_type
 from lpe.number_systems.layouts import Layout
 from lpe.number_systems.streams import check_member, check_seed
 from lpe.surroundings import apart
@@ -43,6 +47,16 @@ def check_rounding(rounding: str) -> str:
     if rounding not in ROUNDINGS:
         raise InputError(f"unknown rounding {rounding!r}; there are {', '.join(ROUNDINGS)}")
     return rounding
+
+
+def scales_of(weight: Tensor, system: LowPrecision, layout: Layout) -> Tensor:
+    """The scales of a weight under a number system: those of absmax, or the steps of least squared error.
+
+    See :func:`absmax_scales` for what is returned and raised.
+    """
+    if isinstance(system, Int) and system.clip == "mse":
+        return least_squares_steps(weight, system.largest_code, layout, system.scale)
+    return absmax_scales(weight, system, layout)
 
 
 def absmax_scales(weight: Tensor, system: LowPrecision, layout: Layout) -> Tensor:
@@ -82,11 +96,22 @@ def absmax_scales(weight: Tensor, system: LowPrecision, layout: Layout) -> Tenso
     return scales
 
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Of weights, and of the values that codes are decoded to."""
+
+
 def check_weight(weight: Tensor, name: str) -> None:
-    """InputError unless the weight is of a floating dtype and finite; the tensor is named."""
+    """InputError unless the weight is a dense tensor of one of DTYPES and finite; the tensor is named."""
+    if not isinstance(name, str):
+        raise InputError(f"name must be the parameter's name as text, not {shown(name)}")
     what = f"weight {name!r}" if name else "the weight"
-    if not torch.is_floating_point(weight):
-        raise InputError(f"{what} is {weight.dtype}; rounding takes floating-point weights")
+    if not isinstance(weight, Tensor):
+        raise InputError(f"{what} must be a torch tensor, not {shown(weight)}")
+    if weight.dtype not in DTYPES:
+        raise InputError(f"{what} is {weight.dtype}; rounding takes floating-point weights of 16 to 64 bits")
+    if weight.layout != torch.strided or weight.is_meta:
+        kind = "on the meta device, without values" if weight.is_meta else f"of layout {weight.layout}"
+        raise InputError(f"{what} is {kind}; rounding takes dense weights, so load or convert it first")
     if not weight.numel():
         return
     # The two extremes tell, and cost no copy; NaN is either's. Rounding works in float32, where a large
@@ -130,12 +155,16 @@ def encode(
     """
     check_rounding(rounding)
     seed, member = check_seed(seed), check_member(member)
-    if not isinstance(system, LowPrecision):
-        raise InputError(f"{system!r} has no codes; encode takes a number system that rounds, such as Int(5)")
+    _check_rounds(system)
     check_weight(weight, name)
     layout = Layout(tuple(weight.shape), output_axis, channel_groups)
-    scales = absmax_scales(weight, system, layout)
+    scales = scales_of(weight, system, layout)
     return encode_with_scales(weight, scales, system, layout, Draw(rounding, seed, name, member)), scales
+
+
+def _check_rounds(system: object) -> None:
+    if not isinstance(system, LowPrecision):
+        raise InputError(f"{shown(system)} has no codes; give a number system that rounds, such as Int(5)")
 
 
 def encode_with_scales(
@@ -192,27 +221,60 @@ def decode(
     output_axis: int = 0,
     channel_groups: int = 1,
 ) -> Tensor:
-    """The values level·s (float32, then cast to ``dtype``), of the codes' shape; codes as of :func:`encode`.
+    """The values level·s (float32, then cast to ``dtype``), of the codes' shape.
+
+    Args:
+        codes, scales: as :func:`encode` returns them, and on one device. Codes of another integer dtype are
+            refused, also where they are the same numbers.
+        dtype: one of DTYPES. output_axis, channel_groups: see :class:`Layout`.
 
     Raises:
-        InputError: scales of another shape than the codes and the scale axis make; a code that is no index
-            of a level.
+        InputError: codes or scales of another dtype, shape or device than encode's; a code that is no
+            level's; a scale that is negative, NaN or infinite; no number system that rounds.
     """
+    _check_rounds(system)
+    grid = grid_of(system)
+    of_codes = code_type(grid)
+    for what, tensor, wanted in (("codes", codes, of_codes), ("scales", scales, torch.float32)):
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{what} must be a torch tensor, not {shown(tensor)}")
+        if tensor.dtype != wanted or tensor.layout != torch.strided or tensor.device != codes.device:
+            raise InputError(
+                f"{what} of {system.name} are {wanted}, dense and on one device, as encode gives them; "
+                f"these are {tensor.dtype}, {tensor.layout}, on {tensor.device}"
+            )
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be one of {', '.join(map(str, DTYPES))}, not {shown(dtype)}")
     layout = Layout(tuple(codes.shape), output_axis, channel_groups)
     if tuple(scales.shape) != layout.scale_shape(system.scale):
         raise InputError(
             f"scales of shape {list(scales.shape)} do not fit codes of shape {list(codes.shape)} under "
             f"{system.name}: {list(layout.scale_shape(system.scale))} expected"
         )
+    if codes.numel():
+        _check_codes(codes, system)
+    if scales.numel() and not (torch.isfinite(scales).all() and (scales >= 0).all()):
+        bad = scales[~(torch.isfinite(scales) & (scales >= 0))]
+        raise InputError(f"a scale is {float(bad[0]):g}; scales are finite and not negative")
+    return decoded(codes, scales, system, layout, dtype)
+
+
+def _check_codes(codes: Tensor, system: LowPrecision) -> None:
     grid = grid_of(system)
-    if not grid.uniform and codes.numel():
-        lowest, highest = (int(code) for code in torch.aminmax(codes))
-        if not 0 <= lowest <= highest < len(grid.levels):
-            raise InputError(
-                f"codes of {system.name} are 0 to {len(grid.levels) - 1}; there is {lowest} to {highest}"
-            )
+    first, last = grid.lowest_code, grid.lowest_code + len(grid.levels) - 1
+    lowest, highest = (int(code) for code in torch.aminmax(codes))
+    if not first <= lowest <= highest <= last:
+        raise InputError(f"codes of {system.name} are {first} to {last}; there is {lowest} to {highest}")
+
+
+@torch.no_grad()
+def decoded(
+    codes: Tensor, scales: Tensor, system: LowPrecision, layout: Layout, dtype: torch.dtype
+) -> Tensor:
+    """The values of codes and scales as :func:`encode` gave them, of the codes' shape; nothing is checked."""
     of_elements = Scales.of(scales, layout, system.scale)
-    return kernels.of(codes.device).decode(codes.reshape(-1), of_elements, grid, dtype).view(codes.shape)
+    flat = codes.reshape(-1)
+    return kernels.of(codes.device).decode(flat, of_elements, grid_of(system), dtype).view(codes.shape)
 
 
 @apart()
@@ -235,4 +297,5 @@ def round_weights(
         check_weight(weight, name)
         return weight.detach().clone()
     codes, scales = encode(weight, system, rounding, seed, name, member, output_axis, channel_groups)
-    return decode(codes, scales, system, weight.dtype, output_axis, channel_groups)
+    layout = Layout(tuple(weight.shape), output_axis, channel_groups)
+    return decoded(codes, scales, system, layout, weight.dtype)

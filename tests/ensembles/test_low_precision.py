@@ -233,8 +233,8 @@ def test_what_members_are_drawn_from_their_scales_and_their_key_draw_a_member() 
 
 
 @pytest.mark.parametrize("of", ["stored", "scales"])
-def test_what_is_not_quantised_has_nothing_to_be_drawn_from(of: str) -> None:
-    with pytest.raises(lpe.InputError, match="'conv.bias' is not a quantised tensor"):
+def test_what_is_not_rounded_has_nothing_to_be_drawn_from(of: str) -> None:
+    with pytest.raises(lpe.InputError, match="'conv.bias' is not a rounded tensor"):
         getattr(ensemble_of(), of)("conv.bias")
 
 
