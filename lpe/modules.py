@@ -27,6 +27,15 @@ SPATIAL_DIMENSIONS: dict[type[nn.Module], int] = {
 """Of the features that a layer sees: [batch, channels, *spatial] for a convolution, the last for a Linear."""
 
 
+DTYPE_NAMES: dict[torch.dtype, str] = {
+    torch.float32: "FP32",
+    torch.bfloat16: "BF16",
+    torch.float16: "FP16",
+    torch.float64: "FP64",
+}
+"""What a network that is not rounded is called, by its dtype."""
+
+
 @dataclass(frozen=True)
 class NamedTensor:
     """A tensor of a model: its canonical name, the tensor, and how the model holds it.
@@ -281,3 +290,17 @@ def device_of(model: nn.Module) -> torch.device:
     if first is None:
         first = next(model.buffers(), None)
     return torch.device("cpu") if first is None else first.device
+
+
+def dtype_name(model: nn.Module) -> str:
+    """What a model is called that is not rounded: the name of the dtype of most of its parameters."""
+    counts: dict[str, int] = {}
+    for parameter in model.parameters():
+        name = DTYPE_NAMES.get(parameter.dtype, str(parameter.dtype).removeprefix("torch."))
+        counts[name] = counts.get(name, 0) + parameter.numel()
+    return max(counts, key=lambda name: counts[name], default=DTYPE_NAMES[torch.float32])
+
+
+def parameter_count(model: nn.Module) -> int:
+    """How many parameters a model has, tied ones once, whatever their dtype."""
+    return sum(entry.tensor.numel() for entry in named_tensors(model) if entry.kind == "parameter")

@@ -25,6 +25,7 @@ import pandas as pd
 
 from lpe.errors import InputError
 from reproduce.scales import Reported
+from reproduce.unrounded import PARAMETERS, other_names, own_names, parameters
 
 LEVEL = 0.95
 NO_NETWORKS = "no rows of figure 7: this scale names none of its models"
@@ -144,10 +145,10 @@ class Rows:
         Raises:
             NotRun: there are none. InputError: a seed has two of one size.
         """
-        mask = pd.Series(True, index=record.index)
-        for column in ("substrate", "point", "method", "number_system", "rounding", "size", "metric"):
-            if (wanted := getattr(self, column)) is not None:
-                mask &= record[column] == wanted
+        mask = self._mask(record)
+        if not mask.any():  # a network that is not in float32 has names of its own
+            names = own_names(other_names(record), self.substrate, self.method, self.number_system)
+            mask = replace(self, method=names[0], number_system=names[1])._mask(record)
         found = record[mask].sort_values(["seed", "size"])
         if found.empty:
             raise NotRun(f"no rows: {self}")
@@ -157,6 +158,17 @@ class Rows:
                 f"{self}: two rows of seed {twice['seed'].iloc[0]}; one is expected, take out the other"
             )
         return found.set_index("seed")
+
+    def _mask(self, record: pd.DataFrame) -> pd.Series:
+        mask = pd.Series(True, index=record.index)
+        for column in ("substrate", "point", "method", "number_system", "rounding", "size", "metric"):
+            if (wanted := getattr(self, column)) is not None:
+                mask &= record[column] == wanted
+        return mask
+
+    def are_in(self, record: pd.DataFrame) -> bool:
+        """Whether there are any, under these very names."""
+        return bool(self._mask(record).any())
 
     def values(self, record: pd.DataFrame) -> pd.Series:
         """The values, indexed by training seed."""
@@ -340,11 +352,10 @@ def _slope(networks: Sequence[tuple[Rows, Rows, Rows]], record: pd.DataFrame) ->
 
 
 def _parameters(single: Rows, record: pd.DataFrame) -> float:
-    """Number of parameters of a network, from the memory of its single FP32 model."""
-    bits = single.table(record)["memory_bits"]
-    if bits.nunique() != 1 or bits.iloc[0] < 1:
-        raise InputError(f"{single}: memory_bits is {sorted(set(bits))}; one positive number is expected")
-    return float(bits.iloc[0]) / 32
+    """Number of a network's parameters: counted, or of one in float32 from its single model's memory."""
+    counted = replace(single, metric=PARAMETERS)
+    is_counted = single.substrate in other_names(record) or counted.are_in(record)
+    return parameters(counted.table(record) if is_counted else None, single.table(record), single)
 
 
 def _largest_difference(networks: Sequence[tuple[Rows, Rows, Rows]], record: pd.DataFrame) -> PerSeed:

@@ -37,6 +37,7 @@ from reproduce.measurements import Unit, large_units, measure_all, selected, uni
 from reproduce.paper import any_scale
 from reproduce.scales import Reported
 from reproduce.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
+from reproduce.unrounded import SYSTEMS
 
 METHODS = (FP32, SCALED, "RTN", "LPE-BSR")
 COLUMNS_SHOWN = 3
@@ -52,15 +53,17 @@ def compute(session: Session[Any]) -> dict[str, object]:
     """Train and measure; write fig7.csv."""
     measure_all(session, wanted(session))
     rows = selected(session, wanted(session), methods=METHODS)
-    systems = ["fp32", f"int{session.scale.large_bits}"]
+    systems = [*SYSTEMS, f"int{session.scale.large_bits}"]
     write_table(rows[rows["number_system"].isin(systems)], session.out / "fig7.csv", COLUMNS)
     return {}
 
 
 def title_of(summary: Summary, substrate: str) -> str:
-    """Such as "CLIP-L, 0.14 M parameters" of "digits CLIP-L"."""
-    parameters = summary.memory_bits(What(substrate, "SGD", FP32)) / 32
-    return f"{substrate.split(' ', 1)[1]}, {_parameters(parameters)} parameters"
+    """Such as "CLIP-L, 0.14 M parameters" of "digits CLIP-L"; with its dtype where that is not float32."""
+    parameters = summary.parameters(What(substrate, "SGD", FP32))
+    name = summary.unrounded(substrate)
+    dtype = "" if name == FP32 else f", {name}"
+    return f"{substrate.split(' ', 1)[1]}, {_parameters(parameters)} parameters{dtype}"
 
 
 def _parameters(number: float) -> str:
@@ -77,7 +80,8 @@ def _bsr(chosen: Reported, substrate: str, size: int = 1) -> What:
 def _sizes_panel(axes: Axes, summary: Summary, chosen: Reported, substrate: str) -> None:
     rows = summary.record[(summary.record["substrate"] == substrate) & (summary.record["metric"] == "nll")]
     single = summary.values(What(substrate, "SGD", FP32))
-    panels.nll_panel(axes, rows, single, [chosen.large_bits], BIT_STYLES, (panels.VERMILION, "^"))
+    name = summary.unrounded(substrate)
+    panels.nll_panel(axes, rows, single, [chosen.large_bits], BIT_STYLES, (panels.VERMILION, "^"), name)
 
 
 def _memory_panel(axes: Axes, summary: Summary, chosen: Reported, substrate: str) -> None:
@@ -86,8 +90,9 @@ def _memory_panel(axes: Axes, summary: Summary, chosen: Reported, substrate: str
     colour, marker = BIT_STYLES[chosen.large_bits]
     curve = panels.budget_table(summary.every_size(_bsr(chosen, substrate)), reference, "memory_bits")
     panels.draw_budget(axes, curve, colour, marker, f"LPE-BSR, INT-{chosen.large_bits}", MEGABIT)
+    name = summary.unrounded(substrate)
     level, scaled = float(reference.mean()), float(summary.values(What(substrate, "SGD", SCALED)).mean())
-    panels.single_models(axes, summary.memory_bits(single) / MEGABIT, level, scaled, "memory")
+    panels.single_models(axes, summary.memory_bits(single) / MEGABIT, level, scaled, "memory", name)
     panels.limit_values(axes, [curve], [level, scaled])
     panels.memory_axis(axes, "memory of n stored members (Mbit)")
 
@@ -100,7 +105,7 @@ def _gain_panel(axes: Axes, summary: Summary, chosen: Reported, substrates: Sequ
         single = What(substrate, "SGD", FP32)
         gain = (summary.values(_bsr(chosen, substrate, chosen.size)) - summary.values(single)).dropna()
         low, high = interval(gain.to_numpy())
-        parameters.append(summary.memory_bits(single) / 32)
+        parameters.append(summary.parameters(single))
         means.append(float(gain.mean()))
         lows.append(low)
         highs.append(high)
@@ -113,7 +118,7 @@ def _gain_panel(axes: Axes, summary: Summary, chosen: Reported, substrates: Sequ
     axes.set_xticks(parameters, [_parameters(number) for number in parameters])
     axes.minorticks_off()
     axes.set_xlim(0.6 * min(parameters), 1.7 * max(parameters))
-    axes.set_ylabel(f"NLL({chosen.size} members)\n− NLL(FP32)")
+    axes.set_ylabel(f"NLL({chosen.size} members)\n− NLL({summary.common_name()})")
 
 
 def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
@@ -139,7 +144,9 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
         for column, (group, substrates) in enumerate(groups.items()):
             axes = figure.add_subplot(grid[heights - 1, column])
             _gain_panel(axes, summary, chosen, substrates)
-            panels.label_panel(axes, next(letters), f"gain over FP32{': ' + group if group else ''}")
+            panels.label_panel(
+                axes, next(letters), f"gain over {summary.common_name()}{': ' + group if group else ''}"
+            )
         assert first is not None
         panels.legend_below(figure, [first])
         paths = panels.save(figure, folder, "fig7")

@@ -24,6 +24,7 @@ import lpe
 from lpe.ensembles.base import Ensemble
 from lpe.evaluation.metrics import METRICS
 from lpe.evaluation.predict import evaluate_temperature_scaled
+from lpe.modules import dtype_name, parameter_count
 from lpe.number_systems.naming import Systems
 from lpe.records import COLUMNS, Records
 from lpe.substrates import captioned_digits, digits
@@ -35,6 +36,8 @@ from reproduce.llamas import llama_point
 from reproduce.paper import PaperScale
 from reproduce.points import POINTS, Point, point
 from reproduce.scales import Scale
+from reproduce.unrounded import PARAMETERS, every_name
+from reproduce.unrounded import scaled as scaled_name
 
 MEASURED = [*METRICS, "calibrated_nll"]
 EVERY_SIZE = ("nll", "ece")
@@ -237,15 +240,27 @@ class Measurer:
         self.add(method, system, rounding, rows)
 
     def single(self, net: nn.Module, backward_passes: int) -> None:
-        """The single FP32 model, as it is and with temperature scaling (fitted on validation examples)."""
+        """The single model, as it is and with temperature scaling (fitted on validation examples).
+
+        It is called by its dtype: FP32, BF16 …
+        """
         ensemble = lpe.DeepEnsemble([net], backward_passes=[backward_passes])
-        self.measure("FP32", "fp32", "", lambda _: ensemble, drawn=False)
-        if self.lacks("FP32 + temperature"):
+        name = dtype_name(net)
+        self.measure(name, name.lower(), "", lambda _: ensemble, drawn=False)
+        if self.lacks(scaled_name(name), name.lower()):
             scaled = self.data.evaluate_scaled(ensemble)
             # One number more than the model: the temperature.
             costs = {"memory_bits": ensemble.memory_bits() + 32, "backward_passes": backward_passes}
             rows = [{"size": 1, "metric": m, "value": value, **costs} for m, value in scaled.items()]
-            self.add("FP32 + temperature", "fp32", "", rows)
+            self.add(scaled_name(name), name.lower(), "", rows)
+
+    def parameters(self, net: nn.Module) -> None:
+        """How many parameters the single model has."""
+        name = dtype_name(net)
+        if self.lacks(name, name.lower(), metric=PARAMETERS):
+            costs = {"memory_bits": lpe.DeepEnsemble([net]).memory_bits(), "backward_passes": 0}
+            row = {"size": 1, "metric": PARAMETERS, "value": float(parameter_count(net)), **costs}
+            self.add(name, name.lower(), "", [row])
 
     def low_precision(
         self, net: nn.Module, systems: Iterable[Systems], size: int, backward_passes: int
@@ -507,7 +522,7 @@ def selected(
     """
     rows = rows_of(session, wanted)
     if methods is not None:
-        rows = rows[rows["method"].isin(list(methods))]
+        rows = rows[rows["method"].isin(every_name(methods))]
     sized = rows[rows["metric"] == "ambiguity"][["substrate", "point", "method", "number_system", "size"]]
     reported = set(sized.drop_duplicates().itertuples(index=False, name=None))
     keys = rows[list(sized.columns)].itertuples(index=False, name=None)

@@ -183,11 +183,13 @@ def nll_panel(
     bits: Sequence[int],
     bit_styles: Mapping[int, tuple[str, str]],
     bma_style: tuple[str, str],
+    name: str = "FP32",
 ) -> None:
     """NLL against ensemble size of one point: BMA, LPE-BSR by bit width, and the single models as lines.
 
     Args:
-        nll: the point's rows of metric "nll". single: the FP32 model's NLL per training seed.
+        nll: the point's rows of metric "nll". single: the unrounded model's NLL per training seed.
+        name: what the unrounded model is called.
     """
     if (nll["method"] == "BMA").any():
         paired_curve(axes, nll, single, bma_style[0], "BMA, FP32", bma_style[1], method="BMA")
@@ -196,9 +198,10 @@ def nll_panel(
         system = f"int{width}"
         label = f"LPE-BSR, INT-{width}"
         paired_curve(axes, nll, single, colour, label, marker, method="LPE-BSR", number_system=system)
-    scaled = by_seed(nll, method="FP32 + temperature")
-    axes.axhline(single.mean(), color=BLACK, linestyle="--", linewidth=0.9, label="single FP32")
-    axes.axhline(scaled.mean(), color=BLACK, linestyle=":", linewidth=0.9, label="single FP32 + temperature")
+    scaled = by_seed(nll, method=f"{name} + temperature")
+    axes.axhline(single.mean(), color=BLACK, linestyle="--", linewidth=0.9, label=f"single {name}")
+    label = f"single {name} + temperature"
+    axes.axhline(scaled.mean(), color=BLACK, linestyle=":", linewidth=0.9, label=label)
     axes.set_xlabel("ensemble size (members)")
     axes.set_xlim(0.5, int(nll["size"].max()) + 0.5)
 
@@ -270,14 +273,17 @@ def draw_budget(
         axes.fill_between(xs, curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0, zorder=1)
 
 
-def single_models(axes: Axes, cost: float, level: float, scaled: float, where: str) -> None:
-    """The single FP32 model as a line with a star at its cost, and it with temperature scaling as a line.
+def single_models(
+    axes: Axes, cost: float, level: float, scaled: float, where: str, name: str = "FP32"
+) -> None:
+    """The single model as a line with a star at its cost, and it with temperature scaling as a line.
 
     Args:
         cost: on the x axis. level, scaled: their values. where: the star's place in words, for the legend.
+        name: what the unrounded model is called.
     """
     axes.axhline(level, color=BLACK, linestyle="--", linewidth=0.9, zorder=2)
-    axes.axhline(scaled, color=BLACK, linestyle=":", linewidth=0.9, label="single FP32 + temperature")
+    axes.axhline(scaled, color=BLACK, linestyle=":", linewidth=0.9, label=f"single {name} + temperature")
     axes.plot(
         cost,
         level,
@@ -288,7 +294,7 @@ def single_models(axes: Axes, cost: float, level: float, scaled: float, where: s
         markeredgewidth=0.5,
         linestyle="--",
         linewidth=0.9,
-        label=f"single FP32, at its {where}",
+        label=f"single {name}, at its {where}",
         zorder=5,
     )
 

@@ -14,6 +14,7 @@ from torch import nn
 
 import lpe
 from lpe.ensembles.base import Ensemble
+from lpe.modules import dtype_name
 from lpe.provenance import plain_data
 from lpe.writing import write_text_atomic
 from reproduce.answers import task_questions
@@ -95,6 +96,8 @@ def measure_pretrained(session: Session[PaperScale], unit: Unit) -> None:
     write_text_atomic(_description(session, unit.what), json.dumps(described))
     measurer = Measurer(session, unit, "SGD", f"{scale.name} {unit.what}", loaded.test)
     measurer.single(net, 0)
+    measurer.parameters(net)
+    unrounded = dtype_name(net).lower()
     compared = unit.what in scale.figures["table6"]
     if unit.what in scale.figures["table1"]:
         bits, size = scale.table_bits, scale.claim_size
@@ -109,11 +112,11 @@ def measure_pretrained(session: Session[PaperScale], unit: Unit) -> None:
             ("MC-dropout", dropped, scale.dropout_rates),
         ):
             # Written last: where it is, the method has been measured.
-            if measurer.lacks(method, metric="setting"):
+            if measurer.lacks(method, unrounded, metric="setting"):
                 value = tuned(make, grid, scale.claim_size, loaded.tuning)
-                measurer.measure(method, "fp32", "", partial(make, value, scale.size))
+                measurer.measure(method, unrounded, "", partial(make, value, scale.size))
                 setting = {"size": scale.size, "metric": "setting", "value": value}
-                measurer.add(method, "fp32", "", [setting])
+                measurer.add(method, unrounded, "", [setting])
 
 
 def _description(session: Session[PaperScale], name: str) -> Path:

@@ -23,8 +23,8 @@ import lpe
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.errors import InputError
 from lpe.evaluation.timing import MemberTimer
-from lpe.modules import to_device
-from lpe.substrates.loading import available_bytes
+from lpe.modules import dtype_name, parameter_count, to_device
+from lpe.substrates.loading import available_bytes, parameter_bytes
 from reproduce.paper import PaperModel, pretrained_device
 
 MEMBERS = 2
@@ -41,7 +41,8 @@ HEADER = (
     "model",
     "parameters",
     "rounded",
-    "FP32 (MB)",
+    "dtype",
+    "unrounded (MB)",
     "shared (MB)",
     "a member (MB)",
     "bits a rounded weight",
@@ -240,14 +241,15 @@ def _row(
     one, two = ensemble.memory_bits(1), ensemble.memory_bits(2)
     member = two - one
     rounded = sum(planned.numel for planned in ensemble.plan if planned.quantised)
-    parameters = sum(parameter.numel() for parameter in net.parameters())
+    parameters = parameter_count(net)
     made = sum(ensemble.making.seconds) / MEMBERS
     each = sum(timer.seconds) / MEMBERS
     cells = (
         name,
         _millions(parameters),
         _millions(rounded),
-        f"{4 * parameters / 1e6:.0f}",
+        dtype_name(net),
+        f"{parameter_bytes(net) / 1e6:.0f}",
         f"{(one - member) / 8e6:.1f}",
         f"{member / 8e6:.1f}",
         f"{member / rounded:.2f}",

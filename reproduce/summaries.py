@@ -19,9 +19,9 @@ from reproduce.panels import read_record
 from reproduce.paper import PaperScale
 from reproduce.scales import Reported, Scale
 from reproduce.tables import mean_and_interval, plain_number
+from reproduce.unrounded import FP32, PARAMETERS, other_names, own_names, parameters
+from reproduce.unrounded import SCALED as SCALED
 
-FP32 = "FP32"
-SCALED = "FP32 + temperature"
 MEGABIT = 1e6
 
 
@@ -60,6 +60,7 @@ class Summary:
     figure: str
     record: pd.DataFrame
     _places: dict[tuple[object, ...], np.ndarray] = field(init=False, repr=False)
+    _others: dict[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         twice = self.record[self.record.duplicated([*_KEY, "seed"])]
@@ -70,10 +71,33 @@ class Summary:
                 f"{record_name(self.figure)} has two rows of {named}; delete the file and run the script anew"
             )
         object.__setattr__(self, "_places", self.record.groupby(_KEY).indices)
+        object.__setattr__(self, "_others", other_names(self.record))
 
-    @staticmethod
-    def _key(what: What, metric: str) -> tuple[object, ...]:
-        return (what.substrate, what.point, what.method, what.number_system, what.size, metric)
+    def _key(self, what: What, metric: str) -> tuple[object, ...]:
+        names = own_names(self._others, what.substrate, what.method, what.number_system)
+        return (what.substrate, what.point, *names, what.size, metric)
+
+    def unrounded(self, substrate: str) -> str:
+        """What a substrate's network is called as it is: "FP32", "BF16" …"""
+        return self._others.get(substrate, FP32)
+
+    def title(self, substrate: str, method: str) -> str:
+        """A method as the substrate's record names it: "BF16 + temperature" for "FP32 + temperature"."""
+        return own_names(self._others, substrate, method, "")[0]
+
+    def common_name(self) -> str:
+        """What all networks are called as they are; "☆" where their dtypes differ."""
+        names = {self.unrounded(substrate) for substrate in self.record["substrate"].unique()}
+        return names.pop() if len(names) == 1 else "☆"
+
+    def named(self, text: str) -> str:
+        """A heading or a note with the networks' own name in the place of FP32."""
+        return text.replace(FP32, self.common_name())
+
+    def parameters(self, what: What) -> float:
+        """How many parameters an unrounded network has; see :func:`reproduce.unrounded.parameters`."""
+        has_count = self.has(what, PARAMETERS) or self.unrounded(what.substrate) != FP32
+        return parameters(self.rows(what, PARAMETERS) if has_count else None, self.rows(what), what)
 
     def rows(self, what: What, metric: str = "nll") -> pd.DataFrame:
         """The rows of a metric, indexed by training seed.
@@ -98,7 +122,7 @@ class Summary:
 
     def sizes(self, what: What, metric: str = "nll") -> list[int]:
         """The sizes at which there are rows, whatever the size of ``what``."""
-        rest = (what.substrate, what.point, what.method, what.number_system)
+        rest = self._key(what, metric)[:4]
         return sorted(int(str(key[4])) for key in self._places if key[:4] == rest and key[5] == metric)
 
     def every_size(self, what: What, metric: str = "nll") -> pd.DataFrame:
@@ -154,7 +178,7 @@ def claim_lines(record: pd.DataFrame, chosen: Reported, beginnings: Sequence[str
 def substrates_by_size(summary: Summary) -> list[str]:
     """The record's substrates, that with the fewest parameters first."""
     names = sorted(summary.record["substrate"].unique())
-    return sorted(names, key=lambda name: summary.memory_bits(What(name, "SGD", FP32)))
+    return sorted(names, key=lambda name: summary.parameters(What(name, "SGD", FP32)))
 
 
 def system_title(name: str) -> str:

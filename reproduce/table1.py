@@ -41,6 +41,7 @@ from reproduce.summaries import (
     system_title,
 )
 from reproduce.tables import Cell, mark_best, write_all
+from reproduce.unrounded import SYSTEMS
 
 BITS = (6, 4)
 METHODS = (FP32, SCALED, "RTN", "LPE-BSR")
@@ -75,7 +76,7 @@ def write_record(
     rows = selected(session, the_units, every_size=(), methods=METHODS)
     rows = rows[(rows["method"] != "LPE-BSR") | (rows["size"] == session.scale.claim_size)]
     if systems:
-        rows = rows[rows["number_system"].isin(["fp32", *systems])]
+        rows = rows[rows["number_system"].isin([*SYSTEMS, *systems])]
     write_table(rows, session.out / record_name(figure), COLUMNS)
 
 
@@ -85,10 +86,12 @@ def block(summary: Summary, substrate: str, systems: Sequence[str], size: int) -
     The lower NLL of RTN and LPE-BSR is bold.
     """
     single = What(substrate, "SGD", FP32)
-    parameters = round(summary.memory_bits(single) / 32)
+    parameters = round(summary.parameters(single))
 
     def row(what: What, title: str) -> list[Cell]:
-        system = "FP32" if what.number_system == "fp32" else system_title(what.number_system)
+        system = (
+            summary.unrounded(substrate) if what.number_system == "fp32" else system_title(what.number_system)
+        )
         return [
             substrate,
             parameters,
@@ -148,7 +151,8 @@ def write_networks(
         f"{listed([f'INT-{system_bits(system)}' for system in systems])}, scale {chosen.name}, "
         f"{seeds_shown(summary)} training seeds."
     )
-    return write_all(folder, figure, HEADER, rows, caption, rounding_notes(chosen)), summary
+    header, notes = ([*map(summary.named, texts)] for texts in (HEADER, rounding_notes(chosen)))
+    return write_all(folder, figure, header, rows, caption, notes), summary
 
 
 def compute(session: Session[Any]) -> dict[str, object]:

@@ -27,9 +27,20 @@ from reproduce.fig7 import METHODS, wanted
 from reproduce.measurements import measure_all, selected
 from reproduce.paper import any_scale
 from reproduce.scales import Reported
-from reproduce.summaries import FP32, SCALED, What, claim_lines, conditions, counted_seeds, megabits, read
+from reproduce.summaries import (
+    FP32,
+    SCALED,
+    Summary,
+    What,
+    claim_lines,
+    conditions,
+    counted_seeds,
+    megabits,
+    read,
+)
 from reproduce.table2 import MEASURED, numbers
 from reproduce.tables import Cell, write_all
+from reproduce.unrounded import SYSTEMS
 
 HEADER = (
     "model",
@@ -47,18 +58,18 @@ def compute(session: Session[Any]) -> dict[str, object]:
     """Train and measure; write table3_record.csv."""
     measure_all(session, wanted(session))
     rows = selected(session, wanted(session), every_size=(), methods=METHODS)
-    systems = ["fp32", f"int{session.scale.large_bits}"]
+    systems = [*SYSTEMS, f"int{session.scale.large_bits}"]
     rows = rows[rows["number_system"].isin(systems)]
     write_table(rows, session.out / record_name("table3"), COLUMNS)
     return {}
 
 
-def rows_of_model(chosen: Reported, substrate: str) -> list[tuple[What, str]]:
+def rows_of_model(chosen: Reported, summary: Summary, substrate: str) -> list[tuple[What, str]]:
     """What a model's block shows, with its title."""
     system, words = f"int{chosen.large_bits}", f"INT-{chosen.large_bits}"
     shown = [
-        (What(substrate, "SGD", FP32), "☆ single FP32"),
-        (What(substrate, "SGD", SCALED), SCALED),
+        (What(substrate, "SGD", FP32), f"☆ single {summary.unrounded(substrate)}"),
+        (What(substrate, "SGD", SCALED), summary.title(substrate, SCALED)),
         (What(substrate, "SGD", "RTN", system), f"RTN, {words}"),
     ]
     low = What(substrate, "SGD", "LPE-BSR", system)
@@ -73,11 +84,11 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
     seeds = []
     for substrate in [name for names in chosen.large_networks.values() for name in names]:
         single = What(substrate, "SGD", FP32)
-        for what, title in rows_of_model(chosen, substrate):
+        for what, title in rows_of_model(chosen, summary, substrate):
             rows.append(
                 [
                     substrate,
-                    round(summary.memory_bits(single) / 32),
+                    round(summary.parameters(single)),
                     title,
                     what.size,
                     *numbers(summary, what, single),
@@ -88,13 +99,13 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
     caption = f"The numbers behind figure 7, scale {chosen.name}, {counted_seeds(seeds)} training seeds."
     notes = [
         *conditions(chosen),
-        "NLL − FP32's: paired by training seed, against ☆ of the same model. Average loss, AMB (ambiguity) "
-        "and ensemble loss in nats; they are not defined for scaled probabilities.",
+        summary.named("NLL − FP32's: paired by training seed, against ☆ of the same model. Average loss, ")
+        + "AMB (ambiguity) and ensemble loss in nats; they are not defined for scaled probabilities.",
         "CLIP: zero-shot classification of test images; members differ in the image tower. Llama: a "
         "question's choices are the classes, and a member's logits their summed log-likelihoods.",
         "Memory: n stored members, scales and what stays in full precision counted once.",
     ]
-    return write_all(folder, "table3", HEADER, rows, caption, notes), claim_lines(
+    return write_all(folder, "table3", [*map(summary.named, HEADER)], rows, caption, notes), claim_lines(
         summary.record, chosen, ["C6"]
     )
 

@@ -108,13 +108,14 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
         *conditions(chosen),
         "Members differ in the image tower; the head, made of captions of the class names, is computed once "
         "at full precision.",
-        "NLL − FP32's: paired by training seed, against ☆. Bold: the lowest mean NLL of the ensembles of one "
+        summary.named("NLL − FP32's: paired by training seed, against ☆. ")
+        + "Bold: the lowest mean NLL of the ensembles of one "
         f"size, however little they differ. Gaussian: std {std:g}; MC-dropout: rate {rate:g}; both chosen on "
         "validation images.",
         "Memory: n stored members, and the smallest thing from which they can be drawn; the text tower, "
         "which classifying does not need, is not counted.",
     ]
-    paths = write_all(folder, "table6", HEADER, rows, caption, notes)
+    paths = write_all(folder, "table6", [*map(summary.named, HEADER)], rows, caption, notes)
     return paths, claim_lines(summary.record, chosen, [f"C10 ({substrate}"])
 
 

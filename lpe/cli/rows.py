@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from lpe.cli.options import METHODS, EnsembleOptions
@@ -17,10 +16,8 @@ from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
 from lpe.evaluation.predict import evaluate_temperature_scaled
 from lpe.evaluation.timing import MemberTimer
+from lpe.modules import dtype_name
 from lpe.number_systems.grids import FullPrecision
-
-UNROUNDED = {torch.float32: "FP32", torch.bfloat16: "BF16", torch.float16: "FP16"}
-"""Names of the model as it is."""
 
 UNSCALED = (
     "method",
@@ -100,7 +97,7 @@ def _add_model(
     exclude: Sequence[str] | None = None,
 ) -> str:
     """Append the rows of the model as it is, and with a temperature; its name."""
-    name = UNROUNDED.get(next(subject.model.parameters()).dtype, "unrounded")
+    name = dtype_name(subject.model)
     single = LowPrecisionEnsemble(subject.model, FullPrecision(), 1, include=include, exclude=exclude)
     measured += _measured(subject, name, single, name.lower(), "")
     measured += _with_temperature(subject, single, measured, f"{name} + temperature")

@@ -162,5 +162,6 @@ def test_a_rehearsal_prints_what_a_member_takes(name: str, monkeypatch: pytest.M
     row = dict(zip(rehearsal.HEADER, done.cells, strict=True))
     assert row["bits a rounded weight"] == "5.00"
     assert float(row["make a member (s)"]) >= 0
-    assert float(row["FP32 (MB)"].replace(",", "")) >= float(row["a member (MB)"])
+    assert float(row["unrounded (MB)"].replace(",", "")) >= float(row["a member (MB)"])
+    assert row["dtype"] == {"ViT": "FP32", "Llama": "BF16"}[name]
     assert replace(done, cells=()).note

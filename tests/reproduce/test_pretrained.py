@@ -25,6 +25,7 @@ from reproduce.command import record_name, run_figure
 from reproduce.measurements import Measurer
 from reproduce.paper import PAPER, PaperModel, PaperScale
 from reproduce.pretrained import load, tuned
+from reproduce.summaries import read
 
 IMAGES, STRIDE = 12, 3
 SMALL = replace(
@@ -68,6 +69,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PaperScale:
     tokenizer = captioned_digits.CaptionTokenizer()
     loaded = clip.LoadedCLIP(captioned_digits.network(shape, 0).eval(), tokenizer, three_channels, {})
     llama = arithmetic.network(arithmetic.LlamaShape(width=8, depth=1, heads=2, hidden=8), 0).eval()
+    llama.to(torch.bfloat16)  # as LLaMa-3-8B is
     monkeypatch.setattr(imagenet, "load_model", imagenet.random_model)
     monkeypatch.setattr(imagenet, "validation", pictures)
     monkeypatch.setattr(clip, "load_model", lambda tag: loaded)
@@ -165,8 +167,35 @@ def test_figure_7_and_table_3_show_the_clip_and_the_llama(
     for module in (fig7, table3):
         rows = rendered(module)
         assert set(rows["substrate"]) == {"paper CLIP-L", "paper Llama-8B"}
-        assert set(rows["number_system"]) == {"fp32", "int5"}
+        assert set(rows["number_system"]) == {"fp32", "bf16", "int5"}
     assert (tmp_path / "out" / "fig7.pdf").stat().st_size > 10_000
+
+
+def test_a_bfloat16_network_is_called_so_and_its_parameters_are_counted(
+    small: PaperScale, rendered: Callable[[object], pd.DataFrame], tmp_path: Path
+) -> None:
+    rows = rendered(table3)
+    llama = rows[rows["substrate"] == "paper Llama-8B"]
+    assert set(llama["method"]) == {"BF16", "BF16 + temperature", "RTN", "LPE-BSR"}
+    net = load(small, small.llamas["8B"]).net
+    weights = sum(parameter.numel() for parameter in net.parameters())
+    assert llama[llama["metric"] == "parameters"]["value"].tolist() == [weights]
+    # The injected fault: parameters from the bits, as of float32.
+    assert llama[llama["method"] == "BF16"]["memory_bits"].iloc[0] / 32 < 0.6 * weights
+    table = pd.read_csv(tmp_path / "out" / "table3.csv")
+    shown = table[table["model"] == "paper Llama-8B"]
+    assert set(shown["parameters"]) == {weights}
+    assert shown["method"].tolist()[:2] == ["☆ single BF16", "BF16 + temperature"]
+    assert "NLL − ☆'s" in table.columns  # the other network is in float32
+
+
+def test_figure_7_titles_a_bfloat16_network_so(
+    rendered: Callable[[object], pd.DataFrame], tmp_path: Path
+) -> None:
+    rendered(fig7)
+    summary = read(tmp_path / "out", "fig7")
+    assert fig7.title_of(summary, "paper Llama-8B").endswith(" parameters, BF16")
+    assert fig7.title_of(summary, "paper CLIP-L").endswith(" parameters")
 
 
 def test_the_setting_with_the_least_nll_is_taken() -> None:
