@@ -242,13 +242,12 @@ def test_the_log_likelihood_is_the_log_of_the_mean_of_token_probabilities(
 def test_a_mean_of_log_probabilities_would_be_seen(
     ensemble: lpe.LowPrecisionEnsemble, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def sum_of_logs(running: Any, targets: Tensor, log_probs: Tensor | None) -> None:
-        count = getattr(running, "count", 0) + 1
-        running.logs = targets.double() + getattr(running, "logs", 0)
-        running.count, running.all = count, log_probs
-        running.targets = running.logs / count + np.log(count)
+    def sum_of_logs(running: Any, log_probs: Tensor) -> Tensor:
+        running.count = getattr(running, "count", 0) + 1
+        running.logs = log_probs.double() + getattr(running, "logs", 0)
+        return running.logs / running.count + np.log(running.count)
 
-    monkeypatch.setattr(ensemble_lm._Running, "add", sum_of_logs)
+    monkeypatch.setattr(ensemble_lm._Targets, "add", sum_of_logs)
     assert wrong_log_likelihoods(ensemble, tokenizer) > 20
 
 
@@ -354,12 +353,82 @@ class Counting(lpe.LowPrecisionEnsemble):
         return super().member(index)
 
 
-def test_the_size_of_a_chunk_changes_no_answer(ensemble: lpe.LowPrecisionEnsemble, tokenizer: Any) -> None:
-    whole, cut = (
-        EnsembleLM(ensemble, tokenizer, batch_size=3, chunk_bytes=size).loglikelihood(pair_requests())
-        for size in (1 << 29, 1)
-    )
-    assert whole == cut
+@pytest.fixture(scope="module")
+def greedy_requests(ensemble: lpe.LowPrecisionEnsemble, tokenizer: Any) -> list[Instance]:
+    """Continuations by the token that some prefix finds the most probable."""
+    nets, pairs = [*ensemble], []
+    for context in ("abc", "d", "ja", "cab", "hi", "bad", "gig", "fe"):
+        texts = [context] * len(nets)
+        for _ in range(2):
+            for place, text in enumerate(texts):
+                tokens = [*tokenizer.encode(text), 0]
+                probs = torch.stack([token_log_probs(net, tokens, 1)[0].exp() for net in nets[: place + 1]])
+                # Without the marks, which are no text.
+                texts[place] += LETTERS[int(probs.mean(0)[3:].argmax())]
+            pairs += [(context, text[len(context) :]) for text in texts]
+    return [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(dict.fromkeys(pairs))]
+
+
+def every_answer(ensemble: Any, tokenizer: Any, requests: list[Instance], size: int) -> list[list[Any]]:
+    """Each prefix's answers, by chunks of so many bytes."""
+    lm = EnsembleLM(ensemble, tokenizer, batch_size=3, chunk_bytes=size)
+    lm.loglikelihood(requests)
+    return [[scored.answer(n + 1) for n in range(len(ensemble))] for scored in lm.scored]
+
+
+@pytest.fixture(scope="module")
+def whole_answers(
+    ensemble: lpe.LowPrecisionEnsemble, tokenizer: Any, greedy_requests: list[Instance]
+) -> list[list[Any]]:
+    return every_answer(ensemble, tokenizer, greedy_requests + pair_requests(), 1 << 29)
+
+
+def test_the_continuations_are_greedy_for_some_prefixes_and_not_for_others(
+    whole_answers: list[list[Any]],
+) -> None:
+    found = {tuple(greedy for _, greedy in answers) for answers in whole_answers}
+    assert len(found) > 4
+
+
+# 1 byte: a batch a chunk. 16 leading tokens are the whole vocabulary; few leave many continuations undecided.
+@pytest.mark.parametrize("leading", [1, 4, 16])
+@pytest.mark.parametrize("size", [1, 1 << 12])
+def test_the_size_of_a_chunk_changes_no_answer(
+    ensemble: lpe.LowPrecisionEnsemble,
+    tokenizer: Any,
+    greedy_requests: list[Instance],
+    whole_answers: list[list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    leading: int,
+    size: int,
+) -> None:
+    monkeypatch.setattr(ensemble_lm, "LEADING", leading)
+    assert every_answer(ensemble, tokenizer, greedy_requests + pair_requests(), size) == whole_answers
+
+
+@pytest.mark.parametrize(("leading", "runs"), [(16, 1), (1, 2)])
+def test_batches_are_run_again_only_where_the_leading_tokens_do_not_tell(
+    llama: LlamaForCausalLM,
+    tokenizer: Any,
+    greedy_requests: list[Instance],
+    monkeypatch: pytest.MonkeyPatch,
+    leading: int,
+    runs: int,
+) -> None:
+    monkeypatch.setattr(ensemble_lm, "LEADING", leading)
+    counting = Counting(llama, lpe.Int(3), 4)
+    lm = EnsembleLM(counting, tokenizer, batch_size=len(greedy_requests), chunk_bytes=1)
+    lm.loglikelihood(greedy_requests)
+    assert counting.made == 4 * runs
+
+
+def test_members_are_made_once_a_pass_over_a_large_vocabulary(tokenizer: Any) -> None:
+    large = LlamaForCausalLM(LlamaConfig(**{**a_llama().config.to_dict(), "vocab_size": 50_000})).eval()
+    counting = Counting(large, lpe.Int(5), 3)
+    lm = EnsembleLM(counting, tokenizer, batch_size=2, chunk_bytes=1 << 20)
+    lm.loglikelihood(pair_requests())
+    # A whole distribution has 200 kB, of which a chunk would hold five.
+    assert counting.made == 3
 
 
 def test_members_are_made_once_for_all_that_a_chunk_holds(llama: LlamaForCausalLM, tokenizer: Any) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +45,11 @@ logger = logging.getLogger(__name__)
 CHUNK_BYTES = 1 << 29
 """Bytes of running sums over the vocabulary that a chunk may hold: small against a model whose vocabulary is
 large, and for a small model more than a whole task needs."""
+
+LEADING = 64
+"""Tokens of a distribution that are followed one by one where whole distributions do not fit a chunk."""
+ROUNDING = 1e-4
+"""Above what sums of log-probabilities in float32 are off by."""
 
 
 @dataclass(frozen=True)
@@ -95,24 +100,75 @@ class _Batch:
     requests: list[int]
 
 
-class _Running:
-    """Log of the sum of the members' probabilities so far, in one batch: of the targets, of all tokens."""
+class _Targets:
+    """Log of the sum of the members' probabilities of the targets so far."""
 
-    def __init__(self, keep_all: bool) -> None:
-        self.keep_all = keep_all
-        self.targets: Tensor | None = None
-        self.all: Tensor | None = None
+    def __init__(self) -> None:
+        self.sum: Tensor | None = None
 
-    def add(self, target_log_probs: Tensor, log_probs: Tensor | None) -> None:
-        """A member's log-probabilities: of the targets [tokens] and, where kept, all [scored, vocabulary]."""
-        if self.targets is None:
-            # The first member stays in its own type: an ensemble of one answers as its member does.
-            self.targets, self.all = target_log_probs, log_probs
-            return
-        self.targets = torch.logaddexp(self.targets.double(), target_log_probs.double())
-        if log_probs is not None:
-            assert self.all is not None
-            self.all = torch.logaddexp(self.all.float(), log_probs.float())
+    def add(self, log_probs: Tensor) -> Tensor:
+        """The sum [tokens] with a member's log-probabilities of the targets."""
+        # The first member stays in its own type: an ensemble of one answers as its member does.
+        self.sum = log_probs if self.sum is None else torch.logaddexp(self.sum.double(), log_probs.double())
+        return self.sum
+
+
+class _Whole:
+    """Log of the sum of the members' distributions so far [scored, vocabulary].
+
+    Args:
+        scored, targets: the batch's. keep: it for further members.
+    """
+
+    def __init__(self, scored: Tensor, targets: Tensor, keep: bool) -> None:
+        self.scored, self.targets, self.keep = scored, targets, keep
+        self.sum: Tensor | None = None
+
+    def add(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
+        """With a member's, whether each target is the most probable token, and whether it is not.
+
+        Bool [tokens] each.
+        """
+        total = log_probs if self.sum is None else torch.logaddexp(self.sum.float(), log_probs.float())
+        self.sum = total if self.keep else None
+        right = total.argmax(dim=-1)[self.scored] == self.targets
+        return right, ~right
+
+
+class _Leading:
+    """As ``_Whole``, of the tokens alone that lead in the first member, with a bound of all others.
+
+    Where a vocabulary is large that is a thousandth of a distribution, and almost always tells what the whole
+    would.
+    """
+
+    def __init__(self, scored: Tensor, targets: Tensor) -> None:
+        self.scored, self.targets = scored, targets
+        self.leading: Tensor | None = None
+
+    def add(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``_Whole``'s; neither holds of a target where the leading tokens do not tell."""
+        own = log_probs[self.scored, self.targets].float()
+        if self.leading is None:
+            self.leading = log_probs.topk(min(LEADING, log_probs.shape[-1]), dim=-1).indices
+            self.own, self.leaders, self.others = own, *self._split(log_probs, self.leading)
+            right = log_probs.argmax(dim=-1)[self.scored] == self.targets
+            return right, ~right
+        leaders, others = self._split(log_probs, self.leading)
+        # As the whole is summed, so that what is known of it is known to the last bit.
+        self.own = torch.logaddexp(self.own, own)
+        self.leaders = torch.logaddexp(self.leaders, leaders)
+        self.others = torch.logaddexp(self.others, others)
+        itself = self.leading[self.scored] == self.targets[:, None]
+        rival = self.leaders[self.scored].masked_fill(itself, -torch.inf).amax(dim=-1)
+        right = (self.own > rival) & (self.own > self.others[self.scored] + ROUNDING)
+        return right, self.own < rival
+
+    @staticmethod
+    def _split(log_probs: Tensor, leading: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the leading tokens [scored, leading], and the largest of the others [scored]."""
+        others = log_probs.scatter(-1, leading, -torch.inf).amax(dim=-1)
+        return log_probs.gather(-1, leading).float(), others.float()
 
 
 class EnsembleLM(HFLM):
@@ -123,15 +179,16 @@ class EnsembleLM(HFLM):
     unrounded model gives its answers exactly.
 
     Members are made as few times as possible: batches are taken a chunk at a time, and within a chunk each
-    member is made once and runs over the chunk's batches. Rolling requests are one chunk. Elsewhere, what is
-    held is one distribution over the vocabulary for each scored token (whether a continuation is the greedy
-    one is asked of the mean), never one for each member.
+    member is made once and runs over the chunk's batches. What is held is a sum a scored token and, since it
+    is asked whether a continuation is the greedy one under the mean, a distribution over the vocabulary, not
+    one for each member. Where all of these do not fit a chunk, their leading tokens are held. The batches of
+    which those do not tell (two tokens of nearly the same probability) are run again, in chunks.
 
     Args:
         ensemble: of causal language models of transformers, on one device.
         tokenizer: theirs.
         batch_size: requests a forward pass.
-        chunk_bytes: of distributions held at a time; it never changes an answer.
+        chunk_bytes: held at a time; it never changes an answer.
         timer: gets the time of each member, made and run.
 
     Attributes:
@@ -348,69 +405,118 @@ class EnsembleLM(HFLM):
         if chunk:
             yield chunk
 
-    @torch.no_grad()
     def _scores(
         self, batches: list[_Batch], count: int, greedy: bool, timer: MemberTimer | None
     ) -> list[_Score]:
         """Tokens, members' sums, prefixes' sums and greediness of ``count`` requests."""
         size = len(self.ensemble)
-        tokens = [0] * count
-        members = torch.zeros(count, size, dtype=torch.float64)
-        prefixes = torch.zeros(count, size, dtype=torch.float64)
-        is_greedy = torch.zeros(count, size, dtype=torch.bool)
+        sums = _Sums(
+            [0] * count,
+            torch.zeros(count, size, dtype=torch.float64),
+            torch.zeros(count, size, dtype=torch.float64),
+            torch.zeros(count, size, dtype=torch.bool),
+            torch.zeros(count, size, dtype=torch.bool),
+        )
         for batch in batches:
             for index, length in zip(batch.requests, batch.lengths, strict=True):
-                tokens[index] = length
-        keep_all = greedy and size > 1
+                sums.tokens[index] = length
+        whole = partial(_Whole, keep=size > 1)
+        if not greedy:
+            self._run_all(batches, [8 * len(batch.targets) for batch in batches], None, sums, timer)
+        elif size == 1 or sum(map(self._whole_bytes, batches)) <= self.chunk_bytes or not self.chunk_bytes:
+            self._run_all(batches, [*map(self._whole_bytes, batches)], whole, sums, timer)
+        else:
+            held = [16 * LEADING * len(batch.rows) for batch in batches]
+            self._run_all(batches, held, _Leading, sums, timer)
+            again = [batch for batch in batches if bool(sums.unsure[batch.requests].any())]
+            if again:
+                self._run_all(again, [*map(self._whole_bytes, again)], whole, sums, timer)
+        return [
+            (
+                sums.tokens[index],
+                sums.members[index],
+                sums.prefixes[index],
+                sums.greedy[index] if greedy else None,
+            )
+            for index in range(count)
+        ]
+
+    def _whole_bytes(self, batch: _Batch) -> int:
         vocabulary = self.config.get_text_config().vocab_size
-        held = [4 * vocabulary * len(batch.rows) if keep_all else 8 * len(batch.targets) for batch in batches]
+        return 4 * vocabulary * len(batch.rows) if len(self.ensemble) > 1 else 8 * len(batch.targets)
+
+    @torch.no_grad()
+    def _run_all(
+        self,
+        batches: list[_Batch],
+        held: list[int],
+        mean: Callable[[Tensor, Tensor], _Whole | _Leading] | None,
+        sums: _Sums,
+        timer: MemberTimer | None,
+    ) -> None:
+        """Every member on every batch.
+
+        Args:
+            held: bytes a batch. mean: makes what is held of its distributions; None: nothing. sums: to fill.
+        """
+        size = len(self.ensemble)
         with tqdm(total=len(batches) * size, desc="members × batches", disable=None) as bar:
             for chunk in self._chunks(batches, held):
-                running = [_Running(keep_all) for _ in chunk]
+                targets = [_Targets() for _ in chunk]
+                means: list[Any] = [None for _ in chunk]
                 turn = self.ensemble.in_turn()
                 for member in range(size):
                     with timer.member(member) if timer else nullcontext():
                         net = next(turn)
-                        for batch, so_far in zip(chunk, running, strict=True):
-                            self._run(net, member, batch, so_far, greedy, members, prefixes, is_greedy)
+                        for place, batch in enumerate(chunk):
+                            distributions, scored, wanted = self._distributions(net, batch)
+                            own = distributions[scored, wanted]
+                            if torch.isnan(own).any():
+                                raise InputError(f"member {member} gives log-probabilities that are NaN")
+                            sums.add(member, batch, own, targets[place].add(own))
+                            if mean is not None:
+                                means[place] = means[place] or mean(scored, wanted)
+                                sums.add_greedy(member, batch, *means[place].add(distributions))
                             bar.update()
                         del net  # it would live on while the next one is made
-        return [
-            (tokens[index], members[index], prefixes[index], is_greedy[index] if greedy else None)
-            for index in range(count)
-        ]
 
-    def _run(
-        self,
-        net: nn.Module,
-        member: int,
-        batch: _Batch,
-        running: _Running,
-        greedy: bool,
-        members: Tensor,
-        prefixes: Tensor,
-        is_greedy: Tensor,
-    ) -> None:
+    def _distributions(self, net: nn.Module, batch: _Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """A member's log-probabilities [scored, vocabulary]; the batch's ``scored`` and ``targets``."""
         device = device_of(net)
         # Of all positions, as lm-eval has it: on some devices a row's last bit depends on where it lies.
         log_probs = apply(net, batch.inputs.to(device)).log_softmax(dim=-1, dtype=self.softmax_dtype)
         distributions = log_probs[batch.rows.to(device), batch.positions.to(device)]
-        scored, targets = batch.scored.to(device), batch.targets.to(device)
-        own = distributions[scored, targets]
-        if torch.isnan(own).any():
-            raise InputError(f"member {member} gives log-probabilities that are NaN")
-        running.add(own, distributions if running.keep_all else None)
-        assert running.targets is not None
-        right = None
-        if greedy:
-            most_probable = (running.all if running.all is not None else distributions).argmax(dim=-1)
-            right = (most_probable[scored] == targets).split(batch.lengths)
-        own_parts, mean_parts = own.split(batch.lengths), running.targets.split(batch.lengths)
-        for place, (index, length) in enumerate(zip(batch.requests, batch.lengths, strict=True)):
-            members[index, member] = float(own_parts[place].double().sum())
-            prefixes[index, member] = float(mean_parts[place].sum()) - length * float(np.log(member + 1))
-            if right is not None:
-                is_greedy[index, member] = bool(right[place].all())
+        return distributions, batch.scored.to(device), batch.targets.to(device)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What is known of requests: tokens, and [requests, members] the fields of :class:`Scored`.
+
+    ``unsure``: whether it is not known if a request is greedy.
+    """
+
+    tokens: list[int]
+    members: Tensor
+    prefixes: Tensor
+    greedy: Tensor
+    unsure: Tensor
+
+    def add(self, member: int, batch: _Batch, own: Tensor, mean: Tensor) -> None:
+        """A member's log-probabilities of a batch's targets, and the logs of the sums up to it."""
+        parts = zip(
+            batch.requests, batch.lengths, own.split(batch.lengths), mean.split(batch.lengths), strict=True
+        )
+        for index, length, its, so_far in parts:
+            self.members[index, member] = float(its.double().sum())
+            self.prefixes[index, member] = float(so_far.sum()) - length * float(np.log(member + 1))
+
+    def add_greedy(self, member: int, batch: _Batch, right: Tensor, wrong: Tensor) -> None:
+        """Whether a batch's targets are the most probable tokens, and whether they are not."""
+        rights, wrongs = right.cpu().split(batch.lengths), wrong.cpu().split(batch.lengths)
+        for index, its_right, its_wrong in zip(batch.requests, rights, wrongs, strict=True):
+            self.greedy[index, member] = is_greedy = bool(its_right.all())
+            self.unsure[index, member] = not is_greedy and not bool(its_wrong.any())
 
 
 _Score = tuple[int, Tensor, Tensor, Any]
