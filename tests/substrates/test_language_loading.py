@@ -243,6 +243,14 @@ def test_integers_in_the_place_of_weights_are_refused(
     assert f"where LlamaForCausalLM has floating numbers: {name}; codes of a quantised model?" in line
 
 
+@pytest.mark.parametrize("as_checkpoint", [False, True])
+def test_numbers_that_float16_does_not_hold_are_refused(tmp_path: Path, as_checkpoint: bool) -> None:
+    weights = state(llama()) | {"model.norm.weight": torch.full((16,), 7e4)}
+    folder = folder_of(llama(), weights, tmp_path)
+    line = refused(folder, folder / "model.safetensors" if as_checkpoint else None, "float16")
+    assert "float16 does not hold all numbers of" in line and "model.norm.weight would be infinite" in line
+
+
 def test_integers_in_a_pickled_folder_are_refused(tmp_path: Path) -> None:
     weights = {name: (50 * value).to(torch.int8) for name, value in state(llama()).items()}
     folder_of(llama(), {}, tmp_path)

@@ -224,12 +224,12 @@ def _check_quantised(config: PretrainedConfig, folder: Path) -> None:
 
 
 def _check_loading(
-    loading: Mapping[str, Any], stored: Mapping[str, Tensor], origin: Path, model: nn.Module
+    loading: Mapping[str, Any], stored: Mapping[str, Tensor], origin: Path, model: PreTrainedModel
 ) -> None:
-    """Refuse what transformers only warns of.
+    """Refuse what transformers only warns of, or does without a word.
 
-    That are tensors that keep their random start, those of another shape, those that go unused, and integers
-    that become weights.
+    That are tensors that keep their random start, those of another shape, those that go unused, integers that
+    become weights, and numbers that become infinite.
     """
     unexpected = [
         name
@@ -270,6 +270,13 @@ def _check_loading(
             f"{origin} has integers ({_plain(stored[codes[0]].dtype)}) where {type(model).__name__} has "
             f"floating numbers: {some(codes)}; codes of a quantised model? give its values"
         )
+    if model.dtype == torch.float16 and set(_dtypes(stored)) != {torch.float16}:
+        over = [name for name, its in model.named_parameters() if not bool(torch.isfinite(its).all())]
+        if over:
+            raise InputError(
+                f"float16 does not hold all numbers of {origin}: {some(over)} would be infinite; take "
+                "bfloat16 or float32"
+            )
 
 
 def _is_derived(name: str, tensor: Tensor) -> bool:
