@@ -274,7 +274,8 @@ DIGITS = Scale(
     scale_axes=(PerTensor(), PerChannel(16), PerChannel(), PerBlock(16)),
     axis_bits=(5, 4, 3),
     large_bits=5,  # the paper's figure 7
-    # All there are with a neighbour of equal bits: those of 8, of 6 and of 4.
+    # All there are with a neighbour of equal bits: those of 8, of 6 and of 4; and where absmax is a weak
+    # baseline, integers with steps of least squared error.
     number_systems=(
         "int8",
         "fp8_e4m3",
@@ -283,8 +284,10 @@ DIGITS = Scale(
         "fp6_e3m2",
         "fp6_e2m3",
         "int4",
+        "int4-mse",
         "fp4_e2m1",
         "nf4",
+        "int3-mse",
     ),
     llama=LlamaTraining(),
     # One recipe for all three, whose weights go as 1 : 3.8 : 15. The shape is Llama's but for the MLP: twice

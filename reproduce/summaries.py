@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ import pandas as pd
 
 from lpe.errors import InputError
 from lpe.number_systems.grids import PerChannel
+from lpe.number_systems.naming import ByPattern, number_system
 from lpe.records import COLUMNS
 from reproduce.claims import Settings, all_claims, judge
 from reproduce.command import record_name
@@ -182,11 +184,11 @@ def substrates_by_size(summary: Summary) -> list[str]:
 
 
 def system_title(name: str) -> str:
-    """A number system as tables name it: "INT-5, per channel" of "int5", "FP8 E4M3, per tensor"."""
+    """A number system as tables name it: "INT-5, per channel" of "int5", "INT-4-MSE", "FP8 E4M3"."""
     short, _, axis = name.partition(" ")
     if short.startswith("codebook"):
-        levels, _, digest = short.removeprefix("codebook").partition("-")
-        title = f"codebook {digest} of {levels}"
+        digest = hashlib.blake2s(short.encode()).hexdigest()[:8]
+        title = f"codebook {digest} of {short.count(':')}"
     else:
         title = re.sub(r"^INT", "INT-", short.upper()).replace("_", " ")
     return f"{title}, {axis or PerChannel()}"
@@ -195,13 +197,13 @@ def system_title(name: str) -> str:
 def system_bits(name: str) -> int:
     """Bits a weight of a number system's name, scales aside: 5 of "int5 per tensor", 4 of "nf4".
 
-    A codebook's name has the number of its levels: 4 of "codebook16-1a2b3c4d".
+    Raises:
+        InputError: the name of none, or of several by name pattern.
     """
-    matched = re.match(r"([a-z]+)(\d+)", name)
-    if matched is None:
-        raise InputError(f"number system {name!r} does not say its bits; a name such as 'int5' is expected")
-    number = int(matched[2])
-    return (number - 1).bit_length() if matched[1] == "codebook" else number
+    system = number_system(name)
+    if isinstance(system, ByPattern):
+        raise InputError(f"{name!r} are several number systems, each of its own bits")
+    return system.bits
 
 
 def megabits(bits: float) -> str:

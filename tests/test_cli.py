@@ -482,6 +482,26 @@ def test_pack_tells_the_bytes_of_weights_scales_and_leftovers(
     assert printed.splitlines()[-1].startswith(f"{bits:.3f} bits a quantised weight")
 
 
+def test_several_systems_by_name_are_packed_and_evaluated_as_the_library_does(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    name = "*mlp*=int3-mse,*qkv*=fp32,*=nf4 per block of 16 inputs"
+    model = imagenet.load_model(VIT, folder / "vit.safetensors")
+    systems = {"*mlp*": lpe.Int(3, clip="mse"), "*qkv*": lpe.FullPrecision(), "*": lpe.NF4(lpe.PerBlock(16))}
+    expected = lpe.LowPrecisionEnsemble(model, systems, 2, seed=5)
+    source = [f"timm/{VIT}", "--checkpoint", folder / "vit.safetensors"]
+    for kind in ("members", "seeded"):
+        run(
+            "pack", *source, "--system", name, "--size", 2, "--seed", 5, "--kind", kind, "-o", tmp_path / kind
+        )
+        lpe.save(expected, tmp_path / "saved", kind)
+        assert (tmp_path / kind).read_bytes() == (tmp_path / "saved").read_bytes()
+        run(*timm_arguments(folder), "--packed", tmp_path / kind, "--csv", tmp_path / "r.csv")
+        table = pd.read_csv(tmp_path / "r.csv", keep_default_na=False)
+        named = set(table["number_system"]) - {"fp32"}
+        assert named == {name} and all(lpe.number_system(each) == expected.system for each in named)
+
+
 def test_pack_writes_other_methods_members(run: Run, tmp_path: Path) -> None:
     model = [f"timm/{VIT}", "--random-weights", "--size", 2]
     for method in ("gaussian", "mc-dropout"):

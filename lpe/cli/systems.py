@@ -30,6 +30,8 @@ def systems() -> str:
     header = ("name", "bits", "levels", "largest", "scale axes")
     footer = (
         "A weight is a level times its scale, max|w| / largest; channel: a scale for each output channel, "
-        "channels:K: for K\nof them, block:K: for K inputs of a row. fp32: no rounding."
+        "channels:K: for K\nof them, block:K: for K inputs of a row. fp32: no rounding.\n"
+        "int4-mse: the scales of least squared error. codebook:-1:0:0.5: any levels. '*mlp*=int4,*=int8': "
+        "several, by\ntensors' names."
     )
     return text_table("Number systems", header, rows, footer)

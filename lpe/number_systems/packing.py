@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lpe.errors import InputError
+from lpe.number_systems.codes import check_codes
 from lpe.number_systems.grids import LowPrecision, grid_of
 from lpe.number_systems.kernels.reference import code_type
 
@@ -36,14 +37,10 @@ def pack(codes: Tensor, system: LowPrecision) -> Tensor:
     """Pack codes as ``encode`` gives them, of any shape, row-major: uint8 [packed_bytes].
 
     Raises:
-        InputError: codes of another dtype than encode's.
+        InputError: codes of another dtype than encode's, or that no level has.
     """
-    grid = grid_of(system)
-    lowest = grid.lowest_code
-    if codes.dtype != code_type(grid):
-        raise InputError(
-            f"codes of {system.name} are {code_type(grid)}, as encode gives them, not {codes.dtype}"
-        )
+    lowest = grid_of(system).lowest_code
+    check_codes(codes, system)
     flat = codes.detach().cpu().reshape(-1).view(torch.uint8).numpy()
     if len(flat) < FAST:
         return torch.from_numpy(packed_with_numpy(flat, lowest, system.bits))

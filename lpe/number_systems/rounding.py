@@ -32,9 +32,9 @@ from lpe.checks import shown
 from lpe.errors import InputError
 from lpe.number_systems import kernels
 from lpe.number_systems.clipping import least_squares_steps
+from lpe.number_systems.codes import check_codes, check_dense
 from lpe.number_systems.grids import FullPrecision, Int, LowPrecision, NumberSystem, grid_of
 from lpe.number_systems.kernels.arguments import Coded, Draw, Scales
-from lpe.number_systems.kernels.reference import code_type
 from lpe.number_systems.layouts import Layout
 from lpe.number_systems.streams import check_member, check_seed
 from lpe.surroundings import apart
@@ -233,16 +233,12 @@ def decode(
             level's; a scale that is negative, NaN or infinite; no number system that rounds.
     """
     _check_rounds(system)
-    grid = grid_of(system)
-    of_codes = code_type(grid)
-    for what, tensor, wanted in (("codes", codes, of_codes), ("scales", scales, torch.float32)):
-        if not isinstance(tensor, Tensor):
-            raise InputError(f"{what} must be a torch tensor, not {shown(tensor)}")
-        if tensor.dtype != wanted or tensor.layout != torch.strided or tensor.device != codes.device:
-            raise InputError(
-                f"{what} of {system.name} are {wanted}, dense and on one device, as encode gives them; "
-                f"these are {tensor.dtype}, {tensor.layout}, on {tensor.device}"
-            )
+    check_codes(codes, system)
+    check_dense("scales", scales, system, torch.float32)
+    if scales.device != codes.device:
+        raise InputError(
+            f"the codes are on {codes.device} and the scales on {scales.device}; move one of them"
+        )
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(map(str, DTYPES))}, not {shown(dtype)}")
     layout = Layout(tuple(codes.shape), output_axis, channel_groups)
@@ -251,20 +247,10 @@ def decode(
             f"scales of shape {list(scales.shape)} do not fit codes of shape {list(codes.shape)} under "
             f"{system.name}: {list(layout.scale_shape(system.scale))} expected"
         )
-    if codes.numel():
-        _check_codes(codes, system)
     if scales.numel() and not (torch.isfinite(scales).all() and (scales >= 0).all()):
         bad = scales[~(torch.isfinite(scales) & (scales >= 0))]
         raise InputError(f"a scale is {float(bad[0]):g}; scales are finite and not negative")
     return decoded(codes, scales, system, layout, dtype)
-
-
-def _check_codes(codes: Tensor, system: LowPrecision) -> None:
-    grid = grid_of(system)
-    first, last = grid.lowest_code, grid.lowest_code + len(grid.levels) - 1
-    lowest, highest = (int(code) for code in torch.aminmax(codes))
-    if not first <= lowest <= highest <= last:
-        raise InputError(f"codes of {system.name} are {first} to {last}; there is {lowest} to {highest}")
 
 
 @torch.no_grad()
