@@ -175,7 +175,7 @@ SUBJECTS = {
         units="images",
         config={"depths": (20, 32), "training_images": TRAINING_IMAGES},
         code="benchmarks/cifar_resnet.py",
-        size=10,
+        size=5,
         training=_training,
         timed_as="resnets",
     ),
