@@ -15,7 +15,7 @@ that makes the members differ; and that training goes on for long enough to use 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lpe.checks import check_finite
 from lpe.ensembles.base import Ensemble, text_table
+from lpe.ensembles.feature_axis import pad_for_hooks
 from lpe.ensembles.tiling import examples_of, tile
 from lpe.errors import InputError
 from lpe.modules import (
@@ -32,6 +33,7 @@ from lpe.modules import (
     holders,
     named_tensors,
     tensor_bits,
+    tensors_in,
     with_tensors,
 )
 from lpe.number_systems.streams import check_seed, normal
@@ -42,9 +44,62 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 @dataclass
 class _Batch:
-    """The tiled batch that is on its way through the network; all its layers see this object."""
+    """The batch that is on its way through the network; all its layers see this object.
 
+    Args:
+        examples: of the tiled batch; 0 between passes.
+        alone: the member that the whole batch, which is not tiled, is of.
+        shapes: what each layer's calls were given when one member ran alone; of a batch that is learnt from.
+        dimensions: of the tiled batch, in what each layer's calls are given.
+    """
+
+    members: int
     examples: int = 0
+    alone: int | None = None
+    shapes: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
+    dimensions: dict[str, list[int]] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+
+    def begin(self, examples: int, alone: int | None = None) -> None:
+        """A pass begins."""
+        self.examples, self.alone = examples, alone
+        self.calls = {}
+
+    def end(self) -> None:
+        """The pass is over."""
+        self.examples, self.alone = 0, None
+
+    def dimension(self, name: str, values: Tensor) -> int:
+        """Which dimension of what a layer is given is the tiled batch's.
+
+        Raises:
+            InputError: there is no such, or more than one could be it.
+        """
+        call = self.calls.get(name, 0)
+        self.calls[name] = call + 1
+        known = self.dimensions.setdefault(name, [])
+        if self.shapes and self.examples:
+            known += self._grown(self.shapes.get(name, [])[call : call + 1], values)
+        dimension = known[min(call, len(known) - 1)] if known and self.examples else values.dim()
+        if dimension < values.dim() and values.shape[dimension] % self.members == 0:
+            return dimension
+        raise InputError(
+            f"layer {name!r} is given {list(values.shape)}, of which no dimension is that of the tiled batch "
+            f"of {self.examples}: members cannot be told apart there; BatchEnsemble takes models that keep "
+            "the batch apart, called as ensemble.module(inputs)"
+        )
+
+    def _grown(self, of_one: list[tuple[int, ...]], values: Tensor) -> list[int]:
+        """The dimension that all members make M times as long as one does; nothing where there is none."""
+        if not of_one or len(of_one[0]) != values.dim():
+            return []
+        if self.members == 1:
+            return [0]
+        lengths = list(zip(of_one[0], values.shape, strict=True))
+        grown = [d for d, (one, every) in enumerate(lengths) if one != every]
+        return (
+            grown if len(grown) == 1 and lengths[grown[0]][1] == self.members * lengths[grown[0]][0] else []
+        )
 
 
 def _vectors_of(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -62,31 +117,35 @@ class _FastWeights:
         self.name = name
         self.channel = -1 - spatial
         self.batch = batch
+        self.dimension = 0
 
     def _times(self, values: Tensor, vectors: Tensor, biases: Tensor | None = None) -> Tensor:
-        """Values [members·examples, …] by the vectors [members, channels], plus the biases."""
+        """Values with members·examples in their dimension by the vectors [members, channels], plus biases."""
+        dimension = self.dimension
+        if self.batch.alone is not None:
+            vectors = vectors[self.batch.alone, None]
+            biases = None if biases is None else biases[self.batch.alone, None]
         members, channels = vectors.shape
-        if not self.batch.examples or not len(values) or len(values) % self.batch.examples:
-            raise InputError(
-                f"layer {self.name!r} is given {list(values.shape)}, whose first dimension is not that of "
-                f"the tiled batch of {self.batch.examples}: members cannot be told apart there; "
-                "BatchEnsemble takes models that keep the batch first, called as ensemble.module(inputs)"
-            )
-        grouped = values.unflatten(0, (members, -1))
-        shape = [members, *[1] * (grouped.dim() - 1)]
-        shape[self.channel] = channels
+        grouped = values.unflatten(dimension, (members, -1))
+        shape = [1] * grouped.dim()
+        shape[dimension], shape[self.channel] = members, channels
         scaled = grouped * vectors.to(values.dtype).view(shape)
         if biases is not None:
             scaled = scaled + biases.to(values.dtype).view(shape)
-        return scaled.flatten(0, 1)
+        return scaled.flatten(dimension, dimension + 1)
 
     def scale_inputs(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """A forward pre-hook: x ∘ r_m."""
-        if args:
-            return (self._times(args[0], _vectors_of(layer)[0]), *args[1:]), kwargs
-        return args, {**kwargs, "input": self._times(kwargs["input"], _vectors_of(layer)[0])}
+        values = args[0] if args else kwargs["input"]
+        if self.batch.alone is None:
+            self.dimension = self.batch.dimension(self.name, values)
+        else:
+            self.dimension = 0
+            self.batch.shapes.setdefault(self.name, []).append(tuple(values.shape))
+        scaled = self._times(values, _vectors_of(layer)[0])
+        return ((scaled, *args[1:]), kwargs) if args else (args, {**kwargs, "input": scaled})
 
     def scale_outputs(self, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         """A forward hook: y ∘ s_m + b_m."""
@@ -106,6 +165,7 @@ class BatchEnsembleModule(nn.Module):
         self.network = network
         self.members = members
         self._batch = batch
+        self._learnt: dict[str, dict[str, list[int]]] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Logits [members·examples, classes], member by member, of a batch that is not tiled yet.
@@ -114,12 +174,60 @@ class BatchEnsembleModule(nn.Module):
         """
         if args and kwargs:
             raise InputError("give the inputs by position or by keyword, not some by each")
-        inputs = tile(kwargs or args, self.members)
-        self._batch.examples = examples_of(inputs) or 0
+        inputs = kwargs or args
+        layout = str([values.dim() for values in tensors_in(inputs)])
+        if layout not in self._learnt:
+            self._learnt[layout] = self._learn(inputs)
+        self._batch.dimensions = self._learnt[layout]
+        return self._all(inputs)
+
+    def _all(self, inputs: Any) -> Tensor:
+        tiled = tile(inputs, self.members)
+        examples = examples_of(tiled) or 0
+        self._batch.begin(examples)
         try:
-            return apply(self.network, inputs)
+            logits = apply(self.network, tiled)
         finally:
-            self._batch.examples = 0
+            self._batch.end()
+        if not logits.dim() or len(logits) != examples:
+            raise InputError(
+                f"{type(self.network).__name__} gives logits of shape {list(logits.shape)} for a batch of "
+                f"{examples} examples, all members'; BatchEnsemble takes models that give the examples first"
+            )
+        return logits
+
+    @torch.no_grad()
+    def _learn(self, inputs: Any) -> dict[str, list[int]]:
+        """Where the layers' calls have the batch, for inputs like these: one member's pass, and all members'.
+
+        Raises:
+            InputError: members cannot be told apart in a layer, or are mixed elsewhere.
+        """
+        flags = [(module, module.training) for module in self.modules()]
+        self.eval()
+        try:
+            self._batch.shapes, self._batch.dimensions = {}, {}
+            self._batch.begin(examples_of(inputs) or 0, self.members - 1)
+            try:
+                alone = apply(self.network, inputs)
+            finally:
+                self._batch.end()
+            logits = self._all(inputs)
+        finally:
+            self._batch.shapes = {}
+            for module, training in flags:
+                module.training = training
+        among = logits.unflatten(0, (self.members, -1))[-1]
+        finite = alone.isfinite() & among.isfinite()
+        error = float((alone - among)[finite].abs().max()) if finite.any() else 0.0
+        scale = float(alone[finite].abs().max()) if finite.any() else 0.0
+        if error > scale * torch.finfo(alone.dtype).eps ** 0.5:
+            raise InputError(
+                f"{type(self.network).__name__} gives other logits for a member among all members than for "
+                f"it alone (by {error:.3g} of up to {scale:.3g}): it mixes the examples of a batch; "
+                "BatchEnsemble takes models that keep them apart"
+            )
+        return self._batch.dimensions
 
 
 class BatchEnsemble(Ensemble):
@@ -131,8 +239,9 @@ class BatchEnsemble(Ensemble):
     each member's.
 
     Args:
-        model: any module that keeps the batch first; it is copied once and not modified. A parameter that
-            asks for no gradient is not trained here either.
+        model: any module that takes and gives the examples first; inside, its layers may have them in any one
+            dimension, which the first batch tells. It is copied once and not modified. A parameter that asks
+            for no gradient is not trained here either.
         size: members. seed: of the fast weights, 0 … 2⁶⁴ − 1.
         std: of the fast weights around 1; 0: unit fast weights, every member the model itself.
 
@@ -163,11 +272,12 @@ class BatchEnsemble(Ensemble):
         network = with_tensors(model, {entry.name: entry.tensor.detach().clone() for entry in tensors})
         for own, given in zip(network.parameters(), model.parameters(), strict=True):
             own.requires_grad_(given.requires_grad)
-        batch = _Batch()
+        batch = _Batch(size)
         modules = canonical_modules(network)
         self._layers = {name: modules[name] for name, _ in convertible}
         for name, layer in self._layers.items():
             self._convert(name, layer, batch)
+        pad_for_hooks(network)
         self.module = BatchEnsembleModule(network, size, batch)
 
     def _convert(self, name: str, layer: nn.Module, batch: _Batch) -> None:

@@ -10,8 +10,10 @@ example gives each example the same distribution of predictions.)
 
 Places: the model's ``nn.Dropout`` modules, whatever their own p, and ``nn.Dropout1d`` to ``3d``. A model
 without any gets masks on the inputs of its Linear and Conv layers, except the first, which sees raw inputs.
-Dropout of attention probabilities has no features to mask and is left out; ``describe()`` lists it, with
-every other place that is left as it is.
+Features are those of the layer that ran last, in whatever layout they are passed on; where two dimensions
+could be them the place is refused by name, when it runs. Dropout of attention probabilities has no features
+to mask and is left out; ``describe()`` lists it, with every other place that is left as it is (``F.dropout``
+in a module's own code, dropout between the layers of torch's LSTM and GRU).
 
 What matters: the rate, tuned on validation data. Masks make networks that were not trained with dropout
 much worse at rates that are harmless to others.
@@ -19,6 +21,7 @@ much worse at rates that are harmless to others.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,13 +34,18 @@ from torch.nn.modules.dropout import _DropoutNd
 from lpe.checks import is_number, shown
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import MemberStatistics, fresh_statistics, statistics_note
+from lpe.ensembles.feature_axis import Trail, pad_for_hooks
 from lpe.errors import InputError
 from lpe.modules import SPATIAL_DIMENSIONS, canonical_modules, named_tensors, tensor_bits, with_tensors
+from lpe.notices import note
 from lpe.number_systems.streams import check_seed, uniform
 from lpe.surroundings import apart
 
 _CHANNEL_DROPOUTS = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _PROBABILITIES = re.compile(r"^(attn|attention|attention_probs)_?(drop|dropout)$", re.IGNORECASE)
+
+
+_FUNCTIONAL = re.compile(r"\b(F|functional|torch)\.(alpha_|feature_alpha_)?dropout[123]?d?\(")
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,8 @@ class Place:
         name: the module's canonical name in the model. kind: its type.
         at: "output" or "input" of the module; "" where it is left as it is.
         reason: why it is a place, or is none.
-        spatial: how its features lie, see :func:`feature_dimension`.
+        spatial: how its features lie, see :func:`feature_dimension`; for a dropout of the model this is told
+            when it runs (``feature_axis``), and only where no layer ran before by the layer that it follows.
     """
 
     name: str
@@ -92,6 +101,10 @@ def dropout_places(model: nn.Module) -> list[Place]:
                 dropouts.append(Place(name, kind, "output", "dropout of the model", spatial))
         elif isinstance(module, _CHANNEL_DROPOUTS):
             dropouts.append(Place(name, kind, "output", "dropout of the model, by channel", -1))
+        elif isinstance(module, nn.RNNBase) and module.dropout and module.num_layers > 1:
+            dropouts.append(Place(name, kind, "", "dropout between its layers, inside torch's own code", 0))
+        elif _calls_dropout(module):
+            dropouts.append(Place(name, kind, "", "calls F.dropout itself, which no mask reaches", 0))
         elif isinstance(module, _DropoutNd) or re.search(r"drop(out|path|block)", kind, re.IGNORECASE):
             dropouts.append(Place(name, kind, "", "another kind of dropout", 0))
     if any(place.at for place in dropouts):
@@ -103,6 +116,16 @@ def dropout_places(model: nn.Module) -> list[Place]:
             "there is nowhere to mask"
         )
     return dropouts + inserted
+
+
+def _calls_dropout(module: nn.Module) -> bool:
+    """Whether a module's own code drops features by torch's function: there is no module to mask."""
+    if type(module).__module__.startswith("torch.nn."):
+        return False
+    try:
+        return bool(_FUNCTIONAL.search(inspect.getsource(type(module).forward)))
+    except (OSError, TypeError, AttributeError):  # made without a file
+        return False
 
 
 def _inserted_places(modules: dict[str, nn.Module]) -> list[Place]:
@@ -152,8 +175,9 @@ def feature_dimension(place: Place, dimensions: int) -> int:
 class _Mask:
     """One layer's mask in one member, drawn when the number of features is known."""
 
-    def __init__(self, place: Place, rate: float, seed: int, member: int) -> None:
+    def __init__(self, place: Place, rate: float, seed: int, member: int, trail: Trail | None = None) -> None:
         self.place = place
+        self.trail = trail
         self.rate = rate
         self.seed = seed
         self.member = member
@@ -168,7 +192,16 @@ class _Mask:
         """The values with their features masked."""
         if not self.rate:
             return values
-        dimension = feature_dimension(self.place, values.dim())
+        dimension: int | None = feature_dimension(self.place, values.dim())
+        if self.trail is not None and self.place.at == "output" and self.place.spatial >= 0:
+            assert dimension is not None
+            dimension = self.trail.dimension(self.place.name, values, dimension)
+        if dimension is None:
+            note(
+                f"dropout {self.place.name!r} is given attention probabilities, which have no features: it "
+                "is left as it is"
+            )
+            return values
         features = values.shape[dimension]
         key = (features, values.dtype, values.device)
         if key not in self._drawn:
@@ -236,6 +269,7 @@ class MCDropoutEnsemble(Ensemble):
         self.seed = check_seed(seed)
         self.batch_norm = MemberStatistics.of(model, batches, refresh)
         self.places = dropout_places(model)
+        self._found: dict[tuple[str, int], int | None] = {}
 
     @apart()
     def member(self, index: int) -> nn.Module:
@@ -246,12 +280,15 @@ class MCDropoutEnsemble(Ensemble):
         own = {} if self.batch_norm is None else fresh_statistics(self.model)
         net = with_tensors(self.model, own)
         modules = canonical_modules(net)
+        trail = Trail(self._found)
+        trail.follow(net)
         for place in self.places:
-            mask = _Mask(place, self.rate, self.seed, index)
+            mask = _Mask(place, self.rate, self.seed, index, trail)
             if place.at == "output":
                 modules[place.name].register_forward_hook(mask.on_output)
             elif place.at == "input":
                 modules[place.name].register_forward_pre_hook(mask.on_input, with_kwargs=True)
+        pad_for_hooks(net)
         return net if self.batch_norm is None else self.batch_norm.give(net, index)
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:

@@ -124,7 +124,12 @@ def test_r_and_s_swapped_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_bias_that_is_scaled_with_the_output_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def misplaced(self: Any, layer: Any, inputs: Any, output: Tensor) -> Tensor:
-        rows = layer.batch_bias.repeat_interleave(len(output) // MEMBERS, dim=0)
+        alone = self.batch.alone
+        rows = (
+            layer.batch_bias.repeat_interleave(len(output) // MEMBERS, dim=0)
+            if alone is None
+            else layer.batch_bias[alone]
+        )
         return self._times(output + rows, layer.batch_s)
 
     monkeypatch.setattr(batch._FastWeights, "scale_outputs", misplaced)
@@ -144,7 +149,7 @@ def test_a_bias_that_all_members_share_is_caught(monkeypatch: pytest.MonkeyPatch
 def test_examples_tiled_one_by_one_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     ensemble = perturbed(lpe.BatchEnsemble(mlp(), MEMBERS))
     monkeypatch.setattr(batch, "tile", lambda inputs, m: (inputs[0].repeat_interleave(m, dim=0),))
-    with pytest.raises(AssertionError):
+    with pytest.raises(lpe.InputError, match="other logits for a member among all members"):
         check_one_pass_equals_the_members(ensemble, numbers((2, 4), 50))
 
 
@@ -378,8 +383,9 @@ def test_a_batch_norm_in_training_sees_all_members_examples() -> None:
     network.norm.momentum = 1.0
     ensemble.module.train()
     ensemble.module(inputs)
-    assert len(seen[0]) == MEMBERS * 4
-    torch.testing.assert_close(network.norm.running_mean, seen[0].mean(dim=(0, 2, 3)))
+    # Before the first training pass the module learns in two where its layers have the batch.
+    assert len(seen[-1]) == MEMBERS * 4
+    torch.testing.assert_close(network.norm.running_mean, seen[-1].mean(dim=(0, 2, 3)))
 
 
 def test_members_have_the_trained_batch_norm_statistics() -> None:
@@ -612,7 +618,7 @@ def test_a_layer_called_by_keyword_is_scaled() -> None:
 
 
 class BatchSecond(nn.Module):
-    """Sequence first: members could not be told apart by the first dimension."""
+    """Sequence first, inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -622,10 +628,69 @@ class BatchSecond(nn.Module):
         return self.layer(inputs.transpose(0, 1)).mean(dim=0)
 
 
-def test_a_model_that_moves_the_batch_is_refused_naming_the_layer() -> None:
-    ensemble = lpe.BatchEnsemble(filled(BatchSecond()), MEMBERS)
-    with pytest.raises(lpe.InputError, match=r"'layer' is given \[9, 6, 4\].*tiled batch of 6"):
+@pytest.mark.parametrize("tokens", [9, 2, 6, 12], ids=lambda n: f"{n} tokens")
+def test_a_layer_may_have_the_batch_in_another_dimension(tokens: int) -> None:
+    # Of 2 examples and 3 members: as many tokens as examples, as in the tiled batch, as twice as many.
+    ensemble = perturbed(lpe.BatchEnsemble(filled(BatchSecond()), MEMBERS))
+    check_one_pass_equals_the_members(ensemble, numbers((2, tokens, 4), 50))
+
+
+def test_batches_of_other_sizes_follow_one_another() -> None:
+    ensemble = perturbed(lpe.BatchEnsemble(filled(BatchSecond()), MEMBERS))
+    for shape in ((2, 9, 4), (5, 9, 4), (1, 6, 4)):
+        check_one_pass_equals_the_members(ensemble, numbers(shape, 50))
+
+
+def test_a_layer_that_is_called_in_two_layouts_has_both() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.layer(self.layer(inputs).transpose(0, 1)).mean(dim=0)
+
+    check_one_pass_equals_the_members(
+        perturbed(lpe.BatchEnsemble(filled(Both()), MEMBERS)), numbers((2, 6, 4), 50)
+    )
+
+
+class Folded(nn.Module):
+    """Time and batch in one dimension, time the slower: members' values lie mixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        steps, examples = inputs.shape[1], len(inputs)
+        return self.layer(inputs.transpose(0, 1).flatten(0, 1)).unflatten(0, (steps, examples)).mean(dim=0)
+
+
+def test_a_layer_in_which_members_lie_mixed_is_refused() -> None:
+    ensemble = lpe.BatchEnsemble(filled(Folded()), MEMBERS)
+    with pytest.raises(lpe.InputError, match="other logits for a member among all members than for it alone"):
         ensemble.module(numbers((2, 9, 4), 50))
+
+
+def test_a_layer_that_sees_no_examples_is_refused_by_name() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.position, self.layer = nn.Linear(1, 4), nn.Linear(4, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.layer(inputs + self.position(torch.arange(9.0)[:, None])).mean(dim=1)
+
+    with pytest.raises(lpe.InputError, match=r"'position' is given \[9, 1\].*tiled batch of 6"):
+        lpe.BatchEnsemble(filled(Shared()), MEMBERS).module(numbers((2, 9, 4), 50))
+
+
+def test_a_model_that_gives_the_examples_second_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 3))
+    net.register_forward_hook(lambda module, inputs, output: output.transpose(0, 1))
+    with pytest.raises(lpe.InputError, match=r"logits of shape \[9, 6, 3\] for a batch of 6 examples"):
+        lpe.BatchEnsemble(filled(net), MEMBERS).module(numbers((2, 9, 4), 50))
 
 
 def test_the_network_called_past_the_module_is_refused() -> None:

@@ -1,0 +1,204 @@
+"""Which dimension of a tensor holds the features, and nested tensors: for methods that act on features.
+
+Modules pass on what they make in layouts of their own: channels first or last, tokens or time steps first or
+second. Where a tensor is met, its features are those of the module that ran last, and are told by their
+number and by how the tensor lies in memory; where two dimensions could be them, nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from lpe.errors import InputError
+from lpe.modules import SPATIAL_DIMENSIONS
+
+_SECOND: tuple[type[nn.Module], ...] = (
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+)
+_LAST: tuple[type[nn.Module], ...] = (
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.RNNBase,
+    nn.MultiheadAttention,
+)
+_SUM = 1e-3
+"""How far from 1 the rows of attention probabilities sum."""
+
+
+def _features_at(module: nn.Module, dimensions: int) -> int | None:
+    """The dimension of a module's features in what it makes; None of a module that makes none."""
+    for kind, spatial in SPATIAL_DIMENSIONS.items():
+        if isinstance(module, kind):
+            return dimensions - 1 - spatial
+    if isinstance(module, _SECOND) or (
+        isinstance(module, nn.LayerNorm) and type(module).__name__.endswith("2d")
+    ):
+        return 1
+    if isinstance(module, _LAST) or type(module).__name__ == "Conv1D":  # transformers' Linear of GPT-2
+        return dimensions - 1
+    return None
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a module made: its shape, how it lies in memory, and which dimension has the features."""
+
+    name: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dimension: int
+
+    @property
+    def features(self) -> int:
+        return self.shape[self.dimension]
+
+
+def _order(strides: Sequence[int]) -> tuple[int, ...]:
+    """The dimensions from the slowest to the fastest in memory."""
+    return tuple(sorted(range(len(strides)), key=lambda d: (-strides[d], d)))
+
+
+@dataclass
+class Trail:
+    """Follows a network as it runs, so that features are found in what its modules pass on.
+
+    Args:
+        found: (place, dimensions) → the dimension of the features, None where there are none. All members of
+            an ensemble share it: it is settled by the first batch that a place sees.
+    """
+
+    found: dict[tuple[str, int], int | None] = field(default_factory=dict)
+    made: _Made | None = None
+
+    def follow(self, net: nn.Module) -> None:
+        """Watch the modules of a network, by hooks."""
+        for name, module in net.named_modules():
+            if _features_at(module, 0) is not None:
+                module.register_forward_hook(_Watch(self, name).saw)
+
+    def dimension(self, name: str, values: Tensor, otherwise: int) -> int | None:
+        """The dimension of the features of what a place is given; None for attention probabilities.
+
+        Args:
+            otherwise: where nothing that has features ran before.
+
+        Raises:
+            InputError: more than one dimension could be it.
+        """
+        key = (name, values.dim())
+        if key not in self.found:
+            self.found[key] = self._dimension(name, values, otherwise)
+        return self.found[key]
+
+    def _dimension(self, name: str, values: Tensor, otherwise: int) -> int | None:
+        if values.dim() <= 2:
+            return values.dim() - 1
+        if _are_probabilities(values):
+            return None
+        made = self.made
+        if made is None:
+            return otherwise
+        as_made = values.dim() == len(made.shape)
+        alike = [d for d in range(1, values.dim()) if values.shape[d] == made.features]
+        if len(alike) == 1:
+            return alike[0]
+        if as_made and made.dimension in alike and _order(values.stride()) == _order(made.strides):
+            return made.dimension
+        if as_made and not alike and made.dimension > 0:
+            # A part of the features (a gate's half), or several of them side by side.
+            size = values.shape[made.dimension]
+            if size and (made.features % size == 0 or size % made.features == 0):
+                return made.dimension
+        which = (
+            f"more than one dimension has {made.features}" if alike else f"no dimension has {made.features}"
+        )
+        raise InputError(
+            f"dropout {name!r} is given {list(values.shape)} after {made.name!r}, of {made.features} "
+            f"features: {which}, so which has the features is not told"
+            + ("; let the ensemble see a batch of another size first" if alike else "")
+        )
+
+
+def _are_probabilities(values: Tensor) -> bool:
+    """Whether the rows are distributions: dropout of attention, whose last dimension is no features."""
+    if not torch.is_floating_point(values) or not values.numel() or float(values.detach().min()) < 0:
+        return False
+    sums = values.detach().float().sum(dim=-1)
+    return bool(((sums - 1.0).abs() < _SUM).all())
+
+
+@dataclass
+class _Watch:
+    """A module's hook: a method of an object, for a closure could not be pickled with the network."""
+
+    trail: Trail
+    name: str
+
+    def saw(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        while isinstance(output, tuple) and output and not isinstance(output, PackedSequence):
+            output = output[0]
+        if isinstance(output, PackedSequence):
+            output = output.data
+        if isinstance(output, Tensor) and not output.is_nested and output.dim():
+            dimension = _features_at(module, output.dim())
+            assert dimension is not None
+            self.trail.made = _Made(self.name, tuple(output.shape), output.stride(), dimension)
+
+
+# torch.nn.TransformerEncoder hands nested tensors to its layers where a padding mask is given, and no layer
+# with hooks can compute with one.
+
+
+@dataclass
+class _Padded:
+    """Hooks of a transformer's layer: what comes nested is padded for it, with a mask, and goes on nested."""
+
+    was_nested: bool = False
+
+    def before(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        source = args[0] if args else kwargs["src"]
+        self.was_nested = isinstance(source, Tensor) and source.is_nested
+        if not self.was_nested:
+            return None
+        padded = source.to_padded_tensor(0.0)
+        lengths = torch.tensor([len(part) for part in source.unbind()], device=padded.device)
+        mask = torch.arange(padded.shape[1], device=padded.device) >= lengths[:, None]
+        return (padded,), {**{k: v for k, v in kwargs.items() if k != "src"}, "src_key_padding_mask": mask}
+
+    def after(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
+        if not self.was_nested:
+            return None
+        kept = ~kwargs["src_key_padding_mask"]
+        return torch._nested_tensor_from_mask(output, kept, mask_check=False)
+
+
+def pad_for_hooks(net: nn.Module) -> None:
+    """Let the layers of torch's TransformerEncoder that have hooks take nested tensors, as those without do.
+
+    Call it when the other hooks are there.
+    """
+    for layer in _hooked_layers(net):
+        padded = _Padded()
+        layer.register_forward_pre_hook(padded.before, with_kwargs=True, prepend=True)
+        layer.register_forward_hook(padded.after, with_kwargs=True)
+
+
+def _hooked_layers(net: nn.Module) -> Iterator[nn.Module]:
+    for module in net.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and any(
+            part._forward_hooks or part._forward_pre_hooks for part in module.modules()
+        ):
+            yield module
