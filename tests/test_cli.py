@@ -888,6 +888,33 @@ def test_an_open_clip_model_is_evaluated_zero_shot_on_classes_of_ones_own(
     assert config["clip"]["image_activation"] == "GELU"
 
 
+def test_a_zero_shot_model_needs_the_names_of_classes_of_ones_own(
+    error_of: Run, folder: Path, tmp_path: Path, tiny_clip: str
+) -> None:
+    for number in range(1000):  # as many as ImageNet has, and none of its classes
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "x.png").symlink_to(folder / "images" / "ant" / "0.png")
+    said = error_of("evaluate", f"open_clip/{tiny_clip}", "--random-weights", "--data", tmp_path)
+    assert said.endswith(
+        "has classes of its own, and a zero-shot model needs their names: give --class-names\n"
+    )
+
+
+def test_open_clip_s_preprocessing_can_be_given_and_is_printed(
+    run: Run, folder: Path, tmp_path: Path, tiny_clip: str
+) -> None:
+    (tmp_path / "names").write_text("\n".join(CLASSES))
+    (tmp_path / "templates").write_text("a {}\n")
+    printed = run(
+        *("evaluate", f"open_clip/{tiny_clip}", "--random-weights", "--data", folder / "images"),
+        *("--workers", 0, "--size", 1, "--limit", 2, "--class-names", tmp_path / "names"),
+        *("--templates", tmp_path / "templates", "--mean", 0.1, 0.2, 0.3, "--interpolation", "bilinear"),
+    )
+    assert printed.startswith("open_clip/tiny, random weights, 2 images of 3 classes")
+    assert "open_clip/tiny has them but for mean, interpolation: 32 x 32, shortest, bilinear, " in printed
+    assert "mean 0.1 0.2 0.3, std" in printed
+
+
 def test_a_template_without_a_place_for_the_name_is_refused(
     error_of: Run, folder: Path, tmp_path: Path, tiny_clip: str
 ) -> None:

@@ -342,9 +342,11 @@ def _clip(
     from lpe.substrates import imagenet
 
     loaded = clip_model(asked, given.given())
-    seen = loaded.record
+    seen: Mapping[str, Any] = loaded.record
+    size = seen["image_size"]
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
     how = (
-        f"images as {asked.model} has them{_but(given.given())}: {seen['image_size']}, "
+        f"images as {asked.model} has them{_but(given.given())}: {height} x {width}, "
         f"{seen['resize_mode']}, {seen['interpolation']}, mean {_numbers(seen['mean'])}, "
         f"std {_numbers(seen['std'])}"
     )

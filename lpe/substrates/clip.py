@@ -35,6 +35,8 @@ from torch import Tensor, nn
 
 from lpe.errors import InputError
 from lpe.modules import device_of
+from lpe.notices import note
+from lpe.substrates.conversions import conversion
 from lpe.substrates.hub import hub_or_cache
 from lpe.substrates.loading import load_state, parameter_bytes, read_weights, require_memory
 from lpe.training.loop import Batches, TrainingRun, train
@@ -283,7 +285,7 @@ def load_model(
         require_memory(needed, str(named))
         weights = read_weights(path)
         model = _created(named, quick, "cpu")
-        load_state(model, _as_of(model, weights), str(path))
+        load_state(model, _as_of(model, weights, str(path)), str(path))
         return _complete(named, model, quick, path.name, preprocessing or {})
 
 
@@ -323,25 +325,39 @@ def _hub_for(named: _Named) -> Iterator[None]:
         yield
 
 
-def _as_of(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _as_of(model: nn.Module, file: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """Weights under the model's names: what open_clip's own loading does, but for resizing positions.
 
-    Weights of another image size are another model's: they are refused, with their shape.
+    Weights of another image size are another model's: they are refused, with their shape. What was done to
+    names and layouts is said in a line.
+
+    Raises:
+        InputError: the conversion would give tensors values that the file does not have.
     """
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 
-    weights = dict(convert_state_dict(model, weights))
+    weights = dict(convert_state_dict(model, dict(file)))
     if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
         weights = convert_to_custom_text_state_dict(weights)
     for name in ("logit_scale", "logit_bias"):  # a number in some files, one element in others
         held = getattr(model, name, None)
         if held is not None and name in weights and weights[name].numel() == held.numel():
             weights[name] = weights[name].reshape(held.shape)
-    if getattr(model, "logit_bias", None) is not None and "logit_scale" in weights:
-        weights.setdefault("logit_bias", torch.zeros_like(weights["logit_scale"]))
     # Of text towers written by older versions of transformers.
     weights.pop("text.transformer.embeddings.position_ids", None)
+    made = conversion(file, weights)
+    if made.invented:
+        raise InputError(
+            f"{source}: open_clip's converter would compute {', '.join(made.invented[:3])}, of which the "
+            "file does not have the values; convert it by open_clip and give the result"
+        )
+    if told := made.told():
+        note(f"{source}, by open_clip's converter: {told}")
+    if getattr(model, "logit_bias", None) is not None and "logit_scale" in weights:
+        if "logit_bias" not in weights:
+            note(f"{source} has no logit_bias; it is 0, which changes no probability of a class")
+        weights.setdefault("logit_bias", torch.zeros_like(weights["logit_scale"]))
     return weights
 
 

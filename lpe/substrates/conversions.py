@@ -64,23 +64,25 @@ def conversion(file: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> Conve
             del unused[name]
         else:
             left[name] = tensor
-    by_values: dict[tuple[object, ...], list[str]] = {}
-    for name, tensor in unused.items():
-        by_values.setdefault(_values(tensor), []).append(name)
     renamed: dict[str, str] = {}
     reshaped: list[str] = []
-    unexplained: dict[str, Tensor] = {}
-    for name, tensor in left.items():
-        if names := by_values.get(_values(tensor)):
-            old = name if name in names else names[0]
-            names.remove(old)
-            del unused[old]
-            if old == name:
-                reshaped.append(name)
+    for key in (_place, _values):  # a tensor that was only renamed is found without a look at its values
+        found: dict[tuple[object, ...], list[str]] = {}
+        for name, tensor in unused.items():
+            found.setdefault(key(tensor), []).append(name)
+        unexplained: dict[str, Tensor] = {}
+        for name, tensor in left.items():
+            if names := found.get(key(tensor)):
+                old = name if name in names else names[0]
+                names.remove(old)
+                del unused[old]
+                if old == name:
+                    reshaped.append(name)
+                else:
+                    renamed[old] = name
             else:
-                renamed[old] = name
-        else:
-            unexplained[name] = tensor
+                unexplained[name] = tensor
+        left = unexplained
     floating = {name: tensor for name, tensor in unused.items() if tensor.is_floating_point()}
     if unexplained and not _are_parts(list(unexplained.values()), list(floating.values())):
         dropped = tuple(name for name in unused if name not in unexplained)
@@ -99,6 +101,13 @@ def _same(left: Tensor, right: Tensor) -> bool:
     return left is right or (
         left.shape == right.shape and left.dtype == right.dtype and torch.equal(left, right)
     )
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """Where a tensor lies in memory."""
+    if not tensor.numel() or not tensor.is_contiguous():
+        return (id(tensor),)
+    return tensor.dtype, tensor.numel(), tensor.data_ptr()
 
 
 def _values(tensor: Tensor) -> tuple[object, ...]:

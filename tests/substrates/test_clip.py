@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import lpe
+from lpe import notices
 from lpe.errors import InputError
 from lpe.modules import named_tensors
 from lpe.substrates import clip, hub, loading
@@ -263,6 +264,44 @@ def test_weights_of_the_two_ways_to_hold_a_text_tower_fit_each_other(checkpoint:
     model = load_model("tiny-custom", checkpoint).model
     assert isinstance(model, CustomTextCLIP)
     assert torch.equal(model.text.token_embedding.weight, state()["token_embedding.weight"])
+
+
+def noted(tag: str, path: Path) -> list[str]:
+    """What is said of a checkpoint, without its path."""
+    notices.forget()
+    load_model(tag, path)
+    return [line.removeprefix(str(path)) for line in notices.said()]
+
+
+def test_names_that_are_moved_are_said_and_a_file_in_the_models_own_needs_no_word(checkpoint: Path) -> None:
+    assert noted("tiny:openai", checkpoint) == []
+    [said] = noted("tiny-custom", checkpoint)
+    assert said == ", by open_clip's converter: 17 renamed (ln_final.bias → text.ln_final.bias)"
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    weights = {**state(custom=True), "text.transformer.embeddings.position_ids": torch.arange(5)}
+    safetensors.torch.save_file(weights, tmp_path / "old.safetensors")
+    assert noted("tiny-custom", tmp_path / "old.safetensors") == [
+        ", by open_clip's converter: 1 left out (text.transformer.embeddings.position_ids)"
+    ]
+
+
+def test_codes_under_the_names_of_weights_are_refused(tmp_path: Path) -> None:
+    weights = state()
+    weights["visual.proj"] = (100 * weights["visual.proj"]).to(torch.int8)
+    safetensors.torch.save_file(weights, tmp_path / "codes.safetensors")
+    assert "has int8 under visual.proj where the model has float32" in said(
+        "tiny:openai", tmp_path / "codes.safetensors"
+    )
+
+
+def test_preprocessing_that_is_given_takes_the_place_of_the_weights_own(checkpoint: Path) -> None:
+    given = {"mean": (0.1, 0.2, 0.3), "std": (1.0, 1.0, 1.0), "interpolation": "bilinear"}
+    loaded = load_model("tiny:other", checkpoint, preprocessing=given)
+    assert {key: loaded.record[key] for key in given} == given
+    white = loaded.preprocess(Image.new("RGB", (40, 40), (255, 255, 255)))
+    assert white[:, 0, 0].tolist() == pytest.approx([0.9, 0.8, 0.7])
 
 
 def test_a_logit_scale_of_one_element_fits(tmp_path: Path) -> None:

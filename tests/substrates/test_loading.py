@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import lpe
+from lpe import notices
 from lpe.substrates import loading
 from lpe.substrates.loading import load_weights, parameter_bytes, read_weights, require_memory
 
@@ -78,6 +79,140 @@ def test_wrappers_prefixes_are_stripped(tmp_path: Path) -> None:
 def test_a_name_that_is_there_with_and_without_a_prefix_stays_two(tmp_path: Path) -> None:
     torch.save({"module.a": torch.zeros(1), "a": torch.ones(1)}, tmp_path / "weights.pt")
     assert sorted(read_weights(tmp_path / "weights.pt").items()) == [("a", 1), ("module.a", 0)]
+
+
+# What a file holds is loaded as it is, or refused; what is done to it is said.
+
+
+@pytest.fixture(autouse=True)
+def nothing_said() -> None:
+    notices.forget()
+
+
+def refused(folder: Path, weights: dict[str, Any], model: nn.Module | None = None) -> str:
+    """The one line that refuses a file; the model is left as it was."""
+    torch.save(weights, folder / "weights.pt")
+    model = net(1) if model is None else model
+    before = {name: value.clone() for name, value in model.state_dict().items() if not value.is_meta}
+    message = message_of(lambda: load_weights(model, folder / "weights.pt"))
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    return message
+
+
+def said_of(folder: Path, weights: dict[str, Any], model: nn.Module | None = None) -> list[str]:
+    """What is said of a file that is loaded, without its path."""
+    torch.save(weights, folder / "weights.pt")
+    load_weights(net(1) if model is None else model, folder / "weights.pt")
+    return [line.removeprefix(f"{folder / 'weights.pt'}") for line in notices.said()]
+
+
+def changed(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
+    weights = net().state_dict()
+    return {**weights, name: change(weights[name])}
+
+
+def test_a_file_in_the_models_own_dtypes_and_names_needs_no_word(tmp_path: Path) -> None:
+    assert said_of(tmp_path, net().state_dict()) == []
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.uint8, torch.int32, torch.int64, torch.bool, torch.complex64]
+)
+def test_codes_under_the_name_of_a_weight_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    said = refused(tmp_path, changed("0.weight", lambda weight: (100 * weight).to(dtype)))
+    assert f"has {str(dtype)[6:]} under 0.weight where the model has float32; codes are no weights" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("a sparse_coo tensor", lambda weight: weight.to_sparse()),
+        ("a quantised tensor", lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)),
+        ("a meta (it has no values) tensor", lambda weight: weight.to("meta")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*(quant|Quant|sparse|deprecat)")  # of torch, about its own kinds
+def test_tensors_that_hold_no_plain_values_are_refused(
+    tmp_path: Path, kind: str, change: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    said = refused(tmp_path, changed("0.weight", change))
+    assert f"holds '0.weight' as {kind}" in said
+
+
+def test_half_precision_is_cast_exactly_and_said(tmp_path: Path) -> None:
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in net().state_dict().items()}
+    model = net(1)
+    assert said_of(tmp_path, weights, model) == [": 8 tensors cast from float16 to float32, exactly"]
+    assert torch.equal(model.state_dict()["0.weight"], weights["0.weight"].float())
+
+
+def test_a_narrower_dtype_is_said_to_be_rounded(tmp_path: Path) -> None:
+    weights = changed("0.weight", lambda weight: weight.double() + 1e-12)
+    assert said_of(tmp_path, weights) == [": 1 tensor cast from float64 to float32, rounded"]
+
+
+def test_a_wider_dtype_of_the_models_own_values_is_exact(tmp_path: Path) -> None:
+    weights = changed("0.weight", lambda weight: weight.double())
+    assert said_of(tmp_path, weights) == [": 1 tensor cast from float64 to float32, exactly"]
+
+
+def test_numbers_beyond_the_models_dtype_are_refused(tmp_path: Path) -> None:
+    said = refused(tmp_path, changed("0.weight", lambda weight: weight + 1e6), net(1).half())
+    assert "has numbers under 0.weight beyond the largest of float16" in said
+
+
+@pytest.mark.parametrize("value", [torch.tensor(7.0), torch.tensor(7, dtype=torch.int32)])
+def test_a_count_of_batches_in_another_dtype_is_cast_where_it_is_that_number(
+    tmp_path: Path, value: torch.Tensor
+) -> None:
+    model = net(1)
+    here = str(value.dtype)[6:]
+    said = said_of(tmp_path, changed("1.num_batches_tracked", lambda _: value), model)
+    assert said == [f": 1 tensor cast from {here} to int64, exactly"]
+    assert int(model.state_dict()["1.num_batches_tracked"]) == 7
+
+
+def test_a_count_of_batches_that_is_no_whole_number_is_refused(tmp_path: Path) -> None:
+    said = refused(tmp_path, changed("1.num_batches_tracked", lambda _: torch.tensor(7.5)))
+    assert "has float32 under 1.num_batches_tracked that are no int64" in said
+
+
+def test_a_missing_count_of_batches_is_said(tmp_path: Path) -> None:
+    old = {k: v for k, v in net().state_dict().items() if not k.endswith("num_batches_tracked")}
+    [said] = said_of(tmp_path, old)
+    assert said == " has no num_batches_tracked of 1 layers; the counts stay as they were"
+
+
+def test_a_prefix_that_is_taken_off_is_said(tmp_path: Path) -> None:
+    [said] = said_of(tmp_path, {f"module.{k}": v for k, v in net().state_dict().items()})
+    assert said == ": a wrapper's prefix was taken off 9 names (module.0.weight → 0.weight)"
+
+
+def test_of_two_sets_of_weights_the_one_that_is_taken_is_said(tmp_path: Path) -> None:
+    plain, average = net().state_dict(), net(2).state_dict()
+    model = net(1)
+    [said] = said_of(tmp_path, {"model_ema": average, "state_dict": plain, "epoch": 3}, model)
+    assert said == ": the weights are those of state_dict; it also has model_ema"
+    assert same(model, net())
+
+
+def test_a_moving_average_that_is_taken_is_said(tmp_path: Path) -> None:
+    [said] = said_of(tmp_path, {"state_dict_ema": net().state_dict(), "epoch": 3})
+    assert said == ": the weights are those of state_dict_ema"
+
+
+def test_two_values_of_a_tied_tensor_are_refused(tmp_path: Path) -> None:
+    tied = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
+    tied[1].weight = tied[0].weight
+    weights = {"0.weight": torch.eye(3), "1.weight": 2 * torch.eye(3)}
+    assert "two values of one tensor: 0.weight and 1.weight differ" in refused(tmp_path, weights, tied)
+    assert said_of(tmp_path, {"0.weight": torch.eye(3), "1.weight": torch.eye(3)}, tied) == []
+
+
+def test_a_model_without_memory_is_refused(tmp_path: Path) -> None:
+    assert "no memory for 0.weight, which is on the meta" in refused(
+        tmp_path, net().state_dict(), net(1).to("meta")
+    )
 
 
 def test_weights_are_cast_to_the_models_dtype(tmp_path: Path) -> None:
