@@ -10,7 +10,7 @@ from lpe.errors import InputError
 
 def is_integer(value: object) -> bool:
     """Whether a value is an integer, Python's or numpy's; True, 3.0 and "3" are not."""
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def is_number(value: object) -> bool:

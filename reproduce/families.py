@@ -179,7 +179,7 @@ def cyclical_sgld_family(session: Session, seed: int, recipe: CyclicalSGLDTraini
             schedule,
             recipe.epochs_per_cycle,
             seed,
-            after_epoch=lambda epoch: collector.collect(net, epoch),
+            collector=collector,
             report=report,
         )
         samples = {
@@ -223,11 +223,17 @@ def batch_ensemble_family(session: Session, seed: int, recipe: BatchEnsembleTrai
             fused=True,
         )
 
-        def tiled(epoch: int) -> Iterator[digits.Split]:
-            return ((images, labels.repeat(members)) for images, labels in batches(epoch))
-
         schedule = warmup_cosine(recipe.learning_rate, steps)
-        run = train(ensemble.module, tiled, optimizer, schedule, recipe.epochs, seed, report=report)
+        run = train(
+            ensemble.module,
+            batches,
+            optimizer,
+            schedule,
+            recipe.epochs,
+            seed,
+            report=report,
+            loss=ensemble.loss,
+        )
         # A step evaluates the gradient of one minibatch for every member.
         return ensemble.module.state_dict(), {"backward_passes": before + members * run.backward_passes}
 

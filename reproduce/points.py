@@ -190,7 +190,7 @@ def sgd_point(session: Session, seed: int, recipe: SGDTraining | None = None, re
 def swag_point(session: Session, seed: int, recipe: SWAGTraining | None = None, replica: int = 0) -> Point:
     """SWAG's mean and posterior."""
     recipe = recipe or session.scale.swag
-    SWAGCollector(recipe.rank).check(recipe.sgd.epochs - recipe.start_epoch)
+    SWAGCollector(recipe.rank, recipe.start_epoch).check(recipe.sgd.epochs)
     net, before, trunk = start(session, seed, replica)
     order = fine_tuning_seed(seed, replica)
     config = config_of(session, "SWAG", seed, recipe, trunk, replica)
@@ -202,12 +202,7 @@ def swag_point(session: Session, seed: int, recipe: SWAGTraining | None = None, 
         switch = recipe.start_epoch * an_epoch
         falling = warmup_cosine(recipe.sgd.learning_rate, switch, final=recipe.learning_rate)
         schedule = then_constant(falling, switch, recipe.learning_rate)
-        collector = SWAGCollector(recipe.rank)
-
-        def after_epoch(epoch: int) -> None:
-            if epoch >= recipe.start_epoch:
-                collector.collect(net)
-
+        collector = SWAGCollector(recipe.rank, recipe.start_epoch)
         run = train(
             net,
             batches,
@@ -216,8 +211,8 @@ def swag_point(session: Session, seed: int, recipe: SWAGTraining | None = None, 
             recipe.sgd.epochs,
             order,
             recipe.sgd.clip_norm,
-            after_epoch,
-            report,
+            report=report,
+            collector=collector,
         )
         info = {
             "backward_passes": before + run.backward_passes,

@@ -234,9 +234,15 @@ class BatchEnsemble(Ensemble):
     """M members that share their weights up to rank-1 factors: trainable, and a sequence of plain networks.
 
     ``ensemble.module`` is what is trained: its ``forward(inputs)`` tiles the batch and returns logits
-    [members·examples, classes], member by member, so that the targets are ``tile(targets, size)``. A batch
-    norm in training sees all members' examples as one batch, and its running statistics, of all of them, are
-    each member's.
+    [members·examples, classes], member by member, M times as many as there are targets. ``ensemble.loss`` is
+    the loss that goes with it:
+
+        groups = ensemble.parameter_groups(lr=0.1, fast_lr=0.05, weight_decay=5e-4)
+        optimizer = torch.optim.SGD(groups, momentum=0.9)
+        lpe.train(ensemble.module, batches, optimizer, 0.1, epochs, loss=ensemble.loss)
+
+    A batch norm in training sees all members' examples as one batch, and its running statistics, of all of
+    them, are each member's.
 
     Args:
         model: any module that takes and gives the examples first; inside, its layers may have them in any one
@@ -326,6 +332,24 @@ class BatchEnsemble(Ensemble):
         finally:
             for module, training in flags:
                 module.training = training
+
+    def loss(self, inputs: Any, targets: Tensor) -> Tensor:
+        """Cross-entropy of ``ensemble.module``, mean over members and examples: a scalar with its gradient.
+
+        Args:
+            inputs: as ``forward_all`` takes them. targets: class indices [examples], once, not tiled.
+
+        Raises:
+            InputError: targets that are not as many as the examples.
+        """
+        logits = apply(self.module, inputs)
+        tiled = targets.to(logits.device).repeat(self.size, *[1] * (targets.dim() - 1))
+        if len(tiled) != len(logits):
+            raise InputError(
+                f"{len(targets)} targets for {len(logits) // self.size} examples; the loss takes each "
+                "example's target once and repeats it for the members itself"
+            )
+        return nn.functional.cross_entropy(logits, tiled)
 
     def parameter_groups(self, lr: float, fast_lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Two groups for an optimiser: the shared parameters with the biases, and r and s.

@@ -46,6 +46,7 @@ class CycleCollector:
         self.epochs_per_cycle = epochs_per_cycle
         self.kept_per_cycle = kept_per_cycle
         self.epochs: list[int] = []
+        self._ended = 0
         self._kept: list[dict[str, Tensor]] = []
 
     def check(self, epochs: int) -> None:
@@ -54,6 +55,7 @@ class CycleCollector:
         Raises:
             InputError: the cycle is longer than the run, or the run is no whole number of cycles.
         """
+        epochs = check_integer("epochs", epochs, 0)
         if self.epochs_per_cycle > epochs:
             raise InputError(
                 f"a cycle of {self.epochs_per_cycle} epochs is longer than the run of {epochs}; "
@@ -70,8 +72,14 @@ class CycleCollector:
         return epoch % self.epochs_per_cycle >= self.epochs_per_cycle - self.kept_per_cycle
 
     @apart()
-    def collect(self, model: nn.Module, epoch: int) -> None:
-        """Copy the model's weights if ``epoch``, which has just ended, is one that is kept."""
+    def collect(self, model: nn.Module, epoch: int | None = None) -> None:
+        """Copy the model's weights if the epoch that has just ended is one that is kept.
+
+        Args:
+            epoch: from 0; None: the one after that of the last call.
+        """
+        epoch = self._ended if epoch is None else check_integer("epoch", epoch, 0)
+        self._ended = epoch + 1
         if self.keeps(epoch):
             self.epochs.append(epoch)
             self._kept.append(

@@ -26,13 +26,12 @@ from lpe.ensembles.collected import CollectedEnsemble, CycleCollector
 class CyclicalSGLDCollector(CycleCollector):
     """Keeps the weights at the end of each of the last epochs of a cycle: its sampling stage.
 
-    Use it with :func:`lpe.training.loop.train` and :class:`lpe.training.sgld.SGLD`:
+    Use it with :class:`lpe.SGLD` and :func:`lpe.train`, which checks it and calls it:
 
-        collector = CyclicalSGLDCollector(epochs_per_cycle, samples_per_cycle)
-        collector.check(epochs)
-        optimizer = SGLD(model.parameters(), lr, examples, noise=collector.noise_steps(steps_per_epoch))
-        train(model, …, optimizer, …, epochs, after_epoch=lambda epoch: collector.collect(model, epoch))
-        ensemble = CyclicalSGLDEnsemble(model, collector.samples)
+        collector = lpe.CyclicalSGLDCollector(epochs_per_cycle, samples_per_cycle)
+        optimizer = lpe.SGLD(model.parameters(), lr, examples, noise=collector.noise_steps(steps_per_epoch))
+        lpe.train(model, …, optimizer, …, epochs, collector=collector)
+        ensemble = lpe.CyclicalSGLDEnsemble(model, collector.samples)
         ensemble.training_budget = collector.training_budget(steps_per_epoch)
 
     Args:

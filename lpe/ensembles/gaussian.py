@@ -117,14 +117,14 @@ class GaussianEnsemble(Ensemble):
         return std
 
     def _std(self, name: str) -> Iterator[tuple[int, int, Tensor | float]]:
-        """start, stop and std of CHUNK elements at a time (row-major): float32 [elements], or a number."""
+        """start, stop and std, row-major: a number for all elements, or float32 [CHUNK] at a time."""
         weight = self._weights[name].detach().reshape(-1)
+        if self.std is not None:
+            yield 0, len(weight), self.std
+            return
+        scales = self._scales[name]
         for start in range(0, len(weight), CHUNK):
             stop = min(start + CHUNK, len(weight))
-            if self.std is not None:
-                yield start, stop, self.std
-                continue
-            scales = self._scales[name]
             group = scales.group(start, stop)
             part = (weight[start:stop].float(), scales.values[group], scales.inverses[group])
             yield start, stop, _rounding_std(*part, grid_of(self._noisy[name].rounded_to))
@@ -135,13 +135,13 @@ class GaussianEnsemble(Ensemble):
         drawn = {}
         for name, planned in self._noisy.items():
             weight = self._weights[name].detach()
-            noise = normal("gaussian", self.seed, name, index, planned.shape).to(weight.device)
-            # Written over the noise where the types agree: no copy of the weight besides the member's own.
-            values = noise if noise.dtype == weight.dtype else torch.empty_like(noise, dtype=weight.dtype)
-            flat_weight, flat_noise, flat_values = weight.reshape(-1), noise.view(-1), values.view(-1)
+            noise = normal("gaussian", self.seed, name, index, planned.shape)
+            # Written over the noise: where the types agree, the member's own is the only copy of the weight.
+            noise = noise.to(weight.device, torch.promote_types(weight.dtype, noise.dtype))
+            flat_weight, flat_noise = weight.reshape(-1), noise.view(-1)
             for start, stop, std in self._std(name):
-                flat_values[start:stop] = flat_weight[start:stop] + std * flat_noise[start:stop]
-            drawn[name] = values
+                flat_noise[start:stop].mul_(std).add_(flat_weight[start:stop])
+            drawn[name] = noise.to(weight.dtype)
         return drawn
 
     @apart()

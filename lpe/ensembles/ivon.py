@@ -4,10 +4,14 @@ The official optimiser (``ivon-opt``) learns a Gaussian q(θ) = N(mean, diag(std
 variational inference on the loss of the N training examples:
 
     θ ~ q,   h ← β2 h + (1 − β2) ĥ + ½ (1 − β2)² (h − ĥ)² / (h + wd),   ĥ = ess · (θ − mean) ∘ g ∘ (h + wd)
-    mean ← mean − lr (ḡ + wd·mean) / (h + wd),   std = 1 / √(ess · (h + wd))
+    mean ← mean − lr·(h0 + wd) · (ḡ + wd·mean) / (h + wd),   std = 1 / √(ess · (h + wd))
 
-The point is the mean. What matters: ess (N; smaller is a wider posterior), h0 (h's start, and the scale of
-the learning rate), β2 (how fast h forgets h0).
+with g the gradient of the *mean* loss at θ, ḡ its running mean (β1, without its bias to 0), and every
+coordinate of the fraction clipped to clip_radius. The factor h0 + wd is ``ivon-opt``'s ``rescale_lr``: the
+first steps are those of SGD at lr, whatever h0 is.
+
+The point is the mean. What matters: ess (N; smaller is a wider posterior), h0 (h's start), β2 (how fast h
+forgets h0: until the steps are many more than 1/(1 − β2), std is h0's).
 """
 
 from __future__ import annotations
@@ -103,8 +107,9 @@ class IVONEnsemble(Ensemble):
         drawn = {}
         for name, std in self.std.items():
             mean = self._means[name].detach()
-            noise = normal("ivon", self.seed, name, index, std.shape).to(std.device)
-            drawn[name] = (mean + math.sqrt(self.scale) * std * noise).to(mean.dtype)
+            noise = normal("ivon", self.seed, name, index, std.shape)
+            noise = noise.to(mean.device, torch.promote_types(mean.dtype, noise.dtype))
+            drawn[name] = noise.mul_(std).mul_(math.sqrt(self.scale)).add_(mean).to(mean.dtype)
         return drawn
 
     @apart()

@@ -23,12 +23,11 @@ from lpe.ensembles.collected import CollectedEnsemble, CycleCollector
 class SnapshotCollector(CycleCollector):
     """Keeps the weights at the end of each cycle.
 
-    Use it with :func:`lpe.training.loop.train`:
+    Use it with :func:`lpe.train`, which checks it and calls it:
 
-        collector = SnapshotCollector(epochs_per_cycle)
-        collector.check(epochs)
-        train(model, …, epochs, after_epoch=lambda epoch: collector.collect(model, epoch))
-        ensemble = SnapshotEnsemble(model, collector.snapshots)
+        collector = lpe.SnapshotCollector(epochs_per_cycle)
+        lpe.train(model, …, epochs, collector=collector)
+        ensemble = lpe.SnapshotEnsemble(model, collector.snapshots)
         ensemble.training_budget = collector.training_budget(steps_per_epoch)
 
     Args:

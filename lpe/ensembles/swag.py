@@ -67,25 +67,38 @@ class SWAGStatistics:
 
 
 class SWAGCollector:
-    """Collects the iterates of a run: call :meth:`collect` at the end of each epoch.
+    """Collects the iterates of a run, one at the end of each epoch.
+
+    Use it with :func:`lpe.train`, which checks it and calls it:
+
+        collector = lpe.SWAGCollector(rank=20, start=160)
+        lpe.train(model, …, epochs=300, collector=collector)
+        ensemble = lpe.SWAGEnsemble(model, collector.statistics(), size=30)
 
     Args:
         rank: K, the deviations kept; 2 or more.
+        start: the first epoch, from 0, whose end is an iterate; before, the rate has yet to come down.
+
+    Attributes:
+        collected: iterates so far.
     """
 
-    def __init__(self, rank: int) -> None:
+    def __init__(self, rank: int, start: int = 0) -> None:
         self.rank = check_integer("SWAG's rank", rank, 2)
+        self.start = check_integer("start", start, 0)
         self.collected = 0
+        self._ended = 0
         self._mean: dict[str, Tensor] = {}
         self._squares: dict[str, Tensor] = {}
-        self._deviations: deque[dict[str, Tensor]] = deque(maxlen=rank)
+        self._deviations: deque[dict[str, Tensor]] = deque(maxlen=self.rank)
 
-    def check(self, iterates: int) -> None:
-        """Whether a run that collects so many iterates is enough; call it before training.
+    def check(self, epochs: int) -> None:
+        """Whether a run of ``epochs`` has enough iterates; to be called before training.
 
         Raises:
             InputError: fewer iterates than the rank.
         """
+        iterates = max(0, check_integer("epochs", epochs, 0) - self.start)
         if iterates < self.rank:
             raise InputError(
                 f"SWAG of rank {self.rank} needs as many iterates; the run would collect {iterates}: train "
@@ -93,8 +106,16 @@ class SWAGCollector:
             )
 
     @apart()
-    def collect(self, model: nn.Module) -> None:
-        """Add the model's parameters as an iterate."""
+    def collect(self, model: nn.Module, epoch: int | None = None) -> None:
+        """Add the model's parameters as an iterate, if the epoch that has just ended is not before the start.
+
+        Args:
+            epoch: from 0; None: the one after that of the last call.
+        """
+        epoch = self._ended if epoch is None else check_integer("epoch", epoch, 0)
+        self._ended = epoch + 1
+        if epoch < self.start:
+            return
         self.collected += 1
         deviation = {}
         for entry in named_tensors(model):
@@ -182,12 +203,12 @@ class SWAGEnsemble(Ensemble):
         z2 = normal("swag low rank", self.seed, "", index, (rank,))
         drawn = {}
         for name, mean in self.statistics.mean.items():
-            z1 = normal("swag diagonal", self.seed, name, index, mean.shape).to(mean.device)
+            noise = normal("swag diagonal", self.seed, name, index, mean.shape).to(mean.device)
             deviations = self.statistics.deviations[name]
             # A product with a vector: those of matrices are of less than float32 where a user allows it.
             low_rank = torch.mv(deviations.reshape(rank, -1).T, z2.to(deviations)).view(mean.shape)
-            noise = self.statistics.variance[name].sqrt() * z1 + low_rank / math.sqrt(rank - 1)
-            drawn[name] = (mean + math.sqrt(self.scale) * noise).to(self._dtypes[name])
+            noise.mul_(self.statistics.variance[name].sqrt()).add_(low_rank.div_(math.sqrt(rank - 1)))
+            drawn[name] = noise.mul_(math.sqrt(self.scale)).add_(mean).to(self._dtypes[name])
         return drawn
 
     @apart()

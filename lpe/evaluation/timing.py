@@ -9,6 +9,7 @@ from itertools import accumulate
 
 import torch
 
+from lpe.checks import is_integer, shown
 from lpe.errors import InputError
 
 
@@ -30,9 +31,9 @@ class MemberTimer:
     """
 
     def __init__(self, members: int, device: torch.device | None = None) -> None:
-        if members < 1:
-            raise InputError(f"a MemberTimer needs one member or more, not {members}")
-        self.seconds = [0.0] * members
+        if not is_integer(members) or members < 1:
+            raise InputError(f"a MemberTimer needs one member or more, not {shown(members)}")
+        self.seconds = [0.0] * int(members)
         self.examples = 0
         self.device = device
 

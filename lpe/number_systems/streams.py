@@ -23,6 +23,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lpe.checks import is_integer, shown
@@ -35,9 +36,8 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-_TWISTER_WORDS = 624
-_TWISTER_OFFSET = 24
-"""Where the twister's words, 64 bits each, lie in ``torch.Generator.get_state()``."""
+_TWISTER_WORDS = slice(3, 3 + 624)
+"""Where the twister's words lie in ``torch.Generator.get_state()``, read as integers of 64 bits."""
 _WRAPPERS = frozenset({"module", "_orig_mod"})
 
 
@@ -173,19 +173,17 @@ def generator(purpose: str, seed: int, name: str, member: int) -> torch.Generato
     for two equal streams with probability ½.
     """
     key = f"{purpose}\0{check_seed(seed)}\0{name}\0{check_member(member)}"
-    state = bytearray(_fresh_twister())
-    words = np.frombuffer(hashlib.shake_256(key.encode()).digest(4 * _TWISTER_WORDS), dtype="<u4")
-    start, stop = _TWISTER_OFFSET, _TWISTER_OFFSET + 8 * _TWISTER_WORDS
-    state[start:stop] = words.astype(np.uint64).tobytes()
+    state = _fresh_twister().copy()
+    state[_TWISTER_WORDS] = np.frombuffer(hashlib.shake_256(key.encode()).digest(4 * 624), dtype="<u4")
     made = torch.Generator(device="cpu")
-    made.set_state(torch.frombuffer(state, dtype=torch.uint8))
+    made.set_state(torch.from_numpy(state.view(np.uint8)))
     return made
 
 
 @cache
-def _fresh_twister() -> bytes:
+def _fresh_twister() -> NDArray[np.uint64]:
     """The state of a CPU generator that was just seeded: its next draw mixes all words first."""
-    return torch.Generator(device="cpu").manual_seed(0).get_state().numpy().tobytes()
+    return torch.Generator(device="cpu").manual_seed(0).get_state().numpy().view(np.uint64)
 
 
 def normal(purpose: str, seed: int, name: str, member: int, shape: Iterable[int]) -> Tensor:

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from lpe.checks import check_finite, check_integer
 from lpe.errors import InputError
 from lpe.modules import apply, device_of, to_device
 from lpe.number_systems.streams import check_seed, generator
-from lpe.training.schedules import Schedule
+from lpe.training.schedules import Schedule, constant
 
-Batches = Callable[[int], Iterable[tuple[Any, Tensor]]]
-"""epoch → batches (inputs, targets); the same for the same epoch."""
+Batches = Iterable[tuple[Any, Tensor]] | Callable[[int], Iterable[tuple[Any, Tensor]]]
+"""Batches (inputs, targets), iterable anew each epoch; or epoch → batches, the same for the same epoch."""
+
+
+class Collector(Protocol):
+    """What keeps something of the weights as a run goes on: SWAG's, the snapshots', cyclical SGLD's."""
+
+    def check(self, epochs: int) -> None:
+        """InputError where a run of so many epochs does not suit it."""
+
+    def collect(self, model: nn.Module, epoch: int | None = None) -> None:
+        """Take of the model what is kept at the end of ``epoch`` (from 0; None: the next), if anything."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +49,14 @@ def train(
     model: nn.Module,
     batches: Batches,
     optimizer: torch.optim.Optimizer,
-    learning_rate: Schedule,
+    learning_rate: Schedule | float,
     epochs: int,
-    seed: int,
+    seed: int = 0,
     clip_norm: float | None = None,
     after_epoch: Callable[[int], None] | None = None,
     report: Callable[[Mapping[str, float]], None] | None = None,
+    collector: Collector | None = None,
+    loss: Callable[[Any, Tensor], Tensor] | None = None,
 ) -> TrainingRun:
     """Train a model by the cross-entropy of its logits, in place; it is left in eval mode.
 
@@ -49,20 +64,26 @@ def train(
 
     Args:
         model: the module.
-        batches: epoch → batches, on any device.
+        batches: (inputs, targets), a list or a DataLoader; or a function, epoch → batches. Inputs are as
+            ``lpe.evaluate`` takes them, targets class indices [examples]; both are moved to the model's
+            device.
         optimizer: over the model's parameters; its learning rate is set before each step, times
             the group's own ``lr_factor`` where it has one.
-        learning_rate: step → learning rate.
-        epochs: passes over the data.
+        learning_rate: step → learning rate (``lpe.training.schedules``), or a number for all steps.
+        epochs: passes over the data, 0 or more.
         seed: of whatever the model and the optimiser draw; the global generators are as before afterwards.
         clip_norm: largest norm of the gradient; None: no clipping. Not for optimisers that sample weights.
         after_epoch: called with the epoch after each (to collect iterates or snapshots).
         report: called with each row of the curve.
+        collector: is asked before training whether the epochs suit it, and collects after each.
+        loss: (inputs, targets on the model's device) → scalar; None: the cross-entropy of the model's logits.
 
     Raises:
-        InputError: no batches, a clip_norm for an optimiser that samples weights, or a loss that is NaN or
-            infinite (with the step, and what to do).
+        InputError: no batches, targets that are not as many as the logits, a clip_norm for an optimiser that
+            samples weights, epochs that do not suit the collector, or a loss that is NaN or infinite (with
+            the step, and what to do).
     """
+    epochs = check_integer("epochs", epochs, 0)
     seed = check_seed(seed)
     sampled = getattr(optimizer, "sampled_params", None)
     if sampled and clip_norm is not None:
@@ -70,11 +91,18 @@ def train(
             f"clip_norm={clip_norm} would not reach {type(optimizer).__name__}, which collects its gradients "
             "itself; leave it out and use the optimiser's own clipping (IVON's clip_radius)"
         )
+    if collector is not None:
+        collector.check(epochs)
+    if not callable(learning_rate):
+        learning_rate = constant(check_finite("learning_rate", learning_rate))
+    if loss is None:
+        loss = partial(_cross_entropy, model)
     curve: list[dict[str, float]] = []
     step = 0
     device = device_of(model)
     gpus = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
-    with torch.random.fork_rng(devices=gpus):
+    # Gradients are needed whatever the caller's mode.
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=gpus):
         # Not torch.manual_seed: it would also seed the generators of GPUs that are not forked here, and of
         # the seed's 64 bits the CPU's uses 32.
         torch.default_generator.set_state(generator("training", seed, "", 0).get_state())
@@ -83,17 +111,16 @@ def train(
         for epoch in range(epochs):
             model.train()
             total, count, rate = 0.0, 0, 0.0
-            for inputs, targets in batches(epoch):
+            for inputs, targets in batches(epoch) if callable(batches) else batches:
                 rate = learning_rate(step)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group.get("lr_factor", 1.0)
                 with sampled(train=True) if sampled else nullcontext():
                     optimizer.zero_grad()
-                    logits = apply(model, to_device(inputs, device))
-                    loss = nn.functional.cross_entropy(logits, targets.to(logits.device))
-                    loss.backward()
-                value = float(loss.detach())
-                if not torch.isfinite(loss.detach()):
+                    of_batch = loss(to_device(inputs, device), targets.to(device))
+                    of_batch.backward()
+                value = float(of_batch.detach())
+                if not math.isfinite(value):
                     raise InputError(
                         f"the training loss is {value} at step {step} (learning rate {rate:g}); "
                         "lower the learning rate or clip the gradient"
@@ -108,6 +135,18 @@ def train(
             if report is not None:
                 report(curve[-1])
             model.eval()
+            if collector is not None:
+                collector.collect(model, epoch)
             if after_epoch is not None:
                 after_epoch(epoch)
     return TrainingRun(backward_passes=step, curve=curve)
+
+
+def _cross_entropy(model: nn.Module, inputs: Any, targets: Tensor) -> Tensor:
+    logits = apply(model, inputs)
+    if len(logits) != len(targets):
+        raise InputError(
+            f"the model returned logits of shape {list(logits.shape)} for {len(targets)} targets; give as "
+            "many targets, or the loss that goes with the model (of a BatchEnsemble loss=ensemble.loss)"
+        )
+    return nn.functional.cross_entropy(logits, targets.to(logits.device))

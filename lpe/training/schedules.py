@@ -5,9 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from lpe.checks import check_finite, is_integer, is_number, shown
 from lpe.errors import InputError
 
 Schedule = Callable[[int], float]
+
+
+def constant(value: float) -> Schedule:
+    """``value`` at every step."""
+    return lambda step: value
 
 
 def warmup_cosine(peak: float, steps: int, warmup: float = 0.1, final: float = 0.0) -> Schedule:
@@ -15,8 +21,11 @@ def warmup_cosine(peak: float, steps: int, warmup: float = 0.1, final: float = 0
 
     Loshchilov & Hutter 2017, "SGDR".
     """
-    if steps < 1 or not 0 <= warmup < 1:
-        raise InputError(f"a schedule needs steps ≥ 1 and 0 ≤ warmup < 1, not {steps} and {warmup}")
+    if not is_integer(steps) or steps < 1 or not is_number(warmup) or not 0 <= warmup < 1:
+        raise InputError(
+            f"a schedule needs steps ≥ 1 and 0 ≤ warmup < 1, not {shown(steps)} and {shown(warmup)}"
+        )
+    peak, final = check_finite("peak", peak), check_finite("final", final)
     warm = round(warmup * steps)
 
     def learning_rate(step: int) -> float:
@@ -38,6 +47,7 @@ def cyclical_cosine(peak: float, steps_per_cycle: int) -> Schedule:
 
     Huang et al. 2017, "Snapshot ensembles"; Zhang et al. 2020, "Cyclical stochastic gradient MCMC".
     """
-    if steps_per_cycle < 1:
-        raise InputError(f"a cycle must have at least 1 step, not {steps_per_cycle}")
+    if not is_integer(steps_per_cycle) or steps_per_cycle < 1:
+        raise InputError(f"a cycle must have at least 1 step, not {shown(steps_per_cycle)}")
+    peak = check_finite("peak", peak)
     return lambda step: peak / 2 * (math.cos(math.pi * (step % steps_per_cycle) / steps_per_cycle) + 1)

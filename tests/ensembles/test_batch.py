@@ -317,6 +317,36 @@ def trained(ensemble: lpe.BatchEnsemble, epochs: int = 20) -> list[float]:
     return [row["loss"] for row in run.curve]
 
 
+def test_the_loss_is_the_mean_of_the_members_cross_entropies() -> None:
+    ensemble = perturbed(lpe.BatchEnsemble(mlp(), MEMBERS))
+    inputs, targets = numbers((5, 4), 60), torch.tensor([0, 1, 2, 1, 0])
+    losses = [nn.functional.cross_entropy(member(inputs), targets) for member in ensemble]
+    torch.testing.assert_close(ensemble.loss(inputs, targets), torch.stack(losses).mean())
+
+
+def test_training_by_the_loss_is_training_on_tiled_targets() -> None:
+    given, tiled = lpe.BatchEnsemble(mlp(), MEMBERS), lpe.BatchEnsemble(mlp(), MEMBERS)
+    once = [(inputs, inputs.argmax(dim=1)) for inputs, _ in labelled(0)]
+    optimizer = torch.optim.SGD(given.parameter_groups(lr=0.1, fast_lr=0.05, weight_decay=5e-4), momentum=0.9)
+    train(given.module, once, optimizer, 0.1, epochs=3, loss=given.loss)
+    trained(tiled, epochs=3)
+    for mine, other in zip(given.module.parameters(), tiled.module.parameters(), strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_training_without_the_loss_is_refused_and_names_it() -> None:
+    ensemble = lpe.BatchEnsemble(mlp(), MEMBERS)
+    optimizer = torch.optim.SGD(ensemble.module.parameters(), lr=0.1)
+    with pytest.raises(lpe.InputError, match=r"for 5 targets; .*loss=ensemble\.loss"):
+        train(ensemble.module, [(numbers((5, 4), 60), torch.zeros(5, dtype=torch.int64))], optimizer, 0.1, 1)
+
+
+def test_the_loss_refuses_targets_that_are_tiled_already() -> None:
+    ensemble = lpe.BatchEnsemble(mlp(), MEMBERS)
+    with pytest.raises(lpe.InputError, match="15 targets for 5 examples; the loss takes"):
+        ensemble.loss(numbers((5, 4), 60), torch.zeros(15, dtype=torch.int64))
+
+
 def test_training_reduces_the_loss() -> None:
     losses = trained(lpe.BatchEnsemble(mlp(), MEMBERS))
     assert losses[-1] < 0.5 * losses[0]

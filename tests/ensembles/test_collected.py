@@ -243,6 +243,23 @@ def test_a_cycle_of_no_epochs_is_refused(make: Any, epochs_per_cycle: Any) -> No
         make(epochs_per_cycle).check(10)
 
 
+@collectors
+def test_without_an_epoch_each_call_ends_the_next_one(make: Any) -> None:
+    counted, told = make(3), make(3)
+    for epoch in range(6):
+        counted.collect(Net())
+        told.collect(Net(), epoch)
+    assert counted.epochs == told.epochs == [2, 5]
+
+
+@collectors
+def test_a_call_without_an_epoch_goes_on_from_the_last_one_with_it(make: Any) -> None:
+    collector = make(3)
+    collector.collect(Net(), 4)
+    collector.collect(Net())
+    assert collector.epochs == [5]
+
+
 def test_a_copy_holds_every_saved_tensor() -> None:
     collector = SnapshotCollector(1)
     collector.collect(Net(), 0)

@@ -471,6 +471,26 @@ def test_a_run_with_as_many_iterates_as_the_rank_is_enough() -> None:
     SWAGCollector(3).check(3)
 
 
+def test_epochs_before_the_start_have_no_iterates() -> None:
+    SWAGCollector(3, start=2).check(5)
+    with pytest.raises(lpe.InputError, match="SWAG of rank 3 needs as many iterates; .* collect 2:"):
+        SWAGCollector(3, start=2).check(4)
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_iterates_are_collected_from_the_start_on(counted: bool) -> None:
+    from_start, all_of_them, model = SWAGCollector(2, start=3), SWAGCollector(2), linear()
+    for epoch in range(6):
+        with torch.no_grad():
+            model.weight.add_(epoch)
+        from_start.collect(model, None if counted else epoch)
+        if epoch >= 3:
+            all_of_them.collect(model)
+    assert from_start.collected == 3
+    mean = all_of_them.statistics().mean["weight"]
+    assert torch.equal(from_start.statistics().mean["weight"], mean)
+
+
 class TwiceFC(nn.Module):
     """Two layers whose names differ by the component that wrappers put into names."""
 

@@ -296,10 +296,8 @@ def test_keys_that_are_one_in_32_bits_draw_differently() -> None:
 def test_a_keyed_generator_is_numpys_mersenne_twister_in_the_state_that_the_key_hashes_to() -> None:
     digest = hashlib.shake_256("\0".join(map(str, BASE_KEY)).encode()).digest(4 * 624)
     twister = np.random.MT19937()
-    twister.state = {
-        "bit_generator": "MT19937",
-        "state": {"key": np.frombuffer(digest, dtype="<u4"), "pos": 624},
-    }
+    words = np.frombuffer(digest, dtype="<u4")
+    twister.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": 624}}
     drawn = torch.empty(2000, dtype=torch.int64).random_(2**24, generator=streams.generator(*BASE_KEY))
     assert drawn.tolist() == [int(word) % 2**24 for word in twister.random_raw(2000)]
 

@@ -310,3 +310,92 @@ def test_no_step_is_taken_from_a_loss_that_is_not_finite() -> None:
 def test_an_epoch_without_batches_is_refused_naming_the_epoch() -> None:
     with pytest.raises(lpe.InputError, match="epoch 1 has no batches"):
         run_sgd(linear(), batches=lambda epoch: batches(epoch) if epoch == 0 else [])
+
+
+# What a user brings
+
+
+def test_a_list_of_batches_is_read_anew_in_each_epoch() -> None:
+    by_list, by_function = linear(), linear()
+    run_sgd(by_list, batches=batches(0))
+    run_sgd(by_function, batches=lambda epoch: batches(0))
+    assert torch.equal(by_list.weight, by_function.weight)
+
+
+def test_batches_that_can_be_read_only_once_are_refused_in_the_second_epoch() -> None:
+    with pytest.raises(lpe.InputError, match="epoch 1 has no batches"):
+        run_sgd(linear(), batches=iter(batches(0)))
+
+
+def test_a_number_is_the_learning_rate_of_every_step() -> None:
+    by_number, by_function = linear(), linear()
+    run_sgd(by_number, learning_rate=0.1)
+    run_sgd(by_function)
+    assert torch.equal(by_number.weight, by_function.weight)
+
+
+@pytest.mark.parametrize("rate", [math.nan, -0.1, "fast", True, None])
+def test_a_learning_rate_that_is_no_number_from_0_on_is_refused(rate: Any) -> None:
+    with pytest.raises(lpe.InputError, match="learning_rate must be a finite number"):
+        run_sgd(linear(), learning_rate=rate)
+
+
+@pytest.mark.parametrize("epochs", [-1, 2.0, True, None])
+def test_epochs_that_are_no_number_are_refused(epochs: Any) -> None:
+    with pytest.raises(lpe.InputError, match="epochs must be an integer"):
+        run_sgd(linear(), epochs=epochs)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_training_has_gradients_whatever_the_callers_mode(mode: Callable[[], Any]) -> None:
+    model, outside = linear(), linear()
+    with mode():
+        run_sgd(model)
+    run_sgd(outside)
+    assert torch.equal(model.weight, outside.weight)
+
+
+def test_another_loss_takes_the_place_of_the_cross_entropy() -> None:
+    model = linear()
+    run_sgd(model, epochs=1, batches=[batches(0)[0]], loss=lambda inputs, targets: model(inputs).sum())
+    expected = numbers((2, 3), 0) - 0.1 * batches(0)[0][0].sum(dim=0)
+    torch.testing.assert_close(model.weight.detach(), expected)
+
+
+def test_other_numbers_of_targets_than_of_logits_are_refused() -> None:
+    with pytest.raises(lpe.InputError, match=r"logits of shape \[4, 2\] for 3 targets"):
+        run_sgd(linear(), batches=[(numbers((4, 3), 0), torch.zeros(3, dtype=torch.int64))])
+
+
+class Collecting:
+    """Says what it was asked; of a run of 3 epochs, that it does not suit."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def check(self, epochs: int) -> None:
+        self.asked.append(epochs)
+        if epochs == 3:
+            raise lpe.InputError("three epochs do not suit")
+
+    def collect(self, model: nn.Module, epoch: int | None = None) -> None:
+        self.asked.append((epoch, model.training, model.weight.detach().clone()))
+
+
+def test_a_collector_is_asked_before_training_and_collects_after_each_epoch() -> None:
+    model, collector = linear(), Collecting()
+    run_sgd(model, epochs=2, collector=collector)
+    assert collector.asked[0] == 2
+    assert [asked[:2] for asked in collector.asked[1:]] == [(0, False), (1, False)]
+    assert torch.equal(collector.asked[-1][2], model.weight)
+
+
+def test_a_collector_that_the_epochs_do_not_suit_stops_the_run_before_it_starts() -> None:
+    model = linear()
+    with pytest.raises(lpe.InputError, match="three epochs do not suit"):
+        run_sgd(model, epochs=3, collector=Collecting())
+    assert torch.equal(model.weight, linear().weight)
+
+
+def test_seeds_that_are_one_in_32_bits_train_other_weights() -> None:
+    assert not torch.equal(with_dropout(seed=1), with_dropout(seed=1 + 2**32))
