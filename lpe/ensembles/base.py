@@ -1,15 +1,20 @@
 """What an ensemble is: a sequence of predictors that share an architecture.
 
 Members are made when asked for. A member is a structural copy of the base model whose own tensors are new
-and whose other tensors *are* the base's, so its memory is what it owns; it never modifies the base, and
-several may be alive at once. Making one leaves the global generators and the training flags as they were.
+and whose other tensors are frozen views of the base's, so its memory is what it owns; it never modifies the
+base, and several may be alive at once. Making one leaves the global generators and the training flags as they
+were. Cast, moved, refreshed or put through a pass in training mode, a member changes nothing but itself. To
+train one, take a copy that shares nothing: ``copy.deepcopy(ensemble[3]).requires_grad_()``.
+
+The base stays as it is while the ensemble is in use: one that was trained, cast or moved since is refused.
+Only a write through ``.data`` is not seen, for it leaves no trace.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +24,7 @@ from lpe.checks import check_integer, is_integer, shown
 from lpe.errors import InputError
 from lpe.logits import check_shape, check_values, examples_in
 from lpe.modules import apply, device_of, to_device
+from lpe.structure import Structure, network_of
 
 STORAGES = ("members", "generator")
 
@@ -59,6 +65,39 @@ class Ensemble(ABC, Sequence[nn.Module]):
     def __init__(self, size: int) -> None:
         self.size = check_size(size)
         self.training_budget: int | Sequence[int] | None = None
+        self._structure: Structure | None = None
+        self._watched: Collection[str] | None = None
+
+    def _made_of(self, model: Any) -> nn.Module:
+        """Take up the network, out of its wrappers, that members are copies of; returns it.
+
+        Where members are not made of all its tensors, ``_watched`` is to name those that they are made of.
+
+        Raises:
+            InputError: see :func:`lpe.structure.network_of`.
+        """
+        network = network_of(model)
+        self._structure = Structure(network)
+        return network
+
+    def _base_tensors(self) -> dict[str, Tensor]:
+        """The network's tensors by canonical name."""
+        assert self._structure is not None
+        return {entry.name: entry.tensor for entry in self._structure.tensors}
+
+    def _copy(self, tensors: Mapping[str, Tensor]) -> nn.Module:
+        """A copy of the network with some tensors replaced; see :meth:`lpe.structure.Structure.copy`."""
+        assert self._structure is not None
+        return self._structure.copy(tensors)
+
+    def check_unchanged(self) -> None:
+        """InputError if the network that members are made of is not what it was when the ensemble was made.
+
+        A tensor that was replaced, cast, moved or written is seen; a write through ``.data`` is not, for it
+        leaves no trace.
+        """
+        if self._structure is not None:
+            self._structure.check_unchanged(self._watched)
 
     @abstractmethod
     def member(self, index: int) -> nn.Module:

@@ -259,7 +259,8 @@ class BatchEnsemble(Ensemble):
     @apart()
     def __init__(self, model: nn.Module, size: int, seed: int = 0, std: float = 0.5) -> None:
         super().__init__(size)
-        self.model = model
+        self.model = model = self._made_of(model)
+        self._watched = ()  # members are made of the module's tensors, which are trained
         self.seed = check_seed(seed)
         self.std = check_finite("std", std)
         self._kept = _not_converted(model)
@@ -390,7 +391,8 @@ class BatchEnsemble(Ensemble):
             biases = _vectors_of(layer)[2]
             if biases is not None:
                 replaced[f"{prefix}bias"] = biases.detach()[index]
-        return with_tensors(self.model, replaced)
+        self.check_unchanged()
+        return self._copy(replaced)
 
     def _vectors(self) -> dict[int, Tensor]:
         """Fast weights and members' biases, by id: [members, width] each."""

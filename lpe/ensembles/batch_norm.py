@@ -29,6 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lpe.errors import InputError
 from lpe.modules import apply, canonical_modules, device_of, to_device, with_tensors
+from lpe.structure import own_buffers
 from lpe.surroundings import apart
 
 FORMS = ("relative", "absolute")
@@ -211,6 +212,8 @@ def refresh(model: nn.Module, batches: Iterable[Any]) -> None:
     norms = dict(batch_norms(model))
     if not norms:
         return
+    for norm in norms.values():
+        own_buffers(norm)
     flags = [(module, module.training) for module in model.modules()]
     before = [(tensor, tensor.clone()) for norm in norms.values() for tensor in norm.buffers(recurse=False)]
     try:

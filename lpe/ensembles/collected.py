@@ -15,6 +15,7 @@ from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import batch_norms, check_batches, fresh_statistics, with_weights
 from lpe.errors import InputError
 from lpe.modules import NamedTensor, named_tensors, tensor_bits, with_tensors
+from lpe.structure import network_of
 from lpe.surroundings import apart
 
 
@@ -122,7 +123,7 @@ class CollectedEnsemble(Ensemble):
                 f"there are no {self.noun}; give at least one mapping of canonical names to tensors"
             )
         super().__init__(len(weights))
-        self.model = model
+        self.model = model = network_of(model)
         entries = {name: entry for entry in named_tensors(model) for name in (entry.name, *entry.also)}
         checked = [self._checked(index, tensors, entries) for index, tensors in enumerate(weights)]
         for index, tensors in enumerate(checked):
@@ -163,7 +164,7 @@ class CollectedEnsemble(Ensemble):
         return checked
 
     def member(self, index: int) -> nn.Module:
-        """Member ``index``: made once, when the ensemble was."""
+        """Member ``index``: made once, when the ensemble was, so that a cast of it is kept."""
         return self._members[index]
 
     @property

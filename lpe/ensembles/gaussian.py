@@ -30,13 +30,14 @@ from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import MemberStatistics, fresh_statistics, statistics_note
 from lpe.ensembles.selection import OutputAxis, PlannedTensor, select_tensors
 from lpe.errors import InputError
-from lpe.modules import named_tensors, tensor_bits, with_tensors
+from lpe.modules import named_tensors, tensor_bits
 from lpe.number_systems.grids import FullPrecision, Grid, NumberSystem, grid_of
 from lpe.number_systems.kernels import reference
 from lpe.number_systems.kernels.arguments import Scales
 from lpe.number_systems.naming import Systems, check_system
 from lpe.number_systems.rounding import scales_of
 from lpe.number_systems.streams import check_seed, normal
+from lpe.structure import refuse_computed_weights
 from lpe.surroundings import apart
 
 CHUNK = 1 << 15
@@ -89,13 +90,14 @@ class GaussianEnsemble(Ensemble):
                 )
         elif not is_number(std) or not 0 <= std < math.inf:
             raise InputError(f"std must be a finite number ≥ 0 or None (BSR's own), not {shown(std)}")
-        self.model = model
+        self.model = model = self._made_of(model)
+        refuse_computed_weights(model, exclude)
         self.seed = check_seed(seed)
         self.std = None if std is None else float(std)
         self.batch_norm = MemberStatistics.of(model, batches, refresh)
         self.plan: list[PlannedTensor] = select_tensors(model, self.system, include, exclude, output_axis)
         self._noisy = {planned.name: planned for planned in self.plan if planned.quantised}
-        self._weights = {entry.name: entry.tensor for entry in named_tensors(model)}
+        self._weights = self._base_tensors()
         self._scales: dict[str, Scales] = {}
         if std is None:
             for name, planned in self._noisy.items():
@@ -147,10 +149,11 @@ class GaussianEnsemble(Ensemble):
     @apart()
     def member(self, index: int) -> nn.Module:
         """Member ``index``: one draw of the noisy tensors, all others shared."""
+        self.check_unchanged()
         weights = self.weights(index)
         if self.batch_norm is None:
-            return with_tensors(self.model, weights)
-        net = with_tensors(self.model, {**weights, **fresh_statistics(self.model)})
+            return self._copy(weights)
+        net = self._copy({**weights, **fresh_statistics(self.model)})
         return self.batch_norm.give(net, index)
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:

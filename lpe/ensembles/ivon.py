@@ -27,7 +27,7 @@ from lpe.checks import check_finite
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import MemberStatistics, check_batches, fresh_statistics
 from lpe.errors import InputError
-from lpe.modules import named_tensors, tensor_bits, with_tensors
+from lpe.modules import named_tensors, tensor_bits
 from lpe.number_systems.streams import check_seed, normal
 from lpe.surroundings import apart
 
@@ -87,6 +87,7 @@ class IVONEnsemble(Ensemble):
         refresh: str = "absolute",
     ) -> None:
         super().__init__(size)
+        self.model = model = self._made_of(model)
         check_batches(model, batches, "IVON")
         tensors = {entry.name: entry.tensor for entry in named_tensors(model)}
         for name, value in std.items():
@@ -94,7 +95,6 @@ class IVONEnsemble(Ensemble):
                 raise InputError(
                     f"the std of {name!r}, shape {list(value.shape)}, fits no tensor of the model"
                 )
-        self.model = model
         self.std = dict(std)
         self.seed = check_seed(seed)
         self.scale = check_finite("scale", scale)
@@ -123,7 +123,8 @@ class IVONEnsemble(Ensemble):
         return self._with({}, "point")
 
     def _with(self, weights: Mapping[str, Tensor], index: int | str) -> nn.Module:
-        net = with_tensors(self.model, {**weights, **fresh_statistics(self.model)})
+        self.check_unchanged()
+        net = self._copy({**weights, **fresh_statistics(self.model)})
         return net if self.batch_norm is None else self.batch_norm.give(net, index)
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:

@@ -23,8 +23,8 @@ from lpe.ensembles.batch_norm import MemberStatistics, batch_norms, fresh_statis
 from lpe.ensembles.on_the_fly import AllMembers
 from lpe.ensembles.selection import Coverage, OutputAxis, PlannedTensor, describe_plan, select_tensors
 from lpe.errors import InputError
-from lpe.modules import named_tensors, with_tensors
-from lpe.number_systems.grids import Int, LowPrecision, NumberSystem
+from lpe.modules import named_tensors
+from lpe.number_systems.grids import FullPrecision, Int, LowPrecision, NumberSystem
 from lpe.number_systems.kernels.arguments import Draw, Stored
 from lpe.number_systems.naming import Systems, check_system
 from lpe.number_systems.packing import packed_bytes
@@ -35,6 +35,7 @@ from lpe.number_systems.rounding import (
     scales_of,
 )
 from lpe.number_systems.streams import check_member, check_seed
+from lpe.structure import Snapshot, refuse_computed_weights
 from lpe.surroundings import apart
 
 ALIGNMENT = 64
@@ -96,9 +97,12 @@ class LowPrecisionEnsemble(Ensemble):
         output_axis: Mapping[str, OutputAxis] | None = None,
     ) -> None:
         self._begin(model, system, size, seed, rounding, first_member)
+        model = self.model
+        if not isinstance(self.system, FullPrecision):
+            refuse_computed_weights(model, exclude)
         self.plan: list[PlannedTensor] = select_tensors(model, self.system, include, exclude, output_axis)
         self.batch_norm = MemberStatistics.of(model, batches, refresh, self._alike)
-        weights = {entry.name: entry.tensor for entry in named_tensors(model)}
+        weights = self._base_tensors()
         self._stored: dict[str, Stored] = {p.name: weights[p.name] for p in self._rounded}
         self._scales: dict[str, Tensor] = {
             planned.name: scales_of(weights[planned.name], planned.rounded_to, planned.layout)
@@ -115,7 +119,7 @@ class LowPrecisionEnsemble(Ensemble):
         first_member: int,
     ) -> None:
         super().__init__(size)
-        self.model = model
+        self.model = self._made_of(model)
         self.system = check_system(system)
         self.seed = check_seed(seed)
         self.rounding = check_rounding(rounding)
@@ -175,6 +179,7 @@ class LowPrecisionEnsemble(Ensemble):
     @apart()
     def member(self, index: int) -> nn.Module:
         """Member ``index``: the base with its tensors rounded that are, and all others shared."""
+        self.check_unchanged()
         rounds = self._rounded
         # One block of memory a dtype and device: the allocator gives a block so large back to the system as
         # soon as the member is gone, while tensors one by one leave holes, up to .3 of a member at ViT-S/16.
@@ -194,50 +199,61 @@ class LowPrecisionEnsemble(Ensemble):
         for planned in rounds:
             block = blocks[planned.dtype, self._stored[planned.name].device]
             values = block[places[planned.name]].view(planned.shape)
-            round_with_scales(
-                values,
-                self._stored[planned.name],
-                self._scales[planned.name],
-                planned.rounded_to,
-                planned.layout,
-                self.draw(planned.name, index),
-            )
+            self._round(values, planned, index)
             rounded[planned.name] = values
         return self._with(index, rounded)
 
     def _with(self, index: int, rounded: dict[str, Tensor]) -> nn.Module:
         """The base with a member's tensors, and with its batch-norm statistics where they are its own."""
         if self.batch_norm is None:
-            return with_tensors(self.model, rounded)
-        net = with_tensors(self.model, {**rounded, **fresh_statistics(self.model)})
+            return self._copy(rounded)
+        net = self._copy({**rounded, **fresh_statistics(self.model)})
         return self.batch_norm.give(net, index)
 
     @torch.no_grad()
     def in_turn(self) -> Iterator[nn.Module]:
-        """The members in order, all in the modules and the memory of the first: each is gone with the next.
+        """The members in order, in the modules and the memory of the first: each is gone with the next.
 
-        Nothing of a network may outlive its weights: a module that keeps what it computed from them, rounded,
-        would keep the first member's.
+        A network that has changed in the meantime (it was cast or trained, or a module of it keeps what it
+        computed from its weights) is not used again: the next member is then made anew.
         """
         if type(self).member is not LowPrecisionEnsemble.member:
             yield from super().in_turn()
             return
         net = self.member(0)
-        tensors = {entry.name: entry.tensor for entry in named_tensors(net)}
+        tensors = self._own(net)
+        snapshot = Snapshot(net, tensors.values())
         yield net
         for index in range(1, self.size):
-            for planned in self._rounded:
-                round_with_scales(
-                    tensors[planned.name],
-                    self._stored[planned.name],
-                    self._scales[planned.name],
-                    planned.rounded_to,
-                    planned.layout,
-                    self.draw(planned.name, index),
-                )
-            if self.batch_norm is not None:
-                self.batch_norm.give(net, index)
+            if snapshot.holds():
+                self.check_unchanged()
+                for planned in self._rounded:
+                    self._round(tensors[planned.name], planned, index)
+                if self.batch_norm is not None:
+                    self.batch_norm.give(net, index)
+                    snapshot.take()
+            else:
+                del net, tensors, snapshot  # the next one takes as much memory
+                net = self.member(index)
+                tensors = self._own(net)
+                snapshot = Snapshot(net, tensors.values())
             yield net
+
+    def _own(self, net: nn.Module) -> dict[str, Tensor]:
+        """A member's rounded tensors, by name."""
+        names = {planned.name for planned in self._rounded}
+        return {entry.name: entry.tensor for entry in named_tensors(net) if entry.name in names}
+
+    def _round(self, out: Tensor, planned: PlannedTensor, index: int) -> None:
+        """Write one rounded tensor of a member."""
+        round_with_scales(
+            out,
+            self._stored[planned.name],
+            self._scales[planned.name],
+            planned.rounded_to,
+            planned.layout,
+            self.draw(planned.name, index),
+        )
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """Bits of n members, as a file holds them; see :meth:`lpe.ensembles.base.Ensemble.memory_bits`.

@@ -36,7 +36,7 @@ from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import MemberStatistics, fresh_statistics, statistics_note
 from lpe.ensembles.feature_axis import Trail, pad_for_hooks
 from lpe.errors import InputError
-from lpe.modules import SPATIAL_DIMENSIONS, canonical_modules, named_tensors, tensor_bits, with_tensors
+from lpe.modules import SPATIAL_DIMENSIONS, canonical_modules, named_tensors, tensor_bits
 from lpe.notices import note
 from lpe.number_systems.streams import check_seed, uniform
 from lpe.surroundings import apart
@@ -264,7 +264,7 @@ class MCDropoutEnsemble(Ensemble):
             raise InputError(
                 f"rate must be a number from 0 up to but not 1 (the share dropped), not {shown(rate)}"
             )
-        self.model = model
+        self.model = model = self._made_of(model)
         self.rate = float(rate)
         self.seed = check_seed(seed)
         self.batch_norm = MemberStatistics.of(model, batches, refresh)
@@ -278,7 +278,8 @@ class MCDropoutEnsemble(Ensemble):
         The masks are hooks of the copy, so its modules and their names are the model's.
         """
         own = {} if self.batch_norm is None else fresh_statistics(self.model)
-        net = with_tensors(self.model, own)
+        self.check_unchanged()
+        net = self._copy(own)
         modules = canonical_modules(net)
         trail = Trail(self._found)
         trail.follow(net)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from torch import nn
@@ -67,6 +67,15 @@ class CompositeEnsemble(Ensemble):
             if start < n
         ]
 
+    def check_unchanged(self) -> None:
+        """InputError if a part's network is not what it was when the part was made."""
+        for part in self._made():
+            part.check_unchanged()
+
+    def _made(self) -> Iterable[Ensemble]:
+        """The parts that are there."""
+        return ()
+
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """The sum over the parts of the memory of the members taken from each, under either storage."""
         n = self._check_storage(n, storage)
@@ -111,6 +120,9 @@ class Mixture(CompositeEnsemble):
     def of(parts: Sequence[Ensemble]) -> UnionEnsemble:
         """The members of several ensembles as one: see :class:`UnionEnsemble`."""
         return UnionEnsemble(parts)
+
+    def _made(self) -> Iterable[Ensemble]:
+        return (self.base, *(() if self._last is None else (self._last[1],)))
 
     def part(self, index: int) -> Ensemble:
         """The expansion of base member ``index``."""
@@ -182,6 +194,9 @@ class UnionEnsemble(CompositeEnsemble):
             if not isinstance(part, Ensemble):
                 raise InputError(f"part {index} must be an ensemble, not {type(part).__name__}")
         super().__init__([len(part) for part in self._parts])
+
+    def _made(self) -> Iterable[Ensemble]:
+        return self._parts
 
     def part(self, index: int) -> Ensemble:
         """Part ``index``."""

@@ -67,6 +67,8 @@ class Rounded(Protocol):
 
     def draw(self, name: str, index: int) -> Draw: ...
 
+    def check_unchanged(self) -> None: ...
+
 
 @dataclass
 class _Pass:
@@ -537,6 +539,7 @@ class AllMembers(nn.Module):
         if args and kwargs:
             raise InputError("give the inputs by position or by keyword, not some by each")
         inputs = kwargs or (args[0] if len(args) == 1 else args)
+        self._ensemble.check_unchanged()
         if self._is_checked:
             return self._logits(inputs)
         logits = self._first_logits(inputs)

@@ -27,7 +27,7 @@ from lpe.checks import check_finite, check_integer
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import MemberStatistics, check_batches, fresh_statistics
 from lpe.errors import InputError
-from lpe.modules import named_tensors, tensor_bits, with_tensors
+from lpe.modules import named_tensors, tensor_bits
 from lpe.number_systems.streams import check_seed, normal
 from lpe.surroundings import apart
 
@@ -179,6 +179,7 @@ class SWAGEnsemble(Ensemble):
         refresh: str = "absolute",
     ) -> None:
         super().__init__(size)
+        self.model = model = self._made_of(model)
         if statistics.rank < 2:
             raise InputError(f"SWAG needs 2 deviations or more, not {statistics.rank}")
         check_batches(model, batches, "SWAG")
@@ -189,7 +190,8 @@ class SWAGEnsemble(Ensemble):
                     f"SWAG's statistics of {name!r}, shape {list(mean.shape)}, fit no parameter of the model"
                 )
         self._dtypes = {name: tensor.dtype for name, tensor in parameters.items()}
-        self.model = model
+        replaced = {*statistics.mean, *fresh_statistics(model)}
+        self._watched = {entry.name for entry in named_tensors(model)} - replaced
         self.statistics = statistics
         self.seed = check_seed(seed)
         self.scale = check_finite("scale", scale)
@@ -223,7 +225,8 @@ class SWAGEnsemble(Ensemble):
         return self._with(means, "point")
 
     def _with(self, weights: Mapping[str, Tensor], index: int | str) -> nn.Module:
-        net = with_tensors(self.model, {**weights, **fresh_statistics(self.model)})
+        self.check_unchanged()
+        net = self._copy({**weights, **fresh_statistics(self.model)})
         return net if self.batch_norm is None else self.batch_norm.give(net, index)
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:

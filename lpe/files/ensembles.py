@@ -81,6 +81,7 @@ def save(
     if not isinstance(ensemble, Ensemble):
         raise InputError(f"save takes an ensemble such as LowPrecisionEnsemble, not {_described(ensemble)}")
     path, budget = check_path(path), _training_budget(ensemble)
+    ensemble.check_unchanged()
     if isinstance(ensemble, CompositeEnsemble):
         tensors, about = _composite(ensemble, kind, base)
     else:

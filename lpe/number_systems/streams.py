@@ -68,9 +68,9 @@ def canonical_namer(names: Iterable[str]) -> Callable[[str], str]:
         name of a tensor or module → canonical name; two tensors never come to share one.
     """
     names = set(names)
-    paths = [tuple(name.split(".")) for name in names]
-    if not any(part in _WRAPPERS for path in paths for part in path):
+    if not any(wrapper in name for name in names for wrapper in _WRAPPERS):
         return lambda name: name
+    paths = [tuple(name.split(".")) for name in names]
     modules: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for path in paths:
         for depth in range(len(path) - 1):

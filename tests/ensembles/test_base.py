@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
+import pickle
 import random
+import warnings
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +17,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.utils import parametrize, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lpe
+from lpe.ensembles.batch_norm import refresh
+from lpe.ensembles.swag import SWAGCollector
 from lpe.evaluation.metrics import mean_log_probs
 from lpe.modules import apply, named_tensors, with_tensors
 from lpe.number_systems.kernels import reference
@@ -197,6 +203,360 @@ def test_a_member_of_a_base_in_training_mode_is_in_eval_mode_throughout() -> Non
 
 def test_a_member_of_a_base_in_training_mode_predicts_as_of_one_in_eval_mode() -> None:
     assert torch.equal(ensemble_of(net().train())[0](IMAGES), ensemble_of(net().eval())[0](IMAGES))
+
+
+# A member is used as the nn.Module that it is
+
+
+def of_every_method(model: nn.Module) -> dict[str, lpe.ensembles.base.Ensemble]:
+    """Ensembles whose members are made from a base when asked for."""
+    names = [entry.name for entry in named_tensors(model) if entry.kind == "parameter"]
+    parameters = dict(model.named_parameters())
+    std = {name: torch.full_like(parameters[name], 0.01) for name in names}
+    collector = SWAGCollector(2)
+    for _ in range(3):
+        collector.collect(model)
+    batches = [(IMAGES, None)]
+    return {
+        "LPE": ensemble_of(model),
+        "RTN": ensemble_of(model, rounding="nearest"),
+        "unrounded": lpe.LowPrecisionEnsemble(model, lpe.FullPrecision(), 2),
+        "Gaussian": lpe.GaussianEnsemble(model, INT4, 2),
+        "MC-dropout": lpe.MCDropoutEnsemble(model, 0.3, 2),
+        "SWAG": lpe.SWAGEnsemble(model, collector.statistics(), 2, batches=batches),
+        "IVON": lpe.IVONEnsemble(model, std, 2, batches=batches),
+        "BatchEnsemble": lpe.BatchEnsemble(model, 2),
+        "mixture": lpe.Mixture(
+            lpe.DeepEnsemble([model]),
+            lambda base, first: lpe.LowPrecisionEnsemble(base, INT4, 2, first_member=first),
+        ),
+    }
+
+
+METHODS = tuple(of_every_method(net()))
+
+
+def optimised(member: nn.Module) -> None:
+    member.train()
+    free = [parameter for parameter in member.parameters() if parameter.requires_grad]
+    loss = member(IMAGES).sum()
+    if loss.requires_grad:
+        loss.backward()
+        torch.optim.SGD(free, 0.1).step()
+
+
+USES: dict[str, Callable[[nn.Module], Any]] = {
+    "double": lambda member: member.double(),
+    "half": lambda member: member.half(),
+    "to": lambda member: member.to("meta"),
+    "training": lambda member: member.train()(IMAGES + 3),
+    "training of a part": lambda member: member.get_submodule("norm").train()(IMAGES.expand(3, 4, 6, 6)),
+    "refresh": lambda member: refresh(member, [(IMAGES + 3, None)]),
+    "optimiser step": optimised,
+    "no gradients": lambda member: member.requires_grad_(False),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_done_to_a_member_leaves_the_base_and_another_member_as_they_were(
+    method: str, use: str
+) -> None:
+    model = net().eval()
+    ensemble = of_every_method(model)[method]
+    members = [ensemble[0], ensemble[1]]
+    before = [(checksum(each), [p.requires_grad for p in each.parameters()]) for each in (model, members[1])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        USES[use](members[0])
+    after = [(checksum(each), [p.requires_grad for p in each.parameters()]) for each in (model, members[1])]
+    assert after == before
+    ensemble[1](IMAGES)
+
+
+def test_a_copy_of_a_member_can_be_trained() -> None:
+    model = net()
+    before = checksum(model)
+    copied = copy.deepcopy(ensemble_of(model)[2]).requires_grad_()
+    start = weights_of(copied)
+    optimised(copied)
+    moved = [name for name, value in weights_of(copied).items() if not torch.equal(value, start[name])]
+    assert {"conv.weight", "conv.bias", "norm.running_mean", "embed.weight"} <= set(moved)
+    assert checksum(model) == before
+
+
+def test_a_member_is_pickled() -> None:
+    member = ensemble_of(net())[1]
+    read = pickle.loads(pickle.dumps(member))
+    assert same(weights_of(read), weights_of(member)) and torch.equal(read(IMAGES), member(IMAGES))
+
+
+@pytest.mark.parametrize("use", ["double", "to", "training", "refresh"])
+def test_in_turn_come_the_right_members_whatever_is_done_to_the_one_before(use: str) -> None:
+    ensemble = ensemble_of(net())
+    expected = [weights_of(ensemble[index]) for index in range(3)]
+    for index, member in enumerate(ensemble.in_turn()):
+        assert same(weights_of(member), expected[index]) and not member.training
+        USES[use](member)
+
+
+class Keeps(nn.Linear):
+    """A layer that keeps what it computed from its weight, and says so to whoever copies it."""
+
+    kept: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "kept": None}
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = self.weight.detach().clone()
+        return nn.functional.linear(inputs, self.kept, self.bias)
+
+
+def test_in_turn_no_member_computes_with_what_the_one_before_kept() -> None:
+    ensemble = lpe.LowPrecisionEnsemble(seeded(lambda: Keeps(3, 2)), lpe.Int(2), 4)
+    outputs = [member(A) for member in ensemble.in_turn()]
+    assert all(torch.equal(a, ensemble[i](A)) for i, a in enumerate(outputs))
+    assert not torch.equal(outputs[0], outputs[1])
+
+
+def test_a_copy_is_made_as_getstate_says() -> None:
+    model = seeded(lambda: Keeps(3, 2))
+    base = model(A)
+    assert not torch.equal(ensemble_of(model)[0](A), base)
+
+
+def test_a_network_compiled_in_place_has_members_that_are_not() -> None:
+    model = net().eval()
+    expected = [member(IMAGES) for member in ensemble_of(model)]
+    model.compile(backend="eager")
+    model.conv.compile(backend="eager")
+    model(IMAGES)
+    assert all(torch.equal(a(IMAGES), b) for a, b in zip(ensemble_of(model), expected, strict=True))
+    assert ensemble_of(model)[0]._compiled_call_impl is None
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_compiled_networks_masks_are_called_also_after_it_ran_without_gradients(whole: bool) -> None:
+    model = net().eval()
+    expected = lpe.MCDropoutEnsemble(model, 0.5, 2).predict(IMAGES)
+    compiled = torch.compile(model, backend="eager")
+    if not whole:
+        model.drop = torch.compile(model.drop, backend="eager")
+        compiled = model
+    with torch.no_grad():
+        compiled(IMAGES)
+    ensemble = lpe.MCDropoutEnsemble(compiled, 0.5, 2)
+    assert torch.equal(ensemble.predict(IMAGES), expected)
+    with torch.no_grad():
+        assert not torch.equal(ensemble[0](IMAGES), model(IMAGES))
+
+
+def test_a_parameter_keeps_what_is_noted_on_it() -> None:
+    model = net()
+    model.conv.bias.no_weight_decay = True
+    assert ensemble_of(model)[0].conv.bias.no_weight_decay
+
+
+# The base is as it was when the ensemble was made
+
+
+def trained(model: nn.Module) -> None:
+    with torch.no_grad():
+        model.get_parameter("conv.bias").add_(1)
+
+
+CHANGES: dict[str, Callable[[nn.Module], Any]] = {
+    "load_state_dict": lambda model: model.load_state_dict(model.state_dict()),
+    "a training step": trained,
+    "half": lambda model: model.half(),
+    "to": lambda model: model.to("meta"),
+    "a pass in training mode": lambda model: model.train()(IMAGES),
+    "a new parameter": lambda model: setattr(model, "embed", nn.Embedding(5, 4)),
+    "data of another memory": lambda model: setattr(model.get_parameter("conv.bias"), "data", torch.ones(4)),
+    "another module": lambda model: setattr(model, "drop", nn.Dropout(0.1)),
+}
+NOT_OF_THE_BASE = ("BatchEnsemble", "mixture")
+"""Members made of weights that the ensemble has for itself, or of an ensemble's that has the base."""
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("method", [method for method in METHODS if method not in NOT_OF_THE_BASE])
+def test_a_base_that_changed_is_refused(method: str, change: str) -> None:
+    model = net().eval()
+    ensemble = of_every_method(model)[method]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        CHANGES[change](model)
+    if method == "SWAG" and change not in ("half", "to", "a new parameter", "another module"):
+        ensemble[0]  # the statistics have all that changed
+        return
+    with pytest.raises(lpe.InputError, match="after the ensemble was made.*make the ensemble anew") as caught:
+        ensemble[0]
+    assert "\n" not in str(caught.value)
+
+
+USED: dict[str, Callable[[lpe.LowPrecisionEnsemble], Any]] = {
+    "predict": lambda ensemble: ensemble.predict(IMAGES),
+    "in_turn": lambda ensemble: list(ensemble.in_turn()),
+    "evaluate": lambda ensemble: lpe.evaluate(ensemble, [(IMAGES, torch.zeros(3).long())]),
+    "as_module": lambda ensemble: ensemble.as_module()(IMAGES),
+    "save": lambda ensemble: lpe.save(ensemble, "never written"),
+}
+
+
+@pytest.mark.parametrize("use", USED)
+def test_a_base_that_changed_is_refused_wherever_members_are_made(use: str) -> None:
+    model = net().eval()
+    ensemble = ensemble_of(model)
+    trained(model)
+    with pytest.raises(lpe.InputError, match="make the ensemble anew"):
+        USED[use](ensemble)
+
+
+def test_a_module_of_all_members_is_refused_once_the_base_has_changed() -> None:
+    model = net().eval()
+    module = ensemble_of(model).as_module()
+    module(IMAGES)
+    trained(model)
+    with pytest.raises(lpe.InputError, match="make the ensemble anew"):
+        module(IMAGES)
+
+
+def test_in_turn_a_base_that_changes_in_between_is_refused() -> None:
+    model = net().eval()
+    turn = ensemble_of(model).in_turn()
+    next(turn)
+    trained(model)
+    with pytest.raises(lpe.InputError, match="make the ensemble anew"):
+        next(turn)
+
+
+def test_an_edit_through_data_is_not_seen() -> None:
+    model = net()
+    ensemble = ensemble_of(model)
+    model.conv.bias.data.add_(1)
+    assert torch.equal(ensemble[0].conv.bias, model.conv.bias)
+
+
+def test_a_table_that_a_pass_replaces_is_no_change() -> None:
+    model = net()
+    ensemble = ensemble_of(model)
+    model.offset = torch.full((4,), 2.0)
+    assert torch.equal(ensemble[0].offset, model.offset)
+
+
+def test_a_base_made_in_inference_mode_has_members() -> None:
+    with torch.inference_mode():
+        model = net().eval()
+    ensemble = ensemble_of(model)
+    with torch.inference_mode():
+        assert not torch.equal(ensemble[0](IMAGES), model(IMAGES))
+
+
+def test_a_copied_ensemble_has_members_of_its_own_base() -> None:
+    ensemble = ensemble_of(net())
+    copied = copy.deepcopy(ensemble)
+    trained(ensemble.model)
+    assert torch.equal(copied[0].conv.bias, copied.model.conv.bias)
+
+
+# Networks that have no copies
+
+
+def message_of(make: Callable[[], object]) -> str:
+    with pytest.raises(lpe.InputError) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def parametrised(register: Callable[[nn.Module], object]) -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        register(model[0])
+    return model
+
+
+COMPUTED: dict[str, tuple[Callable[[nn.Module], object], str]] = {
+    "weight_norm": (nn.utils.parametrizations.weight_norm, "remove_parametrizations(model.0"),
+    "spectral_norm": (nn.utils.parametrizations.spectral_norm, "remove_parametrizations(model.0"),
+    "old weight_norm": (nn.utils.weight_norm, "remove_weight_norm(model.0"),
+    "old spectral_norm": (nn.utils.spectral_norm, "remove_spectral_norm(model.0"),
+    "pruned": (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), "prune.remove(model.0"),
+}
+
+
+@pytest.mark.parametrize("of", [lpe.LowPrecisionEnsemble, lpe.GaussianEnsemble])
+@pytest.mark.parametrize("how", COMPUTED)
+def test_a_weight_that_is_computed_is_refused_with_what_makes_it_plain(
+    how: str, of: Callable[..., object]
+) -> None:
+    register, remedy = COMPUTED[how]
+    message = message_of(lambda: of(parametrised(register), INT4, 2))
+    assert message.startswith("'0.weight' is ") and remedy in message
+
+
+def test_a_weight_that_is_computed_may_be_left_out() -> None:
+    model = parametrised(nn.utils.parametrizations.weight_norm)
+    member = lpe.LowPrecisionEnsemble(model, INT4, 2, exclude="0.*")[0]
+    assert torch.equal(member.get_submodule("0")(torch.ones(1, 4)), model[0](torch.ones(1, 4)))
+
+
+def test_once_it_is_made_plain_the_weight_is_rounded() -> None:
+    model = parametrised(nn.utils.parametrizations.weight_norm)
+    weight = model[0].weight.detach()
+    parametrize.remove_parametrizations(model[0], "weight")
+    member = lpe.LowPrecisionEnsemble(model, INT4, 2)[0]
+    expected = lpe.round_weights(weight, INT4, name="0.weight")
+    assert torch.equal(member.get_parameter("0.weight"), expected)
+
+
+class Offloaded(nn.Linear):
+    """As accelerate leaves a module whose weights it holds elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2, device="meta")
+        self._hf_hook = SimpleNamespace(offload=True)
+
+
+WITHOUT_COPIES: dict[str, tuple[Callable[[], Any], str]] = {
+    "scripted": (lambda: quietly(torch.jit.script, nn.Linear(2, 2)), "scripted or traced"),
+    "traced": (lambda: quietly(torch.jit.trace, nn.Linear(2, 2), torch.ones(1, 2)), "scripted or traced"),
+    "a traced part": (
+        lambda: nn.Sequential(quietly(torch.jit.trace, nn.Linear(2, 2), torch.ones(1, 2)), nn.Linear(2, 2)),
+        "0 is a ",
+    ),
+    "quantised": (
+        lambda: quietly(
+            torch.ao.quantization.quantize_dynamic,
+            nn.Sequential(nn.Linear(2, 2), nn.Embedding(2, 2)),
+            {nn.Linear},
+        ),
+        "before torch.ao quantised it",
+    ),
+    "offloaded": (lambda: nn.Sequential(Offloaded()), "accelerate has offloaded"),
+    "meta": (lambda: nn.Linear(2, 2, device="meta"), "meta device"),
+    "lazy": (lambda: nn.LazyLinear(2), "has no shape yet"),
+    "no module": (lambda: [nn.Linear(2, 2)], "must be a torch.nn.Module, not list"),
+}
+
+
+def quietly(make: Callable[..., Any], *args: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make(*args)
+
+
+@pytest.mark.parametrize("what", WITHOUT_COPIES)
+def test_a_network_without_copies_is_refused_with_what_to_give(what: str) -> None:
+    make, says = WITHOUT_COPIES[what]
+    model = make()
+    for of in (lpe.LowPrecisionEnsemble, lpe.GaussianEnsemble):
+        assert says in message_of(lambda of=of: of(model, INT4, 2))  # type: ignore[misc]
+    assert says in message_of(lambda: lpe.MCDropoutEnsemble(model, 0.1, 2))
 
 
 # Members are determined by their index
