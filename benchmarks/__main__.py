@@ -17,6 +17,7 @@ OTHERS = {
     "coverage": "how much of 98 timm families, 40 of transformers and torchvision is rounded (three minutes)",
     "compiled": "whether torch.compile pays (six minutes, and a C++ compiler)",
     "coupling": "coupled against independent members, and members from 8 bits (an hour; LPE_ASSETS: more)",
+    "gpu_training": "CIFAR-10 trainings side by side, images a second, their points (a CUDA device; minutes)",
     "gpu": "bandwidth, and decoding of 10 members against one pass (a CUDA device; minutes)",
     "language": "LPE-BSR on a pre-trained language model through lm-eval (LPE_ASSETS; 8 minutes)",
 }
