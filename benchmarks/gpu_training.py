@@ -34,7 +34,8 @@ from benchmarks.command import assets_folder, one_line_of_bad_input, parser
 from lpe.ensembles.base import text_table
 from lpe.ensembles.swag import SWAGCollector, SWAGStatistics
 from lpe.errors import InputError
-from lpe.records import check_writable, replacing, write_provenance, write_table
+from lpe.provenance import write_provenance
+from lpe.records import write_table
 from lpe.substrates import cifar
 from lpe.substrates.cifar_networks import RESNET20, ResNet, ResNetShape, resnet_frn
 from lpe.training.flat import (
@@ -49,6 +50,7 @@ from lpe.training.flat import (
 from lpe.training.resident import ResidentImages, ResidentTraining, predictions
 from lpe.training.schedules import Schedule, then_constant, warmup_cosine
 from lpe.training.sgld import noise_std
+from lpe.writing import check_writable, replacing
 
 UPDATES = 19_840
 BATCH = 256

@@ -40,17 +40,17 @@ EPSILON = tl.constexpr(1e-6)
 
 @triton.jit
 def _shifted(
-    source,
-    row,
-    column,
-    first_tap,
+    source: tl.tensor,
+    row: tl.tensor,
+    column: tl.tensor,
+    first_tap: tl.tensor,
     BACK: tl.constexpr,
     SIDE: tl.constexpr,
     CHANNELS: tl.constexpr,
     KERNEL: tl.constexpr,
     STRIDE: tl.constexpr,
     TAPS: tl.constexpr,
-):
+) -> tl.tensor:
     """Pixels beside those of (row, column), TAPS taps of them: [pixels, TAPS · CHANNELS], 0 outside.
 
     Forward (row, column) is an output's first tap, in the source's pixels, and taps go on from there; BACK it
@@ -81,13 +81,13 @@ def _shifted(
 
 @triton.jit
 def _forward_example(
-    x,
-    weights,
-    norms,
-    residual,
-    y,
-    z,
-    scales,
+    x: tl.tensor,
+    weights: tl.tensor,
+    norms: tl.tensor,
+    residual: tl.tensor,
+    y: tl.tensor,
+    z: tl.tensor,
+    scales: tl.tensor,
     SIDE: tl.constexpr,
     CI: tl.constexpr,
     CO: tl.constexpr,
@@ -99,7 +99,7 @@ def _forward_example(
     ROWS: tl.constexpr,
     STAGES: tl.constexpr,
     TAPS: tl.constexpr,
-):
+) -> None:
     """One layer of one example: y = conv(x), z = [silu](norm(y) [+ residual]); scales: the norm's r."""
     OUT: tl.constexpr = SIDE // STRIDE
     PIXELS: tl.constexpr = OUT * OUT
@@ -142,17 +142,17 @@ def _forward_example(
 
 @triton.jit
 def _forward(
-    x,
-    weights,
-    norms,
-    residual,
-    y,
-    z,
-    scales,
-    weights_stride,
-    weights_offset,
-    norms_stride,
-    norms_offset,
+    x: tl.tensor,
+    weights: tl.tensor,
+    norms: tl.tensor,
+    residual: tl.tensor,
+    y: tl.tensor,
+    z: tl.tensor,
+    scales: tl.tensor,
+    weights_stride: tl.tensor,
+    weights_offset: tl.tensor,
+    norms_stride: tl.tensor,
+    norms_offset: tl.tensor,
     SIDE: tl.constexpr,
     CI: tl.constexpr,
     CO: tl.constexpr,
@@ -164,7 +164,7 @@ def _forward(
     ROWS: tl.constexpr,
     STAGES: tl.constexpr,
     TAPS: tl.constexpr,
-):
+) -> None:
     """One layer, an example a program."""
     SIZE: tl.constexpr = (SIDE // STRIDE) * (SIDE // STRIDE) * CO
     network = tl.program_id(1)
@@ -193,16 +193,16 @@ def _forward(
 
 @triton.jit
 def _forward_blocks(
-    x,
-    weights,
-    norms,
-    y,
-    z,
-    scales,
-    weights_stride,
-    weights_offset,
-    norms_stride,
-    norms_offset,
+    x: tl.tensor,
+    weights: tl.tensor,
+    norms: tl.tensor,
+    y: tl.tensor,
+    z: tl.tensor,
+    scales: tl.tensor,
+    weights_stride: tl.tensor,
+    weights_offset: tl.tensor,
+    norms_stride: tl.tensor,
+    norms_offset: tl.tensor,
     SIDE: tl.constexpr,
     CO: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -210,7 +210,7 @@ def _forward_blocks(
     ROWS: tl.constexpr,
     STAGES: tl.constexpr,
     TAPS: tl.constexpr,
-):
+) -> None:
     """Residual blocks one after another, an example a program: y, z and scales are [2 · BLOCKS, …]."""
     SIZE: tl.constexpr = SIDE * SIDE * CO
     network = tl.program_id(1)
@@ -245,19 +245,19 @@ def _forward_blocks(
 
 @triton.jit
 def _backward_example(
-    dz,
-    weights,
-    norms,
-    residual,
-    y,
-    scales,
-    added,
-    dy,
-    dresidual,
-    dx,
-    dnorms,
-    x,
-    partial,
+    dz: tl.tensor,
+    weights: tl.tensor,
+    norms: tl.tensor,
+    residual: tl.tensor,
+    y: tl.tensor,
+    scales: tl.tensor,
+    added: tl.tensor,
+    dy: tl.tensor,
+    dresidual: tl.tensor,
+    dx: tl.tensor,
+    dnorms: tl.tensor,
+    x: tl.tensor,
+    partial: tl.tensor,
     SIDE: tl.constexpr,
     CI: tl.constexpr,
     CO: tl.constexpr,
@@ -272,7 +272,7 @@ def _backward_example(
     ROWS: tl.constexpr,
     STAGES: tl.constexpr,
     TAPS: tl.constexpr,
-):
+) -> None:
     """One layer of one example: dy, dresidual, the norm's gradient; where INPUT, dx = convᵀ(dy) [+ added].
 
     Where WEIGHTS, also the gradient of the layer's weights, of this example. dx may lie where dz does.
@@ -374,25 +374,25 @@ def _backward_example(
 
 @triton.jit
 def _backward(
-    dz,
-    weights,
-    norms,
-    residual,
-    y,
-    scales,
-    added,
-    dy,
-    dresidual,
-    dx,
-    dnorms,
-    x,
-    partial,
-    partial_stride,
-    partial_offset,
-    weights_stride,
-    weights_offset,
-    norms_stride,
-    norms_offset,
+    dz: tl.tensor,
+    weights: tl.tensor,
+    norms: tl.tensor,
+    residual: tl.tensor,
+    y: tl.tensor,
+    scales: tl.tensor,
+    added: tl.tensor,
+    dy: tl.tensor,
+    dresidual: tl.tensor,
+    dx: tl.tensor,
+    dnorms: tl.tensor,
+    x: tl.tensor,
+    partial: tl.tensor,
+    partial_stride: tl.tensor,
+    partial_offset: tl.tensor,
+    weights_stride: tl.tensor,
+    weights_offset: tl.tensor,
+    norms_stride: tl.tensor,
+    norms_offset: tl.tensor,
     SIDE: tl.constexpr,
     CI: tl.constexpr,
     CO: tl.constexpr,
@@ -407,7 +407,7 @@ def _backward(
     ROWS: tl.constexpr,
     STAGES: tl.constexpr,
     TAPS: tl.constexpr,
-):
+) -> None:
     """One layer, an example a program; partial is [example, network, …]."""
     SIZE: tl.constexpr = (SIDE // STRIDE) * (SIDE // STRIDE) * CO
     SIZE_IN: tl.constexpr = SIDE * SIDE * CI
@@ -447,23 +447,23 @@ def _backward(
 
 @triton.jit
 def _backward_blocks(
-    dz,
-    weights,
-    norms,
-    y,
-    z,
-    scales,
-    dy,
-    dresidual,
-    dnorms,
-    x,
-    partial,
-    partial_stride,
-    partial_offset,
-    weights_stride,
-    weights_offset,
-    norms_stride,
-    norms_offset,
+    dz: tl.tensor,
+    weights: tl.tensor,
+    norms: tl.tensor,
+    y: tl.tensor,
+    z: tl.tensor,
+    scales: tl.tensor,
+    dy: tl.tensor,
+    dresidual: tl.tensor,
+    dnorms: tl.tensor,
+    x: tl.tensor,
+    partial: tl.tensor,
+    partial_stride: tl.tensor,
+    partial_offset: tl.tensor,
+    weights_stride: tl.tensor,
+    weights_offset: tl.tensor,
+    norms_stride: tl.tensor,
+    norms_offset: tl.tensor,
     SIDE: tl.constexpr,
     CO: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -472,7 +472,7 @@ def _backward_blocks(
     ROWS: tl.constexpr,
     STAGES: tl.constexpr,
     TAPS: tl.constexpr,
-):
+) -> None:
     """Residual blocks one after another, from the last: dz becomes the gradient of x, in place.
 
     dy is [2 · BLOCKS, …], or, where WEIGHTS, [1, …], which all layers use in turn.
@@ -524,13 +524,13 @@ def _backward_blocks(
 
 @triton.jit
 def _weights_gradient(
-    x,
-    dy,
-    partial,
-    examples,
-    examples_a_chunk,
-    partial_stride,
-    partial_offset,
+    x: tl.tensor,
+    dy: tl.tensor,
+    partial: tl.tensor,
+    examples: tl.tensor,
+    examples_a_chunk: tl.tensor,
+    partial_stride: tl.tensor,
+    partial_offset: tl.tensor,
     SIDE: tl.constexpr,
     CI: tl.constexpr,
     CO: tl.constexpr,
@@ -539,7 +539,7 @@ def _weights_gradient(
     BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
     TAPS: tl.constexpr,
-):
+) -> None:
     """TAPS taps of a layer's weights, over a chunk of a network's examples: partial[chunk, network, …]."""
     OUT: tl.constexpr = SIDE // STRIDE
     PIXELS: tl.constexpr = OUT * OUT
@@ -568,7 +568,15 @@ def _weights_gradient(
 
 
 @triton.jit
-def _crops(images, index, crop, out, SIDE: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
+def _crops(
+    images: tl.tensor,
+    index: tl.tensor,
+    crop: tl.tensor,
+    out: tl.tensor,
+    SIDE: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
     """Four channels, as one int64 where they are bfloat16, of a crop of a padded image, perhaps mirrored."""
     example = tl.program_id(0).to(tl.int64)
     image = tl.load(index + example)
