@@ -239,3 +239,36 @@ def test_an_evaluation_is_the_same_to_the_bit_under_every_setting(members: str, 
     with SETTINGS[setting]():
         table = lpe.evaluate(METHODS["LPE-BSR"](base), batches, calibrated=True, members=members)
     assert table.equals(exact)
+
+
+def trained(net: nn.Module) -> dict[str, Tensor]:
+    """SWAG's moments of a run of SGLD with dropout, and the weights that it ends with."""
+    collector = lpe.SWAGCollector(2)
+    optimizer = lpe.SGLD(net.parameters(), 0.1, examples=len(INPUTS), seed=3)
+    lpe.train(net, BATCHES, optimizer, 0.1, epochs=3, seed=2**40, collector=collector)
+    return {**collector.statistics().tensors(), **{name: p.detach() for name, p in net.named_parameters()}}
+
+
+@pytest.mark.parametrize("setting", [s for s in SETTINGS if s not in OF_THE_NETWORK])
+def test_a_training_is_the_same_to_the_bit_under_every_setting(setting: str) -> None:
+    exact, net = trained(copy.deepcopy(NETWORK)), copy.deepcopy(NETWORK)
+    with SETTINGS[setting]():
+        tensors = trained(net)
+    assert all(torch.equal(tensor, exact[name]) for name, tensor in tensors.items())
+    assert not any(tensor.is_inference() for tensor in tensors.values())
+
+
+def test_members_together_may_run_in_inference_mode_first_and_outside_it_later() -> None:
+    together = EXACT["LPE-BSR"].as_module()
+    with torch.inference_mode():
+        first = together(INPUTS)
+    assert torch.equal(together(INPUTS), first)
+
+
+def test_the_gradient_at_the_inputs_is_there_after_a_pass_in_inference_mode() -> None:
+    member = METHODS["MC-dropout"](copy.deepcopy(NETWORK))[1]
+    with torch.inference_mode():
+        member(INPUTS)
+    inputs = INPUTS.clone().requires_grad_()
+    member(inputs).sum().backward()
+    assert inputs.grad is not None
