@@ -115,3 +115,27 @@ def test_a_member_is_asked_for_by_an_integer(model, index):
 def test_stages_of_a_cascade_may_be_numpys(model):
     ensemble = lpe.LowPrecisionEnsemble(model, lpe.Int(4), 3)
     assert lpe.Cascade(ensemble, (0.0, 0.9), stages=np.array([1, 3])).stages == (1, 3)
+
+
+@pytest.mark.parametrize("budget", [[10, 20, 30], np.array([10, 20, 30])])
+def test_a_budget_of_each_size_may_be_a_list_or_an_array(model, budget):
+    ensemble = lpe.LowPrecisionEnsemble(model, lpe.Int(4), 3)
+    ensemble.training_budget = budget
+    assert [ensemble.backward_passes(n) for n in (1, 2, None)] == [10, 20, 30]
+
+
+@pytest.mark.parametrize("budget", [2.5, "ten", [1.5, 2, 3]])
+def test_a_budget_that_counts_nothing_is_refused(model, budget):
+    ensemble = lpe.LowPrecisionEnsemble(model, lpe.Int(4), 3)
+    ensemble.training_budget = budget
+    with pytest.raises(lpe.InputError, match="training_budget must be an integer ≥ 0, not"):
+        ensemble.backward_passes(1)
+
+
+def test_bits_and_scale_axes_of_numpy_are_those_of_pythons(model):
+    for numpys, pythons in (
+        (lpe.Int(np.int64(4)), lpe.Int(4)),
+        (lpe.Int(4, lpe.PerChannel(np.int32(2))), lpe.Int(4, lpe.PerChannel(2))),
+        (lpe.Int(4, lpe.PerBlock(np.int64(4))), lpe.Int(4, lpe.PerBlock(4))),
+    ):
+        assert numpys == pythons and numpys.name == pythons.name

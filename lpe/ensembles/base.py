@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpe.checks import check_integer, is_integer, shown
+from lpe.checks import check_integer, is_integer, is_number, shown
 from lpe.errors import InputError
 from lpe.logits import check_shape, check_values, examples_in
 from lpe.modules import apply, device_of, to_device
@@ -128,7 +128,11 @@ class Ensemble(ABC, Sequence[nn.Module]):
         """
         n = self._check_n(n)
         budget = self.training_budget
-        return budget[n - 1] if isinstance(budget, Sequence) else budget
+        if budget is None:
+            return None
+        # What is no number is one cost a size, also where it is an array, which is no Sequence.
+        cost = budget if is_number(budget) else budget[n - 1]  # type: ignore[index]
+        return check_integer("training_budget", cost, 0)
 
     @property
     def members_are_stored(self) -> bool:
