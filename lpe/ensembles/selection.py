@@ -63,7 +63,7 @@ class PlannedTensor:
     @property
     def rounds(self) -> bool:
         """Whether its values in a member are others: it is quantised, to a number system that rounds."""
-        return isinstance(self.system, LowPrecision)
+        return not isinstance(self.system, FullPrecision)
 
     @property
     def rounded_to(self) -> LowPrecision:
@@ -220,6 +220,7 @@ def select_tensors(
         )
     }
     plan: list[PlannedTensor] = []
+    of_all = FullPrecision() if isinstance(system, ByPattern) else system
     for entry, names, verdict in zip(tensors, names_of, verdicts, strict=True):
         quantised, reason = verdict.quantised, verdict.reason
         if entry.also:
@@ -245,9 +246,11 @@ def select_tensors(
                 layout=Layout(tuple(entry.tensor.shape), verdict.output.axis, verdict.output.groups),
                 saved=entry.saved,
                 axis_given=any(fnmatchcase(name, p) for name in names for p in axes),
+                system=of_all if quantised else FullPrecision(),
             )
         )
-    plan = _with_systems(plan, system, {entry.name: (entry.name, *entry.also) for entry in tensors})
+    if isinstance(system, ByPattern):
+        plan = _with_systems(plan, system, {entry.name: (entry.name, *entry.also) for entry in tensors})
     chosen = [planned for planned in plan if planned.quantised]
     if not chosen:
         raise InputError(
@@ -352,15 +355,13 @@ class Coverage:
 
 
 def _with_systems(
-    plan: Sequence[PlannedTensor], system: Systems, names: Mapping[str, Sequence[str]]
+    plan: Sequence[PlannedTensor], system: ByPattern, names: Mapping[str, Sequence[str]]
 ) -> list[PlannedTensor]:
-    """The plan with every quantised tensor's own number system.
+    """The plan with every quantised tensor's own number system, or none.
 
     Args:
         names: all names of a tensor, by the plan's.
     """
-    if not isinstance(system, ByPattern):
-        return [replace(planned, system=system) if planned.quantised else planned for planned in plan]
     given: list[PlannedTensor] = []
     for planned in plan:
         if planned.quantised:

@@ -671,3 +671,25 @@ def test_a_seeded_ensemble_is_evaluated(tmp_path: Path) -> None:
     predicted = read.predict(IMAGES)
     nll = -predicted.gather(1, targets[:, None]).mean()
     assert list(table["size"]) == [1, 2, 3] and table["nll"].iloc[-1] == pytest.approx(float(nll))
+
+
+@pytest.mark.parametrize("axis", [1, (0, 2)])
+def test_the_output_dimension_that_the_user_gave_is_read_back(
+    tmp_path: Path, axis: int | tuple[int, int]
+) -> None:
+    class Bare(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            kernel = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(seed))
+            self.kernel = nn.Parameter(kernel)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x[:, None, :] @ self.kernel.flatten(0, 1).T)[:, 0]
+
+    made = lpe.LowPrecisionEnsemble(
+        Bare(0).eval(), lpe.Int(4), 2, include="kernel", output_axis={"kernel": axis}
+    )
+    lpe.save(made, tmp_path / "e", "seeded", "fp32")
+    read = lpe.load(tmp_path / "e", Bare(1).eval())
+    assert isinstance(read, lpe.LowPrecisionEnsemble) and read.plan == made.plan
+    assert torch.equal(read[1].kernel, made[1].kernel)  # type: ignore[arg-type]

@@ -147,3 +147,14 @@ def test_clipped_weights_are_rounded_with_a_bias_and_the_others_without() -> Non
 def test_a_clip_that_there_is_not_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(lpe.InputError, match="clip must be one of absmax, mse, not 'percentile'"):
         lpe.Int(4, clip="percentile")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_a_step_is_the_same_on_the_gpu(bits: int) -> None:
+    for kind in ("normal", "tailed", "uniform"):
+        weight, layout = drawn(kind, 300, 700), Layout((300, 700))
+        for axis in AXES:
+            system = lpe.Int(bits, axis, clip="mse")
+            there = scales_of(weight.cuda(), system, layout)
+            assert torch.equal(there.cpu(), scales_of(weight, system, layout))
