@@ -25,7 +25,7 @@ import pandas as pd
 
 from lpe.errors import InputError
 from reproduce.scales import Reported
-from reproduce.unrounded import PARAMETERS, other_names, own_names, parameters
+from reproduce.unrounded import FP32, PARAMETERS, other_names, own_names, parameters
 
 LEVEL = 0.95
 NO_NETWORKS = "no rows of figure 7: this scale names none of its models"
@@ -271,7 +271,10 @@ def judge(claim: Claim, record: pd.DataFrame, level: float = LEVEL) -> Verdict:
         InputError: the record contradicts itself, such as two rows where one is expected.
     """
     side, nothing = claim.side, float("nan")
-    words = (claim.name, claim.statistic, claim.unit)
+    statistic = claim.statistic
+    if FP32 in statistic and other_names(record):  # of networks in other dtypes
+        statistic = statistic.replace(FP32, "unrounded")
+    words = (claim.name, statistic, claim.unit)
     try:
         sample = claim.per_seed(record)
         seeds = sample.values.index

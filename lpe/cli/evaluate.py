@@ -51,7 +51,8 @@ nearest (RTN), and of ensembles of 1 … SIZE members, with memory and milliseco
   lpe evaluate timm/vit_small_patch16_224 --random-weights --packed vit.lpe --size 50 --data imagenet
 
 Images (--data): ImageNet's validation set as 1,000 class folders (also under val/) or as a flat folder with
-its labels, or a folder per class of your own, as many as the model has classes.
+its labels, or a folder per class of your own, as many as the model has classes: in timm's order of names
+(natural, capitals ignored), or in that of --class-names. timm's models see the size of timm's own tests.
 
 --refresh DIR, for a model with batch norm: each member's statistics are re-estimated on training images, and
 RTN and the ensemble have rows of both kinds.

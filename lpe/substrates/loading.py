@@ -85,7 +85,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     tensors = _unwrapped(held, path)
     canonical = canonical_namer(tensors)
     shortened = [(name, canonical(name)) for name in tensors if canonical(name) != name]
-    if shortened:
+    # Some models are built with a part called module; a wrapper is around the whole, or of torch.compile.
+    if any(name.startswith("module.") or "_orig_mod" in name.split(".") for name, _ in shortened):
         old, new = shortened[0]
         note(f"{path}: a wrapper's prefix was taken off {len(shortened):,} names ({old} → {new})")
     return {canonical(name): tensor for name, tensor in tensors.items()}

@@ -10,7 +10,7 @@ from torch import nn
 import lpe
 from lpe.modules import dtype_name, parameter_count
 from reproduce import unrounded
-from reproduce.claims import NotRun, Rows
+from reproduce.claims import Claim, NotRun, PerSeed, Rows, Side, judge
 from reproduce.summaries import Summary, What
 
 
@@ -39,6 +39,15 @@ def test_a_record_without_a_count_tells_parameters_of_float32_alone() -> None:
     assert Summary("table1", record("FP32")).parameters(What("net", "SGD", "FP32")) == 10
     with pytest.raises(lpe.InputError, match="has no rows: parameters"):
         Summary("table1", record("BF16")).parameters(What("net", "SGD", "FP32"))
+
+
+def test_a_claim_on_a_bfloat16_network_does_not_speak_of_fp32() -> None:
+    single = Rows("net", "SGD", "FP32", "fp32")
+    claim = Claim("C", "NLL(FP32)", Side(high=2), "nats", lambda record: PerSeed(single.values(record)))
+    assert [judge(claim, record(name)).statistic for name in ("FP32", "BF16")] == [
+        "NLL(FP32)",
+        "NLL(unrounded)",
+    ]
 
 
 def test_a_network_that_is_not_there_is_not_run() -> None:

@@ -188,6 +188,11 @@ def test_a_prefix_that_is_taken_off_is_said(tmp_path: Path) -> None:
     assert said == ": a wrapper's prefix was taken off 9 names (module.0.weight → 0.weight)"
 
 
+def test_a_part_of_the_model_that_is_called_module_is_no_wrapper(tmp_path: Path) -> None:
+    built = nn.Sequential(nn.ModuleDict({"module": nn.Linear(4, 3)}), nn.Linear(3, 2))
+    assert said_of(tmp_path, built.state_dict(), built) == []
+
+
 def test_of_two_sets_of_weights_the_one_that_is_taken_is_said(tmp_path: Path) -> None:
     plain, average = net().state_dict(), net(2).state_dict()
     model = net(1)
