@@ -65,7 +65,7 @@ def test_rounding_down_instead_of_at_random_is_caught(
     # The fault is planted in the rule's definition, which the fast kernels have compiled.
     with kernels.use("reference"):
         found = what_moved(moved("SGD"))
-    assert {("LPE-BSR int3", "err"), ("LPE-BSR int3", "ambiguity"), ("LPE-BSR int5", "ambiguity")} <= found
+    assert {("LPE-BSR int3", "nll"), ("LPE-BSR int3", "ambiguity"), ("LPE-BSR int5", "ambiguity")} <= found
     assert not any(method.startswith("RTN") for method, _ in found)
 
 
