@@ -1,8 +1,9 @@
 """What the cost pictures on real pre-trained weights are of: ResNets on images, a language model on stories.
 
-The ResNets are there twice, with their batch-norm statistics as they are, and with every network's
-re-estimated on training images that are JPEGs as the test images are: RTN's and the members' under their own
-weights, and the FP32 networks' too, so that not one alone of what is compared has been moved to the JPEGs.
+The ResNets are there three times: with their batch-norm statistics as they are; with those of RTN and of each
+member moved by what they differ from FP32's on training images (relative), which are JPEGs as the test images
+are; and with every network's, FP32's too, replaced by those of these images (absolute), so that not one alone
+of what is compared has been moved to the JPEGs.
 
 Half of the images or stories validates temperatures and windows, the other half is scored. There is one
 checkpoint of each model, so intervals are over blocks of what is scored. Contexts of one story resemble each
@@ -70,8 +71,8 @@ class Subject:
         examples, units: what examples, and what blocks are made of, are called.
         config: for the provenance of the record. code: beside the library, what log-probabilities depend on.
         size: members of the largest ensembles.
-        training: from the assets' folder: batches on which the batch-norm statistics of every network, the
-            single ones too, are re-estimated. None: they are as they are.
+        training: from the assets' folder: batches on which the batch-norm statistics of RTN and the members
+            are re-estimated, relative to the model's. None: they are as they are.
         timed_as: the subject whose times are this one's, for the networks differ in their statistics alone.
     """
 
@@ -103,6 +104,13 @@ def _resnet(depth: int) -> Model:
         lambda assets: cifar_resnet.load_resnet(assets, depth),
         {"depth": depth},
     )
+
+
+def _relative(depth: int) -> Model:
+    as_it_is = _resnet(depth)
+    config = {**as_it_is.config, "statistics": f"relative, on {TRAINING_IMAGES} training images"}
+    substrate = f"ResNet-{depth} and members relative to it, {cifar_resnet.DATASET}"
+    return Model(substrate, as_it_is.name, as_it_is.load, config)
 
 
 def _re_estimated(depth: int) -> Model:
@@ -164,6 +172,20 @@ SUBJECTS = {
         units="images",
         config={"depths": (20, 32)},
         code="benchmarks/cifar_resnet.py",
+    ),
+    "resnets-relative": Subject(
+        stem="cost_relative",
+        own=_relative(20),
+        larger=_relative(32),
+        load=load_images,
+        example="image",
+        examples="images",
+        units="images",
+        config={"depths": (20, 32), "training_images": TRAINING_IMAGES},
+        code="benchmarks/cifar_resnet.py",
+        size=5,
+        training=_training,
+        timed_as="resnets",
     ),
     "resnets-re-estimated": Subject(
         stem="cost_re_estimated",
