@@ -237,10 +237,15 @@ def run(table: str, assets: Path, out: Path) -> None:
         for substrate in SUBSTRATES[table]
     ]
     passes = sum(row.size for _, rows in todo for row in rows)
+    # Beside the members', the passes over the training images, the unrounded network's too.
+    refreshing = sum(row.size + (row.refresh == FORMS[0]) for _, rows in todo for row in rows if row.refresh)
     if not passes:
         return
     bar_format = "{desc} {percentage:3.0f} % |{bar}| {elapsed}, {remaining} left{postfix}"
-    with tqdm(total=passes, desc=table, bar_format=bar_format, mininterval=1, file=sys.stderr) as bar:
+    share = REFRESHED / cifar_resnet.TEST_IMAGES
+    with tqdm(
+        total=passes + share * refreshing, desc=table, bar_format=bar_format, mininterval=1, file=sys.stderr
+    ) as bar:
         for substrate, rows in todo:
             if not rows:
                 continue

@@ -326,7 +326,7 @@ class MemberStatistics:
             net: in eval mode, with batch-norm buffers that are its own. index: of the member, or a name.
         """
         index = 0 if self.alike else index
-        with torch.inference_mode(False), torch.no_grad():
+        with apart():
             if index not in self.kept.members:
                 self.kept.members[index] = self._estimated(net)
             kept = self.kept.members[index]
@@ -339,7 +339,7 @@ class MemberStatistics:
         networks = [net]
         if relative and self.kept.unrounded is None:
             networks.append(with_tensors(self.model, fresh_statistics(self.model)))
-        with _as_if_alone(device_of(net)):
+        with _as_if_alone():
             observed, _ = _measured(networks, self.batches)
         of_member = observed[0].statistics()
         unrounded = self.kept.unrounded
@@ -378,13 +378,12 @@ def _relative(
 
 
 @contextmanager
-def _as_if_alone(device: torch.device) -> Iterator[None]:
+def _as_if_alone() -> Iterator[None]:
     """A pass that takes nothing from, and leaves nothing in, the generator that loaders are shuffled by."""
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(0)
     try:
-        with torch.autocast(device.type, enabled=False):
-            yield
+        yield
     finally:
         torch.set_rng_state(state)
 
