@@ -12,6 +12,11 @@ It writes ``gpu_training.csv`` (NLL and error of validation and test images, of 
 recipe collected; images a second of the group: the median over epochs) and ``gpu_training.json`` (card,
 versions, every hyper-parameter), and the points as safetensors into ``--points``. Times are taken between
 epochs, and hold the drawing of the data; compilation, capture and measuring the networks are told apart.
+
+On an H200 it took 6 minutes and printed 368,000 images/s with four trainings of SGD, 360,000 of IVON and
+346,000 with a BatchEnsemble of 4; test NLL of SGD .47 to .49, of IVON's mean .54 to .57, of SWAG's .41, of
+four SGD networks as one ensemble .318. SSE at its peak of .1 lost much after each restart: .65, of four
+snapshots .47.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from functools import cache
 
 import numpy as np
 
-from lpe.checks import check_choice, check_integer, is_integer, shown
+from lpe.checks import check_integer, is_integer, shown
 from lpe.errors import InputError
 
 CLIPS = ("absmax", "mse")
@@ -138,7 +138,8 @@ class Int:
             raise InputError(f"Int(bits) takes 2 to 8 bits, not {shown(self.bits)}")
         _settle(self, bits=int(self.bits))
         _check_scale(self.scale)
-        check_choice("clip", self.clip, CLIPS)
+        if self.clip not in CLIPS:
+            raise InputError(f"clip must be one of {', '.join(CLIPS)}, not {shown(self.clip)}")
 
     @property
     def largest_code(self) -> int:

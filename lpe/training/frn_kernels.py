@@ -3,10 +3,13 @@
 A filter response norm sees one example, so one program takes one example of one network and needs nothing of
 any other. It goes through the output's pixels in blocks, nine shifted products a block; sums the squares; and
 then normalises what it has just written, which is still in the cache. Backward, one program takes the
-gradient through SiLU and norm, writes it, and convolves it back. A second kernel sums the weights' gradient
-over examples, in chunks, or the first writes it for each example; there are no atomics, so the numbers are
-the same each time. One program can also take its example through several residual blocks. Several networks of
-one shape lie side by side: a launch is of all examples of all of them, each network with weights of its own.
+gradient through SiLU and norm, writes it, and convolves it back. Another kernel sums the weights' gradient
+over examples, in chunks, without atomics: the same numbers each time. One program can also take its example
+through several residual blocks. Several networks of one shape lie side by side: a launch is of all examples
+of all of them, each network with weights of its own.
+
+Tried and of no use: zeros kept around each image, so that no pixel is asked whether it is inside (the
+compiled loops are as long); the weights' gradient inside the backward kernel (as slow as both on an H200).
 
 Tensors are [networks, examples, height, width, channels], square, of one dtype (bfloat16, or float32 for
 checks against a reference); sums are in float32. A convolution's weights are [networks, …] with those of one
@@ -256,8 +259,6 @@ def _backward_example(
     dresidual: tl.tensor,
     dx: tl.tensor,
     dnorms: tl.tensor,
-    x: tl.tensor,
-    partial: tl.tensor,
     SIDE: tl.constexpr,
     CI: tl.constexpr,
     CO: tl.constexpr,
@@ -267,7 +268,6 @@ def _backward_example(
     RESIDUAL: tl.constexpr,
     ADDED: tl.constexpr,
     INPUT: tl.constexpr,
-    WEIGHTS: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     STAGES: tl.constexpr,
@@ -275,7 +275,7 @@ def _backward_example(
 ) -> None:
     """One layer of one example: dy, dresidual, the norm's gradient; where INPUT, dx = convᵀ(dy) [+ added].
 
-    Where WEIGHTS, also the gradient of the layer's weights, of this example. dx may lie where dz does.
+    dx may lie where dz does.
     """
     OUT: tl.constexpr = SIDE // STRIDE
     PIXELS: tl.constexpr = OUT * OUT
@@ -319,7 +319,6 @@ def _backward_example(
         # Of a tap's weights transposed, for the taps from 0 on.
         turned = (k // CO * (CI * CO) + k % CO)[:, None] + ci[None, :] * CO
         tl.debug_barrier()
-    if INPUT and not WEIGHTS:
         for start in tl.range(0, SIDE * SIDE, BLOCK, num_stages=1):
             p = start + tl.arange(0, BLOCK)
             row = p // SIDE + PAD
@@ -338,38 +337,6 @@ def _backward_example(
                     b = tl.load(there, mask=(tap + k // CO < KERNEL * KERNEL)[:, None], other=0.0)
                 sums = tl.dot(a, b, sums, input_precision="ieee")
             tl.store(dx + at, sums.to(dx.dtype.element_ty))
-    if WEIGHTS:
-        # Three products of TAPS taps, each used twice: for dx, and for the example's gradient of the weights.
-        last = (2 * TAPS + k // CO < KERNEL * KERNEL)[:, None]
-        b0 = tl.load(weights + turned)
-        b1 = tl.load(weights + TAPS * (CI * CO) + turned)
-        b2 = tl.load(weights + 2 * TAPS * (CI * CO) + turned, mask=last, other=0.0)
-        w0 = tl.zeros([TAPS * CO, CI], dtype=tl.float32)
-        w1 = tl.zeros([TAPS * CO, CI], dtype=tl.float32)
-        w2 = tl.zeros([TAPS * CO, CI], dtype=tl.float32)
-        for start in tl.range(0, SIDE * SIDE, BLOCK, num_stages=STAGES):
-            p = start + tl.arange(0, BLOCK)
-            row = p // SIDE + PAD
-            column = p % SIDE + PAD
-            at = p[:, None] * CI + ci[None, :]
-            given = tl.load(x + at)
-            if ADDED:
-                sums = tl.load(added + at).to(tl.float32)
-            else:
-                sums = tl.zeros([BLOCK, CI], dtype=tl.float32)
-            a = _shifted(dy, row, column, 0, True, OUT, CO, KERNEL, STRIDE, TAPS)
-            sums = tl.dot(a, b0, sums, input_precision="ieee")
-            w0 = tl.dot(tl.trans(a), given, w0, input_precision="ieee")
-            a = _shifted(dy, row, column, TAPS, True, OUT, CO, KERNEL, STRIDE, TAPS)
-            sums = tl.dot(a, b1, sums, input_precision="ieee")
-            w1 = tl.dot(tl.trans(a), given, w1, input_precision="ieee")
-            a = _shifted(dy, row, column, 2 * TAPS, True, OUT, CO, KERNEL, STRIDE, TAPS)
-            sums = tl.dot(a, b2, sums, input_precision="ieee")
-            w2 = tl.dot(tl.trans(a), given, w2, input_precision="ieee")
-            tl.store(dx + at, sums.to(dx.dtype.element_ty))
-        tl.store(partial + turned, w0)
-        tl.store(partial + TAPS * (CI * CO) + turned, w1)
-        tl.store(partial + 2 * TAPS * (CI * CO) + turned, w2, mask=last)
 
 
 @triton.jit
@@ -385,10 +352,6 @@ def _backward(
     dresidual: tl.tensor,
     dx: tl.tensor,
     dnorms: tl.tensor,
-    x: tl.tensor,
-    partial: tl.tensor,
-    partial_stride: tl.tensor,
-    partial_offset: tl.tensor,
     weights_stride: tl.tensor,
     weights_offset: tl.tensor,
     norms_stride: tl.tensor,
@@ -402,18 +365,16 @@ def _backward(
     RESIDUAL: tl.constexpr,
     ADDED: tl.constexpr,
     INPUT: tl.constexpr,
-    WEIGHTS: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     STAGES: tl.constexpr,
     TAPS: tl.constexpr,
 ) -> None:
-    """One layer, an example a program; partial is [example, network, …]."""
+    """One layer, an example a program."""
     SIZE: tl.constexpr = (SIDE // STRIDE) * (SIDE // STRIDE) * CO
     SIZE_IN: tl.constexpr = SIDE * SIDE * CI
     network = tl.program_id(1)
     example = (network * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
-    place = (tl.program_id(0) * tl.num_programs(1) + network).to(tl.int64)
     _backward_example(
         dz + example * SIZE,
         weights + network * weights_stride + weights_offset,
@@ -426,8 +387,6 @@ def _backward(
         dresidual + example * SIZE,
         dx + example * SIZE_IN,
         dnorms + example * norms_stride + norms_offset,
-        x + example * SIZE_IN,
-        partial + place * partial_stride + partial_offset,
         SIDE,
         CI,
         CO,
@@ -437,7 +396,6 @@ def _backward(
         RESIDUAL,
         ADDED,
         INPUT,
-        WEIGHTS,
         BLOCK,
         ROWS,
         STAGES,
@@ -457,9 +415,6 @@ def _backward_blocks(
     dresidual: tl.tensor,
     dnorms: tl.tensor,
     x: tl.tensor,
-    partial: tl.tensor,
-    partial_stride: tl.tensor,
-    partial_offset: tl.tensor,
     weights_stride: tl.tensor,
     weights_offset: tl.tensor,
     norms_stride: tl.tensor,
@@ -467,7 +422,6 @@ def _backward_blocks(
     SIDE: tl.constexpr,
     CO: tl.constexpr,
     BLOCKS: tl.constexpr,
-    WEIGHTS: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     STAGES: tl.constexpr,
@@ -475,21 +429,18 @@ def _backward_blocks(
 ) -> None:
     """Residual blocks one after another, from the last: dz becomes the gradient of x, in place.
 
-    dy is [2 · BLOCKS, …], or, where WEIGHTS, [1, …], which all layers use in turn.
+    y, z, scales and dy are [2 · BLOCKS, …].
     """
     SIZE: tl.constexpr = SIDE * SIDE * CO
     network = tl.program_id(1)
     examples = (tl.num_programs(0) * tl.num_programs(1)).to(tl.int64)
     example = (network * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
-    place = (tl.program_id(0) * tl.num_programs(1) + network).to(tl.int64)
     dz += example * SIZE
     x += example * SIZE
-    dy += example * SIZE
     dresidual += example * SIZE
     weights += network * weights_stride + weights_offset
     norms += network * norms_stride + norms_offset
     dnorms += example * norms_stride + norms_offset
-    partial += place * partial_stride + partial_offset
     for turn in tl.range(0, BLOCKS, num_stages=1):
         block = BLOCKS - 1 - turn
         first = 2 * block * examples + example
@@ -498,26 +449,19 @@ def _backward_blocks(
         given = x
         if block > 0:
             given = z + (first - examples) * SIZE
-        if WEIGHTS:
-            dy_first = dy
-            dy_second = dy
-        else:
-            dy_first = dy + 2 * block * examples * SIZE
-            dy_second = dy_first + examples * SIZE
         w = weights + block * (18 * CO * CO)
         n = norms + block * (4 * CO)
         dn = dnorms + block * (4 * CO)
-        part = partial + block * (18 * CO * CO)
         _backward_example(
             dz, w + 9 * CO * CO, n + 2 * CO, given, y + second * SIZE, scales + second * CO,
-            dz, dy_second, dresidual, dz, dn + 2 * CO, z + first * SIZE, part + 9 * CO * CO,
-            SIDE, CO, CO, 3, 1, True, True, False, True, WEIGHTS, BLOCK, ROWS, STAGES, TAPS,
+            dz, dy + second * SIZE, dresidual, dz, dn + 2 * CO,
+            SIDE, CO, CO, 3, 1, True, True, False, True, BLOCK, ROWS, STAGES, TAPS,
         )  # fmt: skip
         tl.debug_barrier()
         _backward_example(
             dz, w, n, given, y + first * SIZE, scales + first * CO,
-            dresidual, dy_first, dresidual, dz, dn, given, part,
-            SIDE, CO, CO, 3, 1, True, False, True, True, WEIGHTS, BLOCK, ROWS, STAGES, TAPS,
+            dresidual, dy + first * SIZE, dresidual, dz, dn,
+            SIDE, CO, CO, 3, 1, True, False, True, True, BLOCK, ROWS, STAGES, TAPS,
         )  # fmt: skip
         tl.debug_barrier()
 
@@ -709,21 +653,14 @@ def backward(
     dnorms: Tensor,
     needs_input: bool,
     tuning: Tuning,
-    x: Tensor | None = None,
-    partial: Tensor | None = None,
-    offset: int = 0,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dy, the residual's gradient (where there is one) and dx, plus ``added`` (where it is needed).
 
     Args:
         dnorms: float32 [networks, examples, …]; the layer's part is written, of each example by itself.
         added: a gradient of x from elsewhere, [networks, examples, side, side, inputs].
-        x, partial, offset: with them, the gradient of the layer's weights is written too, of each example by
-            itself: see :func:`weights_gradient`. For 3 × 3 kernels, with a tuning of 4 taps, which needs dx.
     """
     networks, examples = dz.shape[:2]
-    if partial is not None and (layer.kernel, tuning.taps, needs_input) != (3, 4, True):
-        raise ValueError("a backward pass with weights goes over 4 taps at a time of a 3 × 3 kernel, to dx")
     dy = torch.empty_like(dz)
     dresidual = None if residual is None else torch.empty_like(dz)
     shape = (networks, examples, layer.side, layer.side, layer.inputs)
@@ -740,10 +677,6 @@ def backward(
         dy if dresidual is None else dresidual,
         dy if dx is None else dx,
         dnorms,
-        dz if x is None else x,
-        dnorms if partial is None else partial,
-        0 if partial is None else partial.stride(1),
-        offset,
         weights.stride(0),
         layer.weights,
         norms.stride(0),
@@ -753,7 +686,6 @@ def backward(
         RESIDUAL=residual is not None,
         ADDED=added is not None,
         INPUT=needs_input,
-        WEIGHTS=partial is not None,
         BLOCK=min(tuning.block, layer.side**2),
         ROWS=min(tuning.rows or tuning.block, layer.pixels),
         STAGES=tuning.stages,
@@ -809,19 +741,15 @@ def backward_blocks(
     scales: Tensor,
     dnorms: Tensor,
     tuning: Tuning,
-    partial: Tensor | None = None,
-    offset: int = 0,
 ) -> Tensor:
     """Turn dz into the gradient of x, in place, and return dy of each layer, [2 · blocks, …].
 
     Args:
-        partial, offset: with them the gradient of the layers' weights is written too, of each example by
-            itself, and dy is of no use; a tuning of 4 taps.
+        layer, blocks: as in :func:`forward_blocks`, whose y, z and scales are given with its x.
+        dnorms: float32 [networks, examples, …]; the layers' parts are written.
     """
     networks, examples = dz.shape[:2]
-    if partial is not None and tuning.taps != 4:
-        raise ValueError("a backward pass with weights goes over 4 taps at a time")
-    dy = torch.empty((2 * blocks if partial is None else 1, *dz.shape), dtype=dz.dtype, device=dz.device)
+    dy = torch.empty((2 * blocks, *dz.shape), dtype=dz.dtype, device=dz.device)
     _backward_blocks[(examples, networks)](
         dz,
         weights,
@@ -833,9 +761,6 @@ def backward_blocks(
         torch.empty_like(dz),
         dnorms,
         x,
-        dnorms if partial is None else partial,
-        0 if partial is None else partial.stride(1),
-        offset,
         weights.stride(0),
         layer.weights,
         norms.stride(0),
@@ -843,7 +768,6 @@ def backward_blocks(
         SIDE=layer.side,
         CO=layer.outputs,
         BLOCKS=blocks,
-        WEIGHTS=partial is not None,
         BLOCK=min(tuning.block, layer.pixels),
         ROWS=min(tuning.rows or tuning.block, layer.pixels),
         STAGES=tuning.stages,

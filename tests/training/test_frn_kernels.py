@@ -82,7 +82,7 @@ def tuning(*numbers: int) -> Callable[[Any], Any]:
 
 Case = tuple[ResNetShape, Callable[[], dict[str, Any]]]
 CASES: dict[str, Case] = {
-    "as it is tuned": (SMALL, lambda: {}),
+    "as it is tuned": (CHAINED, lambda: {}),
     "blocks of 32 pixels, several taps at a time": (
         SMALL,
         lambda: {
@@ -90,31 +90,11 @@ CASES: dict[str, Case] = {
             "backward": tuning(32, 4, 1, 2, 64),
             "weights": tuning(32, 4, 1, 4),
             "examples": lambda layer: 1,
-            "groups": 2,
             "chained": lambda layer: False,
-            "fused": lambda layer: False,
+            "groups": 1,
         },
     ),
-    "the weights' gradient in the backward kernel": (
-        SMALL,
-        lambda: {
-            "backward": tuning(32, 4, 1, 4),
-            "fused": lambda layer: layer.kernel == 3 and layer.inputs >= 16,
-            "chained": lambda layer: False,
-        },
-    ),
-    "residual blocks in one kernel": (
-        CHAINED,
-        lambda: {"chained": lambda layer: True, "fused": lambda layer: False},
-    ),
-    "residual blocks with the weights' gradient in one kernel": (
-        CHAINED,
-        lambda: {
-            "backward": tuning(64, 4, 1, 4),
-            "fused": lambda layer: layer.inputs == layer.outputs == 16,
-            "chained": lambda layer: layer.inputs == 16,
-        },
-    ),
+    "residual blocks in one kernel": (CHAINED, lambda: {"chained": lambda layer: True}),
 }
 
 
@@ -140,15 +120,6 @@ def faulty() -> Any:
 
     with mock.patch.object(kernels, "forward", wrong):
         return interpreted("as it is tuned")
-
-
-def refused() -> Any:
-    """The words of a backward pass that cannot take the weights' gradient."""
-    try:
-        fused: Any = {"fused": lambda layer: True, "backward": tuning(32, 4, 1, 1)}
-        errors("cpu", torch.float32, SMALL, SIDE, 2, **fused)
-    except ValueError as error:
-        return str(error)
 
 
 class Compiler:
@@ -204,7 +175,6 @@ def compiled() -> list[str]:
             z = torch.empty((4, 256, layer.out, layer.out, layer.outputs), **memory)
             beside = z if layer.residual else None
             kernels.forward(layer, x, weights, norms, beside, resnet.DEFAULT.forward(layer))
-            fused = (x, partial, 16) if index and resnet.DEFAULT.fused(layer) else ()
             kernels.backward(
                 layer,
                 z,
@@ -217,21 +187,18 @@ def compiled() -> list[str]:
                 torch.empty((4, 256, 2048), device="meta"),
                 index > 0,
                 resnet.DEFAULT.backward(layer),
-                *fused,
             )
-            if not fused:
-                kernels.weights_gradient(layer, x, z, partial, 16, resnet.DEFAULT.weights(layer))
+            kernels.weights_gradient(layer, x, z, partial, 16, resnet.DEFAULT.weights(layer))
         for chain in resnet._chains(layers, blocks, resnet.DEFAULT):
             layer = layers[chain[0].first]
-            if chain[0].shortcut is not None:
+            if chain[0].shortcut is not None or not resnet.DEFAULT.chained(layer):
                 continue
             z = torch.empty((4, 256, layer.out, layer.out, layer.outputs), **memory)
             many = torch.empty((2 * len(chain), *z.shape), **memory)
             forward, backward = resnet.DEFAULT.forward(layer), resnet.DEFAULT.backward(layer)
             kernels.forward_blocks(layer, len(chain), z, weights, norms, forward)
-            fused = (partial, 16) if resnet.DEFAULT.fused(layer) else ()
             given = (z, many, many, norms, torch.empty((4, 256, 2048), device="meta"))
-            kernels.backward_blocks(layer, len(chain), z, weights, norms, *given, backward, *fused)
+            kernels.backward_blocks(layer, len(chain), z, weights, norms, *given, backward)
         index = torch.empty((4, 256), dtype=torch.int64, device="meta")
         kernels.crops(torch.empty((50_000, 40, 40, 4), **memory), index, index, 32)
     return sorted(set(found))
@@ -251,7 +218,7 @@ def main(what: str) -> None:
         print(json.dumps({"compiled": outcome(compiled)}))
         return
     found: dict[str, Any] = {name: outcome(lambda name=name: interpreted(name)) for name in CASES}
-    print(json.dumps(found | {"faulty": outcome(faulty), "refused": outcome(refused)}))
+    print(json.dumps(found | {"faulty": outcome(faulty)}))
 
 
 @cache
@@ -282,11 +249,6 @@ def test_interpreted_losses_and_gradients_are_autograds(name: str) -> None:
 @needs_triton
 def test_a_wrong_forward_pass_is_seen() -> None:
     assert min(outcomes_of("interpret")["faulty"][1:]) > 1e-3
-
-
-@needs_triton
-def test_a_tuning_that_cannot_take_the_weights_gradient_is_refused() -> None:
-    assert "4 taps at a time" in outcomes_of("interpret")["refused"]
 
 
 @needs_triton
