@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from lpe.errors import InputError
 
@@ -42,6 +47,89 @@ def check_finite(name: str, value: object, least: float = 0.0, above: bool = Fal
             return number
     bound = f"above {least:g}" if above else f"≥ {least:g}"
     raise InputError(f"{name} must be a finite number {bound}, not {shown(value)}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
+    """The setting ``name``, a word; InputError unless it is one of the choices."""
+    if not isinstance(value, str) or value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, not {shown(value)}")
+    return value
+
+
+def check_text(name: str, value: object) -> str:
+    """The setting ``name``; InputError unless it is text."""
+    if not isinstance(value, str):
+        raise InputError(f"{name} must be text, not {shown(value)}")
+    return value
+
+
+def check_list(name: str, value: object, of: str) -> list[Any]:
+    """The values of the setting ``name``; InputError unless they come in a list or the like.
+
+    Args:
+        of: what they must be, for the message.
+    """
+    if isinstance(value, str | bytes | Mapping | nn.Module) or not isinstance(value, Iterable):
+        raise InputError(f"{name} must be a list of {of}, not {shown(value)}")
+    if isinstance(value, Tensor) and not value.dim():
+        raise InputError(f"{name} must be a list of {of}, not a tensor without dimensions")
+    return list(value)
+
+
+def check_patterns(patterns: object) -> tuple[str, ...]:
+    """Name patterns, one or several or None, as a tuple; InputError unless they are text."""
+    if patterns is None:
+        return ()
+    given = [patterns] if isinstance(patterns, str) else check_list("patterns", patterns, "names")
+    return tuple(check_text("a name pattern", pattern) for pattern in given)
+
+
+def check_model(model: object, name: str = "model") -> None:
+    """InputError unless a model is a torch module."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{name} must be a torch.nn.Module, not {type(model).__name__}")
+
+
+def check_optimizer(optimizer: object) -> None:
+    """InputError unless it is one of torch's."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InputError(f"optimizer must be a torch.optim.Optimizer, not {shown(optimizer)}")
+
+
+def check_function(name: str, value: object, of: str) -> None:
+    """InputError unless the setting ``name`` is None or can be called.
+
+    Args:
+        of: what it is called with and gives, for the message.
+    """
+    if value is not None and not callable(value):
+        raise InputError(f"{name} must be a function, {of}, or None, not {shown(value)}")
+
+
+def check_tensor(name: str, value: object, floating: bool = True) -> Tensor:
+    """The tensor ``name``; InputError unless it is one, of real floating-point values where asked."""
+    if not isinstance(value, Tensor):
+        raise InputError(f"{name} must be a tensor, not {shown(value)}")
+    if floating and not torch.is_floating_point(value):
+        raise InputError(f"{name} must be a tensor of floating-point values, not of {value.dtype}")
+    return value
+
+
+def check_tensors(name: str, value: object, of: str = "canonical names to tensors") -> dict[str, Tensor]:
+    """The mapping ``name``; InputError unless it takes text to tensors."""
+    if not isinstance(value, Mapping) or not all(
+        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items()
+    ):
+        raise InputError(f"{name} must be a mapping of {of}, not {shown(value)}")
+    return dict(value)
+
+
+def check_not_negative(name: str, value: Tensor) -> None:
+    """InputError where a tensor, such as of standard deviations, has a negative, infinite or NaN value."""
+    if value.numel():
+        low, high = (float(end) for end in torch.aminmax(value.detach()))
+        if not (0 <= low and math.isfinite(high)):
+            raise InputError(f"{name} must be finite and ≥ 0; it has values from {low:g} to {high:g}")
 
 
 def shown(value: object) -> str:

@@ -9,3 +9,7 @@ class InputError(ValueError):
     The message is one line: what is wrong, with the value; what would be right. Commands print
     it and exit with code 2; library users catch it as a ``ValueError``.
     """
+
+    def __init__(self, message: str) -> None:
+        # What is shown of a value may have lines of its own.
+        super().__init__(" ".join(line.strip() for line in message.splitlines()))

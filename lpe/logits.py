@@ -86,3 +86,20 @@ def check_labels(targets: Tensor, classes: int, where: str = "") -> None:
                 f"{where}label {high if high >= classes else low}; the model has classes 0 to {classes - 1}; "
                 "leave out examples that have none of them"
             )
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean cross-entropy of logits [examples, classes] at targets [examples], a scalar with its gradient.
+
+    Raises:
+        InputError: targets that torch cannot score, of another type or shape or beyond the classes.
+    """
+    try:
+        return torch.nn.functional.cross_entropy(logits, targets.to(logits.device))
+    except (IndexError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise InputError(
+            f"targets of {targets.dtype} and shape {list(targets.shape)} do not fit logits of {logits.dtype} "
+            f"and shape {list(logits.shape)}: {str(error).partition(chr(10))[0]}"
+        ) from None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from lpe.checks import shown
 from lpe.errors import InputError
 from lpe.structure import NamedTensor as NamedTensor
 from lpe.structure import canonical_modules as canonical_modules
@@ -54,6 +55,10 @@ def apply(model: nn.Module, inputs: Any) -> Tensor:
             sets of features, say), so that it does not say which are the logits.
     """
     if isinstance(inputs, Mapping):
+        if not all(isinstance(key, str) for key in inputs):
+            raise InputError(
+                f"a dict of inputs has the names of the model's arguments, not {shown(list(inputs))}"
+            )
         output = model(**inputs)
     elif isinstance(inputs, tuple | list):
         output = model(*inputs)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lpe.checks import check_model, check_patterns
 from lpe.errors import InputError
 from lpe.number_systems.streams import canonical_namer
 
@@ -77,6 +78,7 @@ def named_tensors(model: nn.Module) -> list[NamedTensor]:
 
 def _places(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """Every place of a module, in the model's order: the prefix of its tensors' names, and the module."""
+    check_model(module)
     places = []
 
     def walk(prefix: str, module: nn.Module) -> None:
@@ -243,7 +245,7 @@ def refuse_computed_weights(model: nn.Module, excluded: str | Sequence[str] | No
     Args:
         excluded: name patterns of tensors that are to stay as they are.
     """
-    patterns = (excluded,) if isinstance(excluded, str) else tuple(excluded or ())
+    patterns = check_patterns(excluded)
     for name, (how, what) in computed_weights(model).items():
         if not any(fnmatchcase(name, pattern) for pattern in patterns):
             raise InputError(

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpe.checks import check_integer, is_integer, is_number, shown
+from lpe.checks import check_choice, check_integer, is_integer, is_number, shown
 from lpe.errors import InputError
 from lpe.logits import check_shape, check_values, examples_in
 from lpe.modules import apply, device_of, to_device
@@ -189,9 +189,11 @@ class Ensemble(ABC, Sequence[nn.Module]):
         return total - math.log(self.size)
 
     def _check_storage(self, n: int | None, storage: str) -> int:
-        if storage not in STORAGES:
-            raise InputError(f"storage must be one of {', '.join(STORAGES)}, not {storage!r}")
+        check_choice("storage", storage, STORAGES)
         return self._check_n(n)
+
+    def _check_index(self, index: int) -> int:
+        return check_integer("a member's index", index, 0, self.size - 1)
 
     def _check_n(self, n: int | None) -> int:
         n = self.size if n is None else check_size(n)

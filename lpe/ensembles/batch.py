@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpe.checks import check_finite
+from lpe.checks import check_finite, check_tensor, shown
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.feature_axis import pad_for_hooks
 from lpe.ensembles.tiling import examples_of, tile
 from lpe.errors import InputError
+from lpe.logits import cross_entropy
 from lpe.modules import (
     SPATIAL_DIMENSIONS,
     apply,
@@ -36,7 +37,7 @@ from lpe.modules import (
     tensors_in,
     with_tensors,
 )
-from lpe.number_systems.streams import check_seed, normal
+from lpe.number_systems.streams import check_member, check_seed, normal
 from lpe.surroundings import apart
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -128,6 +129,8 @@ class _FastWeights:
         members, channels = vectors.shape
         grouped = values.unflatten(dimension, (members, -1))
         shape = [1] * grouped.dim()
+        if grouped.dim() < 1 - self.channel or grouped.shape[self.channel] != channels:
+            raise InputError(f"layer {self.name!r} takes {channels} channels, not {list(values.shape)}")
         shape[dimension], shape[self.channel] = members, channels
         scaled = grouped * vectors.to(values.dtype).view(shape)
         if biases is not None:
@@ -259,6 +262,7 @@ class BatchEnsemble(Ensemble):
     @apart()
     def __init__(self, model: nn.Module, size: int, seed: int = 0, std: float = 0.5) -> None:
         super().__init__(size)
+        check_member(self.size - 1)
         self.model = model = self._made_of(model)
         self._watched = ()  # members are made of the module's tensors, which are trained
         self.seed = check_seed(seed)
@@ -325,6 +329,7 @@ class BatchEnsemble(Ensemble):
         Returns:
             [members, examples, classes].
         """
+        self._check_inputs(inputs)
         flags = [(module, module.training) for module in self.module.modules()]
         self.module.eval()
         try:
@@ -333,6 +338,11 @@ class BatchEnsemble(Ensemble):
         finally:
             for module, training in flags:
                 module.training = training
+
+    @staticmethod
+    def _check_inputs(inputs: Any) -> None:
+        if examples_of(inputs) is None:
+            raise InputError(f"the inputs hold no tensor with a dimension of examples: {shown(inputs)}")
 
     def loss(self, inputs: Any, targets: Tensor) -> Tensor:
         """Cross-entropy of ``ensemble.module``, mean over members and examples: a scalar with its gradient.
@@ -343,14 +353,17 @@ class BatchEnsemble(Ensemble):
         Raises:
             InputError: targets that are not as many as the examples.
         """
+        self._check_inputs(inputs)
         logits = apply(self.module, inputs)
+        if not check_tensor("targets", targets, floating=False).dim():
+            raise InputError("targets must be class indices [examples], not a tensor without dimensions")
         tiled = targets.to(logits.device).repeat(self.size, *[1] * (targets.dim() - 1))
         if len(tiled) != len(logits):
             raise InputError(
                 f"{len(targets)} targets for {len(logits) // self.size} examples; the loss takes each "
                 "example's target once and repeats it for the members itself"
             )
-        return nn.functional.cross_entropy(logits, tiled)
+        return cross_entropy(logits, tiled)
 
     def parameter_groups(self, lr: float, fast_lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Two groups for an optimiser: the shared parameters with the biases, and r and s.
@@ -379,6 +392,7 @@ class BatchEnsemble(Ensemble):
 
         It is that of the weights now: make it anew after training.
         """
+        index = self._check_index(index)
         vectors = self._vectors()
         replaced = {
             entry.name: entry.tensor.detach()

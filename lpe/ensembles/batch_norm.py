@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lpe.batches import check_iterable, pairs
+from lpe.checks import check_choice, check_model
 from lpe.errors import InputError
 from lpe.modules import apply, canonical_modules, device_of, to_device, with_tensors
 from lpe.structure import own_buffers
@@ -178,14 +180,9 @@ def _measured(networks: Sequence[nn.Module], batches: Iterable[Any]) -> tuple[li
     seen = 0
     observed = [_Observed(net) for net in networks]
     try:
-        for batch in batches:
-            if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise InputError(
-                    f"batch {seen} must be a pair (inputs, targets), not {type(batch).__name__}; "
-                    "give (inputs, None) where there are no targets"
-                )
+        for _, inputs, _ in pairs(batches, "; give (inputs, None) where there are no targets"):
             for each in observed:
-                each.run(batch[0])
+                each.run(inputs)
             seen += 1
     finally:
         for each in observed:
@@ -209,6 +206,8 @@ def refresh(model: nn.Module, batches: Iterable[Any]) -> None:
         InputError: the model has batch norms and the batches are empty, hold one value a channel in all, or
             do not reach them.
     """
+    check_model(model)
+    check_iterable(batches)
     norms = dict(batch_norms(model))
     if not norms:
         return
@@ -253,6 +252,8 @@ def check_batches(model: nn.Module, batches: Iterable[Any] | None, method: str) 
 
 def check_rereadable(batches: Iterable[Any] | None) -> None:
     """InputError for an iterator, of which a second member would find nothing left."""
+    if batches is not None:
+        check_iterable(batches)
     if isinstance(batches, Iterator):
         raise InputError(
             f"batches= is read once a member, and a {type(batches).__name__} can be read once in all; give a "
@@ -294,8 +295,7 @@ class MemberStatistics:
         Raises:
             InputError: an unknown form; batches that can be read once.
         """
-        if form not in FORMS:
-            raise InputError(f"refresh must be one of {', '.join(FORMS)}, not {form!r}")
+        check_choice("refresh", form, FORMS)
         check_rereadable(batches)
         return (
             None

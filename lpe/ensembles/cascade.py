@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpe.checks import is_integer
+from lpe.checks import check_integer, check_list, check_tensor, is_integer, is_number, shown
 from lpe.ensembles.base import Ensemble, check_ensemble
 from lpe.errors import InputError
-from lpe.logits import check_shape, check_values, examples_in
+from lpe.logits import check_labels, check_shape, check_values, examples_in
 from lpe.modules import apply, device_of, named_tensors, tensor_bits, to_device, tree_map, with_tensors
 
 Window = tuple[float, float]
@@ -122,7 +122,9 @@ class Cascade:
         Raises:
             InputError: as :meth:`predict`.
         """
-        parts = [_Part(inputs) for inputs in batches]
+        parts = [_Part(inputs) for inputs in check_list("batches", batches, "inputs")]
+        if not parts:
+            raise InputError("the batches are empty; there is nothing to predict")
         size = self.stages[0]
         if self.first is None:
             self._add_members(parts, range(size), where)
@@ -181,9 +183,8 @@ class Cascade:
             storage: see :meth:`lpe.ensembles.base.Ensemble.memory_bits`. "generator": a ``first`` that is
                 an ensemble of the members' kind on their own model is drawn from what they are drawn from.
         """
-        stages = len(self.stages) if stages is None else stages
-        if stages not in range(1, len(self.stages) + 1):
-            raise InputError(f"a cascade of {len(self.stages)} stages has no first {stages!r} of them")
+        most = len(self.stages)
+        stages = most if stages is None else check_integer("stages", stages, 1, most)
         size = self.stages[stages - 1]
         if self.first is None:
             return self.ensemble.memory_bits(size, storage)
@@ -294,7 +295,7 @@ def _saved(net: nn.Module) -> dict[tuple[int, tuple[int, ...]], int]:
 
 
 def _checked_stages(stages: Sequence[int] | None, size: int, has_first: bool) -> tuple[int, ...]:
-    sizes = tuple(stages) if stages is not None else (1, size)
+    sizes = tuple(check_list("stages", stages, "numbers of members")) if stages is not None else (1, size)
     shown = f"({', '.join(map(str, sizes))})"
     if not all(is_integer(n) and n >= 1 for n in sizes) or len(sizes) < 2:
         raise InputError(f"stages must be two or more numbers of members, not {shown}")
@@ -315,9 +316,9 @@ def _checked_windows(window: Any, steps: int) -> tuple[Window, ...]:
         given = list(window)
         pairs = [given] if given and not isinstance(given[0], Sequence) else [list(pair) for pair in given]
         windows = tuple((float(low), float(high)) for low, high in pairs)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(
-            f"window must be (low, high), or one such pair a step between stages, not {window!r}"
+            f"window must be (low, high), or one such pair a step between stages, not {shown(window)}"
         ) from None
     for low, high in windows:
         if not 0 <= low <= high <= 1:
@@ -372,23 +373,32 @@ def tune_window(
         low: the window's lower edge; None: it is chosen as well.
 
     Raises:
-        InputError: neither or both of the targets, or a number out of range; shapes that do not fit.
+        InputError: neither or both of the targets, or a number out of range; shapes that do not fit; logits;
+            labels that are no class indices.
     """
     if (gain_share is None) == (members_per_example is None):
         raise InputError("give one of gain_share and members_per_example, the other left out")
-    if gain_share is not None and not 0 <= gain_share <= 1:
-        raise InputError(f"gain_share must be 0 to 1, not {gain_share!r}")
-    if members_per_example is not None and not members_per_example >= 1:
-        raise InputError(f"members_per_example must be 1 or more, not {members_per_example!r}")
-    if low is not None and not 0 <= low <= 1:
-        raise InputError(f"low must be 0 to 1, or None to have it chosen, not {low!r}")
+    if gain_share is not None and not (is_number(gain_share) and 0 <= gain_share <= 1):
+        raise InputError(f"gain_share must be 0 to 1, not {shown(gain_share)}")
+    if members_per_example is not None and not (is_number(members_per_example) and members_per_example >= 1):
+        raise InputError(f"members_per_example must be 1 or more, not {shown(members_per_example)}")
+    if low is not None and not (is_number(low) and 0 <= low <= 1):
+        raise InputError(f"low must be 0 to 1, or None to have it chosen, not {shown(low)}")
+    check_tensor("log_probs", log_probs)
+    check_tensor("targets", targets, floating=False)
     if log_probs.dim() != 3 or log_probs.shape[1:2] != targets.shape or not len(targets):
         raise InputError(
             f"log_probs of shape {list(log_probs.shape)} and targets of shape {list(targets.shape)}; "
             "[members, examples, classes] and [examples] are needed, with one example or more"
         )
-    if first is not None and first.shape != log_probs.shape[1:]:
-        raise InputError(f"first has shape {list(first.shape)}, not {list(log_probs.shape[1:])}")
+    if torch.is_floating_point(targets) or targets.dtype in (torch.bool, torch.complex64, torch.complex128):
+        raise InputError(f"targets must be class indices, not of {targets.dtype}")
+    check_labels(targets, log_probs.shape[2])
+    _check_log_probs("log_probs", log_probs)
+    if first is not None:
+        if check_tensor("first", first).shape != log_probs.shape[1:]:
+            raise InputError(f"first has shape {list(first.shape)}, not {list(log_probs.shape[1:])}")
+        _check_log_probs("first", first)
     members = len(log_probs)
     further = members if first is not None else members - 1
     single = (log_probs[0] if first is None else first).double()
@@ -433,6 +443,17 @@ def tune_window(
         single_nll=single_nll,
         ensemble_nll=single_nll - whole / count,
     )
+
+
+def _check_log_probs(name: str, log_probs: Tensor) -> None:
+    """InputError unless rows are logarithms of probabilities, whose sum is 1 as far as their type tells."""
+    sums = log_probs.double().logsumexp(dim=-1).exp()
+    off = (sums - 1).abs().nan_to_num(math.inf)
+    if float(off.max()) > 1e-3 + 8 * torch.finfo(log_probs.dtype).eps:
+        raise InputError(
+            f"{name} must be log-probabilities, as lpe.member_log_probs gives them: the probabilities of a "
+            f"row sum up to {float(sums.flatten()[off.argmax()]):.3g}; of logits take log_softmax(dim=-1)"
+        )
 
 
 def _between(confidence: Tensor, start: int, length: int) -> Window:

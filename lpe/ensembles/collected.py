@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lpe.checks import check_integer
+from lpe.checks import check_integer, check_list, check_tensors
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import batch_norms, check_batches, fresh_statistics, with_weights
 from lpe.errors import InputError
@@ -70,6 +70,7 @@ class CycleCollector:
 
     def keeps(self, epoch: int) -> bool:
         """Whether the weights at the end of ``epoch`` (from 0) are kept."""
+        epoch = check_integer("epoch", epoch, 0)
         return epoch % self.epochs_per_cycle >= self.epochs_per_cycle - self.kept_per_cycle
 
     @apart()
@@ -118,6 +119,7 @@ class CollectedEnsemble(Ensemble):
     def __init__(
         self, model: nn.Module, weights: Sequence[Mapping[str, Tensor]], batches: Iterable[Any] | None
     ) -> None:
+        weights = check_list(self.noun, weights, "mappings of canonical names to tensors")
         if not weights:
             raise InputError(
                 f"there are no {self.noun}; give at least one mapping of canonical names to tensors"
@@ -150,7 +152,7 @@ class CollectedEnsemble(Ensemble):
         self, index: int, tensors: Mapping[str, Tensor], entries: Mapping[str, NamedTensor]
     ) -> dict[str, Tensor]:
         checked = {}
-        for name, tensor in tensors.items():
+        for name, tensor in check_tensors(f"{self.noun} {index}", tensors).items():
             if name not in entries:
                 raise InputError(f"{self.noun} {index}: the model has no tensor named {name!r}")
             own = entries[name].tensor
@@ -165,6 +167,7 @@ class CollectedEnsemble(Ensemble):
 
     def member(self, index: int) -> nn.Module:
         """Member ``index``: made once, when the ensemble was, so that a cast of it is kept."""
+        index = self._check_index(index)
         return self._members[index]
 
     @property

@@ -14,6 +14,7 @@ from itertools import accumulate, zip_longest
 
 from torch import nn
 
+from lpe.checks import check_list, check_model, is_integer
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.errors import InputError
 from lpe.modules import named_tensors, tensor_bits, with_tensors
@@ -34,11 +35,13 @@ class DeepEnsemble(Ensemble):
     """
 
     def __init__(self, models: Sequence[nn.Module], *, backward_passes: Sequence[int] | None = None) -> None:
-        self.models = list(models)
+        self.models = check_list("models", models, "models")
+        for index, model in enumerate(self.models):
+            check_model(model, f"model {index}")
         super().__init__(len(self.models))
         if backward_passes is not None:
-            costs = list(backward_passes)
-            if len(costs) != self.size or min(costs) < 0:
+            costs = check_list("backward_passes", backward_passes, "numbers")
+            if len(costs) != self.size or not all(is_integer(cost) and cost >= 0 for cost in costs):
                 raise InputError(
                     f"backward_passes must be one number ≥ 0 for each of the {self.size} models, not {costs}"
                 )
@@ -56,6 +59,7 @@ class DeepEnsemble(Ensemble):
     @apart()
     def member(self, index: int) -> nn.Module:
         """Member ``index``: the module itself where it is in eval mode, else a view of it that is."""
+        index = self._check_index(index)
         model = self.models[index]
         if not any(module.training for module in model.modules()):
             return model

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpe.checks import is_number, shown
+from lpe.checks import check_model, check_text, is_number, shown
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import MemberStatistics, fresh_statistics, statistics_note
 from lpe.ensembles.selection import OutputAxis, PlannedTensor, select_tensors
@@ -81,6 +81,7 @@ class GaussianEnsemble(Ensemble):
         output_axis: Mapping[str, OutputAxis] | None = None,
     ) -> None:
         super().__init__(size)
+        check_model(model)
         self.system = check_system(system)
         if std is None:
             if isinstance(self.system, FullPrecision):
@@ -111,7 +112,7 @@ class GaussianEnsemble(Ensemble):
         Raises:
             InputError: the tensor carries no noise.
         """
-        if name not in self._noisy:
+        if check_text("name", name) not in self._noisy:
             raise InputError(f"{name!r} carries no noise in this ensemble; describe() lists what does")
         std = torch.empty(self._noisy[name].shape, dtype=torch.float32, device=self._weights[name].device)
         for start, stop, part in self._std(name):

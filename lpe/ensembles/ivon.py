@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpe.checks import check_finite
+from lpe.checks import check_finite, check_not_negative, check_optimizer, check_tensor, check_tensors
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import MemberStatistics, check_batches, fresh_statistics
 from lpe.errors import InputError
@@ -45,6 +45,7 @@ def posterior_std(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[st
     """
     names = {id(entry.tensor): entry.name for entry in named_tensors(model)}
     std = {}
+    check_optimizer(optimizer)
     for group in optimizer.param_groups:
         if "hess" not in group:
             raise InputError(
@@ -90,11 +91,12 @@ class IVONEnsemble(Ensemble):
         self.model = model = self._made_of(model)
         check_batches(model, batches, "IVON")
         tensors = {entry.name: entry.tensor for entry in named_tensors(model)}
-        for name, value in std.items():
+        for name, value in check_tensors("std", std).items():
             if name not in tensors or tensors[name].shape != value.shape:
                 raise InputError(
                     f"the std of {name!r}, shape {list(value.shape)}, fits no tensor of the model"
                 )
+            check_not_negative(f"the std of {name!r}", check_tensor(f"the std of {name!r}", value))
         self.std = dict(std)
         self.seed = check_seed(seed)
         self.scale = check_finite("scale", scale)

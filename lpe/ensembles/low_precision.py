@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpe.checks import check_text
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.batch_norm import MemberStatistics, batch_norms, fresh_statistics, statistics_note
 from lpe.ensembles.on_the_fly import AllMembers
@@ -147,7 +148,7 @@ class LowPrecisionEnsemble(Ensemble):
         Raises:
             InputError: the tensor is not rounded.
         """
-        if name not in self._stored:
+        if check_text("name", name) not in self._stored:
             raise InputError(f"{name!r} is not a rounded tensor of this ensemble")
         return self._stored[name]
 
@@ -157,12 +158,13 @@ class LowPrecisionEnsemble(Ensemble):
         Raises:
             InputError: the tensor is not rounded.
         """
-        if name not in self._scales:
+        if check_text("name", name) not in self._scales:
             raise InputError(f"{name!r} is not a rounded tensor of this ensemble")
         return self._scales[name]
 
     def draw(self, name: str, index: int) -> Draw:
         """How member ``index`` of a tensor is rounded: the key of its random bits."""
+        index = self._check_index(index)
         return Draw(self.rounding, self.seed, name, self.first_member + index)
 
     def codes(self, name: str, index: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from lpe.checks import is_number, shown
+from lpe.checks import check_model, is_number, shown
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import MemberStatistics, fresh_statistics, statistics_note
 from lpe.ensembles.feature_axis import Trail, pad_for_hooks
@@ -260,6 +260,7 @@ class MCDropoutEnsemble(Ensemble):
         refresh: str = "relative",
     ) -> None:
         super().__init__(size)
+        check_model(model)
         if not is_number(rate) or not 0 <= rate < 1:
             raise InputError(
                 f"rate must be a number from 0 up to but not 1 (the share dropped), not {shown(rate)}"

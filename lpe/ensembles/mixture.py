@@ -18,7 +18,8 @@ from itertools import accumulate
 
 from torch import nn
 
-from lpe.ensembles.base import Ensemble
+from lpe.checks import check_integer, check_list, shown
+from lpe.ensembles.base import Ensemble, check_ensemble
 from lpe.ensembles.batch_norm import Kept, MemberStatistics
 from lpe.errors import InputError
 
@@ -51,6 +52,7 @@ class CompositeEnsemble(Ensemble):
 
     def member(self, index: int) -> nn.Module:
         """Member ``index``, from the part that it falls into."""
+        index = self._check_index(index)
         part = bisect_right(self._starts, index) - 1
         return self.part(part).member(index - self._starts[part])
 
@@ -107,6 +109,11 @@ class Mixture(CompositeEnsemble):
     """
 
     def __init__(self, base: Ensemble, expand: Callable[[nn.Module, int], Ensemble]) -> None:
+        check_ensemble(base, "a mixture's base")
+        if not callable(expand):
+            raise InputError(
+                f"expand must be a function (model, first_member) → ensemble, not {shown(expand)}"
+            )
         self.base = base
         self.expand = expand
         first = self._expanded(0, 0)
@@ -126,6 +133,7 @@ class Mixture(CompositeEnsemble):
 
     def part(self, index: int) -> Ensemble:
         """The expansion of base member ``index``."""
+        index = check_integer("a part's index", index, 0, len(self.base) - 1)
         if self._last is None or self._last[0] != index:
             self._last = None  # let it go before the next one takes memory
             expansion = self._expanded(index, index * self.expansion_size)
@@ -187,7 +195,7 @@ class UnionEnsemble(CompositeEnsemble):
     """
 
     def __init__(self, parts: Sequence[Ensemble]) -> None:
-        self._parts = list(parts)
+        self._parts = check_list("parts", parts, "ensembles")
         if not self._parts:
             raise InputError("there are no parts; give at least one ensemble")
         for index, part in enumerate(self._parts):

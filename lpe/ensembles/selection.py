@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpe.checks import is_integer, shown
+from lpe.checks import check_patterns, is_integer, shown
 from lpe.ensembles.base import text_table
 from lpe.ensembles.rules import ADAPTER, LM_HEAD, NORM, POSITION, TOKEN, Output, output_of
 from lpe.errors import InputError
@@ -167,7 +167,7 @@ def _given_output(axes: tuple[Any, ...], name: str, tensor: Tensor) -> Output:
 def _patterns(patterns: str | Iterable[str] | None) -> tuple[str, ...] | None:
     if patterns is None:
         return None
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    return check_patterns(patterns)
 
 
 def select_tensors(

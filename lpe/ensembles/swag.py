@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpe.checks import check_finite, check_integer
+from lpe.checks import check_finite, check_integer, check_tensors, shown
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import MemberStatistics, check_batches, fresh_statistics
 from lpe.errors import InputError
@@ -49,7 +49,7 @@ class SWAGStatistics:
     @property
     def rank(self) -> int:
         """K, the number of deviations."""
-        return len(next(iter(self.deviations.values())))
+        return min((len(each) for each in self.deviations.values()), default=0)
 
     def tensors(self) -> dict[str, Tensor]:
         """One flat dictionary, for a file."""
@@ -60,8 +60,10 @@ class SWAGStatistics:
     def from_tensors(tensors: Mapping[str, Tensor]) -> SWAGStatistics:
         """The inverse of :meth:`tensors`."""
         parts: dict[str, dict[str, Tensor]] = {"mean": {}, "variance": {}, "deviations": {}}
-        for key, tensor in tensors.items():
-            part, name = key.split("/", 1)
+        for key, tensor in check_tensors("tensors", tensors, "names to tensors").items():
+            part, _, name = key.partition("/")
+            if part not in parts or not name:
+                raise InputError(f"SWAG's statistics are mean/…, variance/… and deviations/…, not {key!r}")
             parts[part][name] = tensor
         return SWAGStatistics(**parts)
 
@@ -84,7 +86,7 @@ class SWAGCollector:
     """
 
     def __init__(self, rank: int, start: int = 0) -> None:
-        self.rank = check_integer("SWAG's rank", rank, 2)
+        self.rank = check_integer("SWAG's rank", rank, 2, 2**31)
         self.start = check_integer("start", start, 0)
         self.collected = 0
         self._ended = 0
@@ -116,9 +118,10 @@ class SWAGCollector:
         self._ended = epoch + 1
         if epoch < self.start:
             return
+        tensors = named_tensors(model)
         self.collected += 1
         deviation = {}
-        for entry in named_tensors(model):
+        for entry in tensors:
             if entry.kind != "parameter":
                 continue
             value = entry.tensor.detach().float()
@@ -179,6 +182,10 @@ class SWAGEnsemble(Ensemble):
         refresh: str = "absolute",
     ) -> None:
         super().__init__(size)
+        if not isinstance(statistics, SWAGStatistics):
+            raise InputError(
+                f"statistics must be what SWAGCollector.statistics() gives, not {shown(statistics)}"
+            )
         self.model = model = self._made_of(model)
         if statistics.rank < 2:
             raise InputError(f"SWAG needs 2 deviations or more, not {statistics.rank}")

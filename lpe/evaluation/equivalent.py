@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lpe.checks import check_list, is_number, shown
 from lpe.errors import InputError
 
 
@@ -48,12 +49,13 @@ def deep_ensemble_equivalent(value: float, curve: Sequence[float]) -> DeepEnsemb
     Raises:
         InputError: an empty curve, or a number that is not finite.
     """
-    points = [float(each) for each in curve]
-    if not points:
+    given = check_list("curve", curve, "numbers")
+    if not given:
         raise InputError("the curve of deep ensembles is empty; give the calibrated NLL of 1 … M members")
-    for name, number in [("value", float(value)), *((f"curve[{n}]", each) for n, each in enumerate(points))]:
-        if not math.isfinite(number):
-            raise InputError(f"{name} is {number}; a finite calibrated NLL is expected")
+    for name, number in [("value", value), *((f"curve[{n}]", each) for n, each in enumerate(given))]:
+        if not is_number(number) or not math.isfinite(number):
+            raise InputError(f"{name} is {shown(number)}; a finite calibrated NLL is expected")
+    points = [float(each) for each in given]
     if value > points[0]:
         return DeepEnsembleEquivalent(-math.inf, len(points))
     if value == points[0]:

@@ -7,6 +7,7 @@ ensembles: a loss landscape perspective") has the zero vector as its origin and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lpe.checks import check_finite, check_integer, check_list, check_tensor, check_tensors
 from lpe.ensembles.batch_norm import refresh
 from lpe.errors import InputError
 from lpe.evaluation.batches import stream
@@ -25,7 +27,7 @@ from lpe.modules import apply, device_of, named_tensors, to_device, with_tensors
 def weight_vector(model: nn.Module) -> Tensor:
     """All parameters of a model as one float64 vector [weights], tied ones once, in the model's order."""
     parts = [e.tensor.detach().double().flatten() for e in named_tensors(model) if e.kind == "parameter"]
-    return torch.cat(parts)
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,14 @@ def plane_through(first: Tensor, second: Tensor, third: Tensor) -> Plane:
     Raises:
         InputError: the three lie on one line (to float32's precision), or their lengths differ.
     """
-    if not first.shape == second.shape == third.shape:
+    shapes = [list(check_tensor("a weight vector", each).shape) for each in (first, second, third)]
+    if not shapes[0] == shapes[1] == shapes[2] or len(shapes[0]) != 1:
         raise InputError(
-            f"weight vectors of {len(first)}, {len(second)} and {len(third)} weights span no plane"
+            f"weight vectors of shapes {shapes[0]}, {shapes[1]} and {shapes[2]} span no plane; [weights] is "
+            "needed, of one length"
         )
+    if not all(bool(each.isfinite().all()) for each in (first, second, third)):
+        raise InputError("a weight vector has values that are NaN or infinite; it spans no plane")
     u, v = second - first, third - first
     scale = max(float(first.norm()), float(second.norm()), float(third.norm()))
     if float(u.norm()) <= 1e-7 * scale:
@@ -76,7 +82,7 @@ def plane_through(first: Tensor, second: Tensor, third: Tensor) -> Plane:
 
 def radial_plane(first: Tensor, second: Tensor) -> Plane:
     """The plane through the zero vector and two solutions; ``first`` lies on the x axis."""
-    return plane_through(torch.zeros_like(first), first, second)
+    return plane_through(torch.zeros_like(check_tensor("a weight vector", first)), first, second)
 
 
 def grid_lines(
@@ -92,9 +98,14 @@ def grid_lines(
     Returns:
         Increasing float64 [≥ resolution].
     """
-    if resolution < 2:
-        raise InputError(f"a grid needs 2 lines or more, not {resolution}")
-    within = [*anchors, *reach]
+    resolution = check_integer("a grid's lines", resolution, 2, 10**6)
+    margin = check_finite("margin", margin)
+    anchors = check_list("anchors", anchors, "coordinates")
+    within = [*anchors, *check_list("reach", reach, "coordinates")]
+    for coordinate in within:
+        check_finite("a coordinate", coordinate, -math.inf)
+    if not anchors:
+        raise InputError("there are no anchors; give at least one coordinate")
     low, high = min(within), max(within)
     extent = (high - low) or 1.0
     lines = np.linspace(low - margin * extent, high + margin * extent, resolution)
@@ -133,7 +144,8 @@ class Surface:
             raise InputError("the batches are empty; a landscape needs data")
         self._targets = torch.cat([targets.cpu() for _, _, targets in self._batches])
         self._statistics = statistics
-        self._anchors = {name: self._log_probs(weights) for name, weights in (anchors or {}).items()}
+        anchors = {} if anchors is None else check_tensors("anchors", anchors, "names to weight vectors")
+        self._anchors = {name: self._log_probs(weights) for name, weights in anchors.items()}
 
     @property
     def anchor_names(self) -> list[str]:
@@ -143,8 +155,10 @@ class Surface:
     @torch.no_grad()
     def _log_probs(self, weights: Tensor) -> Tensor:
         sizes = [parameter.numel() for parameter in self._parameters]
-        if sum(sizes) != len(weights):
-            raise InputError(f"the model has {sum(sizes)} weights, the vector {len(weights)}")
+        if list(check_tensor("weights", weights).shape) != [sum(sizes)]:
+            raise InputError(
+                f"the model has {sum(sizes)} weights, the vector is of shape {list(weights.shape)}"
+            )
         for parameter, part in zip(self._parameters, weights.split(sizes), strict=True):
             parameter.data.copy_(part.view_as(parameter))
         refresh(self._net, self._statistics)

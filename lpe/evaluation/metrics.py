@@ -134,9 +134,9 @@ def calibrated_sizes(calibrated: Any, sizes: Sequence[int]) -> tuple[int, ...]:
     """
     if isinstance(calibrated, bool | np.bool_):
         return tuple(sizes) if calibrated else ()
-    given = list(calibrated) if isinstance(calibrated, Collection) else [calibrated]
-    text = isinstance(calibrated, str | bytes)
-    if text or not isinstance(calibrated, Collection) or not all(is_integer(n) and n in sizes for n in given):
+    is_list = isinstance(calibrated, Collection) and not isinstance(calibrated, str | bytes | Tensor)
+    given: list[Any] = list(calibrated) if is_list else [None]
+    if not all(is_integer(size) and size in sizes for size in given):
         raise InputError(
             f"calibrated must be True, False or a list of sizes out of {', '.join(map(str, sizes))}, not "
             f"{shown(calibrated)}"

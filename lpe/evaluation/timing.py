@@ -31,8 +31,10 @@ class MemberTimer:
     """
 
     def __init__(self, members: int, device: torch.device | None = None) -> None:
-        if not is_integer(members) or members < 1:
+        if not is_integer(members) or not 1 <= members <= 2**32:
             raise InputError(f"a MemberTimer needs one member or more, not {shown(members)}")
+        if not isinstance(device, torch.device | None):
+            raise InputError(f"device must be a torch.device or None, not {shown(device)}")
         self.seconds = [0.0] * int(members)
         self.examples = 0
         self.device = device
@@ -67,8 +69,8 @@ class MemberTimer:
             InputError: fewer than one example.
         """
         examples = self.examples if examples is None else examples
-        if examples < 1:
-            raise InputError(f"milliseconds per example need one example or more, not {examples}")
+        if not is_integer(examples) or examples < 1:
+            raise InputError(f"milliseconds per example need one example or more, not {shown(examples)}")
         return [1000 * seconds / examples for seconds in accumulate(self.seconds)]
 
     def _now(self) -> float:

@@ -137,8 +137,8 @@ def load(
             size that the file does not have; under base="same" other weights, or a file that does not tell
             its own; a model that is a member of an ``MCDropoutEnsemble``, masks and all.
     """
-    if base not in ("any", "same"):
-        raise InputError(f"base must be 'any' (the architecture will do) or 'same', not {base!r}")
+    if not isinstance(base, str) or base not in ("any", "same"):
+        raise InputError(f"base must be 'any' (the architecture will do) or 'same', not {shown(base)}")
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module of the file's architecture, not {shown(model)}")
     if has_masks(model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from lpe.checks import check_choice
 from lpe.ensembles.low_precision import BASES, base_holds
 from lpe.errors import InputError
 from lpe.number_systems.grids import LowPrecision, NumberSystem
@@ -13,10 +14,9 @@ KINDS = ("members", "seeded")
 
 def check_kind(kind: str, base: str | None) -> str:
     """The base's name, "int8" unless told; InputError unless there are such a kind and base."""
-    if kind not in KINDS:
-        raise InputError(f"kind must be one of {', '.join(KINDS)}, not {kind!r}")
-    if base is not None and base not in BASES:
-        raise InputError(f"base must be one of {', '.join(BASES)}, not {base!r}")
+    check_choice("kind", kind, KINDS)
+    if base is not None:
+        check_choice("base", base, tuple(BASES))
     if base is not None and kind != "seeded":
         raise InputError(f"base={base!r} is for kind='seeded'; a file of members holds no base")
     return base or "int8"

@@ -27,7 +27,7 @@ from functools import cache
 
 import numpy as np
 
-from lpe.checks import check_integer, is_integer, shown
+from lpe.checks import check_choice, check_integer, is_integer, shown
 from lpe.errors import InputError
 
 CLIPS = ("absmax", "mse")
@@ -138,8 +138,7 @@ class Int:
             raise InputError(f"Int(bits) takes 2 to 8 bits, not {shown(self.bits)}")
         _settle(self, bits=int(self.bits))
         _check_scale(self.scale)
-        if self.clip not in CLIPS:
-            raise InputError(f"clip must be one of {', '.join(CLIPS)}, not {shown(self.clip)}")
+        check_choice("clip", self.clip, CLIPS)
 
     @property
     def largest_code(self) -> int:

@@ -28,7 +28,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lpe.checks import shown
+from lpe.checks import check_choice, shown
 from lpe.errors import InputError
 from lpe.number_systems import kernels
 from lpe.number_systems.clipping import least_squares_steps
@@ -44,9 +44,7 @@ ROUNDINGS = ("nearest", "bernoulli", "coupled")
 
 def check_rounding(rounding: str) -> str:
     """The rounding's name; InputError unless it is one of ROUNDINGS."""
-    if rounding not in ROUNDINGS:
-        raise InputError(f"unknown rounding {rounding!r}; there are {', '.join(ROUNDINGS)}")
-    return rounding
+    return check_choice("rounding", rounding, ROUNDINGS)
 
 
 def scales_of(weight: Tensor, system: LowPrecision, layout: Layout) -> Tensor:
@@ -239,7 +237,7 @@ def decode(
         raise InputError(
             f"the codes are on {codes.device} and the scales on {scales.device}; move one of them"
         )
-    if dtype not in DTYPES:
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(map(str, DTYPES))}, not {shown(dtype)}")
     layout = Layout(tuple(codes.shape), output_axis, channel_groups)
     if tuple(scales.shape) != layout.scale_shape(system.scale):

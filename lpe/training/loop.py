@@ -12,8 +12,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lpe.checks import check_finite, check_integer
+from lpe.batches import check_iterable, pairs
+from lpe.checks import (
+    check_finite,
+    check_function,
+    check_integer,
+    check_model,
+    check_optimizer,
+    check_tensor,
+    is_number,
+    shown,
+)
 from lpe.errors import InputError
+from lpe.logits import cross_entropy
 from lpe.modules import apply, device_of, to_device
 from lpe.number_systems.streams import check_seed, generator
 from lpe.training.schedules import Schedule, constant
@@ -85,6 +96,22 @@ def train(
     """
     epochs = check_integer("epochs", epochs, 0)
     seed = check_seed(seed)
+    check_model(model)
+    check_optimizer(optimizer)
+    if not callable(batches):
+        check_iterable(batches)
+    for name, function, of in (
+        ("after_epoch", after_epoch, "of the epoch"),
+        ("report", report, "of a row of the curve"),
+        ("loss", loss, "(inputs, targets) → scalar"),
+    ):
+        check_function(name, function, of)
+    if clip_norm is not None:
+        clip_norm = check_finite("clip_norm", clip_norm)
+    if collector is not None and not (hasattr(collector, "check") and hasattr(collector, "collect")):
+        raise InputError(
+            f"collector must have check and collect, as SWAGCollector does, not {shown(collector)}"
+        )
     sampled = getattr(optimizer, "sampled_params", None)
     if sampled and clip_norm is not None:
         raise InputError(
@@ -111,13 +138,18 @@ def train(
         for epoch in range(epochs):
             model.train()
             total, count, rate = 0.0, 0, 0.0
-            for inputs, targets in batches(epoch) if callable(batches) else batches:
+            for index, inputs, targets in pairs(batches(epoch) if callable(batches) else batches):
                 rate = learning_rate(step)
+                if not is_number(rate):
+                    raise InputError(f"learning_rate must give a number at every step, not {shown(rate)}")
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group.get("lr_factor", 1.0)
                 with sampled(train=True) if sampled else nullcontext():
                     optimizer.zero_grad()
+                    targets = check_tensor(f"targets of batch {index}", targets, floating=False)
                     of_batch = loss(to_device(inputs, device), targets.to(device))
+                    if not isinstance(of_batch, Tensor) or of_batch.numel() != 1:
+                        raise InputError(f"loss must give a tensor of one value, not {shown(of_batch)}")
                     of_batch.backward()
                 value = float(of_batch.detach())
                 if not math.isfinite(value):
@@ -149,4 +181,4 @@ def _cross_entropy(model: nn.Module, inputs: Any, targets: Tensor) -> Tensor:
             f"the model returned logits of shape {list(logits.shape)} for {len(targets)} targets; give as "
             "many targets, or the loss that goes with the model (of a BatchEnsemble loss=ensemble.loss)"
         )
-    return nn.functional.cross_entropy(logits, targets.to(logits.device))
+    return cross_entropy(logits, targets)

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lpe.checks import check_finite, check_integer
+from lpe.checks import check_finite, check_integer, check_list, shown
+from lpe.errors import InputError
 from lpe.number_systems.streams import check_seed, generator
 
 
@@ -65,6 +66,11 @@ class SGLD(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         rates = {"lr": check_finite("lr", lr), "weight_decay": check_finite("weight_decay", weight_decay)}
+        parameters = check_list("parameters", parameters, "tensors or parameter groups")
+        if not parameters or not all(isinstance(each, Tensor | dict | tuple) for each in parameters):
+            raise InputError(f"parameters must be tensors or parameter groups, not {shown(parameters)}")
+        if not callable(noise):
+            raise InputError(f"noise must be a function, step → whether it draws noise, not {shown(noise)}")
         super().__init__(parameters, {**rates, "step": 0})
         self.examples = check_integer("examples", examples, 1)
         self.temperature = check_finite("temperature", temperature)

@@ -338,7 +338,7 @@ def test_a_nearest_first_model_is_drawn_from_the_members_generator() -> None:
 
 
 def test_memory_of_more_stages_than_there_are_is_refused(ensemble: lpe.DeepEnsemble) -> None:
-    with pytest.raises(lpe.InputError, match="a cascade of 2 stages has no first 3 of them"):
+    with pytest.raises(lpe.InputError, match="stages must be an integer from 1 to 2, not 3"):
         lpe.Cascade(ensemble, EVERYTHING).memory_bits(3)
 
 
@@ -480,5 +480,33 @@ def test_log_probs_that_do_not_fit_the_targets_are_refused(log_probs: Tensor, ta
 def test_a_target_of_probability_zero_is_refused(log_probs: Tensor, targets: Tensor) -> None:
     impossible = log_probs.clone()
     impossible[0, 3, targets[3]] = -math.inf
+    impossible = impossible.log_softmax(dim=-1)
     with pytest.raises(lpe.InputError, match="a target has log-probability"):
         lpe.tune_window(impossible, targets, gain_share=0.5)
+
+
+def test_logits_are_no_log_probabilities_to_tune_a_window_on(log_probs: Tensor, targets: Tensor) -> None:
+    with pytest.raises(
+        lpe.InputError, match=r"log_probs must be log-probabilities.*of logits take log_softmax"
+    ):
+        lpe.tune_window(log_probs + 1, targets, gain_share=0.5)
+    with pytest.raises(lpe.InputError, match="first must be log-probabilities"):
+        lpe.tune_window(log_probs, targets, gain_share=0.5, first=2 * log_probs[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_log_probabilities_may_be_rounded_to_any_floating_type(
+    dtype: torch.dtype, log_probs: Tensor, targets: Tensor
+) -> None:
+    lpe.tune_window(log_probs.to(dtype), targets, gain_share=0.5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [(lambda t: t - 100, "label -100"), (lambda t: t + 5, "label"), (Tensor.float, "class")],
+)
+def test_labels_that_are_no_classes_are_refused(
+    wrong: Any, said: str, log_probs: Tensor, targets: Tensor
+) -> None:
+    with pytest.raises(lpe.InputError, match=said):
+        lpe.tune_window(log_probs, wrong(targets), gain_share=0.5)
