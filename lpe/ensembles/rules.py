@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cache
 
 from torch import Tensor, nn
 
@@ -126,27 +127,33 @@ ADAPTER = re.compile(r"(^|\.)lora_(A|B|E|embedding_A|embedding_B|magnitude_vecto
 
 def output_of(module: nn.Module, parameter: str, tensor: Tensor) -> Output | None:
     """How a module uses a parameter that multiplies; None where no rule knows it."""
-    name = type(module).__name__
-    for types, parameters, axis in KINDS:
-        if isinstance(module, types) and re.fullmatch(parameters, parameter):
-            groups = module.groups if isinstance(module, _TRANSPOSED) else 1
-            return Output(name, axis, groups)
     # transformers marks its experts [experts, in, out] so, and [experts, out, in] by False.
     transposed = getattr(module, "is_transposed", None)
     if isinstance(transposed, bool) and tensor.dim() == 3 and not parameter.endswith("bias"):
-        return Output(f"experts of {name}", 2 if transposed else 1, len(tensor))
+        return Output(f"experts of {type(module).__name__}", 2 if transposed else 1, len(tensor))
+    rule = _rule_of(type(module), parameter, tensor.dim())
+    if rule is None:
+        return None
+    kind, axis, groups = rule
+    if groups is None:
+        return Output(kind, axis)
+    return Output(kind, axis, len(tensor) if groups == "first" else getattr(module, groups))
+
+
+@cache
+def _rule_of(of: type[nn.Module], parameter: str, dimensions: int) -> tuple[str, int, str | None] | None:
+    """(kind, output axis, groups as :class:`Named` has them) of a class's parameter."""
+    for types, parameters, axis in KINDS:
+        if issubclass(of, types) and re.fullmatch(parameters, parameter):
+            return of.__name__, axis, "groups" if issubclass(of, _TRANSPOSED) else None
     for rule in NAMED:
         if (
-            type(module).__module__.startswith(rule.library)
-            and re.fullmatch(rule.module, name)
+            of.__module__.startswith(rule.library)
+            and re.fullmatch(rule.module, of.__name__)
             and re.fullmatch(rule.parameter, parameter)
-            and tensor.dim() == rule.dimensions
+            and dimensions == rule.dimensions
         ):
-            if rule.groups is None:
-                return Output(name, rule.axis)
-            return Output(
-                name, rule.axis, len(tensor) if rule.groups == "first" else getattr(module, rule.groups)
-            )
-    if parameter in BARE and tensor.dim() == 2:
-        return Output(f"projection of {name}", BARE[parameter])
+            return of.__name__, rule.axis, rule.groups
+    if parameter in BARE and dimensions == 2:
+        return f"projection of {of.__name__}", BARE[parameter], None
     return None
