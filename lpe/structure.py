@@ -376,6 +376,22 @@ class Structure:
                 replaced[entry.name] = value
         return _Copy(self, replaced).of(self.model).eval()
 
+    def held(self) -> list[nn.Module | Tensor]:
+        """The modules, parameters and buffers themselves, which a copy has others in place of."""
+        return [*self._modules, *(each.tensor for each in self._held.values())]
+
+    def is_plain(self, module: nn.Module) -> bool:
+        """Whether a module is copied attribute by attribute."""
+        return _is_plain(type(module)) or _wrapped(module) is not None
+
+    def first_name(self, name: str) -> str:
+        """The first of a tensor's names, by any of them."""
+        return self._names.get(name, name)
+
+    def tensor(self, name: str) -> Tensor:
+        """The model's tensor of a name."""
+        return self._entries[self._names[name]].tensor
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Objects are known by where they are: a structure that is copied or read back is made anew.
         return Structure, (self.model,)

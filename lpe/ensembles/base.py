@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lpe.checks import check_choice, check_integer, is_integer, is_number, shown
+from lpe.ensembles.reach import check_own_tensors
 from lpe.errors import InputError
 from lpe.logits import check_shape, check_values, examples_in
 from lpe.modules import apply, device_of, to_device
@@ -67,6 +68,7 @@ class Ensemble(ABC, Sequence[nn.Module]):
         self.training_budget: int | Sequence[int] | None = None
         self._structure: Structure | None = None
         self._watched: Collection[str] | None = None
+        self._is_seen = False
 
     def _made_of(self, model: Any) -> nn.Module:
         """Take up the network, out of its wrappers, that members are copies of; returns it.
@@ -89,6 +91,27 @@ class Ensemble(ABC, Sequence[nn.Module]):
         """A copy of the network with some tensors replaced; see :meth:`lpe.structure.Structure.copy`."""
         assert self._structure is not None
         return self._structure.copy(tensors)
+
+    def check_reach(self, inputs: Any) -> None:
+        """See, once, that members compute with what is their own; see :mod:`lpe.ensembles.reach`.
+
+        Args:
+            inputs: a batch, of which an example or a few are run.
+
+        Raises:
+            InputError: they compute with the network's tensors, or what was computed from them before.
+        """
+        if not self._is_seen:
+            self._see(inputs)
+            self._is_seen = True
+
+    def _see(self, inputs: Any) -> None:
+        if self._structure is not None and (own := self._own_names()):
+            check_own_tensors(self._structure, own, inputs)
+
+    def _own_names(self) -> Collection[str]:
+        """Names of the parameters that a member does not share."""
+        return ()
 
     def check_unchanged(self) -> None:
         """InputError if the network that members are made of is not what it was when the ensemble was made.
@@ -176,6 +199,7 @@ class Ensemble(ABC, Sequence[nn.Module]):
                 throughout; members that differ in their classes.
         """
         examples = examples_in(inputs)
+        self.check_reach(inputs)
         total: Tensor | None = None
         turn = self.in_turn()
         for _ in range(self.size):

@@ -15,6 +15,7 @@ that makes the members differ; and that training goes on for long enough to use 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -416,6 +417,9 @@ class BatchEnsemble(Ensemble):
             for vectors in _vectors_of(layer)
             if vectors is not None
         }
+
+    def _own_names(self) -> Collection[str]:
+        return [f"{name}.weight" if name else "weight" for name in self._layers]
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """The shared tensors once and n members' vectors (r, s and biases); storage makes no difference."""

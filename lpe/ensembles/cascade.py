@@ -171,6 +171,7 @@ class Cascade:
         return with_tensors(net, {}) if any(module.training for module in net.modules()) else net
 
     def _add_members(self, parts: Sequence[_Part], members: range, where: str) -> None:
+        self.ensemble.check_reach(parts[0].inputs)
         for index in members:
             # No name for the member: it would live on while the next one is made.
             _add(self.ensemble.member(index), parts, where)

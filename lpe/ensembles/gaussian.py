@@ -19,7 +19,7 @@ network is their training-free baseline. What matters: σ, that is, the bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -156,6 +156,9 @@ class GaussianEnsemble(Ensemble):
             return self._copy(weights)
         net = self._copy({**weights, **fresh_statistics(self.model)})
         return self.batch_norm.give(net, index)
+
+    def _own_names(self) -> Collection[str]:
+        return self._noisy
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """Bits of n members; see :meth:`lpe.ensembles.base.Ensemble.memory_bits`.

@@ -17,7 +17,7 @@ forgets h0: until the steps are many more than 1/(1 − β2), std is h0's).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -128,6 +128,9 @@ class IVONEnsemble(Ensemble):
         self.check_unchanged()
         net = self._copy({**weights, **fresh_statistics(self.model)})
         return net if self.batch_norm is None else self.batch_norm.give(net, index)
+
+    def _own_names(self) -> Collection[str]:
+        return self.std.keys()
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """n whole models ("members"), or mean and std ("generator"): 64 bits a weight."""

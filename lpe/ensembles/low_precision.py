@@ -12,7 +12,7 @@ What matters: the bits (too many and the members are alike, too few and each is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -256,6 +256,9 @@ class LowPrecisionEnsemble(Ensemble):
             planned.layout,
             self.draw(planned.name, index),
         )
+
+    def _own_names(self) -> Collection[str]:
+        return {planned.name for planned in self._rounded}
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """Bits of n members, as a file holds them; see :meth:`lpe.ensembles.base.Ensemble.memory_bits`.

@@ -35,6 +35,7 @@ from lpe.checks import check_model, is_number, shown
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import MemberStatistics, fresh_statistics, statistics_note
 from lpe.ensembles.feature_axis import Trail, pad_for_hooks
+from lpe.ensembles.reach import check_places
 from lpe.errors import InputError
 from lpe.modules import SPATIAL_DIMENSIONS, canonical_modules, named_tensors, tensor_bits
 from lpe.notices import note
@@ -292,6 +293,11 @@ class MCDropoutEnsemble(Ensemble):
                 modules[place.name].register_forward_pre_hook(mask.on_input, with_kwargs=True)
         pad_for_hooks(net)
         return net if self.batch_norm is None else self.batch_norm.give(net, index)
+
+    def _see(self, inputs: Any) -> None:
+        masked = [place.name for place in self.places if place.at]
+        if self._structure is not None and masked and self.rate:
+            check_places(self._structure, masked, inputs)
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """One model whatever n: the masks follow from the seed.

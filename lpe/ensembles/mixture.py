@@ -15,6 +15,7 @@ from abc import abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
+from typing import Any
 
 from torch import nn
 
@@ -73,6 +74,10 @@ class CompositeEnsemble(Ensemble):
         """InputError if a part's network is not what it was when the part was made."""
         for part in self._made():
             part.check_unchanged()
+
+    def _see(self, inputs: Any) -> None:
+        for part in self._made():
+            part.check_reach(inputs)
 
     def _made(self) -> Iterable[Ensemble]:
         """The parts that are there."""

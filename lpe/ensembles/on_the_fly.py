@@ -69,6 +69,8 @@ class Rounded(Protocol):
 
     def check_unchanged(self) -> None: ...
 
+    def check_reach(self, inputs: Any) -> None: ...
+
 
 @dataclass
 class _Pass:
@@ -542,6 +544,7 @@ class AllMembers(nn.Module):
         self._ensemble.check_unchanged()
         if self._is_checked:
             return self._logits(inputs)
+        self._ensemble.check_reach(inputs)
         logits = self._first_logits(inputs)
         index = self.members - 1
         self._check(apply(self._ensemble.member(index), inputs), logits[index])

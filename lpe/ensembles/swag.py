@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,6 +235,9 @@ class SWAGEnsemble(Ensemble):
         self.check_unchanged()
         net = self._copy({**weights, **fresh_statistics(self.model)})
         return net if self.batch_norm is None else self.batch_norm.give(net, index)
+
+    def _own_names(self) -> Collection[str]:
+        return self.statistics.mean.keys()
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """n whole models ("members"), or mean, variance and K deviations at 32 bits each ("generator")."""

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from lpe.checks import check_finite, check_integer, check_list, check_tensor, check_tensors
 from lpe.ensembles.batch_norm import refresh
+from lpe.ensembles.reach import check_own_tensors
 from lpe.errors import InputError
 from lpe.evaluation.batches import stream
 from lpe.logits import check_labels, check_shape, check_values
 from lpe.modules import apply, device_of, named_tensors, to_device, with_tensors
+from lpe.structure import Structure
 
 
 def weight_vector(model: nn.Module) -> Tensor:
@@ -144,6 +146,8 @@ class Surface:
             raise InputError("the batches are empty; a landscape needs data")
         self._targets = torch.cat([targets.cpu() for _, _, targets in self._batches])
         self._statistics = statistics
+        names = [entry.name for entry in named_tensors(model) if entry.kind == "parameter"]
+        check_own_tensors(Structure(model), names, self._batches[0][1])
         anchors = {} if anchors is None else check_tensors("anchors", anchors, "names to weight vectors")
         self._anchors = {name: self._log_probs(weights) for name, weights in anchors.items()}
 

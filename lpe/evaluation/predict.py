@@ -110,6 +110,13 @@ class EvaluationOptions:
 
         return tree_map(place, inputs)
 
+    def check_reach(self, ensemble: Ensemble, inputs: Any) -> None:
+        """See, once an ensemble, that members compute with what is their own, in passes as these."""
+        model = getattr(ensemble, "model", None)
+        device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
+        with torch.autocast(device.type, dtype=torch.bfloat16) if self.autocast else nullcontext():
+            ensemble.check_reach(self.placed(inputs, device))
+
     def logits(self, net: nn.Module, inputs: Any, device: torch.device) -> Tensor:
         """The logits of placed inputs; see :func:`lpe.modules.apply`."""
         if not self.autocast:
@@ -248,6 +255,8 @@ def _one_by_one(
     """
     chunk = _Chunk(stream, budget, options, timer)
     kept: list[nn.Module] = []
+    if chunk.following is not None:
+        options.check_reach(ensemble, chunk.following[1])
     while chunk.following is not None:
         turn = iter(kept) if kept else ensemble.in_turn()
         for member in range(len(ensemble)):

@@ -470,7 +470,7 @@ def test_options_reach_every_use(use: Callable[..., Any]) -> None:
     notes: list[bool] = []
     ensemble.model.register_forward_hook(lambda *_: notes.append(torch.is_autocast_enabled("cpu")))
     use(ensemble, [(IMAGES, TARGETS)], options=lpe.EvaluationOptions(autocast=True))
-    assert notes == [True, True]
+    assert set(notes) == {True}
 
 
 @pytest.mark.parametrize(

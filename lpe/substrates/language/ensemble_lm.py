@@ -462,6 +462,7 @@ class EnsembleLM(HFLM):
         size = len(self.ensemble)
         with tqdm(total=len(batches) * size, desc="members × batches", disable=None) as bar:
             for chunk in self._chunks(batches, held):
+                self.ensemble.check_reach(chunk[0].inputs)
                 targets = [_Targets() for _ in chunk]
                 means: list[Any] = [None for _ in chunk]
                 turn = self.ensemble.in_turn()
