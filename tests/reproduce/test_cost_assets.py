@@ -166,6 +166,7 @@ def made_up(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setattr(cost_assets, "assets_folder", lambda: tmp_path)
     monkeypatch.setattr(cost_subjects.cifar_resnet, "load_resnet", lambda _, depth: image_network(depth))
     monkeypatch.setattr(cost_subjects.cifar_resnet, "test_images", lambda *_: images())
+    monkeypatch.setattr(cost_subjects.cifar_resnet, "training_images", lambda *_: images())
     monkeypatch.setattr(stories, "load_stories260k", lambda _: stories.NextToken(language_model()))
     monkeypatch.setattr(stories, "story_tokens", lambda *_: made_up_stories(15))
 
@@ -193,6 +194,49 @@ def test_the_resnets_record_is_of_blocks_of_the_images_at_odd_positions(
     found = values(tmp_path / "out", "cost.csv", method="LPE-BSR", rounding="coupled", size=3)
     expected = [nll(together[1::2][block::4], targets[1::2][block::4]) for block in range(4)]
     assert found == pytest.approx(expected)
+
+
+class WithBatchNorm(nn.Module):
+    """An image network whose statistics are not those of its images."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 4))
+        random_weights(self.layers, seed)
+        self.eval()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layers(inputs)
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize(
+    ("name", "record", "form"),
+    [
+        ("resnets-relative", "cost_relative.csv", "relative"),
+        ("resnets-re-estimated", "cost_re_estimated.csv", "absolute"),
+    ],
+)
+def test_re_estimated_records_are_of_members_with_statistics_of_the_training_images(
+    name: str, record: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cost_subjects.cifar_resnet, "load_resnet", lambda _, depth: WithBatchNorm(depth))
+    inputs, targets = images()
+    training = [(part, None) for part in inputs.split(100)]
+    out = str(tmp_path / "out")
+    assert cost.main(["--assets", "--only", "resnets", "--out", out]) == 0  # whose times these have
+    assert cost.main(["--assets", "--only", name, "--out", out]) == 0
+    for method, system, keys in (
+        ("LPE-BSR", lpe.Int(4), {"rounding": "coupled", "size": 3}),
+        ("FP32", lpe.FullPrecision(), {"substrate": cost_subjects.SUBJECTS[name].own.substrate}),
+    ):
+        ensemble = lpe.LowPrecisionEnsemble(
+            WithBatchNorm(20), system, 3, 0, "coupled", batches=training, refresh=form
+        )
+        together = ensemble.predict(inputs)
+        expected = [nll(together[1::2][block::4], targets[1::2][block::4]) for block in range(4)]
+        found = values(tmp_path / "out", record, method=method, **keys)
+        assert found == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.usefixtures("made_up")
@@ -228,13 +272,15 @@ def test_stories_that_make_no_whole_blocks_are_one_line_and_exit_code_2(
 
 
 @pytest.mark.usefixtures("made_up")
-def test_without_a_choice_both_are_measured_timed_and_drawn_and_from_the_store_the_second_time(
+def test_without_a_choice_all_are_measured_timed_and_drawn_and_from_the_store_the_second_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     assert cost.main(["--assets", "--out", str(out)]) == 0
     kinds = (".csv", ".json", ".pdf", ".png", "_times.csv", "_times.json")
     names = {stem + kind for stem in ("cost", "cost_stories") for kind in kinds}
+    re_estimated = ("cost_relative", "cost_re_estimated")  # as fast as the others
+    names |= {stem + kind for stem in re_estimated for kind in kinds if "times" not in kind}
     assert {path.name for path in out.iterdir()} == names
     before = {name: (out / name).read_bytes() for name in names}
 
@@ -242,10 +288,11 @@ def test_without_a_choice_both_are_measured_timed_and_drawn_and_from_the_store_t
         raise AssertionError("members ran that have run already")
 
     monkeypatch.setattr("lpe.member_log_probs", refuse)
-    for stem in ("cost", "cost_stories"):
+    stems = ("cost", "cost_stories", *re_estimated)
+    for stem in stems:
         (out / f"{stem}.csv").unlink()
     assert cost.main(["--assets", "--out", str(out)]) == 0
-    kept = [name for name in names if name not in ("cost.json", "cost_stories.json")]
+    kept = [name for name in names if name not in {f"{stem}.json" for stem in stems}]
     assert {name: (out / name).read_bytes() for name in kept} == {name: before[name] for name in kept}
 
 
