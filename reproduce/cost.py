@@ -2,13 +2,14 @@
 
     python reproduce/cost.py
     python reproduce/cost.py --time
-    LPE_ASSETS=<folder> python reproduce/cost.py --assets [--only resnets|stories] [--time]
+    LPE_ASSETS=<folder> python reproduce/cost.py --assets [--only NAME] [--time]
 
 Costs about 15 minutes on 2 cores for the training seeds of ``digits`` from nothing, and 5 minutes after the
 other figures, whose networks it takes. Times are measured where there is no cost_times.csv, and anew with
 --time: one thread, about 3 minutes, on a machine that does nothing else. --assets: pre-trained models
 instead, into figures/assets/: ResNet-20 and ResNet-32 on CIFAR-10's test images (cost), about 25 minutes of
-one core, and stories260k on contexts of TinyStories (cost_stories), about 14.
+one core, these with re-estimated batch-norm statistics (cost_relative, cost_re_estimated, which have cost's
+times), about 10 each, and stories260k on contexts of TinyStories (cost_stories), about 14.
 
 Compared are the single FP32 model, it with temperature scaling, RTN, LPE-BSR of 1 to 20 independent and
 coupled members, and cascades: RTN or FP32, whose less confident examples go on to the LPE-BSR members, 2 to
