@@ -381,8 +381,9 @@ class Structure:
         return [*self._modules, *(each.tensor for each in self._held.values())]
 
     def is_plain(self, module: nn.Module) -> bool:
-        """Whether a module is copied attribute by attribute."""
-        return _is_plain(type(module)) or _wrapped(module) is not None
+        """Whether a module is copied attribute by attribute, or as torch's own layers copy themselves."""
+        own_way = type(module).__module__.startswith("torch.nn.modules.")
+        return own_way or _is_plain(type(module)) or _wrapped(module) is not None
 
     def first_name(self, name: str) -> str:
         """The first of a tensor's names, by any of them."""

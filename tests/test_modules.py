@@ -105,5 +105,7 @@ def test_refresh_moves_the_inputs_to_the_models_device() -> None:
 def test_training_moves_the_inputs_to_the_models_device() -> None:
     model = Elsewhere()
     optimizer = torch.optim.SGD(model.fc.parameters(), 0.1)
-    train(model, lambda epoch: [(torch.ones(3, 2), torch.zeros(3).long())], optimizer, lambda step: 0.1, 1, 0)
+    batches = [(torch.ones(3, 2), torch.zeros(3).long())]
+    with pytest.raises(lpe.InputError):  # the targets are there too, and the logits are not
+        train(model, batches, optimizer, lambda step: 0.1, 1, 0)
     assert model.seen == {"meta"}
