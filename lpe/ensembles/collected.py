@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from lpe.checks import check_integer, check_list, check_tensors
 from lpe.ensembles.base import Ensemble, text_table
-from lpe.ensembles.batch_norm import batch_norms, check_batches, fresh_statistics, with_weights
+from lpe.ensembles.batch_norm import (
+    batch_norms,
+    check_batches,
+    check_rereadable,
+    fresh_statistics,
+    with_weights,
+)
 from lpe.errors import InputError
 from lpe.modules import NamedTensor, named_tensors, tensor_bits, with_tensors
 from lpe.structure import network_of
@@ -141,6 +147,8 @@ class CollectedEnsemble(Ensemble):
         }
         if not statistics <= checked[0].keys():
             check_batches(model, batches, f"an ensemble of {self.noun} without statistics")
+        if len(weights) > 1:
+            check_rereadable(batches)
         self._own = set(checked[0])
         if batches is None:
             self._members = [with_tensors(model, tensors) for tensors in checked]

@@ -130,6 +130,12 @@ def test_neither_statistics_nor_batches_is_refused(kind: Kind) -> None:
         kind(Net(), snapshots(buffers=False))
 
 
+@both
+def test_batches_that_are_read_once_do_not_do_for_several(kind: Kind) -> None:
+    with pytest.raises(lpe.InputError, match="batches= is read once a member"):
+        kind(Net(), snapshots(buffers=False), iter(BATCHES))
+
+
 def test_statistics_of_some_norms_only_are_refused_without_batches() -> None:
     given = [{name: t for name, t in each.items() if name != "norm.running_var"} for each in snapshots()]
     with pytest.raises(lpe.InputError, match="need batches="):
