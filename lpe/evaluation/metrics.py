@@ -88,24 +88,28 @@ class EnsembleMetrics:
         target_log_probs = log_probs[rows, targets]
         probs = log_probs.exp()
         confidence, predicted = probs.max(dim=-1)
-        normaliser = mean_logits.logsumexp(dim=-1)
-        ensemble_nll = normaliser - mean_logits[rows, targets]
-        # ∞ − ∞ of a target that a member rules out is the formula's value all the same.
-        ambiguity = torch.where(member_nll.isinf(), -normaliser, member_nll - ensemble_nll)
+        ensemble_nll = -mean_logits.log_softmax(dim=-1)[rows, targets]
         # Σ_c (p_c − y_c)² = Σ_c p_c² − 2 p_target + 1
         brier = probs.square().sum(dim=-1) - 2 * target_log_probs.exp() + 1
         right = predicted == targets
         # Together: each number read alone would wait for a GPU once more.
         sums = torch.stack(
-            [each.sum() for each in (-target_log_probs, member_nll, ensemble_nll, ambiguity, brier, ~right)]
+            [each.sum() for each in (-target_log_probs, member_nll, ensemble_nll, brier, ~right)]
         ).tolist()
         self.examples += len(targets)
         self.nll += sums[0]
         self.average_loss += sums[1]
         self.ensemble_loss += sums[2]
-        self.ambiguity += sums[3]
-        self.brier += sums[4]
-        self.errors += int(sums[5])
+        self.brier += sums[3]
+        self.errors += int(sums[4])
+        if math.isfinite(sums[1]):
+            self.ambiguity += sums[1] - sums[2]
+        else:
+            # Of a target that a member rules out ∞ − ∞ is the formula's value all the same.
+            of_formula = -mean_logits.logsumexp(dim=-1)
+            self.ambiguity += float(
+                torch.where(member_nll.isinf(), of_formula, member_nll - ensemble_nll).sum()
+            )
         self.bins.update(confidence, right)
 
     def values(self) -> dict[str, float]:

@@ -239,6 +239,8 @@ def _in_blocks(parts: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor,
 
 def _joined(parts: list[tuple[Tensor, Tensor]], most: int) -> Iterator[tuple[Tensor, Tensor]]:
     targets, logits = parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
+    if len(targets) <= most:
+        return iter([(targets, logits)])
     return zip(targets.split(most), logits.split(most), strict=True)
 
 
