@@ -189,5 +189,6 @@ def test_table_7_measures_every_scale_axis_at_its_bits_and_every_number_system_o
 
 
 def test_every_number_system_of_table_7_has_another_of_equal_bits() -> None:
-    bits = [lpe.number_system(name).bits for name in DIGITS.number_systems]
+    on_axes = {lpe.Int(bits, axis).name for bits in DIGITS.axis_bits for axis in DIGITS.scale_axes}
+    bits = [lpe.number_system(name).bits for name in on_axes | set(DIGITS.number_systems)]
     assert all(bits.count(width) > 1 for width in bits)
