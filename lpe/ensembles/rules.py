@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -131,7 +132,8 @@ def output_of(module: nn.Module, parameter: str, tensor: Tensor) -> Output | Non
     transposed = getattr(module, "is_transposed", None)
     if isinstance(transposed, bool) and tensor.dim() == 3 and not parameter.endswith("bias"):
         return Output(f"experts of {type(module).__name__}", 2 if transposed else 1, len(tensor))
-    rule = _rule_of(type(module), parameter, tensor.dim())
+    of: Any = type(module)  # mypy takes nn.Module's __hash__ for the class's own
+    rule = _rule_of(of, parameter, tensor.dim())
     if rule is None:
         return None
     kind, axis, groups = rule
