@@ -160,7 +160,11 @@ def test_without_a_known_cost_a_file_says_nothing_of_it(tmp_path: Path) -> None:
     assert b"training_budget" not in (tmp_path / "e").read_bytes()
 
 
-@pytest.mark.parametrize("budget", ["70", [10, 20], [10, "x", 30], 1.5, {"a": 1}, -1, object()], ids=str)
+@pytest.mark.parametrize(
+    "budget",
+    ["70", [10, 20], [10, "x", 30], 1.5, {"a": 1}, -1, object()],
+    ids=lambda budget: type(budget).__name__ + str(budget)[:8],
+)
 def test_a_cost_that_is_none_is_refused_and_nothing_is_written(tmp_path: Path, budget: Any) -> None:
     ensemble = rounded()
     ensemble.training_budget = budget
