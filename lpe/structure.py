@@ -13,9 +13,10 @@ from __future__ import annotations
 import builtins
 import copy
 import copyreg
+import functools
 import types
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -411,12 +412,16 @@ def _changed(name: str, what: str) -> str:
 
 
 class _Contents:
-    """Which objects some dicts hold, to tell whether they hold the same ones later."""
+    """Which objects some containers hold, to tell whether they hold the same ones later.
 
-    def __init__(self, dicts: Iterable[dict[str, Any]]) -> None:
-        dicts = list(dicts)
-        self._empty = [each for each in dicts if not each]
-        self._filled = [(each, dict(each)) for each in dicts if each]
+    Args:
+        containers: dicts, lists, sets and deques, of these classes or made from them.
+    """
+
+    def __init__(self, containers: Iterable[Any]) -> None:
+        containers = list(containers)
+        self._empty = [each for each in containers if not each]
+        self._filled = [(each, _plain_copy(each)) for each in containers if each]
 
     def hold(self) -> bool:
         """Whether each holds what it held: objects that are one are not looked into."""
@@ -424,6 +429,80 @@ class _Contents:
             return not any(self._empty) and all(each == held for each, held in self._filled)
         except (RuntimeError, TypeError, ValueError):
             return False  # one that cannot be compared (a tensor) took the place of another
+
+
+_MUTABLE = (dict, list, builtins.set, deque)
+_FILLED = (list, tuple, builtins.set, frozenset, deque)
+_CLOSED = (type, types.MethodType, types.ModuleType)
+_REGISTERED = {"_parameters", "_buffers", "_modules"}
+
+
+def _plain_copy(container: Any) -> Any:
+    return next(kind for kind in _MUTABLE if isinstance(container, kind))(container)
+
+
+def _containers_in(modules: Sequence[nn.Module]) -> list[Any]:
+    """What modules may keep values in: their attributes, and what can be reached from those."""
+    found: list[Any] = []
+    others: list[Any] = []
+    for module in modules:
+        found.append(vars(module))
+        for name, value in vars(module).items():
+            kind = type(value)
+            if kind is dict or kind is OrderedDict:
+                found.append(value)
+                if value and name not in _REGISTERED:
+                    others += value.values()
+            elif kind not in _ATOMIC:
+                others.append(value)
+    reached = _reachable(others, {id(each) for each in (*modules, *found)})
+    return found + [each for each in reached if isinstance(each, _MUTABLE)]
+
+
+def _reachable(values: Iterable[Any], seen: set[int]) -> Iterator[Any]:
+    """Values and what they hold, once each: containers, objects, tensors.
+
+    Functions, classes, Python's modules and tensors are not looked into.
+
+    Args:
+        seen: ids of what is left out.
+    """
+    waiting = list(values)
+    while waiting:
+        value = waiting.pop()
+        kind = type(value)
+        if kind in _ATOMIC or id(value) in seen or isinstance(value, _CLOSED):
+            continue
+        seen.add(id(value))
+        yield value
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, _FILLED):
+            waiting += value
+        if kind not in _CONTAINERS and not isinstance(value, Tensor):
+            waiting.append(getattr(value, "__dict__", None))
+
+
+def kept_tensors(model: nn.Module) -> list[Tensor]:
+    """Tensors that the modules hold as plain values, also in containers: no parameters and no buffers."""
+    registered = {
+        id(tensor)
+        for module in model.modules()
+        for tensors in (module._parameters, module._buffers)
+        for tensor in tensors.values()
+    }
+    return [value for value in _reachable([model], registered) if isinstance(value, Tensor)]
+
+
+def _caches_calls(kind: type[nn.Module]) -> bool:
+    """Whether a method keeps what it returned, in the class (``functools.cache``): nobody sees by whom."""
+    if kind not in _CACHING:
+        attributes = (value for each in kind.__mro__ for value in vars(each).values())
+        _CACHING[kind] = any(isinstance(value, functools._lru_cache_wrapper) for value in attributes)
+    return _CACHING[kind]
+
+
+_CACHING: weakref.WeakKeyDictionary[type[nn.Module], bool] = weakref.WeakKeyDictionary()
 
 
 class Snapshot:
@@ -445,9 +524,8 @@ class Snapshot:
         }
         self._own = [tensor for key, tensor in held.items() if key in own]
         self._others = [tensor for key, tensor in held.items() if key not in own]
-        attributes = [vars(module) for module in self._modules]
-        inside = [value for each in attributes for value in each.values() if type(value) in _DICTS]
-        self._contents = _Contents([*attributes, *inside])
+        self._contents = _Contents(_containers_in(self._modules))
+        self._hides = any(map(_caches_calls, {type(module) for module in self._modules}))
         self._written = self._versions()
 
     def _versions(self) -> list[tuple[Any, ...]]:
@@ -458,11 +536,13 @@ class Snapshot:
         self._written = self._versions()
 
     def holds(self) -> bool:
-        """Whether it is as it was taken: no tensor cast, moved or written, no attribute set, no hook left."""
-        return self._contents.hold() and self._versions() == self._written
+        """Whether it is as it was taken: no tensor cast, moved or written, no attribute set, no hook left.
+
+        Of a network that may keep values where they are not seen, nothing is known.
+        """
+        return not self._hides and self._contents.hold() and self._versions() == self._written
 
 
-_DICTS = (dict, OrderedDict)
 _ATOMIC = {
     type(None),
     bool,

@@ -10,8 +10,9 @@ parameters ask for gradients is run on an example while the network's own do too
     a tensor of the copy is reached         right
     neither                                 whatever is computed without gradients is followed operation by
                                             operation. What is still not reached is an error where its layer's
-                                            result is used all the same, and else a note: another example may
-                                            need it (an expert, say)
+                                            result is used all the same, or a tensor as large that the copy
+                                            holds as a plain value, and else a note: another example may need
+                                            it (an expert, say)
 
 "Reached" is a path through the autograd graph; nothing is differentiated and nothing is kept for it.
 MC-dropout owns no tensor: there each place that is to be masked must be called, and in the copy.
@@ -34,7 +35,7 @@ from torch.utils._pytree import tree_leaves
 from lpe.errors import InputError
 from lpe.modules import apply, device_of, tensors_in, to_device, tree_map
 from lpe.notices import note
-from lpe.structure import Structure, canonical_modules, holders
+from lpe.structure import Structure, canonical_modules, holders, kept_tensors
 
 EXAMPLES = (1, 2)
 """So many examples are tried, and the whole batch where the network does not take so few."""
@@ -63,6 +64,8 @@ def check_own_tensors(structure: Structure, own: Collection[str], inputs: Any) -
                 reached, of_base = set(), []  # a part in inference mode, say
             missing = [name for name in own if name not in reached]
             if missing and not of_base:
+                # Of memory of its own: what is kept for a weight may be kept by where the weight lies.
+                copy = structure.copy({name: structure.tensor(name).detach().clone() for name in missing})
                 flow, of_base, used = _by_operations(structure, copy, missing, example)
                 missing = [name for name in missing if name not in flow]
                 stale = [name for name in missing if name in used and not _matters(structure, name, example)]
@@ -79,8 +82,8 @@ def check_own_tensors(structure: Structure, own: Collection[str], inputs: Any) -
         if stale:
             raise InputError(
                 f"members of {type(structure.model).__name__} would not compute with their {_some(stale)}: "
-                "the layer uses what it computed from it before and kept; clear that first, or leave it out "
-                "of copies by __getstate__"
+                "the network uses what it computed from it before and kept; clear that first, or leave it "
+                "out of copies by __getstate__"
             )
         if missing:
             note(
@@ -329,7 +332,7 @@ class _Flow(TorchDispatchMode):
 def _by_operations(
     structure: Structure, copy: nn.Module, names: Collection[str], example: Any
 ) -> tuple[set[str], list[str], set[str]]:
-    """As :func:`_by_gradients`, of some names; and those whose layer's result is used."""
+    """As :func:`_by_gradients`, of some names; and those whose layer's result or whose like is used."""
     flow = _Flow()
     wanted = set(names)
     held_by = holders(copy)
@@ -338,6 +341,9 @@ def _by_operations(
             for name, tensor in _parameters(structure, net).values():
                 if name in wanted or whose == "base":
                     flow.mark(tensor, frozenset([(whose, name)]))
+        for kept in kept_tensors(copy):
+            alike = [name for name in names if structure.tensor(name).numel() == kept.numel()]
+            flow.mark(kept, frozenset(("result", name) for name in alike))
         for name in names:
             module = held_by[name][0]
             if not any(True for _ in module.children()):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -145,6 +147,89 @@ def test_a_layer_that_uses_what_it_kept_is_named() -> None:
     model(INPUTS)
     message = refusal(lambda: of(model).predict(INPUTS))
     assert "would not compute with their 'body.2.weight'" in message
+
+
+def in_a_list(kept: dict[str, Any], weight: Tensor) -> Tensor:
+    if not kept["list"]:
+        kept["list"].append(weight.detach() * 1)
+    return kept["list"][0]  # type: ignore[no-any-return]
+
+
+def in_an_object(kept: dict[str, Any], weight: Tensor) -> Tensor:
+    if not hasattr(kept["object"], "weight"):
+        kept["object"].weight = weight.detach() * 1
+    return kept["object"].weight  # type: ignore[no-any-return]
+
+
+def in_a_dict_of_dicts(kept: dict[str, Any], weight: Tensor) -> Tensor:
+    if "weight" not in kept["dict"]:
+        kept["dict"]["weight"] = weight.detach() * 1
+    return kept["dict"]["weight"]  # type: ignore[no-any-return]
+
+
+def by_where_it_lies(kept: dict[str, Any], weight: Tensor) -> Tensor:
+    key = (weight.data_ptr(), weight._version)
+    if kept.get("key") != key:
+        kept |= {"key": key, "weight": weight.detach() * 1}
+    return kept["weight"]  # type: ignore[no-any-return]
+
+
+class Keeping(Net):
+    """A network that keeps a weight, without calling its layer."""
+
+    how: Callable[[dict[str, Any], Tensor], Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = {"list": [], "object": types.SimpleNamespace(), "dict": {}}
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        weight = type(self).how(self.kept, self.head.weight)
+        return nn.functional.linear(self.body(inputs), weight, self.head.bias)
+
+
+def keeping(how: Callable[[dict[str, Any], Tensor], Tensor]) -> nn.Module:
+    return net(type("Keeping", (Keeping,), {"how": staticmethod(how)}))
+
+
+KEEPING = [in_a_list, in_an_object, in_a_dict_of_dicts]
+
+
+@pytest.mark.parametrize("how", [*KEEPING, by_where_it_lies])
+def test_members_one_by_one_do_not_use_what_the_one_before_kept(how: Any) -> None:
+    table = lpe.evaluate(of(keeping(how), 4), BATCHES, members="one-by-one")
+    plain = lpe.evaluate(of(net(), 4), BATCHES, members="one-by-one")
+    assert table["nll"].tolist() == plain["nll"].tolist()
+
+
+@pytest.mark.parametrize("how", KEEPING)
+def test_what_a_network_keeps_beside_a_layer_that_is_not_called_is_named(how: Any) -> None:
+    model = keeping(how)
+    model(INPUTS)
+    with pytest.raises(lpe.InputError, match="'head.weight': the network uses what it computed"):
+        of(model).predict(INPUTS)
+
+
+def test_what_is_kept_by_where_a_weight_lies_is_right(said: Callable[[], list[str]]) -> None:
+    model = keeping(by_where_it_lies)
+    model(INPUTS)
+    assert torch.equal(of(model).predict(INPUTS), of(net()).predict(INPUTS))
+    assert not said()
+
+
+class KeptByMethod(Net):
+    @functools.cache  # noqa: B019
+    def weight(self) -> Tensor:
+        return self.head.weight.detach() * 1
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return nn.functional.linear(self.body(inputs), self.weight(), self.head.bias)
+
+
+def test_members_one_by_one_do_not_use_what_a_method_kept_for_the_one_before() -> None:
+    table = lpe.evaluate(of(net(KeptByMethod), 4), BATCHES, members="one-by-one")
+    plain = lpe.evaluate(of(net(), 4), BATCHES, members="one-by-one")
+    assert table["nll"].tolist() == plain["nll"].tolist()
 
 
 def test_a_layer_that_has_kept_nothing_yet_is_right() -> None:
