@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lpe.checks import check_finite, check_tensor, shown
 from lpe.ensembles.base import Ensemble, text_table
-from lpe.ensembles.feature_axis import pad_for_hooks
+from lpe.ensembles.feature_axis import pad_for_hooks, used_without_a_call
 from lpe.ensembles.tiling import examples_of, tile
 from lpe.errors import InputError
 from lpe.logits import cross_entropy
@@ -217,14 +217,13 @@ class BatchEnsembleModule(nn.Module):
             finally:
                 self._batch.end()
             logits = self._all(inputs)
+            self._check_calls(inputs, alone)
         finally:
             self._batch.shapes = {}
             for module, training in flags:
                 module.training = training
         among = logits.unflatten(0, (self.members, -1))[-1]
-        finite = alone.isfinite() & among.isfinite()
-        error = float((alone - among)[finite].abs().max()) if finite.any() else 0.0
-        scale = float(alone[finite].abs().max()) if finite.any() else 0.0
+        error, scale = _difference(alone, among)
         if error > scale * torch.finfo(alone.dtype).eps ** 0.5:
             raise InputError(
                 f"{type(self.network).__name__} gives other logits for a member among all members than for "
@@ -232,6 +231,39 @@ class BatchEnsembleModule(nn.Module):
                 "BatchEnsemble takes models that keep them apart"
             )
         return self._batch.dimensions
+
+    def _check_calls(self, inputs: Any, alone: Tensor) -> None:
+        """That a layer which was not called is not used either, by its weight.
+
+        Args:
+            alone: the last member's logits of the inputs, on its own.
+        """
+        called = set(self._batch.shapes)
+        for name, layer in canonical_modules(self.network).items():
+            if name in called or getattr(layer, "batch_r", None) is None:
+                continue
+            weight = layer._parameters["weight"]
+            assert weight is not None
+            layer._parameters["weight"] = nn.Parameter(weight.detach() * 1.5 + 0.5)
+            self._batch.begin(examples_of(inputs) or 0, self.members - 1)
+            try:
+                error, scale = _difference(alone, apply(self.network, inputs))
+            finally:
+                self._batch.end()
+                layer._parameters["weight"] = weight
+            if error > scale * torch.finfo(alone.dtype).eps ** 0.5:
+                raise InputError(
+                    f"the weight of {name!r} is used without calling the layer, where no fast weights reach "
+                    "it; BatchEnsemble takes models that call their layers"
+                )
+
+
+def _difference(logits: Tensor, others: Tensor) -> tuple[float, float]:
+    """By how much others differ from logits, and how large these are, where both are finite."""
+    finite = logits.isfinite() & others.isfinite()
+    if not finite.any():
+        return 0.0, 0.0
+    return float((logits - others)[finite].abs().max()), float(logits[finite].abs().max())
 
 
 class BatchEnsemble(Ensemble):
@@ -476,7 +508,9 @@ def _not_converted(model: nn.Module) -> dict[str, str]:
         if len({id(held_by[name][0]) for name in names}) > 1:
             tied |= {id(held_by[name][0]): ", ".join(names) for name in names}
     functional = {
-        id(module.out_proj) for module in model.modules() if isinstance(module, nn.MultiheadAttention)
+        id(layer): type(module).__name__
+        for module in model.modules()
+        for layer in used_without_a_call(module)
     }
     reasons = {}
     for name, layer in canonical_modules(model).items():
@@ -485,7 +519,7 @@ def _not_converted(model: nn.Module) -> dict[str, str]:
             continue
         parts = ("forward", "_conv_forward")
         if id(layer) in functional:
-            reasons[name] = "used by MultiheadAttention without calling it"
+            reasons[name] = f"used by {functional[id(layer)]} without calling it"
         elif layer._parameters.get("weight") is None:
             reasons[name] = "its weight is computed"
         elif id(layer) in tied:

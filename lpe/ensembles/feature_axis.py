@@ -48,6 +48,16 @@ def _features_at(module: nn.Module, dimensions: int) -> int | None:
     return None
 
 
+def used_without_a_call(module: nn.Module) -> list[nn.Module]:
+    """Layers whose weights a module hands to ``multi_head_attention_forward``: their hooks never run."""
+    if isinstance(module, nn.MultiheadAttention):
+        return [module.out_proj]
+    if type(module).__name__ == "AttentionPool2d":  # of open_clip's and OpenAI's ResNets
+        names = ("q_proj", "k_proj", "v_proj", "c_proj")
+        return [getattr(module, name) for name in names if hasattr(module, name)]
+    return []
+
+
 @dataclass(frozen=True)
 class _Made:
     """What a module made: its shape, how it lies in memory, and which dimension has the features."""

@@ -34,7 +34,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from lpe.checks import check_model, is_number, shown
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import MemberStatistics, fresh_statistics, statistics_note
-from lpe.ensembles.feature_axis import Trail, pad_for_hooks
+from lpe.ensembles.feature_axis import Trail, pad_for_hooks, used_without_a_call
 from lpe.ensembles.reach import check_places
 from lpe.errors import InputError
 from lpe.modules import SPATIAL_DIMENSIONS, canonical_modules, named_tensors, tensor_bits
@@ -131,7 +131,7 @@ def _calls_dropout(module: nn.Module) -> bool:
 
 def _inserted_places(modules: dict[str, nn.Module]) -> list[Place]:
     """The inputs of Linear and Conv layers, but the first's: by the order in which the model holds them."""
-    functional = {id(layer) for module in modules.values() for layer in _used_without_a_call(module)}
+    functional = {id(layer) for module in modules.values() for layer in used_without_a_call(module)}
     places = []
     raw = True
     usable = sum(_spatial(module) is not None for module in modules.values()) - len(functional)
@@ -151,16 +151,6 @@ def _inserted_places(modules: dict[str, nn.Module]) -> list[Place]:
             places.append(Place(name, kind, "input", f"input of {kind}", spatial))
             raw = False
     return places
-
-
-def _used_without_a_call(module: nn.Module) -> list[nn.Module]:
-    """Layers whose weights a module hands to ``multi_head_attention_forward``: their hooks never run."""
-    if isinstance(module, nn.MultiheadAttention):
-        return [module.out_proj]
-    if type(module).__name__ == "AttentionPool2d":  # of open_clip's and OpenAI's ResNets
-        names = ("q_proj", "k_proj", "v_proj", "c_proj")
-        return [getattr(module, name) for name in names if hasattr(module, name)]
-    return []
 
 
 def feature_dimension(place: Place, dimensions: int) -> int:

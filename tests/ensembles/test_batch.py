@@ -703,6 +703,49 @@ def test_a_layer_in_which_members_lie_mixed_is_refused() -> None:
         ensemble.module(numbers((2, 9, 4), 50))
 
 
+class ByWeight(nn.Module):
+    """Uses a layer's weight without calling the layer; another layer it does not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(8, 6)
+        self.head = nn.Linear(6, 3)
+        self.spare = nn.Linear(6, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.head(nn.functional.linear(inputs, self.body.weight, self.body.bias))
+        return logits
+
+
+def test_a_layer_whose_weight_is_used_without_calling_it_is_refused_by_name() -> None:
+    ensemble = lpe.BatchEnsemble(filled(ByWeight()), 3)
+    weights = {name: value.clone() for name, value in ensemble.module.state_dict().items()}
+    with pytest.raises(lpe.InputError, match="the weight of 'body' is used without calling the layer"):
+        ensemble.loss(numbers((4, 8), 0), torch.tensor([0, 1, 2, 0]))
+    assert all(torch.equal(value, weights[name]) for name, value in ensemble.module.state_dict().items())
+
+
+class AttentionPool2d(nn.Module):
+    """As open_clip's: hands its layers' weights to torch's function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(4, 4) for _ in range(3))
+        self.c_proj = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = (nn.functional.linear(inputs, each.weight, each.bias) for each in layers)
+        pooled = nn.functional.scaled_dot_product_attention(query, key, value).mean(dim=1)
+        return nn.functional.linear(pooled, self.c_proj.weight, self.c_proj.bias)
+
+
+def test_layers_that_attention_pooling_uses_without_calling_them_are_not_converted() -> None:
+    ensemble = lpe.BatchEnsemble(filled(nn.Sequential(nn.Linear(5, 4), AttentionPool2d())), 3)
+    assert ensemble.converted == ["0"]
+    check_one_pass_equals_the_members(ensemble, numbers((4, 6, 5), 0))
+
+
 def test_a_layer_that_sees_no_examples_is_refused_by_name() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
