@@ -56,14 +56,14 @@ class DeepEnsemble(Ensemble):
                     f"model {index} is not of model 0's architecture: it differs at tensor {name!r}"
                 )
 
-    @apart()
     def member(self, index: int) -> nn.Module:
         """Member ``index``: the module itself where it is in eval mode, else a view of it that is."""
         index = self._check_index(index)
         model = self.models[index]
         if not any(module.training for module in model.modules()):
             return model
-        return with_tensors(model, {})
+        with apart():
+            return with_tensors(model, {})
 
     @property
     def members_are_stored(self) -> bool:
