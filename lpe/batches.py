@@ -12,7 +12,7 @@ from lpe.errors import InputError
 
 
 def check_iterable(batches: object) -> None:
-    """InputError for what is no iterable of batches."""
+    """Raise InputError for what is no iterable of batches."""
     if isinstance(batches, Tensor | Mapping | str | bytes | nn.Module) or not isinstance(batches, Iterable):
         raise InputError(
             f"batches must be an iterable of pairs (inputs, targets), such as a list, not {shown(batches)}"
@@ -20,7 +20,7 @@ def check_iterable(batches: object) -> None:
 
 
 def pairs(batches: Any, instead: str = "") -> Iterator[tuple[int, Any, Any]]:
-    """Each batch's place, inputs and targets, as they are given.
+    """Yield each batch's place, inputs and targets, as they are given.
 
     Args:
         instead: the end of the message for a batch that is no pair.

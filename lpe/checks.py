@@ -1,4 +1,4 @@
-"""What every setting that is a number must be: numpy's scalars are numbers, truth values and text are not."""
+"""Checks of what a user sets. Numpy's scalars are numbers; truth values and text are not."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lpe.errors import InputError
 
 
 def is_integer(value: object) -> bool:
-    """Whether a value is an integer, Python's or numpy's; True, 3.0 and "3" are not."""
+    """Tell whether a value is an integer, Python's or numpy's; True, 3.0 and "3" are not."""
     return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a real number, Python's or numpy's; True and "3" are not, NaN and infinities are."""
+    """Tell whether a value is a real number, also numpy's: NaN and infinities are, True and "3" are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_integer(name: str, value: object, least: int, most: int | None = None) -> int:
-    """The setting ``name`` as Python's int; InputError unless it is an integer, least … most (None: any)."""
+    """Return the setting ``name`` as an int; InputError unless it is an integer, least … most (None: any)."""
     if is_integer(value):
         number = int(value)  # type: ignore[call-overload]
         if least <= number and (most is None or number <= most):
@@ -36,7 +36,7 @@ def check_integer(name: str, value: object, least: int, most: int | None = None)
 
 
 def check_finite(name: str, value: object, least: float = 0.0, above: bool = False) -> float:
-    """The setting ``name`` as Python's float; InputError unless it is a finite number ≥ least.
+    """Return the setting ``name`` as Python's float; InputError unless it is a finite number ≥ least.
 
     Args:
         above: whether it must be more than ``least``.
@@ -50,21 +50,21 @@ def check_finite(name: str, value: object, least: float = 0.0, above: bool = Fal
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
-    """The setting ``name``, a word; InputError unless it is one of the choices."""
+    """Return the setting ``name``, a word; InputError unless it is one of the choices."""
     if not isinstance(value, str) or value not in choices:
         raise InputError(f"{name} must be one of {', '.join(choices)}, not {shown(value)}")
     return value
 
 
 def check_text(name: str, value: object) -> str:
-    """The setting ``name``; InputError unless it is text."""
+    """Return the setting ``name``; InputError unless it is text."""
     if not isinstance(value, str):
         raise InputError(f"{name} must be text, not {shown(value)}")
     return value
 
 
 def check_list(name: str, value: object, of: str) -> list[Any]:
-    """The values of the setting ``name``; InputError unless they come in a list or the like.
+    """Return the values of the setting ``name``; InputError unless they come in a list or the like.
 
     Args:
         of: what they must be, for the message.
@@ -85,19 +85,19 @@ def check_patterns(patterns: object) -> tuple[str, ...]:
 
 
 def check_model(model: object, name: str = "model") -> None:
-    """InputError unless a model is a torch module."""
+    """Raise InputError unless a model is a torch module."""
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} must be a torch.nn.Module, not {type(model).__name__}")
 
 
 def check_optimizer(optimizer: object) -> None:
-    """InputError unless it is one of torch's."""
+    """Raise InputError unless an optimiser is one of torch's."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise InputError(f"optimizer must be a torch.optim.Optimizer, not {shown(optimizer)}")
 
 
 def check_function(name: str, value: object, of: str) -> None:
-    """InputError unless the setting ``name`` is None or can be called.
+    """Raise InputError unless the setting ``name`` is None or can be called.
 
     Args:
         of: what it is called with and gives, for the message.
@@ -107,7 +107,7 @@ def check_function(name: str, value: object, of: str) -> None:
 
 
 def check_tensor(name: str, value: object, floating: bool = True) -> Tensor:
-    """The tensor ``name``; InputError unless it is one, of real floating-point values where asked."""
+    """Return the tensor ``name``; InputError unless it is one, of real floating-point values where asked."""
     if not isinstance(value, Tensor):
         raise InputError(f"{name} must be a tensor, not {shown(value)}")
     if floating and not torch.is_floating_point(value):
@@ -116,7 +116,7 @@ def check_tensor(name: str, value: object, floating: bool = True) -> Tensor:
 
 
 def check_tensors(name: str, value: object, of: str = "canonical names to tensors") -> dict[str, Tensor]:
-    """The mapping ``name``; InputError unless it takes text to tensors."""
+    """Return the mapping ``name``; InputError unless it takes text to tensors."""
     if not isinstance(value, Mapping) or not all(
         isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items()
     ):
@@ -125,7 +125,7 @@ def check_tensors(name: str, value: object, of: str = "canonical names to tensor
 
 
 def check_not_negative(name: str, value: Tensor) -> None:
-    """InputError where a tensor, such as of standard deviations, has a negative, infinite or NaN value."""
+    """Raise InputError where a tensor (of standard deviations, say) has a negative, infinite or NaN value."""
     if value.numel():
         low, high = (float(end) for end in torch.aminmax(value.detach()))
         if not (0 <= low and math.isfinite(high)):
@@ -133,6 +133,6 @@ def check_not_negative(name: str, value: Tensor) -> None:
 
 
 def shown(value: object) -> str:
-    """A value as one short line of an error message."""
+    """Return a value as one short line of an error message."""
     text = repr(value).split("\n", 1)[0]
     return text if len(text) <= 80 else f"{text[:77]}…"

@@ -1,4 +1,4 @@
-"""What every command of the suite shares: arguments whose errors are one line."""
+"""The parser that every command of the suite shares: an error in its arguments is one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What logits must be: the one check of all who read them."""
+"""Checks of logits, shared by all who read them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def examples_in(inputs: Any) -> int | None:
-    """The number of examples of a batch, where its tensors agree on the length of their first axis."""
+    """Return the number of examples of a batch, where its tensors agree on the length of their first axis."""
     lengths = {len(tensor) for tensor in tensors_in(inputs) if tensor.dim()}
     return lengths.pop() if len(lengths) == 1 else None
 
@@ -23,7 +23,7 @@ def examples_in(inputs: Any) -> int | None:
 def check_shape(
     logits: Tensor, examples: int | None, where: str = "", of: str = "examples", classes: int | None = None
 ) -> None:
-    """InputError unless logits are real floating [examples, classes] of two classes or more.
+    """Raise InputError unless logits are real floating [examples, classes] of two classes or more.
 
     No value is read, so a GPU is not waited for.
 
@@ -52,7 +52,7 @@ def check_shape(
 
 
 def check_type(logits: Tensor, where: str = "") -> None:
-    """InputError unless logits are real numbers in floating point, of 16, 32 or 64 bits."""
+    """Raise InputError unless logits are real numbers in floating point, of 16, 32 or 64 bits."""
     if logits.dtype not in DTYPES:
         raise InputError(
             f"{where}the model returned logits of type {logits.dtype}; real numbers in floating point are "
@@ -61,7 +61,7 @@ def check_type(logits: Tensor, where: str = "") -> None:
 
 
 def check_values(logits: Tensor, where: str = "") -> None:
-    """InputError where a row has a logit that is NaN or +∞, or none above −∞. A GPU is waited for once.
+    """Raise InputError where a row has a logit that is NaN or +∞, or none above −∞. A GPU is waited for once.
 
     −∞ rules a class out. A row of −∞ throughout rules out all of them, and +∞ makes its whole row NaN.
 
@@ -82,7 +82,7 @@ def check_values(logits: Tensor, where: str = "") -> None:
 
 
 def check_labels(targets: Tensor, classes: int, where: str = "") -> None:
-    """InputError unless labels, int64 [examples], are 0 … classes − 1."""
+    """Raise InputError unless labels, int64 [examples], are 0 … classes − 1."""
     if len(targets):
         low, high = (int(label) for label in targets.aminmax())
         if low < 0 or high >= classes:
@@ -93,7 +93,7 @@ def check_labels(targets: Tensor, classes: int, where: str = "") -> None:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The mean cross-entropy of logits [examples, classes] at targets [examples], a scalar with its gradient.
+    """Return the mean cross-entropy of logits [examples, classes] at targets [examples]; it has a gradient.
 
     Raises:
         InputError: targets that torch cannot score, of another type or shape or beyond the classes.

@@ -1,4 +1,4 @@
-"""What a module is to the suite: named tensors and copies (``lpe.structure``), inputs, logits, device."""
+"""The suite's view of a module: named tensors and copies (``lpe.structure``), inputs, logits, device."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SPATIAL_DIMENSIONS: dict[type[nn.Module], int] = {
     nn.ConvTranspose2d: 2,
     nn.ConvTranspose3d: 3,
 }
-"""Of the features that a layer sees: [batch, channels, *spatial] for a convolution, the last for a Linear."""
+"""Number of spatial dimensions of a layer's features: [batch, channels, *spatial]; a Linear's come last."""
 
 
 DTYPE_NAMES: dict[torch.dtype, str] = {
@@ -36,11 +36,11 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.float16: "FP16",
     torch.float64: "FP64",
 }
-"""What a network that is not rounded is called, by its dtype."""
+"""Name of a network that is not rounded, by its dtype."""
 
 
 def apply(model: nn.Module, inputs: Any) -> Tensor:
-    """The model's logits on a batch.
+    """Return the model's logits on a batch.
 
     Args:
         inputs: a tensor (the one argument), a tuple or list (positional arguments) or a dict (keywords).
@@ -90,17 +90,17 @@ def _logits_in(output: Any) -> Any:
 
 
 def tensor_bits(tensor: Tensor) -> int:
-    """Bits of a tensor at its own precision."""
+    """Return the bits of a tensor at its own precision."""
     return tensor.numel() * tensor.element_size() * 8
 
 
 def to_device(inputs: Any, device: torch.device) -> Any:
-    """The inputs (tensor, tuple, list or dict of them) on a device."""
+    """Return the inputs (tensor, tuple, list or dict of them) on a device."""
     return tree_map(lambda values: values.to(device), inputs)
 
 
 def tree_map(function: Callable[[Any], Any], inputs: Any) -> Any:
-    """The inputs with ``function`` of each tensor in the tensor's place; what holds none stays as it is.
+    """Return the inputs with ``function`` of each tensor in its place; what holds none stays as it is.
 
     Containers keep their kind: tuples, named ones too, lists, dicts and their like (transformers'
     BatchEncoding, which torch's own trees do not look into). A PackedSequence is handed over whole.
@@ -121,7 +121,7 @@ def tree_map(function: Callable[[Any], Any], inputs: Any) -> Any:
 
 
 def tensors_in(inputs: Any) -> Iterator[Tensor]:
-    """Every tensor of the inputs (tensor, tuple, list or dict of them), in their order."""
+    """Yield every tensor of the inputs (tensor, tuple, list or dict of them), in their order."""
     if isinstance(inputs, Tensor):
         yield inputs
     elif isinstance(inputs, PackedSequence):
@@ -132,7 +132,7 @@ def tensors_in(inputs: Any) -> Iterator[Tensor]:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first tensor; the CPU for a model without tensors."""
+    """Return the device of the model's first tensor; the CPU for a model without tensors."""
     first: Tensor | None = next(model.parameters(), None)
     if first is None:
         first = next(model.buffers(), None)
@@ -140,7 +140,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def dtype_name(model: nn.Module) -> str:
-    """What a model is called that is not rounded: the name of the dtype of most of its parameters."""
+    """Return the name of a model that is not rounded: the name of the dtype of most of its parameters."""
     counts: dict[str, int] = {}
     for parameter in model.parameters():
         name = DTYPE_NAMES.get(parameter.dtype, str(parameter.dtype).removeprefix("torch."))
@@ -149,5 +149,5 @@ def dtype_name(model: nn.Module) -> str:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """How many parameters a model has, tied ones once, whatever their dtype."""
+    """Count a model's parameters, tied ones once, whatever their dtype."""
     return sum(entry.tensor.numel() for entry in named_tensors(model) if entry.kind == "parameter")

@@ -32,5 +32,5 @@ def forget() -> None:
 
 
 def said() -> list[str]:
-    """The lines that were said, in their order: for the record of a result."""
+    """Return the lines that were said, in their order: for the record of a result."""
     return list(_said)

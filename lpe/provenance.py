@@ -1,4 +1,4 @@
-"""What a run was: its configuration as plain data, and where and with what it ran."""
+"""The provenance of a run: its configuration as plain data, and where and with what it ran."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PACKAGES = (
 
 
 def plain_data(value: object, name: str) -> Any:
-    """Configuration as JSON data: a dataclass becomes its fields and its class's name, a tuple a list.
+    """Return configuration as JSON data: a dataclass becomes its fields and its class's name, a tuple a list.
 
     The class's name is kept because two classes may have the same fields and mean different things.
 
@@ -86,7 +86,7 @@ def provenance(
     threads: int,
     started: float,
 ) -> dict[str, Any]:
-    """Where a record comes from, as JSON data.
+    """Return where a record comes from, as JSON data.
 
     Absolute paths (in the command and in the configuration) become relative to the repository, or
     their last part where they lie outside it: records are published, home folders are not.
@@ -127,7 +127,7 @@ def write_provenance(
     threads: int,
     started: float,
 ) -> None:
-    """Writes ``provenance`` of the same arguments as JSON, atomically."""
+    """Write ``provenance`` of the same arguments as JSON, atomically."""
     content = provenance(command, config, device, seeds, threads, started)
     write_text_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -149,7 +149,7 @@ def _without_folders(value: Any) -> Any:
 
 
 def _git() -> dict[str, Any]:
-    """The revision of the repository and whether the working tree differs from it, figures/ aside."""
+    """Return the revision of the repository and whether the working tree differs from it, figures/ aside."""
 
     def answer(*arguments: str) -> str:
         # No optional locks: asking must not disturb a git command that runs at the same time.

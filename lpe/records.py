@@ -73,7 +73,7 @@ class Records:
         return len(self._rows)
 
     def has(self, **equal: object) -> bool:
-        """Whether there is a row with these values in these columns.
+        """Tell whether there is a row with these values in these columns.
 
         Raises:
             InputError: a column that a record does not have, or a value of another type.
@@ -84,7 +84,7 @@ class Records:
         return next(self._matching(wanted), None) is not None
 
     def select(self, **equal: object) -> pandas.DataFrame:
-        """The rows with these values in these columns, sorted by key.
+        """Return the rows with these values in these columns, sorted by key.
 
         Returns:
             ``[rows, columns]`` with the columns ``COLUMNS``; text, int64 and (value) float64, also
@@ -103,7 +103,7 @@ class Records:
         return pandas.DataFrame(series)
 
     def add(self, rows: Iterable[Mapping[str, object]]) -> None:
-        """Adds rows and writes the file, once; all of the rows or, on an error, none.
+        """Add rows and write the file, once; all of the rows or, on an error, none.
 
         A row has to give ``metric`` and ``value``; a column that it leaves out is ``""`` or ``0``.
         Values are kept to 12 significant digits. A row that is there already changes nothing.
@@ -147,7 +147,7 @@ def write_table(
     path: str | os.PathLike[str],
     columns: Sequence[str],
 ) -> None:
-    """Writes another table (a landscape grid, a sweep) as CSV, atomically, its rows in the given order.
+    """Write another table (a landscape grid, a sweep) as CSV, atomically, its rows in the given order.
 
     Floats are written to 12 significant digits; NaN and infinities as ``nan`` and ``inf``; None as nothing.
 
@@ -171,7 +171,7 @@ def write_table(
 
 
 def _checked(column: str, given: object) -> Any:
-    """The value as the column keeps it; a ValueError says what is wrong."""
+    """Return the value as the column keeps it; a ValueError says what is wrong."""
     if column in _TEXTS:
         if not isinstance(given, str) or not given.isprintable():
             raise ValueError(f"{column} is {given!r}; one line of text is expected")

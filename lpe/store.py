@@ -26,7 +26,7 @@ from lpe.writing import check_writable, locked, remove_leftovers, replacing, wri
 
 @dataclass(frozen=True)
 class Entry:
-    """What the store holds for one configuration.
+    """The store's entry for one configuration.
 
     Attributes:
         tensors: the weights by name, on the CPU.
@@ -56,7 +56,7 @@ class Store:
 
     @staticmethod
     def key(config: Mapping[str, object]) -> str:
-        """The first 32 hexadecimal digits of the SHA-256 of the configuration's canonical JSON.
+        """Return the first 32 hexadecimal digits of the SHA-256 of the configuration's canonical JSON.
 
         Raises:
             InputError: the configuration is not plain data (see ``lpe.provenance.plain_data``).
@@ -64,7 +64,7 @@ class Store:
         return _sha256_of_json(plain_data(config, "config"))[:32]
 
     def get(self, config: Mapping[str, object]) -> Entry | None:
-        """The entry for a configuration; None if there is none.
+        """Return the entry for a configuration; None if there is none.
 
         A damaged entry (truncated, altered, of another configuration) is said on stderr and is none.
 
@@ -89,7 +89,7 @@ class Store:
         tensors: Mapping[str, torch.Tensor],
         info: Mapping[str, object] | None = None,
     ) -> None:
-        """Stores tensors, on any device, and the information about them; replaces what is there.
+        """Store tensors, on any device, and the information about them; replace what is there.
 
         Raises:
             InputError: the configuration or the information is not plain data, something is not a
@@ -122,7 +122,7 @@ class Store:
         config: Mapping[str, object],
         make: Callable[[], tuple[dict[str, torch.Tensor], dict[str, Any]]],
     ) -> Entry:
-        """The entry for a configuration, made and stored if there is none.
+        """Return the entry for a configuration, made and stored if there is none.
 
         What is returned is always what the store holds, so that the first run and every later one
         compute with the same tensors.

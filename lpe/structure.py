@@ -54,7 +54,7 @@ def _identity(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def named_tensors(model: nn.Module) -> list[NamedTensor]:
-    """Every parameter and buffer once, in the model's order, under the first of its canonical names."""
+    """List every parameter and buffer once, in the model's order, under the first of its canonical names."""
     places = _places(model)
     canonical = _namer(places)
     found: dict[tuple[Any, ...], list[tuple[str, Tensor, str, bool]]] = {}
@@ -78,7 +78,7 @@ def named_tensors(model: nn.Module) -> list[NamedTensor]:
 
 
 def _places(module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Every place of a module, in the model's order: the prefix of its tensors' names, and the module."""
+    """List every place of a module, in the model's order: its tensors' prefix, and the module."""
     check_model(module)
     places = []
 
@@ -110,7 +110,7 @@ def _namer(places: Sequence[tuple[str, nn.Module]]) -> Callable[[str], str]:
 
 
 def canonical_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Every module once, under the first of its canonical names, in the model's order.
+    """Return every module once, under the first of its canonical names, in the model's order.
 
     What a wrapper wraps has the wrapper's place.
     """
@@ -126,7 +126,7 @@ def canonical_modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def holders(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
-    """Which module holds a tensor, and as what attribute, by each of the tensor's canonical names."""
+    """Return the module that holds a tensor, and as what attribute, by each of its canonical names."""
     places = _places(model)
     canonical = _namer(places)
     return {
@@ -140,7 +140,7 @@ def holders(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
 
 
 def _wrapped(module: nn.Module) -> nn.Module | None:
-    """What a wrapper that only forwards wraps; None of any other module."""
+    """Return the module that a wrapper only forwards to; None for any other module."""
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inside = module.module
     elif type(module).__name__ == "OptimizedModule" and type(module).__module__.startswith("torch."):
@@ -152,14 +152,14 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside the wrappers that only forward to it: torch.compile's, DataParallel's."""
+    """Return the network inside the wrappers that only forward to it: torch.compile's, DataParallel's."""
     while (inside := _wrapped(model)) is not None:
         model = inside
     return model
 
 
 def network_of(model: Any) -> nn.Module:
-    """The network that an ensemble is made of, out of its wrappers.
+    """Return the network that an ensemble is made of, out of its wrappers.
 
     Raises:
         InputError: no module; one whose copies would not be networks with weights of their own: scripted or
@@ -204,7 +204,7 @@ def _problem(module: nn.Module) -> str | None:
 
 
 def _computing(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The modules that may compute a weight, by canonical name."""
+    """Return the modules that may compute a weight, by canonical name."""
 
     def may(module: nn.Module) -> bool:
         return bool(module._forward_pre_hooks) or "parametrizations" in module._modules
@@ -215,7 +215,7 @@ def _computing(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def computed_weights(model: nn.Module) -> dict[str, tuple[str, str]]:
-    """Weights that a module computes from other tensors whenever it runs: canonical name → (how, what to do).
+    """Return the weights that a module computes whenever it runs: canonical name → (how, what to do).
 
     Rounding what they are computed from would round another quantity than the weight that multiplies.
     """
@@ -241,7 +241,7 @@ def computed_weights(model: nn.Module) -> dict[str, tuple[str, str]]:
 
 
 def refuse_computed_weights(model: nn.Module, excluded: str | Sequence[str] | None) -> None:
-    """InputError where a module computes one of its weights whenever it runs.
+    """Raise InputError where a module computes one of its weights whenever it runs.
 
     Args:
         excluded: name patterns of tensors that are to stay as they are.
@@ -259,7 +259,7 @@ def refuse_computed_weights(model: nn.Module, excluded: str | Sequence[str] | No
 
 
 def with_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the model, in eval mode, with some tensors replaced; see :meth:`Structure.copy`."""
+    """Copy the model, in eval mode, with some tensors replaced; see :meth:`Structure.copy`."""
     return Structure(model).copy(tensors)
 
 
@@ -275,13 +275,13 @@ class _Held:
 
 
 def _seen(tensor: Tensor) -> tuple[Any, ...]:
-    """What tells that a tensor is as it was; of an edit through ``.data`` nothing does."""
+    """Return what tells that a tensor is as it was; of an edit through ``.data`` nothing tells."""
     version = None if tensor.is_inference() else tensor._version
     return (tensor.dtype, tensor.shape, tensor.device, tensor.data_ptr(), version)
 
 
 _PLACE = 3
-"""Of what is seen, dtype, shape and device come first."""
+"""Number of leading entries of :func:`_seen` that a cast or a move changes: dtype, shape and device."""
 
 
 class Structure:
@@ -319,7 +319,7 @@ class Structure:
         self._held = held
 
     def check_unchanged(self, values: Collection[str] | None = None) -> None:
-        """That the model is the one that it was, for an ensemble that was made of it.
+        """Check that the model is the one that it was, for an ensemble that was made of it.
 
         Args:
             values: canonical names of the tensors whose values matter; None: all.
@@ -351,7 +351,7 @@ class Structure:
                     raise InputError(_changed(name, "was replaced"))
 
     def copy(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """A copy of the model, in eval mode, with some tensors replaced and all others shared.
+        """Copy the model, in eval mode, with some tensors replaced and all others shared.
 
         What is shared are views of the model's tensors: objects of the copy's own, which ask for no gradient,
         so that casting, moving or optimising the copy changes the model in nothing. Buffers, which passes in
@@ -378,20 +378,20 @@ class Structure:
         return _Copy(self, replaced).of(self.model).eval()
 
     def held(self) -> list[nn.Module | Tensor]:
-        """The modules, parameters and buffers themselves, which a copy has others in place of."""
+        """Return the modules, parameters and buffers themselves, which a copy has others in place of."""
         return [*self._modules, *(each.tensor for each in self._held.values())]
 
     def is_plain(self, module: nn.Module) -> bool:
-        """Whether a module is copied attribute by attribute, or as torch's own layers copy themselves."""
+        """Tell whether a module is copied attribute by attribute, or as torch's layers copy themselves."""
         own_way = type(module).__module__.startswith("torch.nn.modules.")
         return own_way or _is_plain(type(module)) or _wrapped(module) is not None
 
     def first_name(self, name: str) -> str:
-        """The first of a tensor's names, by any of them."""
+        """Return the first of a tensor's names, by any of them."""
         return self._names.get(name, name)
 
     def tensor(self, name: str) -> Tensor:
-        """The model's tensor of a name."""
+        """Return the model's tensor of a name."""
         return self._entries[self._names[name]].tensor
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -399,7 +399,7 @@ class Structure:
         return Structure, (self.model,)
 
     def replacement(self, tensor: Tensor, replaced: Mapping[str, Tensor]) -> Tensor | None:
-        """What takes the place of a tensor that is held beside parameters and buffers; None: nothing."""
+        """Return what replaces a tensor that is held beside parameters and buffers; None: nothing does."""
         name = self._by_identity.get(_identity(tensor))
         return None if name is None else replaced.get(name)
 
@@ -412,7 +412,7 @@ def _changed(name: str, what: str) -> str:
 
 
 class _Contents:
-    """Which objects some containers hold, to tell whether they hold the same ones later.
+    """The objects that some containers hold, to tell whether they hold the same ones later.
 
     Args:
         containers: dicts, lists, sets and deques, of these classes or made from them.
@@ -424,7 +424,7 @@ class _Contents:
         self._filled = [(each, _plain_copy(each)) for each in containers if each]
 
     def hold(self) -> bool:
-        """Whether each holds what it held: objects that are one are not looked into."""
+        """Tell whether each dict holds what it held: objects that are one are not looked into."""
         try:
             return not any(self._empty) and all(each == held for each, held in self._filled)
         except (RuntimeError, TypeError, ValueError):
@@ -442,7 +442,7 @@ def _plain_copy(container: Any) -> Any:
 
 
 def _containers_in(modules: Sequence[nn.Module]) -> list[Any]:
-    """What modules may keep values in: their attributes, and what can be reached from those."""
+    """List what modules may keep values in: their attributes, and what can be reached from those."""
     found: list[Any] = []
     others: list[Any] = []
     for module in modules:
@@ -460,7 +460,7 @@ def _containers_in(modules: Sequence[nn.Module]) -> list[Any]:
 
 
 def _reachable(values: Iterable[Any], seen: set[int]) -> Iterator[Any]:
-    """Values and what they hold, once each: containers, objects, tensors.
+    """Yield values and what they hold, once each: containers, objects, tensors.
 
     Functions, classes, Python's modules and tensors are not looked into.
 
@@ -495,7 +495,7 @@ def kept_tensors(model: nn.Module) -> list[Tensor]:
 
 
 def _caches_calls(kind: type[nn.Module]) -> bool:
-    """Whether a method keeps what it returned, in the class (``functools.cache``): nobody sees by whom."""
+    """Tell whether a method keeps its results in the class (``functools.cache``): nobody sees by whom."""
     if kind not in _CACHING:
         attributes = (value for each in kind.__mro__ for value in vars(each).values())
         _CACHING[kind] = any(isinstance(value, functools._lru_cache_wrapper) for value in attributes)
@@ -536,7 +536,8 @@ class Snapshot:
         self._written = self._versions()
 
     def holds(self) -> bool:
-        """Whether it is as it was taken: no tensor cast, moved or written, no attribute set, no hook left.
+        """Tell whether the model is as it was taken: no tensor cast, moved or written, no attribute set, no
+        hook left.
 
         Of a network that may keep values where they are not seen, nothing is known.
         """
@@ -565,7 +566,7 @@ _CONTAINERS = {dict, OrderedDict, list, tuple, builtins.set}
 
 
 class _Copy:
-    """One copy under way: ``copy.deepcopy`` with a quick path for what modules are mostly made of.
+    """A copy under way: ``copy.deepcopy`` with a quick path for what modules are mostly made of.
 
     The memo holds every tensor, so not a weight is copied; plain references to modules and bound methods come
     to point into the copy, as with deepcopy.
@@ -593,7 +594,7 @@ class _Copy:
             self._fill(module)
 
     def of(self, module: nn.Module) -> nn.Module:
-        """The module's copy."""
+        """Return the module's copy."""
         copied: nn.Module = self._copied(module)
         for each in self.structure._buffered:
             if (own := self.memo.get(id(each))) is not None:
@@ -650,7 +651,7 @@ class _Copy:
         return copied
 
     def _tensor(self, tensor: Tensor) -> Tensor:
-        """One that is neither a parameter nor a buffer, which nothing that is done to a module reaches."""
+        """Copy a tensor that is neither parameter nor buffer, so that nothing done to a module reaches it."""
         value = self.structure.replacement(tensor, self.replaced)
         self.memo[id(tensor)] = tensor if value is None else value
         return self.memo[id(tensor)]
@@ -687,7 +688,7 @@ def own_buffers(net: nn.Module) -> None:
 
 
 def _is_plain(kind: type[nn.Module]) -> bool:
-    """Whether ``copy.deepcopy`` would copy modules of this type attribute by attribute."""
+    """Tell whether ``copy.deepcopy`` would copy modules of this type attribute by attribute."""
     if kind not in _PLAIN:
         _PLAIN[kind] = (
             kind.__setstate__ is nn.Module.__setstate__
@@ -706,7 +707,7 @@ _PLAIN: weakref.WeakKeyDictionary[type[nn.Module], bool] = weakref.WeakKeyDictio
 
 
 def _frozen(parameter: Tensor) -> Tensor:
-    """A parameter of the same memory, which asks for no gradient."""
+    """Return a parameter of the same memory, which asks for no gradient."""
     if type(parameter) is nn.Parameter:
         view: Tensor = nn.Parameter(parameter, requires_grad=False)
     elif isinstance(parameter, nn.Parameter) and not hasattr(type(parameter), "__tensor_flatten__"):
@@ -719,7 +720,7 @@ def _frozen(parameter: Tensor) -> Tensor:
 
 
 def _tensors_in(held: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Every tensor of a module, also those in plain containers and in modules that are not registered."""
+    """Yield every tensor of a module, also those in plain containers and in unregistered modules."""
     if isinstance(held, Tensor | nn.Module | Mapping | list | tuple | set) and id(held) not in seen:
         seen.add(id(held))
         if isinstance(held, Tensor):

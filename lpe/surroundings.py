@@ -1,4 +1,4 @@
-"""What torch lets a user set for a thread, and what the making of a member must see nothing of."""
+"""Keeps what a user sets for a thread in torch away from the making of members."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 
 
 class apart(ContextDecorator):
-    """Without gradients, inference mode and autocast, whatever is on outside; also a decorator.
+    """A context without gradients, inference mode and autocast, whatever is on outside; also a decorator.
 
     What is made inside is the same tensors in any surroundings, and ordinary ones: those of inference mode
     could neither be trained nor written to later. Default dtypes and devices are not among what it undoes:

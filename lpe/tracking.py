@@ -38,11 +38,11 @@ class Tracker:
         self._run = run
 
     def log(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Logs scalars, at a step of the training if one is given."""
+        """Log scalars, at a step of the training if one is given."""
         self._send(lambda run: run.log(dict(values), step=step))
 
     def log_table(self, name: str, dataframe: pandas.DataFrame) -> None:
-        """Logs a table."""
+        """Log a table."""
 
         def send(run: Any) -> None:
             import wandb
@@ -52,7 +52,7 @@ class Tracker:
         self._send(send)
 
     def artifact(self, name: str, kind: str, paths: Iterable[str | os.PathLike[str]]) -> None:
-        """Logs files, and folders with what is in them, as one artifact of a kind ("record", "weights")."""
+        """Log files, and folders with what is in them, as one artifact of a kind ("record", "weights")."""
 
         def send(run: Any) -> None:
             import wandb
@@ -68,7 +68,7 @@ class Tracker:
         self._send(send)
 
     def finish(self, exit_code: int = 0) -> None:
-        """Ends the run, waiting at most ``FINISH_SECONDS`` for its upload; a second call does nothing."""
+        """End the run, waiting at most ``FINISH_SECONDS`` for its upload; a second call does nothing."""
         self._send(lambda run: run.finish(exit_code=exit_code))
         self._run = None
 
@@ -102,7 +102,7 @@ def start(
     config: Mapping[str, object],
     tags: Sequence[str] = (),
 ) -> Tracker:
-    """Starts a run of W&B, in at most about ``INIT_SECONDS``.
+    """Start a run of W&B, in at most about ``INIT_SECONDS``.
 
     Args:
         mode: "disabled" (wandb is not even imported), "offline" or "online". None: W&B's own

@@ -16,7 +16,7 @@ from lpe.errors import InputError
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """Writes a UTF-8 file whole or not at all; makes its folder. ``\\n`` stays ``\\n``."""
+    """Write a UTF-8 file whole or not at all; makes its folder. ``\\n`` stays ``\\n``."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
@@ -25,7 +25,7 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, moved over ``path`` if the block ends without an error.
+    """Give a temporary path beside ``path``, which replaces it if the block ends without an error.
 
     The block has to make the file. A kill leaves the old file, and a hidden ``.tmp`` beside it.
     """
@@ -40,14 +40,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Removes the temporary files that killed writers left; call it with the lock held."""
+    """Remove the temporary files that killed writers left; call it with the lock held."""
     for leftover in folder.glob(pattern):
         leftover.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Holds the lock ``.<name>.lock`` beside ``path`` against other processes and threads.
+    """Hold the lock ``.<name>.lock`` beside ``path`` against other processes and threads.
 
     The lock's file stays there, empty.
 
@@ -85,7 +85,7 @@ def locked(path: Path) -> Iterator[bool]:
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:
-    """Makes a folder and tries to write into it: to be called before any work is done.
+    """Make a folder and try to write into it: call it before any work is done.
 
     Raises:
         InputError: the folder cannot be made or written to.

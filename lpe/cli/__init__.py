@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def entry() -> None:
-    """The console script."""
+    """Run the console script."""
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

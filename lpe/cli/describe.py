@@ -28,14 +28,14 @@ Every tensor of the model: rounded or not, why, and its bits; and the memory of 
 
 
 def add_describe(commands: Commands) -> None:
-    """The subcommand and its options."""
+    """Add the subcommand and its options."""
     parser = add_command(commands, "describe", DESCRIBE)
     add_model(parser)
     add_ensemble(parser)
 
 
 def describe(asked: argparse.Namespace) -> str:
-    """The table of an ensemble's tensors, and its memory."""
+    """Return the table of an ensemble's tensors, and its memory."""
     model_asked = model_options(asked)
     ensemble_asked = options_of(EnsembleOptions, asked)
     ensemble_asked.check()

@@ -63,7 +63,7 @@ RTN and the ensemble have rows of both kinds.
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where it runs and what is written.
+    """Options that say where an evaluation runs and what it writes.
 
     Args:
         packed: a file of ``lpe pack``, instead of an ensemble's options. device: None: the GPU where there is
@@ -77,7 +77,7 @@ class RunOptions:
 
 
 def add_evaluate(commands: Commands) -> None:
-    """The subcommand and its options."""
+    """Add the subcommand and its options."""
     parser = add_command(commands, "evaluate", EVALUATE)
     add_model(parser)
     add_ensemble(parser)
@@ -156,7 +156,7 @@ def evaluate(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
 
 
 def _check_packed(packed: str, asked: argparse.Namespace) -> None:
-    """What can be wrong with the options beside a packed file, before a model is loaded."""
+    """Check the options beside a packed file, before a model is loaded."""
     options = given(EnsembleOptions, asked)
     size = options.pop("size", None)
     options |= {

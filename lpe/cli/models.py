@@ -14,7 +14,7 @@ from lpe.errors import InputError
 
 
 def model_alone(asked: ModelOptions) -> nn.Module:
-    """The model without its data: for its description."""
+    """Return the model without its data: for its description."""
     if asked.kind == "hf":
         from lpe.substrates import language
 
@@ -31,7 +31,7 @@ def model_alone(asked: ModelOptions) -> nn.Module:
 
 
 def timm_model(asked: ModelOptions, arguments: Mapping[str, Any] | None = None) -> nn.Module:
-    """A model of timm, on the CPU; ``arguments`` are the architecture's, None: those asked for."""
+    """Return a model of timm, on the CPU; ``arguments`` are the architecture's, None: those asked for."""
     from lpe.substrates import timm_models
 
     arguments = asked.arguments if arguments is None else arguments
@@ -41,7 +41,7 @@ def timm_model(asked: ModelOptions, arguments: Mapping[str, Any] | None = None) 
 
 
 def clip_model(asked: ModelOptions, preprocessing: Mapping[str, Any] | None = None) -> Any:
-    """A CLIP, on the CPU: :class:`lpe.substrates.clip.LoadedCLIP`."""
+    """Return a CLIP, on the CPU: :class:`lpe.substrates.clip.LoadedCLIP`."""
     from lpe.substrates import clip
 
     if asked.random_weights:
@@ -50,7 +50,7 @@ def clip_model(asked: ModelOptions, preprocessing: Mapping[str, Any] | None = No
 
 
 def captions(asked: ModelOptions) -> tuple[list[str] | None, list[str] | None]:
-    """Class names and templates of a zero-shot head; None for the usual ones."""
+    """Return class names and templates of a zero-shot head; None for the usual ones."""
     class_names = None if asked.class_names is None else lines_of(asked.class_names, "class names")
     templates = None if asked.templates is None else lines_of(asked.templates, "templates")
     if bad := next((each for each in templates or () if "{}" not in each), None):
@@ -61,7 +61,7 @@ def captions(asked: ModelOptions) -> tuple[list[str] | None, list[str] | None]:
 def zero_shot(
     loaded: Any, class_names: list[str] | None, templates: list[str] | None, device: torch.device
 ) -> nn.Module:
-    """The zero-shot classifier of a CLIP, its head computed on the device."""
+    """Return the zero-shot classifier of a CLIP, its head computed on the device."""
     from lpe.substrates import clip
 
     head = clip.zero_shot_head(loaded.model.to(device), loaded.tokenizer, class_names, templates)
@@ -69,7 +69,7 @@ def zero_shot(
 
 
 def placed(model: nn.Module, device: torch.device, asked: ModelOptions) -> nn.Module:
-    """The model at the dtype asked for, on its device; a zero-shot head stays at float32."""
+    """Return the model at the dtype asked for, on its device; a zero-shot head stays at float32."""
     from lpe.substrates.loading import parameter_bytes, require_memory
 
     if asked.torch_dtype is not None:
@@ -80,7 +80,7 @@ def placed(model: nn.Module, device: torch.device, asked: ModelOptions) -> nn.Mo
 
 
 def lines_of(path: str, what: str) -> list[str]:
-    """The lines of a text file that are not blank.
+    """Return the lines of a text file that are not blank.
 
     Raises:
         InputError: it cannot be read, or has none.

@@ -66,13 +66,13 @@ OF_KIND = {
 """Options that not every kind of model has."""
 
 Commands = Any
-"""What ``ArgumentParser.add_subparsers`` returns; its class is private to argparse."""
+"""The type that ``ArgumentParser.add_subparsers`` returns; its class is private to argparse."""
 
 Options = TypeVar("Options")
 
 
 def add_command(commands: Commands, name: str, description: str) -> argparse.ArgumentParser:
-    """A subcommand's parser, which leaves out what was not given."""
+    """Add and return a subcommand's parser, which leaves out what was not given."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         description=description,
@@ -83,12 +83,12 @@ def add_command(commands: Commands, name: str, description: str) -> argparse.Arg
 
 
 def given(kind: type, asked: argparse.Namespace) -> dict[str, Any]:
-    """Those fields of a dataclass that the command line gave."""
+    """Return the fields of a dataclass that the command line gave, with their values."""
     return {each.name: getattr(asked, each.name) for each in fields(kind) if hasattr(asked, each.name)}
 
 
 def options_of(kind: type[Options], asked: argparse.Namespace) -> Options:
-    """A dataclass of options: what the command line gave, and its own defaults."""
+    """Return a dataclass of options: what the command line gave, and its own defaults."""
     return kind(**given(kind, asked))
 
 
@@ -114,7 +114,7 @@ def separate_std(asked: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which model, and where its weights are from.
+    """Options that name a model and where its weights are from.
 
     Args:
         model: kind/name, see ``KINDS``. checkpoint: a file of weights; None: the hub's.
@@ -169,7 +169,7 @@ class ModelOptions:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """The options of :class:`ModelOptions`; ``templates`` are only where a head is made."""
+    """Add the options of :class:`ModelOptions`; ``templates`` are only where a head is made."""
     parser.add_argument("model", metavar="MODEL", help=", ".join(KINDS))
     parser.add_argument("--checkpoint", metavar="FILE", help="weights: safetensors, or a state dict")
     parser.add_argument("--random-weights", action="store_true", help="the true shape, no weights needed")
@@ -189,7 +189,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_place(group: Any) -> None:
-    """The options of what computes, and the templates of the head that it makes."""
+    """Add the options of where it computes, and the templates of the head that is made there."""
     group.add_argument(
         "--templates", metavar="FILE", help="open_clip: a caption with {} a line (OpenAI's 80)"
     )
@@ -197,7 +197,7 @@ def add_place(group: Any) -> None:
 
 
 def model_options(asked: argparse.Namespace) -> ModelOptions:
-    """The model asked for.
+    """Return the model asked for.
 
     Raises:
         InputError: no kind of model; an option, of whatever group, that this kind does not have.
@@ -219,7 +219,7 @@ def model_options(asked: argparse.Namespace) -> ModelOptions:
 
 @dataclass(frozen=True)
 class EnsembleOptions:
-    """Which ensemble.
+    """Options that name an ensemble.
 
     Args:
         method: a key of ``METHODS``. system: a number system's name, or ``pattern=name`` with commas
@@ -241,16 +241,16 @@ class EnsembleOptions:
     exclude: list[str] | None = None
 
     def number_system(self) -> Systems:
-        """The number system with its scale axis, or one for each name pattern."""
+        """Return the number system with its scale axis, or one for each name pattern."""
         return number_system(self.system, None if self.scale_axis is None else scale_axis(self.scale_axis))
 
     @property
     def patterns(self) -> Mapping[str, Any]:
-        """Keyword arguments of every ensemble that rounds."""
+        """Keyword arguments that every ensemble that rounds takes."""
         return {"include": self.include, "exclude": self.exclude}
 
     def check(self) -> None:
-        """What can be wrong with an ensemble's options, before a model is loaded.
+        """Check an ensemble's options, before a model is loaded.
 
         Raises:
             InputError: an unknown system or axis; an option of another method; a size of members that would
@@ -270,13 +270,13 @@ class EnsembleOptions:
             raise InputError(f"members of {what} are all alike; leave --size {self.size} out")
 
     def _alike(self) -> bool:
-        """Whether every member would be the same."""
+        """Tell whether every member would be the same."""
         return self.method == "lpe" and (
             self.rounding == "nearest" or isinstance(self.number_system(), FullPrecision)
         )
 
     def ensemble(self, model: nn.Module, **statistics: Any) -> Ensemble:
-        """The ensemble of a model that the options ask for.
+        """Return the ensemble of a model that the options ask for.
 
         Args:
             statistics: batches and refresh, see :class:`LowPrecisionEnsemble`.
@@ -293,7 +293,7 @@ class EnsembleOptions:
 
 
 def add_ensemble(parser: argparse.ArgumentParser) -> None:
-    """The options of :class:`EnsembleOptions`."""
+    """Add the options of :class:`EnsembleOptions`."""
     ensemble = parser.add_argument_group("ensemble")
     ensemble.add_argument("--method", choices=tuple(METHODS), help="(lpe)")
     ensemble.add_argument("--system", help="see lpe systems; by name: '*mlp*=int4,*=int8' (int5)")
@@ -315,7 +315,7 @@ def add_ensemble(parser: argparse.ArgumentParser) -> None:
 
 
 def scale_axis(text: str) -> ScaleAxis:
-    """The scale axis of a command line: channel, tensor, channels:16 (outputs) or block:128 (inputs)."""
+    """Return the scale axis of an option: channel, tensor, channels:16 (outputs) or block:128 (inputs)."""
     kind, _, count = text.partition(":")
     if text == "channel":
         return PerChannel()
@@ -330,7 +330,7 @@ def scale_axis(text: str) -> ScaleAxis:
 
 
 def device_of_name(name: str | None) -> torch.device:
-    """The device of a name; without one the GPU where there is one.
+    """Return the device of a name; without one the GPU where there is one.
 
     Raises:
         InputError: nothing can be computed on it.
@@ -348,5 +348,5 @@ def device_of_name(name: str | None) -> torch.device:
 
 
 def first_line(error: BaseException) -> str:
-    """An exception's first line, without its full stop."""
+    """Return an exception's first line, without its full stop."""
     return str(error).strip().partition("\n")[0].rstrip(".")

@@ -43,7 +43,7 @@ A packed file that is there already is written over once the new one is whole; a
 
 @dataclass(frozen=True)
 class FileOptions:
-    """Which file.
+    """Options that name the packed file.
 
     Args:
         output: its path. kind: one of ``lpe.save``'s. base: seeded, what is held of each weight.
@@ -57,7 +57,7 @@ class FileOptions:
 
 
 def add_pack(commands: Commands) -> None:
-    """The subcommand and its options."""
+    """Add the subcommand and its options."""
     parser = add_command(commands, "pack", PACK)
     add_model(parser)
     add_ensemble(parser)
@@ -105,7 +105,7 @@ def _members(count: int) -> str:
 
 
 def _contents(ensemble: LowPrecisionEnsemble, size: int, kind: str, base: str) -> str:
-    """The table of what a file holds of each weight."""
+    """Return the table of what a file holds of each weight."""
     quantised = [planned for planned in ensemble.plan if planned.rounds]
     weights = sum(planned.numel for planned in quantised)
     leftovers = [planned for planned in ensemble.plan if planned.saved and not planned.rounds]

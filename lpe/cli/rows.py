@@ -30,13 +30,13 @@ UNSCALED = (
     "memory_bits",
     "generator_bits",
 )
-"""What a temperature leaves as it is."""
+"""Columns that a temperature leaves as they are."""
 
 
 def rows_of(
     subject: Subject, ensemble: Ensemble, asked: EnsembleOptions, calibrated: bool
 ) -> list[dict[str, object]]:
-    """Every row of the result: the model as it is, it with a temperature, RTN, and every ensemble size.
+    """Return every row of the result: the model, the model with a temperature, RTN, and every ensemble size.
 
     Where the subject has training batches RTN and the ensemble are there twice, with the model's batch-norm
     statistics and with re-estimated ones; under the absolute form the model too, which under the relative one
@@ -77,7 +77,7 @@ def rows_of(
 def rows_of_packed(
     subject: Subject, ensemble: Ensemble, is_own: bool, calibrated: bool
 ) -> list[dict[str, object]]:
-    """Every size of a packed ensemble; before them the model's rows, where it is the one that was packed."""
+    """Return a packed ensemble's rows, one a size, after the model's, where it is the one that was packed."""
     measured: list[dict[str, object]] = []
     skeleton = getattr(ensemble, "model", subject.model)
     own = 2 if is_own else 0
@@ -96,7 +96,7 @@ def _add_model(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
 ) -> str:
-    """Append the rows of the model as it is, and with a temperature; its name."""
+    """Append the rows of the model as it is and with a temperature; return its name."""
     name = dtype_name(subject.model)
     single = LowPrecisionEnsemble(subject.model, FullPrecision(), 1, include=include, exclude=exclude)
     measured += _measured(subject, name, single, name.lower(), "")
@@ -107,7 +107,7 @@ def _add_model(
 def _measured(
     subject: Subject, method: str, ensemble: Ensemble, numbers: str, rounding: str
 ) -> list[dict[str, object]]:
-    """A row per size, and per task where there are tasks."""
+    """Return a row per size, and per task where there are tasks."""
     timer = MemberTimer(len(ensemble), next(subject.model.parameters()).device)
     table = subject.measure(ensemble, timer)
     milliseconds = timer.milliseconds_per_example()
@@ -122,14 +122,14 @@ def _measured(
 
 
 def _cleaned(measured: Sequence[Mapping[str, object]], calibrated: bool) -> list[dict[str, object]]:
-    """The rows with the same columns each, as the files have them."""
+    """Return the rows with the same columns each, as the files have them."""
     dropped = {"calibrated_ece", "calibrated_brier", *(() if calibrated else ("calibrated_nll",))}
     columns = [each for each in dict.fromkeys(c for row in measured for c in row) if each not in dropped]
     return [{column: _plain(row.get(column)) for column in columns} for row in measured]
 
 
 def system_name(ensemble: Ensemble) -> str:
-    """The number system's name; nothing where there is none, or one a part."""
+    """Return the number system's name; nothing where there is none, or one a part."""
     name: str = getattr(getattr(ensemble, "system", None), "name", "")
     return name
 
@@ -137,7 +137,7 @@ def system_name(ensemble: Ensemble) -> str:
 def _with_temperature(
     subject: Subject, single: Ensemble, measured: Sequence[Mapping[str, object]], method: str
 ) -> list[dict[str, object]]:
-    """Rows of the single model with a temperature, fitted for each half of the examples on the other."""
+    """Return the single model's rows with a temperature, fitted for each half of examples on the other."""
     if subject.batches is not None:
         same = {column: measured[0][column] for column in UNSCALED if column in measured[0]}
         found = evaluate_temperature_scaled(single, subject.batches, options=subject.options)
@@ -156,7 +156,7 @@ def _title(rounding: str) -> str:
 
 
 def _progress(subject: Subject, networks: Sequence[nn.Module], passes: int) -> Any:
-    """A bar on stderr of passes over the data; lm-eval's tasks have their own."""
+    """Return a bar on stderr of passes over the data; lm-eval's tasks have their own."""
     from tqdm import tqdm
 
     total = None if subject.batches is None else passes
@@ -174,7 +174,7 @@ def _progress(subject: Subject, networks: Sequence[nn.Module], passes: int) -> A
 
 
 def _plain(value: Any) -> Any:
-    """A cell as JSON has it: nothing for NaN."""
+    """Return a cell as JSON has it: None for NaN."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

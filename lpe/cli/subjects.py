@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What a model is measured on, and how its forward passes run.
+    """Options that say what a model is measured on, and how its forward passes run.
 
     Args:
         data: the folder of images. tasks: of lm-eval, with commas between. include_path: a folder of tasks.
@@ -68,7 +68,7 @@ class DataOptions:
     train_size: bool = False
 
     def preprocessing(self) -> Preprocessing:
-        """What is given of how images are prepared.
+        """Return what was given of how images are prepared.
 
         Raises:
             InputError: a number out of its range; a size of more than two.
@@ -88,7 +88,7 @@ class DataOptions:
         )
 
     def check(self) -> None:
-        """InputError for a number out of its range, before a model is loaded."""
+        """Raise InputError for a number out of its range, before a model is loaded."""
         if self.limit is not None and self.limit < 1:
             raise InputError(f"--limit must be 1 or more, not {self.limit}")
         if self.batch_size is not None and self.batch_size < 1:
@@ -97,7 +97,7 @@ class DataOptions:
             raise InputError(f"--refresh-limit must be 2 or more, not {self.refresh_limit}")
 
     def training_folder(self) -> Path | None:
-        """The folder of training images.
+        """Return the folder of training images.
 
         Raises:
             InputError: there is none.
@@ -116,7 +116,7 @@ class DataOptions:
 
 
 def add_data(parser: Any) -> None:
-    """The options of what a model is measured on."""
+    """Add the options of what a model is measured on."""
     parser.add_argument("--data", metavar="DIR", help="timm, open_clip: the folder of validation images")
     parser.add_argument("--tasks", metavar="A,B", help="hf: tasks of lm-eval, or of --include-path")
     parser.add_argument("--include-path", metavar="DIR", help="hf: a folder of task files of your own")
@@ -137,7 +137,7 @@ def add_data(parser: Any) -> None:
 
 
 def add_refresh(parser: Any) -> None:
-    """The options of re-estimated batch-norm statistics."""
+    """Add the options of re-estimated batch-norm statistics."""
     parser.add_argument(
         "--refresh",
         metavar="DIR",
@@ -152,7 +152,7 @@ def add_refresh(parser: Any) -> None:
 
 
 def add_preprocessing(parser: Any) -> None:
-    """The options of how images are prepared."""
+    """Add the options of how images are prepared."""
     parser.add_argument(
         "--input-size", type=int, nargs="+", metavar="N", help="timm: pixels, a square or height and width"
     )
@@ -165,7 +165,7 @@ def add_preprocessing(parser: Any) -> None:
 
 
 def add_passes(parser: Any) -> None:
-    """The options of how forward passes on images run."""
+    """Add the options of how forward passes on images run."""
     parser.add_argument(
         "--members", choices=("one-by-one", "together"), help="(one-by-one); together: lpe only, at once"
     )
@@ -198,7 +198,7 @@ class Subject:
 
 
 def subject(model: ModelOptions, data: DataOptions, device: torch.device) -> Subject:
-    """The model on its data.
+    """Return the model on its data.
 
     Raises:
         InputError: no data are given or there; whatever the loaders of models and of data refuse.
@@ -367,7 +367,7 @@ def _clip(
 
 
 def _weights(asked: ModelOptions) -> str:
-    """Where weights are from that are not those of a model's name."""
+    """Say where weights are from that are not those of a model's name."""
     if asked.random_weights:
         return ", random weights"
     return "" if asked.checkpoint is None else f", weights of {Path(asked.checkpoint).name}"

@@ -9,12 +9,12 @@ from lpe.number_systems.naming import plain_systems
 
 
 def add_systems(commands: Commands) -> None:
-    """The subcommand, which has no options."""
+    """Add the subcommand, which has no options."""
     commands.add_parser("systems", description="Every number system: bits, levels, largest value, scales.")
 
 
 def systems() -> str:
-    """The table of number systems."""
+    """Return the table of number systems."""
     rows = []
     for system in plain_systems():
         levels = system.levels

@@ -20,13 +20,13 @@ COLUMNS = {
 
 
 def shown_sizes(size: int) -> list[int]:
-    """1, 2, 5, 10, 20, 50 … up to a size, and the size itself."""
+    """Return 1, 2, 5, 10, 20, 50 … up to a size, and the size itself."""
     decades = [factor * 10**power for power in range(len(str(size))) for factor in (1, 2, 5)]
     return sorted({*(each for each in decades if each <= size), size})
 
 
 def tables(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of the sizes that are shown; a table per task where there are tasks."""
+    """Return the rows of the sizes that are shown; a table per task where there are tasks."""
     found = []
     for task in dict.fromkeys(row.get("task") for row in rows):
         chosen = [row for row in rows if row.get("task") == task]
@@ -50,7 +50,7 @@ def tables(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def megabytes(bits: int) -> str:
-    """Bits as megabytes, to four digits."""
+    """Return bits as megabytes, to four digits."""
     return f"{bits / 8e6:.4g}"
 
 

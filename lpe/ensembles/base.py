@@ -1,4 +1,4 @@
-"""What an ensemble is: a sequence of predictors that share an architecture.
+"""The base of every ensemble: a sequence of predictors that share an architecture.
 
 Members are made when asked for. A member is a structural copy of the base model whose own tensors are new
 and whose other tensors are frozen views of the base's, so its memory is what it owns; it never modifies the
@@ -31,12 +31,12 @@ STORAGES = ("members", "generator")
 
 
 def check_size(size: int) -> int:
-    """The ensemble's size as an int; InputError unless it is a positive integer."""
+    """Return the ensemble's size as an int; InputError unless it is a positive integer."""
     return check_integer("an ensemble's size", size, 1)
 
 
 def check_ensemble(ensemble: object, what: str) -> None:
-    """InputError unless ``what`` is given an ensemble."""
+    """Raise InputError unless ``what`` is given an ensemble."""
     if not isinstance(ensemble, Ensemble):
         of_one = "; lpe.DeepEnsemble([model]) is one" if isinstance(ensemble, nn.Module) else ""
         of_many = "; lpe.DeepEnsemble(models) is one" if isinstance(ensemble, list | tuple) else ""
@@ -44,7 +44,7 @@ def check_ensemble(ensemble: object, what: str) -> None:
 
 
 def text_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], footer: str = "") -> str:
-    """A table as text, columns aligned: a title, the header, the rows and a closing line."""
+    """Return a table as text, columns aligned: a title, the header, the rows and a closing line."""
     lines = [tuple(header), *map(tuple, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     body = [
@@ -83,17 +83,17 @@ class Ensemble(ABC, Sequence[nn.Module]):
         return network
 
     def _base_tensors(self) -> dict[str, Tensor]:
-        """The network's tensors by canonical name."""
+        """Return the network's tensors by canonical name."""
         assert self._structure is not None
         return {entry.name: entry.tensor for entry in self._structure.tensors}
 
     def _copy(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """A copy of the network with some tensors replaced; see :meth:`lpe.structure.Structure.copy`."""
+        """Copy the network with some tensors replaced; see :meth:`lpe.structure.Structure.copy`."""
         assert self._structure is not None
         return self._structure.copy(tensors)
 
     def check_reach(self, inputs: Any) -> None:
-        """See, once, that members compute with what is their own; see :mod:`lpe.ensembles.reach`.
+        """Check, once, that members compute with their own tensors; see :mod:`lpe.ensembles.reach`.
 
         Args:
             inputs: a batch, of which an example or a few are run.
@@ -110,11 +110,11 @@ class Ensemble(ABC, Sequence[nn.Module]):
             check_own_tensors(self._structure, own, inputs)
 
     def _own_names(self) -> Collection[str]:
-        """Names of the parameters that a member does not share."""
+        """Return the names of the parameters that a member does not share."""
         return ()
 
     def check_unchanged(self) -> None:
-        """InputError if the network that members are made of is not what it was when the ensemble was made.
+        """Raise InputError if the network that members are made of has changed since the ensemble was made.
 
         A tensor that was replaced, cast, moved or written is seen; a write through ``.data`` is not, for it
         leaves no trace.
@@ -124,11 +124,11 @@ class Ensemble(ABC, Sequence[nn.Module]):
 
     @abstractmethod
     def member(self, index: int) -> nn.Module:
-        """Member ``index`` (0 ≤ index < size): a module in eval mode."""
+        """Return member ``index`` (0 ≤ index < size): a module in eval mode."""
 
     @abstractmethod
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
-        """Bits that an ensemble of n members takes (n = None: all).
+        """Return the bits that an ensemble of n members takes (n = None: all).
 
         Args:
             n: number of members, 1 … size.
@@ -138,14 +138,14 @@ class Ensemble(ABC, Sequence[nn.Module]):
 
     @abstractmethod
     def describe(self) -> str:
-        """A table as text: a row per tensor."""
+        """Return a table as text: a row per tensor."""
 
     def notes(self) -> list[str]:
-        """What a user should know of the members and that is no error: a line each."""
+        """List what a user should know of the members and that is no error: a line each."""
         return []
 
     def backward_passes(self, n: int | None = None) -> int | None:
-        """Gradient evaluations, of one minibatch each, that the first n members cost (n = None: all).
+        """Return how many gradients of a minibatch the first n members cost in training (n = None: all).
 
         None where ``training_budget`` is not set.
         """
@@ -159,7 +159,7 @@ class Ensemble(ABC, Sequence[nn.Module]):
 
     @property
     def members_are_stored(self) -> bool:
-        """Whether asking for a member costs nothing because it is already there."""
+        """True where asking for a member costs nothing, because it is already there."""
         return False
 
     def __len__(self) -> int:
@@ -179,7 +179,7 @@ class Ensemble(ABC, Sequence[nn.Module]):
         return (self.member(index) for index in range(self.size))
 
     def in_turn(self) -> Iterator[nn.Module]:
-        """The members in order, each only until the next is asked for, which may take its memory.
+        """Yield the members in order, each only until the next is asked for, which may take its memory.
 
         For whoever runs one after another: drop a member's name before asking for the next one.
         """
@@ -188,7 +188,7 @@ class Ensemble(ABC, Sequence[nn.Module]):
 
     @torch.no_grad()
     def predict(self, inputs: Any) -> Tensor:
-        """Mean of the members' probabilities, as log-probabilities [examples, classes].
+        """Return the mean of the members' probabilities, as log-probabilities [examples, classes].
 
         The inputs may lie on another device than the members. The members' logits are upcast to float64 and
         their mean is taken by log-sum-exp.

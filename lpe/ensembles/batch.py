@@ -63,16 +63,16 @@ class _Batch:
     calls: dict[str, int] = field(default_factory=dict)
 
     def begin(self, examples: int, alone: int | None = None) -> None:
-        """A pass begins."""
+        """Begin a pass."""
         self.examples, self.alone = examples, alone
         self.calls = {}
 
     def end(self) -> None:
-        """The pass is over."""
+        """End the pass."""
         self.examples, self.alone = 0, None
 
     def dimension(self, name: str, values: Tensor) -> int:
-        """Which dimension of what a layer is given is the tiled batch's.
+        """Return the dimension of a layer's input that is the tiled batch's.
 
         Raises:
             InputError: there is no such, or more than one could be it.
@@ -92,7 +92,7 @@ class _Batch:
         )
 
     def _grown(self, of_one: list[tuple[int, ...]], values: Tensor) -> list[int]:
-        """The dimension that all members make M times as long as one does; nothing where there is none."""
+        """Return the dimension that all members make M times as long as one, in a list; empty without any."""
         if not of_one or len(of_one[0]) != values.dim():
             return []
         if self.members == 1:
@@ -105,7 +105,7 @@ class _Batch:
 
 
 def _vectors_of(layer: nn.Module) -> tuple[Tensor, Tensor, Tensor | None]:
-    """r [members, in], s [members, out] and the biases [members, out] of a converted layer."""
+    """Return r [members, in], s [members, out] and the biases [members, out] of a converted layer."""
     r, s, biases = layer.batch_r, layer.batch_s, layer.batch_bias
     assert isinstance(r, Tensor) and isinstance(s, Tensor)
     assert biases is None or isinstance(biases, Tensor)
@@ -122,7 +122,7 @@ class _FastWeights:
         self.dimension = 0
 
     def _times(self, values: Tensor, vectors: Tensor, biases: Tensor | None = None) -> Tensor:
-        """Values with members·examples in their dimension by the vectors [members, channels], plus biases."""
+        """Multiply values, members·examples in ``dimension``, by vectors [members, channels]; add biases."""
         dimension = self.dimension
         if self.batch.alone is not None:
             vectors = vectors[self.batch.alone, None]
@@ -141,7 +141,7 @@ class _FastWeights:
     def scale_inputs(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """A forward pre-hook: x ∘ r_m."""
+        """Return x ∘ r_m, as a forward pre-hook."""
         values = args[0] if args else kwargs["input"]
         if self.batch.alone is None:
             self.dimension = self.batch.dimension(self.name, values)
@@ -152,7 +152,7 @@ class _FastWeights:
         return ((scaled, *args[1:]), kwargs) if args else (args, {**kwargs, "input": scaled})
 
     def scale_outputs(self, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        """A forward hook: y ∘ s_m + b_m."""
+        """Return y ∘ s_m + b_m, as a forward hook."""
         _, s, biases = _vectors_of(layer)
         return self._times(output, s, biases)
 
@@ -172,7 +172,7 @@ class BatchEnsembleModule(nn.Module):
         self._learnt: dict[str, dict[str, list[int]]] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Logits [members·examples, classes], member by member, of a batch that is not tiled yet.
+        """Return logits [members·examples, classes], member by member, of a batch that is not tiled yet.
 
         The batch is given as the network takes it: by position or by keyword.
         """
@@ -202,7 +202,7 @@ class BatchEnsembleModule(nn.Module):
 
     @torch.no_grad()
     def _learn(self, inputs: Any) -> dict[str, list[int]]:
-        """Where the layers' calls have the batch, for inputs like these: one member's pass, and all members'.
+        """Learn the batch's dimension in each layer call, from one member's pass and all members'.
 
         Raises:
             InputError: members cannot be told apart in a layer, or are mixed elsewhere.
@@ -233,7 +233,7 @@ class BatchEnsembleModule(nn.Module):
         return self._batch.dimensions
 
     def _check_calls(self, inputs: Any, alone: Tensor) -> None:
-        """That a layer which was not called is not used either, by its weight.
+        """Check that a layer which was not called is not used either, by its weight.
 
         Args:
             alone: the last member's logits of the inputs, on its own.
@@ -267,7 +267,8 @@ def _difference(logits: Tensor, others: Tensor) -> tuple[float, float]:
 
 
 class BatchEnsemble(Ensemble):
-    """M members that share their weights up to rank-1 factors: trainable, and a sequence of plain networks.
+    """An ensemble of M members that share weights up to rank-1 factors: trainable, a sequence of plain
+    networks.
 
     ``ensemble.module`` is what is trained: its ``forward(inputs)`` tiles the batch and returns logits
     [members·examples, classes], member by member, M times as many as there are targets. ``ensemble.loss`` is
@@ -354,7 +355,7 @@ class BatchEnsemble(Ensemble):
         return list(self._layers)
 
     def forward_all(self, inputs: Any) -> Tensor:
-        """Logits of all members in one pass, in eval mode and without gradients.
+        """Return the logits of all members in one pass, in eval mode and without gradients.
 
         Args:
             inputs: a tensor, tuple, list or dict, with the examples first.
@@ -378,7 +379,8 @@ class BatchEnsemble(Ensemble):
             raise InputError(f"the inputs hold no tensor with a dimension of examples: {shown(inputs)}")
 
     def loss(self, inputs: Any, targets: Tensor) -> Tensor:
-        """Cross-entropy of ``ensemble.module``, mean over members and examples: a scalar with its gradient.
+        """Return the cross-entropy of ``ensemble.module``, a scalar with its gradient: mean over members,
+        examples.
 
         Args:
             inputs: as ``forward_all`` takes them. targets: class indices [examples], once, not tiled.
@@ -399,7 +401,7 @@ class BatchEnsemble(Ensemble):
         return cross_entropy(logits, tiled)
 
     def parameter_groups(self, lr: float, fast_lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Two groups for an optimiser: the shared parameters with the biases, and r and s.
+        """Return two groups for an optimiser: the shared parameters with the biases, and r and s.
 
         Args:
             lr, fast_lr: learning rate of each. The training loop, which sets one rate for all, follows the
@@ -421,7 +423,7 @@ class BatchEnsemble(Ensemble):
 
     @apart()
     def member(self, index: int) -> nn.Module:
-        """Member ``index``: a plain network of weights W ∘ (s rᵀ), everything else shared with the module.
+        """Return member ``index``: a plain network of weights W ∘ (s rᵀ), all else shared with the module.
 
         It is that of the weights now: make it anew after training.
         """
@@ -442,7 +444,7 @@ class BatchEnsemble(Ensemble):
         return self._copy(replaced)
 
     def _vectors(self) -> dict[int, Tensor]:
-        """Fast weights and members' biases, by id: [members, width] each."""
+        """Return the fast weights and the members' biases, by id: [members, width] each."""
         return {
             id(vectors): vectors
             for layer in self._layers.values()
@@ -454,7 +456,7 @@ class BatchEnsemble(Ensemble):
         return [f"{name}.weight" if name else "weight" for name in self._layers]
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
-        """The shared tensors once and n members' vectors (r, s and biases); storage makes no difference."""
+        """Count the shared tensors once and n members' r, s and biases; storage makes no difference."""
         n = self._check_storage(n, storage)
         vectors = self._vectors()
         shared = sum(
@@ -465,7 +467,7 @@ class BatchEnsemble(Ensemble):
         return shared + n * sum(tensor_bits(v[0]) for v in vectors.values())
 
     def describe(self) -> str:
-        """A row per tensor of a member: name, shape, shared or not and why, bits a value."""
+        """Tabulate a row per tensor of a member: name, shape, shared or not and why, bits a value."""
         converted = {f"{name}.weight" if name else "weight" for name in self._layers}
         biases = {
             f"{name}.bias" if name else "bias"
@@ -499,7 +501,7 @@ def _kind(module: nn.Module) -> type[nn.Module] | None:
 
 
 def _not_converted(model: nn.Module) -> dict[str, str]:
-    """Linear and Conv layers that stay as they are: module name → why."""
+    """List Linear and Conv layers that stay as they are: module name → why."""
     held_by = holders(model)
     tied: dict[int, str] = {}
     for entry in named_tensors(model):
@@ -532,7 +534,7 @@ def _not_converted(model: nn.Module) -> dict[str, str]:
 
 
 def _widths(layer: nn.Module) -> tuple[int, int]:
-    """Input and output channels of a layer."""
+    """Return input and output channels of a layer."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     assert isinstance(layer.in_channels, int) and isinstance(layer.out_channels, int)
@@ -540,7 +542,7 @@ def _widths(layer: nn.Module) -> tuple[int, int]:
 
 
 def _member_weight(layer: nn.Module, index: int) -> Tensor:
-    """W ∘ (s_m r_mᵀ), of the weight's shape: [out, in / groups, …]; ConvTranspose: [in, out / groups, …]."""
+    """Return W ∘ (s_m r_mᵀ), of W's shape: [out, in / groups, …]; ConvTranspose: [in, out / groups, …]."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     r, s, _ = _vectors_of(layer)

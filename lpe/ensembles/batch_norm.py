@@ -40,7 +40,7 @@ STILL = 1e-6
 
 
 def batch_norms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
-    """The batch-norm modules that keep running statistics, by canonical name."""
+    """Return the batch-norm modules that keep running statistics, by canonical name."""
     return [
         (name, module)
         for name, module in canonical_modules(model).items()
@@ -49,7 +49,7 @@ def batch_norms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
 
 
 def fixed_norms(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Modules with running statistics that are no batch norms of torch's: frozen ones, and others' own."""
+    """List modules with running statistics that are no batch norms of torch's: frozen, or others' own."""
     return [
         (name, module)
         for name, module in canonical_modules(model).items()
@@ -59,7 +59,7 @@ def fixed_norms(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def fresh_statistics(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of the batch-norm buffers under their canonical names, for a member that is to own its own."""
+    """Copy the batch-norm buffers under their canonical names, for a member that is to own its own."""
     # They are written to later, which tensors of the caller's inference mode could not be.
     with torch.inference_mode(False):
         return {
@@ -86,7 +86,7 @@ class _Moments:
 
     @staticmethod
     def of(values: Tensor) -> _Moments:
-        """Those of a batch [examples, channels, …], whose values of a channel count alike."""
+        """Return the moments of a batch [examples, channels, …]; all values of a channel count alike."""
         channels = values.shape[1]
         count = values.numel() // channels
         if count == 1:
@@ -99,7 +99,7 @@ class _Moments:
         return _Moments(count, mean.double(), variance.double() * (count - 1))
 
     def with_more(self, other: _Moments) -> _Moments:
-        """Those of the union (Chan, Golub & LeVeque 1979)."""
+        """Return the moments of the union of both samples (Chan, Golub & LeVeque 1979)."""
         count = self.count + other.count
         apart = other.mean - self.mean
         mean = self.mean + apart * (other.count / count)
@@ -146,7 +146,7 @@ class _Observed:
             hook.remove()
 
     def statistics(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Mean and variance (N − 1) of each norm that was called, float64.
+        """Return mean and variance (N − 1) of each norm that was called, float64.
 
         Raises:
             InputError: none was called; a norm was given one value a channel in all.
@@ -172,7 +172,7 @@ def _write(norm: nn.Module, mean: Tensor, variance: Tensor) -> None:
 
 
 def _measured(networks: Sequence[nn.Module], batches: Iterable[Any]) -> tuple[list[_Observed], int]:
-    """Networks after one pass over the batches, each batch through all of them, and how many there were.
+    """Return networks after a pass over the batches, each batch through all of them, and the batches' number.
 
     Raises:
         InputError: no batches, or one that is no pair.
@@ -241,7 +241,7 @@ def _restore(before: Sequence[tuple[Tensor, Tensor]]) -> None:
 
 
 def check_batches(model: nn.Module, batches: Iterable[Any] | None, method: str) -> None:
-    """InputError where a model has batch norms and there is nothing to re-estimate their statistics on."""
+    """Raise InputError where a model has batch norms and no batches to re-estimate their statistics on."""
     if batch_norms(model) and batches is None:
         raise InputError(
             f"{type(model).__name__} has batch norms; {method}'s members need batches= of training data "
@@ -251,7 +251,7 @@ def check_batches(model: nn.Module, batches: Iterable[Any] | None, method: str) 
 
 
 def check_rereadable(batches: Iterable[Any] | None) -> None:
-    """InputError for an iterator, of which a second member would find nothing left."""
+    """Raise InputError for an iterator: a second member would find nothing left in it."""
     if batches is not None:
         check_iterable(batches)
     if isinstance(batches, Iterator):
@@ -290,7 +290,7 @@ class MemberStatistics:
     def of(
         model: nn.Module, batches: Iterable[Any] | None, form: str, alike: bool = False
     ) -> MemberStatistics | None:
-        """Those of members that have their own; None without batches, or without batch norms.
+        """Return the statistics of members that have their own; None without batches, or without batch norms.
 
         Raises:
             InputError: an unknown form; batches that can be read once.
@@ -313,14 +313,14 @@ class MemberStatistics:
         ]
 
     def of_member(self, index: int, make: Callable[[int], nn.Module]) -> dict[str, Tensor]:
-        """A member's statistics, by the buffers' names; the member is made where they are not known yet."""
+        """Return a member's statistics, by buffers' names; make the member where they are not known yet."""
         index = 0 if self.alike else index
         if index not in self.kept.members:
             make(index)
         return self.kept.members[index]
 
     def give(self, net: nn.Module, index: int | str) -> nn.Module:
-        """A member with its statistics, written into its own buffers; returns it.
+        """Write a member's statistics into its own buffers, and return it.
 
         Args:
             net: in eval mode, with batch-norm buffers that are its own. index: of the member, or a name.
@@ -379,7 +379,7 @@ def _relative(
 
 @contextmanager
 def _as_if_alone() -> Iterator[None]:
-    """A pass that takes nothing from, and leaves nothing in, the generator that loaders are shuffled by."""
+    """Run a pass that neither draws from nor changes the generator that loaders are shuffled by."""
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(0)
     try:
@@ -389,7 +389,7 @@ def _as_if_alone() -> Iterator[None]:
 
 
 def statistics_note(model: nn.Module, statistics: MemberStatistics | None) -> str:
-    """What a description's last line goes on with, of a model's batch norms; nothing where there are none."""
+    """Return the end of a description's last line, on a model's batch norms; empty where there are none."""
     notes = [""]
     if batch_norms(model):
         notes.append(
@@ -407,7 +407,7 @@ def statistics_note(model: nn.Module, statistics: MemberStatistics | None) -> st
 
 
 def with_weights(model: nn.Module, weights: Mapping[str, Tensor], batches: Iterable[Any] | None) -> nn.Module:
-    """A copy with other weights and batch-norm statistics of its own, re-estimated under them (absolute)."""
+    """Copy a model with other weights and with batch-norm statistics re-estimated under them (absolute)."""
     net = with_tensors(model, {**weights, **fresh_statistics(model)})
     if batches is not None:
         refresh(net, batches)

@@ -36,7 +36,7 @@ NOTHING: Window = (0.0, 0.0)
 
 @dataclass(frozen=True)
 class Stage:
-    """What a cascade says after a stage, of all examples, also of those that did not reach it.
+    """A cascade's predictions after a stage, of all examples, also of those that did not reach it.
 
     Args:
         log_probs: float64 [examples, classes], log of the mean of the members' probabilities.
@@ -96,7 +96,7 @@ class Cascade:
         return self._networks / self._examples if self._examples else math.nan
 
     def predict(self, inputs: Any) -> Tensor:
-        """Log-probabilities float64 [examples, classes], each row those of the last stage it reached.
+        """Return log-probabilities float64 [examples, classes], each row those of the last stage it reached.
 
         Args:
             inputs: as the members take them: a tensor, a tuple or list (positional arguments) or a dict
@@ -111,7 +111,7 @@ class Cascade:
 
     @torch.no_grad()
     def run(self, batches: Sequence[Any], where: str = "") -> Iterator[Stage]:
-        """What is predicted after each stage, of the examples of all batches one after another.
+        """Yield the predictions after each stage, of the examples of all batches one after another.
 
         Each member is made once for all batches, and only where an example reaches it.
 
@@ -165,7 +165,7 @@ class Cascade:
         self._networks += int(stage.networks.sum())
 
     def _first(self) -> nn.Module:
-        """The first stage's model in eval mode, whatever mode it is left in."""
+        """Return the first stage's model in eval mode, whatever mode it is left in."""
         assert self.first is not None
         net = self.first.member(0) if isinstance(self.first, Ensemble) else self.first
         return with_tensors(net, {}) if any(module.training for module in net.modules()) else net
@@ -177,7 +177,7 @@ class Cascade:
             _add(self.ensemble.member(index), parts, where)
 
     def memory_bits(self, stages: int | None = None, storage: str = "members") -> int:
-        """Bits of ``first`` and of the members, tensors that both hold counted once.
+        """Count the bits of ``first`` and of the members, tensors that both hold once.
 
         Args:
             stages: of the first so many stages; None: of all.
@@ -206,14 +206,14 @@ class Cascade:
         return alone - shared + self.ensemble.memory_bits(size, storage)
 
     def backward_passes(self) -> int | None:
-        """What the members' training cost, see :meth:`lpe.ensembles.base.Ensemble.backward_passes`.
+        """Return what the members' training cost, see :meth:`lpe.ensembles.base.Ensemble.backward_passes`.
 
         What ``first`` cost beyond that is not counted.
         """
         return self.ensemble.backward_passes(self.size)
 
     def describe(self) -> str:
-        """The stages with their windows, and the ensemble's table."""
+        """Return the stages with their windows, and the ensemble's table."""
         first = "" if self.first is None else f", the first {type(self._first()).__name__}"
         windows = ", ".join(f"[{low:.6g}, {high:.6g}]" for low, high in self.windows)
         sizes = ", ".join(map(str, self.stages))
@@ -244,7 +244,7 @@ class _Part:
         self.members += 1
 
     def narrowed(self, chosen: Tensor, anew: bool) -> _Part:
-        """The part of the examples that are chosen, bool [examples]; ``anew``: without what was summed."""
+        """Return the part of the chosen examples, bool [examples]; ``anew``: without what was summed."""
         index = chosen.nonzero()[:, 0]
         part = _Part(_selected(self.inputs, index, len(chosen)))
         part.rows = self.rows[index]
@@ -272,7 +272,7 @@ def _add(net: nn.Module, parts: Sequence[_Part], where: str) -> None:
 
 
 def _selected(inputs: Any, index: Tensor, examples: int) -> Any:
-    """Of each tensor in the inputs the rows of ``index``; what is no tensor stays as it is."""
+    """Return the inputs with only the rows ``index`` of each tensor; what is no tensor stays as it is."""
 
     def selected(values: Any) -> Tensor:
         if not isinstance(values, Tensor) or values.shape[:1] != (examples,):
@@ -287,7 +287,7 @@ def _selected(inputs: Any, index: Tensor, examples: int) -> Any:
 
 
 def _saved(net: nn.Module) -> dict[tuple[int, tuple[int, ...]], int]:
-    """Bits of each saved tensor, by where it lies."""
+    """Return the bits of each saved tensor, by where it lies."""
     return {
         (entry.tensor.data_ptr(), tuple(entry.tensor.shape)): tensor_bits(entry.tensor)
         for entry in named_tensors(net)
@@ -358,7 +358,7 @@ def tune_window(
     first: Tensor | None = None,
     low: float | None = 0.0,
 ) -> TunedWindow:
-    """The window of a two-stage cascade, chosen on validation examples.
+    """Return the window of a two-stage cascade, chosen on validation examples.
 
     Either the fewest members per example that reach a share of the ensemble's NLL gain over the first stage,
     or the least NLL within a number of members per example. Every upper edge between two validation
@@ -447,7 +447,7 @@ def tune_window(
 
 
 def _check_log_probs(name: str, log_probs: Tensor) -> None:
-    """InputError unless rows are logarithms of probabilities, whose sum is 1 as far as their type tells."""
+    """Raise InputError unless rows are logs of probabilities, whose sum is 1 as far as their type tells."""
     sums = log_probs.double().logsumexp(dim=-1).exp()
     off = (sums - 1).abs().nan_to_num(math.inf)
     if float(off.max()) > 1e-3 + 8 * torch.finfo(log_probs.dtype).eps:
@@ -458,7 +458,7 @@ def _check_log_probs(name: str, log_probs: Tensor) -> None:
 
 
 def _between(confidence: Tensor, start: int, length: int) -> Window:
-    """Edges around ``length`` of the sorted confidences, midway to the next ones, 0 and 1 at the ends."""
+    """Return edges around ``length`` of the sorted confidences: midway to the next, 0 and 1 at the ends."""
     stop = start + length
     low, high = 0.0, 1.0
     if start:

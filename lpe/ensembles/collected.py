@@ -26,7 +26,7 @@ from lpe.surroundings import apart
 
 
 class CycleCollector:
-    """Keeps copies of the weights in the last epochs of each cycle of a run.
+    """A collector that copies the weights in the last epochs of each cycle of a run.
 
     A copy holds every parameter and every saved buffer (batch-norm statistics among them), so that it stands
     on its own, whatever becomes of the model.
@@ -40,7 +40,7 @@ class CycleCollector:
     """
 
     noun = "copies"
-    """What a copy of the weights is to the method."""
+    """The method's noun for copies of the weights."""
 
     def __init__(self, epochs_per_cycle: int, kept_per_cycle: int) -> None:
         epochs_per_cycle = check_integer("epochs_per_cycle", epochs_per_cycle, 1)
@@ -57,7 +57,7 @@ class CycleCollector:
         self._kept: list[dict[str, Tensor]] = []
 
     def check(self, epochs: int) -> None:
-        """Whether a run of ``epochs`` suits the cycles; call it before training.
+        """Raise InputError unless a run of ``epochs`` suits the cycles; call it before training.
 
         Raises:
             InputError: the cycle is longer than the run, or the run is no whole number of cycles.
@@ -75,7 +75,7 @@ class CycleCollector:
             )
 
     def keeps(self, epoch: int) -> bool:
-        """Whether the weights at the end of ``epoch`` (from 0) are kept."""
+        """Tell whether the weights at the end of ``epoch`` (from 0) are kept."""
         epoch = check_integer("epoch", epoch, 0)
         return epoch % self.epochs_per_cycle >= self.epochs_per_cycle - self.kept_per_cycle
 
@@ -95,7 +95,7 @@ class CycleCollector:
             )
 
     def training_budget(self, steps_per_epoch: int) -> list[int]:
-        """Backward passes that the first 1, 2, … copies cost: an ensemble's ``training_budget``.
+        """Return backward passes that the first 1, 2, … copies cost: an ensemble's ``training_budget``.
 
         A copy costs the run up to its epoch's end, exploration included.
         """
@@ -119,7 +119,7 @@ class CollectedEnsemble(Ensemble):
     """
 
     noun = "copies"
-    """What the mappings are to the method."""
+    """The method's noun for the mappings."""
 
     @apart()
     def __init__(
@@ -174,7 +174,7 @@ class CollectedEnsemble(Ensemble):
         return checked
 
     def member(self, index: int) -> nn.Module:
-        """Member ``index``: made once, when the ensemble was, so that a cast of it is kept."""
+        """Return member ``index``: made once, when the ensemble was, so that a cast of it is kept."""
         index = self._check_index(index)
         return self._members[index]
 
@@ -184,7 +184,7 @@ class CollectedEnsemble(Ensemble):
         return True
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
-        """n times the collected tensors, and once what members share; storage makes no difference."""
+        """Count n times the collected tensors, and once what members share; storage makes no difference."""
         n = self._check_storage(n, storage)
         return sum(
             tensor_bits(entry.tensor) * (n if entry.name in self._own else 1)
@@ -193,7 +193,7 @@ class CollectedEnsemble(Ensemble):
         )
 
     def describe(self) -> str:
-        """A row per tensor: name, shape, each member's own or shared, bits a value."""
+        """Tabulate a row per tensor: name, shape, each member's own or shared, bits a value."""
         rows = [
             (
                 entry.name,

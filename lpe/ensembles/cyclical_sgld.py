@@ -24,7 +24,7 @@ from lpe.ensembles.collected import CollectedEnsemble, CycleCollector
 
 
 class CyclicalSGLDCollector(CycleCollector):
-    """Keeps the weights at the end of each of the last epochs of a cycle: its sampling stage.
+    """A collector of the weights at the end of each of the last epochs of a cycle: its sampling stage.
 
     Use it with :class:`lpe.SGLD` and :func:`lpe.train`, which checks it and calls it:
 
@@ -50,7 +50,7 @@ class CyclicalSGLDCollector(CycleCollector):
         return list(self._kept)
 
     def noise_steps(self, steps_per_epoch: int) -> Callable[[int], bool]:
-        """step (from 0) → whether it lies in an epoch at whose end a sample is kept.
+        """Return a function: step (from 0) → whether it lies in an epoch at whose end a sample is kept.
 
         Raises:
             InputError: steps_per_epoch is no positive integer.

@@ -57,7 +57,7 @@ class DeepEnsemble(Ensemble):
                 )
 
     def member(self, index: int) -> nn.Module:
-        """Member ``index``: the module itself where it is in eval mode, else a view of it that is."""
+        """Return member ``index``: the module itself where it is in eval mode, else a view of it that is."""
         index = self._check_index(index)
         model = self.models[index]
         if not any(module.training for module in model.modules()):
@@ -71,7 +71,7 @@ class DeepEnsemble(Ensemble):
         return True
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
-        """n whole models, each tensor at its own precision; storage makes no difference."""
+        """Count n whole models, each tensor at its own precision; storage makes no difference."""
         n = self._check_storage(n, storage)
         return sum(
             tensor_bits(entry.tensor)
@@ -81,7 +81,7 @@ class DeepEnsemble(Ensemble):
         )
 
     def describe(self) -> str:
-        """A row per tensor of one member."""
+        """Tabulate a row per tensor of one member."""
         rows = [
             (
                 entry.name,

@@ -1,4 +1,4 @@
-"""Which dimension of a tensor holds the features, and nested tensors: for methods that act on features.
+"""Finds which dimension of a tensor, also of a nested one, holds the features: for methods that act on them.
 
 Modules pass on what they make in layouts of their own: channels first or last, tokens or time steps first or
 second. Where a tensor is met, its features are those of the module that ran last, and are told by their
@@ -31,11 +31,11 @@ _LAST: tuple[type[nn.Module], ...] = (
     nn.MultiheadAttention,
 )
 _SUM = 1e-3
-"""How far from 1 the rows of attention probabilities sum."""
+"""Largest difference from 1 of the sums of rows of attention probabilities."""
 
 
 def _features_at(module: nn.Module, dimensions: int) -> int | None:
-    """The dimension of a module's features in what it makes; None of a module that makes none."""
+    """Return the dimension of a module's features in what it makes; None of a module that makes none."""
     for kind, spatial in SPATIAL_DIMENSIONS.items():
         if isinstance(module, kind):
             return dimensions - 1 - spatial
@@ -60,7 +60,7 @@ def used_without_a_call(module: nn.Module) -> list[nn.Module]:
 
 @dataclass(frozen=True)
 class _Made:
-    """What a module made: its shape, how it lies in memory, and which dimension has the features."""
+    """A module's output: its shape, how it lies in memory, and which dimension has the features."""
 
     name: str
     shape: tuple[int, ...]
@@ -73,13 +73,13 @@ class _Made:
 
 
 def _order(strides: Sequence[int]) -> tuple[int, ...]:
-    """The dimensions from the slowest to the fastest in memory."""
+    """Return the dimensions from the slowest to the fastest in memory."""
     return tuple(sorted(range(len(strides)), key=lambda d: (-strides[d], d)))
 
 
 @dataclass
 class Trail:
-    """Follows a network as it runs, so that features are found in what its modules pass on.
+    """The trail of a network as it runs, by which features are found in what its modules pass on.
 
     Args:
         found: (place, dimensions) → the dimension of the features, None where there are none. All members of
@@ -90,13 +90,13 @@ class Trail:
     made: _Made | None = None
 
     def follow(self, net: nn.Module) -> None:
-        """Watch the modules of a network, by hooks."""
+        """Watch the modules of a network by hooks."""
         for name, module in net.named_modules():
             if _features_at(module, 0) is not None:
                 module.register_forward_hook(_Watch(self, name).saw)
 
     def dimension(self, name: str, values: Tensor, otherwise: int) -> int | None:
-        """The dimension of the features of what a place is given; None for attention probabilities.
+        """Return the dimension of the features of what a place is given; None for attention probabilities.
 
         Args:
             otherwise: where nothing that has features ran before.
@@ -139,7 +139,7 @@ class Trail:
 
 
 def _are_probabilities(values: Tensor) -> bool:
-    """Whether the rows are distributions: dropout of attention, whose last dimension is no features."""
+    """Tell whether rows are distributions: in dropout of attention the last dimension has no features."""
     if not torch.is_floating_point(values) or not values.numel() or float(values.detach().min()) < 0:
         return False
     sums = values.detach().float().sum(dim=-1)

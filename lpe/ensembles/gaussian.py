@@ -45,7 +45,7 @@ CHUNK = 1 << 15
 
 
 class GaussianEnsemble(Ensemble):
-    """M draws of Gaussian noise around one model's weights.
+    """An ensemble of M draws of Gaussian noise around one model's weights.
 
     Args:
         model: any module; it is not modified, and members share what carries no noise. The scales are taken
@@ -107,7 +107,7 @@ class GaussianEnsemble(Ensemble):
 
     @apart()
     def std_of(self, name: str) -> Tensor:
-        """Standard deviation of the noise on one tensor: float32, of the weight's shape, in its unit.
+        """Return the std of the noise on one tensor: float32, of the weight's shape, in its unit.
 
         Raises:
             InputError: the tensor carries no noise.
@@ -120,7 +120,7 @@ class GaussianEnsemble(Ensemble):
         return std
 
     def _std(self, name: str) -> Iterator[tuple[int, int, Tensor | float]]:
-        """start, stop and std, row-major: a number for all elements, or float32 [CHUNK] at a time."""
+        """Yield start, stop and std, row-major: a number for all elements, or float32 [CHUNK] at a time."""
         weight = self._weights[name].detach().reshape(-1)
         if self.std is not None:
             yield 0, len(weight), self.std
@@ -149,7 +149,7 @@ class GaussianEnsemble(Ensemble):
 
     @apart()
     def member(self, index: int) -> nn.Module:
-        """Member ``index``: one draw of the noisy tensors, all others shared."""
+        """Return member ``index``: one draw of the noisy tensors, all others shared."""
         self.check_unchanged()
         weights = self.weights(index)
         if self.batch_norm is None:
@@ -161,7 +161,7 @@ class GaussianEnsemble(Ensemble):
         return self._noisy
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
-        """Bits of n members; see :meth:`lpe.ensembles.base.Ensemble.memory_bits`.
+        """Return the bits of n members; see :meth:`lpe.ensembles.base.Ensemble.memory_bits`.
 
         "members": n × the noisy weights at their own precision (with re-estimated batch-norm statistics,
         where there are any), the other tensors once. "generator": the model once.
@@ -176,7 +176,7 @@ class GaussianEnsemble(Ensemble):
         )
 
     def describe(self) -> str:
-        """A row per tensor: name, shape, noise or none and why, median std, bits a value in a member."""
+        """Tabulate the tensors: name, shape, noise or none and why, median std, bits a value in a member."""
         rows = []
         for planned in self.plan:
             median = f"{float(self.std_of(planned.name).median()):.3g}" if planned.quantised else ""
@@ -205,7 +205,7 @@ class GaussianEnsemble(Ensemble):
 
 
 def _rounding_std(weight: Tensor, scale: Tensor, inverse: Tensor, grid: Grid) -> Tensor:
-    """BSR's std of float32 weights under their scales and these' inverses, all of one shape.
+    """Return BSR's std of float32 weights under their scales and these' inverses, all of one shape.
 
     The arithmetic is the rounding's own (``kernels.reference``), to the 16 bits of its probability: so a
     weight that it never moves has no noise.

@@ -34,7 +34,8 @@ from lpe.surroundings import apart
 
 @apart()
 def posterior_std(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The posterior's std, 1/√(ess·(h + wd)), of each parameter that IVON trained: canonical name → [*shape].
+    """Return the posterior's std, 1/√(ess·(h + wd)), of each parameter that IVON trained: canonical name →
+    [*shape].
 
     Args:
         optimizer: an ``ivon.IVON`` after its last step.
@@ -116,12 +117,12 @@ class IVONEnsemble(Ensemble):
 
     @apart()
     def member(self, index: int) -> nn.Module:
-        """Member ``index``: one draw, batch-norm statistics re-estimated."""
+        """Return member ``index``: one draw, batch-norm statistics re-estimated."""
         return self._with(self.weights(index), index)
 
     @apart()
     def point(self) -> nn.Module:
-        """IVON's point: the mean, batch-norm statistics re-estimated (in training they saw samples)."""
+        """Return IVON's point: the mean, batch-norm statistics re-estimated (training had samples')."""
         return self._with({}, "point")
 
     def _with(self, weights: Mapping[str, Tensor], index: int | str) -> nn.Module:
@@ -133,7 +134,7 @@ class IVONEnsemble(Ensemble):
         return self.std.keys()
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
-        """n whole models ("members"), or mean and std ("generator"): 64 bits a weight."""
+        """Count n whole models ("members"), or mean and std ("generator"): 64 bits a weight."""
         n = self._check_storage(n, storage)
         owned = {*self.std, *fresh_statistics(self.model)}
         tensors = [entry for entry in named_tensors(self.model) if entry.saved]
@@ -144,7 +145,7 @@ class IVONEnsemble(Ensemble):
         return shared + one + 32 * sum(std.numel() for std in self.std.values())
 
     def describe(self) -> str:
-        """A row per sampled tensor: name, shape, median posterior std, bits a value in a member."""
+        """Tabulate a row per sampled tensor: name, shape, median posterior std, bits a value in a member."""
         rows = [
             (
                 name,

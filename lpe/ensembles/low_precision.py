@@ -48,16 +48,17 @@ STALE = (
 )
 
 BASES = {"int8": 8, "bf16": 16, "fp32": 32}
-"""What members can be drawn from, and its bits a weight: integers (with scales), bfloat16 or float32."""
+"""Bases that members can be drawn from, with their bits a weight: integers (with scales), bfloat16, float32.
+"""
 
 
 def base_holds(base: str, system: LowPrecision, rounding: str) -> bool:
-    """Whether a base is finer than the members, so that they differ; to the nearest they never do."""
+    """Tell whether a base is finer than the members, so that they differ; to the nearest they never do."""
     return rounding == "nearest" or BASES[base] > system.bits
 
 
 class LowPrecisionEnsemble(Ensemble):
-    """M independent roundings of one model's weights.
+    """An ensemble of M independent roundings of one model's weights.
 
     Args:
         model: any module; it is not modified, and members share what they do not own. The scales are
@@ -143,7 +144,7 @@ class LowPrecisionEnsemble(Ensemble):
         return self.rounding == "nearest" or not self._rounded
 
     def stored(self, name: str) -> Stored:
-        """What the members of a rounded tensor are drawn from: the model's own tensor, or codes, flat.
+        """Return what the members of a rounded tensor are drawn from: the model's own tensor, or codes, flat.
 
         Raises:
             InputError: the tensor is not rounded.
@@ -153,7 +154,8 @@ class LowPrecisionEnsemble(Ensemble):
         return self._stored[name]
 
     def scales(self, name: str) -> Tensor:
-        """The members' scales of a rounded tensor, as :func:`lpe.number_systems.rounding.scales_of` has them.
+        """Return a rounded tensor's scales in the members, as :func:`lpe.number_systems.rounding.scales_of`
+        does.
 
         Raises:
             InputError: the tensor is not rounded.
@@ -163,24 +165,24 @@ class LowPrecisionEnsemble(Ensemble):
         return self._scales[name]
 
     def draw(self, name: str, index: int) -> Draw:
-        """How member ``index`` of a tensor is rounded: the key of its random bits."""
+        """Return how member ``index`` of a tensor is rounded: the key of its random bits."""
         index = self._check_index(index)
         return Draw(self.rounding, self.seed, name, self.first_member + index)
 
     def codes(self, name: str, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes and scales of one rounded tensor of one member; see ``lpe.encode``."""
+        """Return the codes and scales of one rounded tensor of one member; see ``lpe.encode``."""
         scales = self.scales(name)
         planned = next(planned for planned in self.plan if planned.name == name)
         where = (planned.rounded_to, planned.layout)
         return encode_with_scales(self.stored(name), scales, *where, self.draw(name, index)), scales
 
     def as_module(self) -> AllMembers:
-        """All members as one module: a batch → logits [members, examples, classes]; see ``on_the_fly``."""
+        """Join all members to one module: batch → logits [members, examples, classes]; see ``on_the_fly``."""
         return AllMembers(self)
 
     @apart()
     def member(self, index: int) -> nn.Module:
-        """Member ``index``: the base with its tensors rounded that are, and all others shared."""
+        """Return member ``index``: the base with the chosen tensors rounded, and all others shared."""
         self.check_unchanged()
         rounds = self._rounded
         # One block of memory a dtype and device: the allocator gives a block so large back to the system as
@@ -206,7 +208,7 @@ class LowPrecisionEnsemble(Ensemble):
         return self._with(index, rounded)
 
     def _with(self, index: int, rounded: dict[str, Tensor]) -> nn.Module:
-        """The base with a member's tensors, and with its batch-norm statistics where they are its own."""
+        """Return the base with a member's tensors, and its batch-norm statistics where they are its own."""
         if self.batch_norm is None:
             return self._copy(rounded)
         net = self._copy({**rounded, **fresh_statistics(self.model)})
@@ -214,7 +216,7 @@ class LowPrecisionEnsemble(Ensemble):
 
     @torch.no_grad()
     def in_turn(self) -> Iterator[nn.Module]:
-        """The members in order, in the modules and the memory of the first: each is gone with the next.
+        """Yield the members in order, in the modules and the memory of the first: each is gone with the next.
 
         A network that has changed in the meantime (it was cast or trained, or a module of it keeps what it
         computed from its weights) is not used again: the next member is then made anew.
@@ -242,7 +244,7 @@ class LowPrecisionEnsemble(Ensemble):
             yield net
 
     def _own(self, net: nn.Module) -> dict[str, Tensor]:
-        """A member's rounded tensors, by name."""
+        """Return a member's rounded tensors, by name."""
         names = {planned.name for planned in self._rounded}
         return {entry.name: entry.tensor for entry in named_tensors(net) if entry.name in names}
 
@@ -261,7 +263,8 @@ class LowPrecisionEnsemble(Ensemble):
         return {planned.name for planned in self._rounded}
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
-        """Bits of n members, as a file holds them; see :meth:`lpe.ensembles.base.Ensemble.memory_bits`.
+        """Return the bits of n members, as a file holds them; see
+        :meth:`lpe.ensembles.base.Ensemble.memory_bits`.
 
         "members": n × the packed codes, plus scales × 32 and the other tensors once. The codes of a tensor
         take whole bytes. Members to the nearest are all alike and count once.
@@ -286,13 +289,13 @@ class LowPrecisionEnsemble(Ensemble):
 
     @property
     def base(self) -> str:
-        """Which of BASES the seeded kind of file needs at least."""
+        """Return the smallest of BASES from which a seeded file can draw the members."""
         systems = [planned.rounded_to for planned in self._rounded]
         return next(b for b in BASES if all(base_holds(b, system, self.rounding) for system in systems))
 
     def notes(self) -> list[str]:
-        """Lines where less than 95 % of the weights of two or more dimensions are rounded, and where members
-        have batch-norm statistics that are not theirs.
+        """List notes: where less than 95 % of the weights of two or more dimensions are rounded, and where
+        members have batch-norm statistics that are not theirs.
         """
         if not self.rounds:
             return []
@@ -304,7 +307,7 @@ class LowPrecisionEnsemble(Ensemble):
         ]
 
     def describe(self) -> str:
-        """A row per tensor: name, shape, quantised or not and why, bits a value in a member."""
+        """Tabulate a row per tensor: name, shape, quantised or not and why, bits a value in a member."""
         clips = any(isinstance(p.system, Int) and p.system.clip != "absmax" for p in self._rounded)
         biased = "; weights beyond the last code are clipped to it" if clips else ""
         table = describe_plan(

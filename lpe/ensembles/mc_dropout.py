@@ -51,7 +51,7 @@ _FUNCTIONAL = re.compile(r"\b(F|functional|torch)\.(alpha_|feature_alpha_)?dropo
 
 @dataclass(frozen=True)
 class Place:
-    """Where a model could have dropout.
+    """A place where a model could have dropout.
 
     Args:
         name: the module's canonical name in the model. kind: its type.
@@ -80,7 +80,7 @@ def _holds_probabilities(parent: nn.Module, attribute: str) -> bool:
 
 
 def dropout_places(model: nn.Module) -> list[Place]:
-    """Every place that dropout has or could have, in the model's order.
+    """List every place that dropout has or could have, in the model's order.
 
     Raises:
         InputError: the model has neither dropout nor a Linear or Conv layer.
@@ -120,7 +120,7 @@ def dropout_places(model: nn.Module) -> list[Place]:
 
 
 def _calls_dropout(module: nn.Module) -> bool:
-    """Whether a module's own code drops features by torch's function: there is no module to mask."""
+    """Tell whether a module's own code drops features by torch's function: there is no module to mask."""
     if type(module).__module__.startswith("torch.nn."):
         return False
     try:
@@ -130,7 +130,9 @@ def _calls_dropout(module: nn.Module) -> bool:
 
 
 def _inserted_places(modules: dict[str, nn.Module]) -> list[Place]:
-    """The inputs of Linear and Conv layers, but the first's: by the order in which the model holds them."""
+    """List the inputs of Linear and Conv layers but the first's, in the order in which the model
+    holds them.
+    """
     functional = {id(layer) for module in modules.values() for layer in used_without_a_call(module)}
     places = []
     raw = True
@@ -154,7 +156,7 @@ def _inserted_places(modules: dict[str, nn.Module]) -> list[Place]:
 
 
 def feature_dimension(place: Place, dimensions: int) -> int:
-    """Which dimension of a tensor of so many dimensions holds the features at a place."""
+    """Return the dimension that holds the features at a place, of a tensor of so many dimensions."""
     if place.spatial < 0:
         return 1
     if place.at == "input":
@@ -175,12 +177,12 @@ class _Mask:
         self._drawn: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     def factors(self, features: int) -> Tensor:
-        """0 or 1/(1 − rate) per feature: float32 [features]."""
+        """Return 0 or 1/(1 − rate) per feature: float32 [features]."""
         drawn = uniform("mc dropout", self.seed, self.place.name, self.member, features)
         return (drawn >= self.rate).float() / (1.0 - self.rate)
 
     def masked(self, values: Tensor) -> Tensor:
-        """The values with their features masked."""
+        """Return the values with their features masked."""
         if not self.rate:
             return values
         dimension: int | None = feature_dimension(self.place, values.dim())
@@ -202,20 +204,20 @@ class _Mask:
         return values * self._drawn[key].view(features, *[1] * (values.dim() - 1 - dimension))
 
     def on_output(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        """A forward hook."""
+        """Mask a module's output, as a forward hook."""
         return self.masked(output)
 
     def on_input(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """A forward pre-hook."""
+        """Mask a module's input, as a forward pre-hook."""
         if args:
             return (self.masked(args[0]), *args[1:]), kwargs
         return args, {**kwargs, "input": self.masked(kwargs["input"])}
 
 
 def has_masks(model: nn.Module) -> bool:
-    """Whether a network carries masks: it is a member of an ``MCDropoutEnsemble``, or was made of one."""
+    """Tell whether a network carries masks: it is a member of an ``MCDropoutEnsemble`` or made of one."""
     return any(
         isinstance(getattr(hook, "__self__", None), _Mask)
         for module in model.modules()
@@ -224,7 +226,7 @@ def has_masks(model: nn.Module) -> bool:
 
 
 class MCDropoutEnsemble(Ensemble):
-    """M fixed dropout masks on one model.
+    """An ensemble of M fixed dropout masks on one model.
 
     Args:
         model: any module; it is not modified, and members share all its tensors.
@@ -265,7 +267,7 @@ class MCDropoutEnsemble(Ensemble):
 
     @apart()
     def member(self, index: int) -> nn.Module:
-        """Member ``index``: the model with a fixed mask at every place, all tensors shared.
+        """Return member ``index``: the model with a fixed mask at every place, all tensors shared.
 
         The masks are hooks of the copy, so its modules and their names are the model's.
         """
@@ -290,7 +292,7 @@ class MCDropoutEnsemble(Ensemble):
             check_places(self._structure, masked, inputs)
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
-        """One model whatever n: the masks follow from the seed.
+        """Return the bits of one model, whatever n: the masks follow from the seed.
 
         Stored members with re-estimated batch-norm statistics have those each.
         """
@@ -304,7 +306,7 @@ class MCDropoutEnsemble(Ensemble):
         )
 
     def describe(self) -> str:
-        """A row per place that has or could have dropout: module, kind, masked or not, why."""
+        """Tabulate a row per place that has or could have dropout: module, kind, masked or not, why."""
         rows = [
             (place.name or "(the model)", place.kind, "yes" if place.at else "no", place.reason)
             for place in self.places

@@ -41,29 +41,29 @@ class CompositeEnsemble(Ensemble):
 
     @abstractmethod
     def part(self, index: int) -> Ensemble:
-        """Part ``index``, from 0."""
+        """Return part ``index``, from 0."""
 
     def parts(self) -> Iterator[Ensemble]:
-        """The parts in order, each made when it is asked for."""
+        """Yield the parts in order, each made when it is asked for."""
         return (self.part(index) for index in range(len(self._starts) - 1))
 
     def notes(self) -> list[str]:
-        """Those of the first part."""
+        """List the notes of the first part."""
         return self.part(0).notes()
 
     def member(self, index: int) -> nn.Module:
-        """Member ``index``, from the part that it falls into."""
+        """Return member ``index``, from the part that it falls into."""
         index = self._check_index(index)
         part = bisect_right(self._starts, index) - 1
         return self.part(part).member(index - self._starts[part])
 
     def in_turn(self) -> Iterator[nn.Module]:
-        """The members in order, each only until the next is asked for."""
+        """Yield the members in order, each only until the next is asked for."""
         for index in range(len(self._starts) - 1):
             yield from self.part(index).in_turn()  # no name for the part: it would outlive its turn
 
     def _prefix(self, n: int) -> list[tuple[int, int]]:
-        """(part, its members taken) of the first n members; only the last part may be taken in part."""
+        """List (part, its members taken) of the first n members; only the last may be taken in part."""
         return [
             (part, min(stop, n) - start)
             for part, (start, stop) in enumerate(zip(self._starts, self._starts[1:], strict=False))
@@ -71,7 +71,7 @@ class CompositeEnsemble(Ensemble):
         ]
 
     def check_unchanged(self) -> None:
-        """InputError if a part's network is not what it was when the part was made."""
+        """Raise InputError if a part's network is not what it was when the part was made."""
         for part in self._made():
             part.check_unchanged()
 
@@ -80,11 +80,11 @@ class CompositeEnsemble(Ensemble):
             part.check_reach(inputs)
 
     def _made(self) -> Iterable[Ensemble]:
-        """The parts that are there."""
+        """Return the parts that are there."""
         return ()
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
-        """The sum over the parts of the memory of the members taken from each, under either storage."""
+        """Sum the memory of the members taken from each part, under either storage."""
         n = self._check_storage(n, storage)
         return sum(self._part_bits(part, taken, storage) for part, taken in self._prefix(n))
 
@@ -97,7 +97,7 @@ class CompositeEnsemble(Ensemble):
 
 
 class Mixture(CompositeEnsemble):
-    """Each member of a base ensemble, expanded into an ensemble of its own.
+    """An ensemble in which each member of a base ensemble is expanded into an ensemble of its own.
 
     One expansion at a time is kept, that of the base member used last: members asked for in order make each
     expansion once, and the peak memory is the base, its member, and the expansion's member.
@@ -130,14 +130,14 @@ class Mixture(CompositeEnsemble):
 
     @staticmethod
     def of(parts: Sequence[Ensemble]) -> UnionEnsemble:
-        """The members of several ensembles as one: see :class:`UnionEnsemble`."""
+        """Join the members of several ensembles to one: see :class:`UnionEnsemble`."""
         return UnionEnsemble(parts)
 
     def _made(self) -> Iterable[Ensemble]:
         return (self.base, *(() if self._last is None else (self._last[1],)))
 
     def part(self, index: int) -> Ensemble:
-        """The expansion of base member ``index``."""
+        """Return the expansion of base member ``index``."""
         index = check_integer("a part's index", index, 0, len(self.base) - 1)
         if self._last is None or self._last[0] != index:
             self._last = None  # let it go before the next one takes memory
@@ -170,7 +170,7 @@ class Mixture(CompositeEnsemble):
         return expansion
 
     def backward_passes(self, n: int | None = None) -> int | None:
-        """What the base members that the first n members are expanded from cost; None where not known.
+        """Return what the base members behind the first n members cost in training; None where not known.
 
         A ``training_budget`` of the mixture's own goes first.
         """
@@ -179,7 +179,7 @@ class Mixture(CompositeEnsemble):
         return self.base.backward_passes(-(-self._check_n(n) // self.expansion_size))
 
     def describe(self) -> str:
-        """The base's title, and the table of its first member's expansion."""
+        """Return the base's title, and the table of its first member's expansion."""
         title, *_ = self.base.describe().splitlines()
         return (
             f"{self.size} members: {len(self.base)} base members × {self.expansion_size}\n"
@@ -212,16 +212,16 @@ class UnionEnsemble(CompositeEnsemble):
         return self._parts
 
     def part(self, index: int) -> Ensemble:
-        """Part ``index``."""
+        """Return part ``index``."""
         return self._parts[index]
 
     @property
     def members_are_stored(self) -> bool:
-        """Whether they are in every part."""
+        """True where the members of every part are stored."""
         return all(part.members_are_stored for part in self._parts)
 
     def backward_passes(self, n: int | None = None) -> int | None:
-        """The sum of what the members taken from each part cost; None where one part's is not known.
+        """Sum what the members taken from each part cost; None where one part's is not known.
 
         A ``training_budget`` of the union's own goes first.
         """
@@ -231,6 +231,6 @@ class UnionEnsemble(CompositeEnsemble):
         return None if None in costs else sum(cost for cost in costs if cost is not None)
 
     def describe(self) -> str:
-        """The parts' tables one after another."""
+        """Return the parts' tables one after another."""
         tables = [f"part {index}: {part.describe()}" for index, part in enumerate(self._parts)]
         return "\n".join([f"{self.size} members of {len(self._parts)} ensembles", *tables])

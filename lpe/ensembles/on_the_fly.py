@@ -41,17 +41,17 @@ from lpe.surroundings import apart
 
 BLOCK_BYTES = 1 << 22
 BLOCK_ROWS = 256
-"""How much of a weight is a block: all members' values of it take BLOCK_BYTES, or it has as many rows as a
+"""The size of a block of a weight: all members' values of it take BLOCK_BYTES, or it has as many rows as a
 member has positions, up to BLOCK_ROWS, where that is more (many positions by few rows read the inputs too
 often). Measured, see benchmarks/on_the_fly.py: blocks for an L2 cache of 512 kB lose, for each costs a call.
 """
 
 BLOCKS, ROWS, WHOLE = "in blocks, for all members", "the rows looked up", "whole, a member at a time"
-"""How a weight is drawn."""
+"""The ways in which a weight is drawn."""
 
 
 class Rounded(Protocol):
-    """What there is to know of an ensemble whose members are roundings; see ``LowPrecisionEnsemble``."""
+    """The interface of an ensemble whose members are roundings; see ``LowPrecisionEnsemble``."""
 
     model: nn.Module
     plan: list[PlannedTensor]
@@ -80,7 +80,7 @@ class _Pass:
     examples: int = 0
 
     def by_member(self, values: Tensor, name: str, dimension: int = 0) -> Tensor:
-        """Values of all members, split: [members·n, …] → [members, n, …], at ``dimension``."""
+        """Split the values of all members: [members·n, …] → [members, n, …], at ``dimension``."""
         if isinstance(values, _Weight):
             values = values.of_members.of_each_members_own(self)
         length = values.shape[dimension] if values.dim() > dimension else 0
@@ -94,13 +94,13 @@ class _Pass:
 
 
 class _Weight(Tensor):
-    """Stands where a quantised weight was: NaN, of its shape and without memory."""
+    """A placeholder of a quantised weight: NaN, of its shape and without memory."""
 
     of_members: _Values
 
     @staticmethod
     def of(values: _Values, like: Tensor) -> _Weight:
-        """A placeholder of the shape, type and device of ``like``."""
+        """Make a placeholder of the shape, type and device of ``like``."""
         placeholder = torch.full((), torch.nan, dtype=like.dtype, device=like.device)
         weight = placeholder.expand(like.shape).as_subclass(_Weight)
         weight.of_members = values
@@ -122,10 +122,10 @@ class _Values(ABC):
 
     @abstractmethod
     def member(self, index: int) -> Tensor:
-        """Those of one member, of the weight's shape."""
+        """Return one member's values, of the weight's shape."""
 
     def of_each_members_own(self, run: _Pass) -> Tensor:
-        """Of values that were computed for the whole batch, each member's examples as it has them."""
+        """Return each member's values for its own examples, where they were computed for the whole batch."""
         parts = [run.by_member(self.member(m), self.name)[m] for m in range(run.members)]
         return torch.cat(parts)
 
@@ -152,7 +152,7 @@ class _Drawn(_Values):
 
     @property
     def device(self) -> torch.device:
-        """Where the stored weight lies."""
+        """The device on which the stored weight lies."""
         return self.ensemble.scales(self.name).device
 
     def into(self, out: Tensor, first: int, starts: Tensor | None) -> Tensor:
@@ -170,7 +170,7 @@ class _Drawn(_Values):
         return out
 
     def held(self) -> Tensor | None:
-        """All members' values, of the shape [members, *the weight's], where they are kept."""
+        """Return all members' values [members, *the weight's shape], where they are kept; else None."""
         if self.keep and self.kept is None:
             out = torch.empty(
                 (self.run.members, 1, self.planned.numel), dtype=self.planned.dtype, device=self.device
@@ -186,7 +186,7 @@ class _Drawn(_Values):
         return self.into(out, index, None).view(self.planned.shape)
 
     def blocks(self, dtype: torch.dtype, positions: int) -> Iterator[tuple[int, int, Tensor]]:
-        """A matrix's rows start … stop − 1 of all members, [members, stop − start, columns], block by block.
+        """Yield a matrix's rows start … stop − 1 of all members, block by block: [members, rows, columns].
 
         A block is gone with the next one. ``positions``: of a member, with which each block is multiplied.
         """
@@ -206,7 +206,7 @@ class _Drawn(_Values):
             yield start, stop, self.into(values, 0, starts).view(members, stop - start, columns)
 
     def rows(self, indices: Tensor) -> Tensor:
-        """Some rows of a matrix, int64 [n], of all members: [members, n, columns]."""
+        """Return the rows ``indices`` (int64 [n]) of a matrix, of all members: [members, n, columns]."""
         self.how.add(ROWS)
         if (held := self.held()) is not None:
             return held[:, indices]
@@ -231,7 +231,7 @@ class _Stacked(_Values):
 
 @dataclass
 class _Computed(_Values):
-    """What a function makes of a weight, computed for a member when asked for."""
+    """Values that a function makes of a weight, computed for a member when asked for."""
 
     func: Callable[..., Any]
     args: Sequence[Any]
@@ -247,7 +247,7 @@ class _Computed(_Values):
 
 
 def _of_member(values: Any, index: int) -> Any:
-    """Arguments with each weight as one member has it."""
+    """Return arguments with each weight as one member has it."""
     return tree_map(lambda v: v.of_members.member(index) if isinstance(v, _Weight) else v, values)
 
 
@@ -264,7 +264,7 @@ _WRITING = {
 
 
 def _computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What a function without a handler gives: a fact of the placeholder, or weights made from weights."""
+    """Call a function without a handler, for a fact of the placeholder or for weights made of weights."""
     first = _weights_in((args, kwargs))[0]
     called = getattr(func, "__name__", str(func))
     if "out" in kwargs or called in _WRITING or (called.endswith("_") and not called.endswith("__")):
@@ -291,7 +291,7 @@ def _computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _pass_of(*values: Any) -> _Pass:
-    """The pass that a weight among the values belongs to."""
+    """Return the pass that a weight among the values belongs to."""
     return next(_root(weight.of_members).run for weight in _weights_in(values))
 
 
@@ -303,7 +303,7 @@ def _root(values: _Values) -> _Drawn | _Stacked:
 
 
 def _each_member(func: Callable[..., Tensor], inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """A function of the batch and of weights, for one member after another."""
+    """Call a function of the batch and of weights for one member after another."""
     weight = _weights_in((inputs, args, kwargs))[0].of_members
     parts = _pass_of(inputs, args, kwargs).by_member(inputs, weight.name)
     outputs = []
@@ -314,7 +314,7 @@ def _each_member(func: Callable[..., Tensor], inputs: Tensor, *args: Any, **kwar
 
 
 def _product(inputs: Tensor, weight: _Weight, bias: Tensor | None, outputs_first: bool) -> Tensor:
-    """Inputs [members·n, …, in] by each member's weights, [out, in] or [in, out]: [members·n, …, out]."""
+    """Multiply inputs [members·n, …, in] by each member's weights [out, in] or [in, out]."""
     drawn = weight.of_members
     assert isinstance(drawn, _Drawn)
     run = drawn.run
@@ -406,7 +406,7 @@ _ATTENTION = inspect.signature(F.multi_head_attention_forward)
 
 
 def _attention(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    """``F.multi_head_attention_forward``, whose batch comes second: [tokens, members·n, embedding]."""
+    """Call ``F.multi_head_attention_forward``, whose batch comes second: [tokens, members·n, embedding]."""
     given = _ATTENTION.bind(*args, **kwargs).arguments
     weight = _weights_in(given)[0].of_members
     run = _pass_of(given)
@@ -528,7 +528,7 @@ class AllMembers(nn.Module):
 
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Logits [members, examples, classes].
+        """Return logits [members, examples, classes].
 
         Args:
             The batch as :func:`lpe.evaluate` has it, a tensor, tuple, list or dict, or as the network takes
@@ -564,7 +564,7 @@ class AllMembers(nn.Module):
         return logits.unflatten(0, (self.members, -1))
 
     def _first_logits(self, inputs: Any) -> Tensor:
-        """The same, where what is wrong may be that members are computed at once: then one alone runs.
+        """Return the first batch's logits; on an error run one member alone, to tell whose fault it is.
 
         At once first, since an index outside an embedding is refused there, and on a GPU ends the program if
         one member looks it up.
@@ -583,7 +583,7 @@ class AllMembers(nn.Module):
         )
 
     def _check(self, alone: Tensor, together: Tensor) -> None:
-        """InputError unless a member's logits are what it gives alone, to the square root of an epsilon."""
+        """Raise InputError unless a member's logits are its own, to the square root of an epsilon."""
         name = type(self._ensemble.model).__name__
         check_type(alone)
         if alone.shape != together.shape:
@@ -608,7 +608,7 @@ class AllMembers(nn.Module):
         return AllMembers(self._ensemble, self._keep)
 
     def train(self, mode: bool = True) -> AllMembers:
-        """Stays in eval mode, as members are."""
+        """Stay in eval mode, as members do."""
         super().train(False)
         return self
 
@@ -619,11 +619,11 @@ class AllMembers(nn.Module):
         )
 
     def state_dict(self, *_: Any, **__: Any) -> Any:
-        """Refused: there is nothing in it that the ensemble has not."""
+        """Raise InputError: there would be nothing in it that the ensemble has not."""
         raise InputError("all members as a module hold no weights of their own; save the ensemble: lpe.save")
 
     def describe(self) -> str:
-        """A row per tensor: name, shape, and how it was drawn in the passes so far, or that it is shared."""
+        """Tabulate the tensors: name, shape, and how each was drawn so far, or that it is shared."""
         rows = []
         for planned in self._ensemble.plan:
             drawn = self._drawn.get(planned.name)

@@ -1,4 +1,4 @@
-"""Whether a member computes with what is its own: seen once an ensemble, on an example of the first batch.
+"""Checks that a member computes with its own tensors: once an ensemble, on an example of the first batch.
 
 A structural copy may still run the network that it was made of: a ``forward`` that was replaced by something
 bound to it (compiled, decorated, a lambda), values that were computed from its weights and kept. Then every
@@ -38,12 +38,12 @@ from lpe.notices import note
 from lpe.structure import Structure, canonical_modules, holders, kept_tensors
 
 EXAMPLES = (1, 2)
-"""So many examples are tried, and the whole batch where the network does not take so few."""
+"""Numbers of examples that are tried, before the whole batch where the network does not take so few."""
 SHOWN = 3
 
 
 def check_own_tensors(structure: Structure, own: Collection[str], inputs: Any) -> None:
-    """That copies of a network compute with the tensors that are their own.
+    """Check that copies of a network compute with their own tensors.
 
     Args:
         structure: the network. own: names of the parameters that a member does not share.
@@ -95,7 +95,7 @@ def check_own_tensors(structure: Structure, own: Collection[str], inputs: Any) -
 
 
 def check_places(structure: Structure, places: Sequence[str], inputs: Any) -> None:
-    """That a copy calls the modules that are masked.
+    """Check that a copy calls its masked modules.
 
     Args:
         structure: the network. places: canonical names of the modules. inputs: a batch.
@@ -141,7 +141,7 @@ _CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
 def _may_hold_on(structure: Structure) -> bool:
-    """Whether copies of the network may share something with it by which they compute with its tensors."""
+    """Tell whether copies may share something with the network that makes them compute with its tensors."""
     registered = {id(entry) for entry in structure.held()}
     return not all(
         structure.is_plain(module)
@@ -156,7 +156,7 @@ def _may_hold_on(structure: Structure) -> bool:
 
 
 def _is_inert(value: Any, registered: set[int], shared: bool) -> bool:
-    """Whether nothing of a value leads from a copy, which shares functions, to the network's tensors."""
+    """Tell whether nothing in a value leads from a copy, which shares functions, to the network's tensors."""
     kind = type(value)
     if isinstance(value, _PLAIN_VALUES):
         return True
@@ -199,7 +199,7 @@ def _some(names: Collection[str]) -> str:
 
 
 def _examples(inputs: Any) -> Iterator[Any]:
-    """The first example or two of a batch, then all of it."""
+    """Yield the first example or two of a batch, then all of it."""
     length = next((len(values) for values in tensors_in(inputs) if values.dim()), 0)
     for count in EXAMPLES:
         if count < length:
@@ -218,7 +218,7 @@ def _first(count: int, length: int) -> Callable[[Any], Any]:
 
 @contextmanager
 def _aside(net: nn.Module, gradients: bool) -> Iterator[None]:
-    """A pass that leaves the generators as they were, says nothing and compiles nothing."""
+    """Let a pass leave the generators as they were, say nothing and compile nothing."""
     devices = {tensor.device.index or 0 for tensor in net.parameters() if tensor.is_cuda}
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
@@ -238,7 +238,7 @@ def _run(net: nn.Module, example: Any) -> Tensor:
 
 
 def _parameters(structure: Structure, net: nn.Module) -> dict[int, tuple[str, Tensor]]:
-    """The floating parameters of the network, or of a copy, by id: the first name and the tensor."""
+    """Return the floating parameters of the network, or of a copy, by id: the first name and the tensor."""
     found: dict[int, tuple[str, Tensor]] = {}
     for name, (module, attribute) in holders(net).items():
         tensor = module._parameters.get(attribute)
@@ -248,7 +248,7 @@ def _parameters(structure: Structure, net: nn.Module) -> dict[int, tuple[str, Te
 
 
 def _by_gradients(structure: Structure, copy: nn.Module, example: Any) -> tuple[set[str], list[str]]:
-    """Names of the copy's parameters, and of the network's, from which a path leads to the output."""
+    """Name the copy's parameters, and the network's, from which a path leads to the output."""
     own, base = _parameters(structure, copy), _parameters(structure, structure.model)
     flags = [(tensor, tensor.requires_grad) for _, tensor in base.values() if tensor.is_leaf]
     try:
@@ -271,7 +271,7 @@ def _by_gradients(structure: Structure, copy: nn.Module, example: Any) -> tuple[
 
 
 def _leaves(output: Tensor) -> set[int]:
-    """Ids of the leaf tensors of an output's autograd graph."""
+    """Return the ids of the leaf tensors of an output's autograd graph."""
     if output.grad_fn is None:
         return {id(output)} if output.requires_grad else set()
     leaves: set[int] = set()
@@ -290,7 +290,7 @@ def _leaves(output: Tensor) -> set[int]:
 
 
 class _Flow(TorchDispatchMode):
-    """Which marked tensors each tensor was computed from, operation by operation, whatever the grad mode."""
+    """A record of the marked tensors that each tensor was computed from, whatever the grad mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -299,7 +299,7 @@ class _Flow(TorchDispatchMode):
         self.written: dict[int, tuple[Any, frozenset[Any]]] = {}
 
     def of(self, tensor: Tensor) -> frozenset[Any]:
-        """The marks that a tensor bears."""
+        """Return the marks that a tensor bears."""
         marks = self.marks[id(tensor)][1] if id(tensor) in self.marks else frozenset()
         storage = self.written.get(tensor.untyped_storage()._cdata)
         return marks if storage is None else marks | storage[1]
@@ -332,7 +332,7 @@ class _Flow(TorchDispatchMode):
 def _by_operations(
     structure: Structure, copy: nn.Module, names: Collection[str], example: Any
 ) -> tuple[set[str], list[str], set[str]]:
-    """As :func:`_by_gradients`, of some names; and those whose layer's result or whose like is used."""
+    """Do as :func:`_by_gradients`, for some names; add those whose layer's result or whose like is used."""
     flow = _Flow()
     wanted = set(names)
     held_by = holders(copy)
@@ -370,7 +370,7 @@ class _Result:
 
 
 def _matters(structure: Structure, name: str, example: Any) -> bool:
-    """Whether another value of a tensor gives another output: of what is computed beyond torch's sight."""
+    """Tell whether another value of a tensor changes the output: for computations that torch does not see."""
     tensor = structure.tensor(name).detach()
     outputs = []
     for values in (tensor, tensor * 1.5 + 0.5):

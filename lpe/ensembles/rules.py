@@ -1,4 +1,4 @@
-"""Which parameters multiply, and which dimension of each is "output": rules as data.
+"""Rules, as data, on which parameters multiply and which dimension of each is "output".
 
 A rule answers for a module's parameter: what kind it is, its output dimension, and how many groups of outputs
 there are (see :class:`lpe.number_systems.layouts.Layout`). What no rule knows is left at full precision and
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Output:
-    """How a parameter that multiplies is used.
+    """The use of a parameter that multiplies.
 
     Args:
         kind: what it is, in a few words.
@@ -103,7 +103,7 @@ NAMED = (
 )
 
 NORM = re.compile(r"norm|^bn\d*$|^ln_|FilterResponse", re.IGNORECASE)
-"""Of a class's or a parameter's name: a normalisation's scale."""
+"""Pattern of the name of a class or parameter that is a normalisation's scale."""
 
 POSITION = re.compile(
     r"(^|[._])(wpe|rpb|pos|\w*positions?|positional)(\.|$)"
@@ -111,23 +111,23 @@ POSITION = re.compile(
     r"|(^|[._])rel_?pos|relative_?position|relative_attention_bias|(^|[._])rel_embeddings?(\.|$)",
     re.IGNORECASE,
 )
-"""Of a tensor's name: an embedding of positions, absolute or relative."""
+"""Pattern of the name of a tensor that embeds positions, absolute or relative."""
 
 TOKEN = re.compile(
     r"(cls|class|reg|dist|mask|register|distillation|detection|query|group)_?(tokens?|embedding)(_\d+)?$|latent",
     re.IGNORECASE,
 )
-"""Of a parameter's name: a token that is learnt."""
+"""Pattern of the name of a parameter that is a learnt token."""
 
 LM_HEAD = re.compile(r"(^|\.)(lm_head|embed_out|output_projection)\.weight$")
-"""Of a tensor's name: a language model's head."""
+"""Pattern of the name of a tensor that is a language model's head."""
 
 ADAPTER = re.compile(r"(^|\.)lora_(A|B|E|embedding_A|embedding_B|magnitude_vector)(\.|$)")
-"""Of a tensor's name: a low-rank adapter of PEFT (Hu et al. 2021, "LoRA")."""
+"""Pattern of the name of a tensor of a low-rank adapter of PEFT (Hu et al. 2021, "LoRA")."""
 
 
 def output_of(module: nn.Module, parameter: str, tensor: Tensor) -> Output | None:
-    """How a module uses a parameter that multiplies; None where no rule knows it."""
+    """Return how a module uses a parameter that multiplies; None where no rule knows it."""
     # transformers marks its experts [experts, in, out] so, and [experts, out, in] by False.
     transposed = getattr(module, "is_transposed", None)
     if isinstance(transposed, bool) and tensor.dim() == 3 and not parameter.endswith("bias"):
@@ -144,7 +144,7 @@ def output_of(module: nn.Module, parameter: str, tensor: Tensor) -> Output | Non
 
 @cache
 def _rule_of(of: type[nn.Module], parameter: str, dimensions: int) -> tuple[str, int, str | None] | None:
-    """(kind, output axis, groups as :class:`Named` has them) of a class's parameter."""
+    """Return (kind, output axis, groups as :class:`Named` has them) of a class's parameter."""
     for types, parameters, axis in KINDS:
         if issubclass(of, types) and re.fullmatch(parameters, parameter):
             return of.__name__, axis, "groups" if issubclass(of, _TRANSPOSED) else None

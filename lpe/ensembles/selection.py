@@ -1,4 +1,4 @@
-"""Which tensors are quantised, and which dimension of each is "output".
+"""Selects the tensors that are quantised, and the dimension of each that is "output".
 
 Quantised: weights that multiply (Linear, Conv, recurrent layers, attention projections also where they are
 bare parameters, experts and their routers, Embedding; classifier heads too). Not: biases, norms,
@@ -30,15 +30,15 @@ from lpe.number_systems.rounding import check_weight
 from lpe.number_systems.streams import check_tensor_ids
 
 OutputAxis = int | tuple[int, int]
-"""What a user says of a tensor: its output dimension k, or (0, k)."""
+"""A user's word on a tensor: its output dimension k, or (0, k)."""
 
 _BIAS = re.compile(r"(^|_)bias(es)?(_\w)?$")
-"""Of a parameter's name."""
+"""Pattern of the name of a parameter that is a bias."""
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """What becomes of one tensor of a model.
+    """A plan for one tensor of a model.
 
     Args:
         name: canonical name. shape, dtype, bits: its shape, type and bits a value at its own precision.
@@ -62,7 +62,7 @@ class PlannedTensor:
 
     @property
     def rounds(self) -> bool:
-        """Whether its values in a member are others: it is quantised, to a number system that rounds."""
+        """True where its values in a member are others: it is quantised, to a number system that rounds."""
         return not isinstance(self.system, FullPrecision)
 
     @property
@@ -90,7 +90,7 @@ def _lm_heads(model: nn.Module) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class _Verdict:
-    """What the rules say of a tensor under one of its names.
+    """The rules' verdict on a tensor under one of its names.
 
     ``reach`` says which pattern of ``include`` overrules a no: "any"; "literal", one that matches nothing
     that the rules round; or "none".
@@ -106,7 +106,7 @@ _UNKNOWN = Output("", 0)
 
 
 def _left_out(module: nn.Module, attribute: str, name: str, tensor: Tensor, known: bool) -> str | None:
-    """Why a parameter is no weight that multiplies; None where it is one, or may be."""
+    """Say why a parameter is no weight that multiplies; None where it is one, or may be."""
     if tensor.dim() < 2:
         return "one-dimensional"
     if _BIAS.search(attribute):
@@ -150,7 +150,7 @@ def _verdict(
 
 
 def _given_output(axes: tuple[Any, ...], name: str, tensor: Tensor) -> Output:
-    """The output dimension that the user gave, k or (0, k); InputError where the tensor has none such."""
+    """Return the output dimension that the user gave, k or (0, k); InputError where the tensor lacks it."""
     shape = list(tensor.shape)
     if all(is_integer(each) and -len(shape) <= int(each) < len(shape) for each in axes):
         places = [int(each) % len(shape) for each in axes]
@@ -177,7 +177,7 @@ def select_tensors(
     exclude: str | Sequence[str] | None = None,
     output_axis: Mapping[str, OutputAxis] | None = None,
 ) -> list[PlannedTensor]:
-    """What becomes of every tensor of a model, in the model's order.
+    """Plan what becomes of every tensor of a model, in the model's order.
 
     Args:
         model: any module.
@@ -284,7 +284,7 @@ def _verdicts(
     names_of: Sequence[tuple[str, ...]],
     axes: Mapping[str, tuple[object, ...]],
 ) -> list[_Verdict]:
-    """What the rules say of each tensor: of its names', what is hardest to overrule."""
+    """Return the rules' verdict on each tensor: among those on its names, the hardest to overrule."""
     held_by = holders(model)
     heads = {id(head) for head in _lm_heads(model)}
     verdicts: list[_Verdict] = []
@@ -298,14 +298,14 @@ def _verdicts(
 
 
 def _is_reached(verdict: _Verdict, wanting: Sequence[str], literal: set[str]) -> bool:
-    """Whether patterns of ``include`` that match a tensor overrule a no."""
+    """Tell whether patterns of ``include`` that match a tensor overrule a no."""
     return bool(verdict.reach == "any" and wanting) or (
         verdict.reach == "literal" and not literal.isdisjoint(wanting)
     )
 
 
 def _check_scaled(planned: PlannedTensor) -> None:
-    """InputError where each value would have a scale of its own, under which rounding changes nothing."""
+    """Raise InputError where each value would have a scale of its own: rounding would change nothing."""
     if len(planned.shape) < 2 and getattr(planned.system, "scale", None) == PerChannel():
         raise InputError(
             f"{planned.name!r} has one dimension: a scale an output channel would leave it as it is; give "
@@ -319,7 +319,7 @@ COVERED = 0.95
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a model is rounded, of its stored parameters of two or more dimensions.
+    """The part of a model that is rounded, among its stored parameters of two or more dimensions.
 
     Args:
         rounded, whole: numbers of weights.
@@ -332,18 +332,18 @@ class Coverage:
 
     @classmethod
     def of(cls, plan: Sequence[PlannedTensor]) -> Coverage:
-        """The coverage of a plan."""
+        """Return the coverage of a plan."""
         weights = [p for p in plan if p.saved and len(p.shape) > 1 and not p.reason.startswith("buffer")]
         left = sorted((p for p in weights if not p.quantised), key=lambda p: -p.numel)
         return cls(sum(p.numel for p in weights if p.quantised), sum(p.numel for p in weights), tuple(left))
 
     @property
     def share(self) -> float:
-        """Of the weights, how many are rounded: 0 … 1."""
+        """The share of the weights that is rounded: 0 … 1."""
         return self.rounded / self.whole if self.whole else 1.0
 
     def note(self, model: str) -> str | None:
-        """A line that says what is not rounded, where that is more than 1 − COVERED."""
+        """Return a line that says what is not rounded, where that is more than 1 − COVERED."""
         if self.share >= COVERED:
             return None
         first = self.left[0]
@@ -357,7 +357,7 @@ class Coverage:
 def _with_systems(
     plan: Sequence[PlannedTensor], system: ByPattern, names: Mapping[str, Sequence[str]]
 ) -> list[PlannedTensor]:
-    """The plan with every quantised tensor's own number system, or none.
+    """Return the plan with every quantised tensor's own number system, or none.
 
     Args:
         names: all names of a tensor, by the plan's.
@@ -376,7 +376,7 @@ def _with_systems(
 def _check_patterns(
     system: ByPattern, plan: Sequence[PlannedTensor], names: Mapping[str, Sequence[str]]
 ) -> None:
-    """InputError where a pattern says nothing: no tensor is so named, is so rounded, or is left to it."""
+    """Raise InputError where a pattern says nothing: no tensor is so named, so rounded, or left to it."""
     for pattern, own in system.systems:
         matched = [p for p in plan if any(fnmatchcase(name, pattern) for name in names[p.name])]
         if not matched:
@@ -397,7 +397,7 @@ def _check_patterns(
 
 
 def describe_plan(plan: Sequence[PlannedTensor], title: str) -> str:
-    """The plan as a text table: name, shape, quantised or not, why, bits a value."""
+    """Return the plan as a text table: name, shape, quantised or not, why, bits a value."""
     rows = []
     for planned in plan:
         bits = planned.system.bits if planned.rounds else planned.bits

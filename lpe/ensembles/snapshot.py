@@ -21,7 +21,7 @@ from lpe.ensembles.collected import CollectedEnsemble, CycleCollector
 
 
 class SnapshotCollector(CycleCollector):
-    """Keeps the weights at the end of each cycle.
+    """A collector of the weights at the end of each cycle.
 
     Use it with :func:`lpe.train`, which checks it and calls it:
 

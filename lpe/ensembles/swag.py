@@ -34,7 +34,7 @@ from lpe.surroundings import apart
 
 @dataclass(frozen=True)
 class SWAGStatistics:
-    """What SWAG keeps of the iterates: by canonical name.
+    """The statistics of the iterates that SWAG keeps, by canonical name.
 
     Args:
         mean: the average iterate, [*shape].
@@ -52,13 +52,13 @@ class SWAGStatistics:
         return min((len(each) for each in self.deviations.values()), default=0)
 
     def tensors(self) -> dict[str, Tensor]:
-        """One flat dictionary, for a file."""
+        """Return the statistics as one flat dictionary, for a file."""
         parts = {"mean": self.mean, "variance": self.variance, "deviations": self.deviations}
         return {f"{part}/{name}": t for part, values in parts.items() for name, t in values.items()}
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor]) -> SWAGStatistics:
-        """The inverse of :meth:`tensors`."""
+        """Make the statistics of a dictionary: the inverse of :meth:`tensors`."""
         parts: dict[str, dict[str, Tensor]] = {"mean": {}, "variance": {}, "deviations": {}}
         for key, tensor in check_tensors("tensors", tensors, "names to tensors").items():
             part, _, name = key.partition("/")
@@ -69,7 +69,7 @@ class SWAGStatistics:
 
 
 class SWAGCollector:
-    """Collects the iterates of a run, one at the end of each epoch.
+    """A collector of the iterates of a run, one at the end of each epoch.
 
     Use it with :func:`lpe.train`, which checks it and calls it:
 
@@ -95,7 +95,7 @@ class SWAGCollector:
         self._deviations: deque[dict[str, Tensor]] = deque(maxlen=self.rank)
 
     def check(self, epochs: int) -> None:
-        """Whether a run of ``epochs`` has enough iterates; to be called before training.
+        """Raise InputError unless a run of ``epochs`` has enough iterates; call it before training.
 
         Raises:
             InputError: fewer iterates than the rank.
@@ -138,7 +138,7 @@ class SWAGCollector:
 
     @apart()
     def statistics(self) -> SWAGStatistics:
-        """The moments so far.
+        """Return the moments so far.
 
         Raises:
             InputError: fewer iterates than the rank were collected.
@@ -222,12 +222,12 @@ class SWAGEnsemble(Ensemble):
 
     @apart()
     def member(self, index: int) -> nn.Module:
-        """Member ``index``: one draw, batch-norm statistics re-estimated."""
+        """Return member ``index``: one draw, batch-norm statistics re-estimated."""
         return self._with(self.weights(index), index)
 
     @apart()
     def point(self) -> nn.Module:
-        """SWAG's point: the mean, batch-norm statistics re-estimated."""
+        """Return SWAG's point: the mean, batch-norm statistics re-estimated."""
         means = {name: mean.to(self._dtypes[name], copy=True) for name, mean in self.statistics.mean.items()}
         return self._with(means, "point")
 
@@ -240,7 +240,7 @@ class SWAGEnsemble(Ensemble):
         return self.statistics.mean.keys()
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
-        """n whole models ("members"), or mean, variance and K deviations at 32 bits each ("generator")."""
+        """Count n whole models ("members"), or mean, variance and K deviations of 32 bits ("generator")."""
         n = self._check_storage(n, storage)
         owned = {*self.statistics.mean, *fresh_statistics(self.model)}
         tensors = [entry for entry in named_tensors(self.model) if entry.saved]
@@ -256,7 +256,7 @@ class SWAGEnsemble(Ensemble):
         return shared + buffers + (2 + self.statistics.rank) * 32 * weights
 
     def describe(self) -> str:
-        """A row per sampled tensor: name, shape, median posterior std, bits a value in a member."""
+        """Tabulate a row per sampled tensor: name, shape, median posterior std, bits a value in a member."""
         rows = []
         for name, mean in self.statistics.mean.items():
             rank = self.statistics.rank

@@ -12,7 +12,7 @@ from lpe.modules import tensors_in, tree_map
 
 
 def tile(inputs: Any, members: int) -> Any:
-    """A batch once for each member, member by member: [examples, …] → [members·examples, …].
+    """Repeat a batch once for each member, member by member: [examples, …] → [members·examples, …].
 
     Args:
         inputs: a tensor, or a tuple, list or dict of them, each with the examples first. What is no tensor,
@@ -33,5 +33,5 @@ def tile(inputs: Any, members: int) -> Any:
 
 
 def examples_of(inputs: Any) -> int | None:
-    """How many examples a batch has: the length of its first tensor; None where there is none."""
+    """Count a batch's examples: the length of its first tensor; None where there is none."""
     return next((len(values) for values in tensors_in(inputs) if values.dim()), None)

@@ -16,7 +16,7 @@ Batch = tuple[int, Any, Tensor]
 
 
 def stream(batches: Any) -> Iterator[Batch]:
-    """The batches, checked, without those that are empty.
+    """Yield the batches, checked, without those that are empty.
 
     Raises:
         InputError: no iterable, or a batch that is no pair; targets that are not class indices [examples];

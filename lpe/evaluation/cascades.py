@@ -1,4 +1,4 @@
-"""From a cascade and chunks of batches to its metrics, a row a stage, out of one evaluation."""
+"""Measures a cascade on chunks of batches: its metrics, a row a stage, out of one evaluation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def evaluate_cascade(
     classes: list[int],
     calibrated: bool | Collection[int],
 ) -> pd.DataFrame:
-    """The metrics of a cascade that ends after its first stage, its second, …; the last row is the cascade's.
+    """Measure a cascade that ends after its first stage, its second, …; the last row is the cascade's.
 
     An example's average loss and ambiguity are over the members whose mean its prediction is.
 

@@ -33,14 +33,14 @@ class DeepEnsembleEquivalent:
     largest: int
 
     def text(self, digits: int = 1) -> str:
-        """Such as "2.8"; "<1" below the curve and ">M" beyond it."""
+        """Return the number as text, such as "2.8"; "<1" below the curve and ">M" beyond it."""
         if self.members == -math.inf:
             return "<1"
         return f">{self.largest}" if self.members == math.inf else f"{self.members:.{digits}f}"
 
 
 def deep_ensemble_equivalent(value: float, curve: Sequence[float]) -> DeepEnsembleEquivalent:
-    """The members of a deep ensemble that is as good as a method.
+    """Return the members of a deep ensemble that is as good as a method.
 
     Args:
         value: the method's calibrated NLL, in nats.

@@ -27,7 +27,7 @@ from lpe.structure import Structure
 
 
 def weight_vector(model: nn.Module) -> Tensor:
-    """All parameters of a model as one float64 vector [weights], tied ones once, in the model's order."""
+    """Return a model's parameters as one float64 vector [weights], tied ones once, in the model's order."""
     parts = [e.tensor.detach().double().flatten() for e in named_tensors(model) if e.kind == "parameter"]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
@@ -45,19 +45,20 @@ class Plane:
     axes: Tensor
 
     def coordinates(self, weights: Tensor) -> tuple[float, float, float]:
-        """x, y of a weight vector's projection, and its distance from the plane; L2 units."""
+        """Return x, y of a weight vector's projection, and its distance from the plane; L2 units."""
         offset = weights - self.origin
         x, y = (self.axes @ offset).tolist()
         rest = offset - x * self.axes[0] - y * self.axes[1]
         return x, y, float(rest.norm())
 
     def at(self, x: float, y: float) -> Tensor:
-        """The weight vector at (x, y): float64 [weights]."""
+        """Return the weight vector at (x, y): float64 [weights]."""
         return self.origin + x * self.axes[0] + y * self.axes[1]
 
 
 def plane_through(first: Tensor, second: Tensor, third: Tensor) -> Plane:
-    """The plane through three weight vectors: first at (0, 0), second on the positive x axis, third y > 0.
+    """Lay the plane through three weight vectors: first at (0, 0), second on the positive x axis, third y >
+    0.
 
     Raises:
         InputError: the three lie on one line (to float32's precision), or their lengths differ.
@@ -83,14 +84,14 @@ def plane_through(first: Tensor, second: Tensor, third: Tensor) -> Plane:
 
 
 def radial_plane(first: Tensor, second: Tensor) -> Plane:
-    """The plane through the zero vector and two solutions; ``first`` lies on the x axis."""
+    """Return the plane through the zero vector and two solutions; ``first`` lies on the x axis."""
     return plane_through(torch.zeros_like(check_tensor("a weight vector", first)), first, second)
 
 
 def grid_lines(
     anchors: Sequence[float], resolution: int, margin: float, reach: Sequence[float] = ()
 ) -> np.ndarray:
-    """Grid coordinates along one axis: an even grid around the anchors, and the anchors' own coordinates.
+    """Return grid coordinates along one axis: an even grid around the anchors, and the anchors' own.
 
     Args:
         anchors: coordinates that must lie on the grid.
@@ -120,7 +121,7 @@ def grid_lines(
 
 
 class Surface:
-    """What a network does at any weight vector: NLL, error, and disagreement with anchors.
+    """A network's NLL, error and disagreement with anchors, at any weight vector.
 
     Args:
         model: gives the architecture and the tensors that are no parameters; not modified.
@@ -178,7 +179,7 @@ class Surface:
         return torch.cat(parts)
 
     def measure(self, weights: Tensor) -> dict[str, float]:
-        """nll and err at a weight vector, and "disagreement NAME" and "kl NAME" for each anchor."""
+        """Return nll and err at a weight vector, and "disagreement NAME" and "kl NAME" for each anchor."""
         log_probs = self._log_probs(weights)
         targets = self._targets
         predicted = log_probs.argmax(dim=-1)

@@ -56,7 +56,7 @@ class CalibrationBins:
         self.correct += torch.bincount(index, weights=correct.double().cpu(), minlength=ECE_BINS)
 
     def value(self) -> float:
-        """Σ over bins of |Σ correct − Σ confidence| / examples; NaN without examples."""
+        """Return Σ over bins of |Σ correct − Σ confidence| / examples; NaN without examples."""
         total = float(self.count.sum())
         return float((self.correct - self.confidence).abs().sum()) / total if total else float("nan")
 
@@ -113,7 +113,7 @@ class EnsembleMetrics:
         self.bins.update(confidence, right)
 
     def values(self) -> dict[str, float]:
-        """All metrics by name; NaN without examples."""
+        """Return all metrics by name; NaN without examples."""
         n = self.examples or float("nan")
         return {
             "nll": self.nll / n,
@@ -127,7 +127,7 @@ class EnsembleMetrics:
 
 
 def calibrated_sizes(calibrated: Any, sizes: Sequence[int]) -> tuple[int, ...]:
-    """The sizes at which temperatures are fitted.
+    """Return the sizes at which temperatures are fitted.
 
     Args:
         calibrated: True (all), False (none), or those.
@@ -149,12 +149,12 @@ def calibrated_sizes(calibrated: Any, sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 def mean_log_probs(log_probs: Tensor) -> Tensor:
-    """log of the mean of probabilities: [members, …, classes] → […, classes]."""
+    """Return log of the mean of probabilities: [members, …, classes] → […, classes]."""
     return torch.logsumexp(log_probs, dim=0) - math.log(log_probs.shape[0])
 
 
 def label_free_ambiguity(log_probs: Tensor) -> float:
-    """Ambiguity without labels: −mean over x of logsumexp over classes of (mean over m of log p_m).
+    """Return ambiguity without labels: −mean over x of logsumexp over classes of (mean over m of log p_m).
 
     Args:
         log_probs: [members, examples, classes], each row normalised.
@@ -163,12 +163,12 @@ def label_free_ambiguity(log_probs: Tensor) -> float:
 
 
 def nll(log_probs: Tensor, targets: Tensor) -> float:
-    """Mean NLL of log-probabilities [examples, classes] at targets [examples]."""
+    """Return mean NLL of log-probabilities [examples, classes] at targets [examples]."""
     return -float(log_probs.double().gather(1, targets[:, None]).mean())
 
 
 def fit_temperature(log_probs: Tensor, targets: Tensor) -> float:
-    """The temperature T > 0 that minimises the NLL of softmax(log_probs / T), under a weak prior.
+    """Return the temperature T > 0 that minimises the NLL of softmax(log_probs / T), under a weak prior.
 
     The prior is log T ~ N(0, 1). Without it, T is 0 on examples that are all predicted right, and a single
     error elsewhere then costs without limit; against thousands of examples it weighs nothing.
@@ -195,7 +195,7 @@ def fit_temperature(log_probs: Tensor, targets: Tensor) -> float:
 
 
 def check_two_examples(targets: Tensor) -> None:
-    """InputError for fewer than two examples, of which one half is to fit a temperature."""
+    """Raise InputError for fewer than two examples, of which one half is to fit a temperature."""
     if len(targets) < 2:
         raise InputError(
             f"a temperature is fitted on one half of the examples; two or more are needed, not {len(targets)}"
@@ -203,7 +203,7 @@ def check_two_examples(targets: Tensor) -> None:
 
 
 def temperature_scaled(log_probs: Tensor, targets: Tensor) -> Tensor:
-    """Temperature-scaled log-probabilities, each half of the examples by the other half's temperature.
+    """Return temperature-scaled log-probabilities, each half of the examples by the other half's temperature.
 
     The halves are the examples at even and at odd positions. The NLL of the result is the calibrated NLL
     (Ashukha et al. 2020, "Pitfalls of in-domain uncertainty estimation and ensembling").

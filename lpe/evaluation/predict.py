@@ -1,4 +1,4 @@
-"""From an ensemble and batches to the metrics of every prefix size 1 … M, out of one evaluation.
+"""Measures an ensemble on batches: the metrics of every prefix size 1 … M, out of one evaluation.
 
 Each batch is read (and decoded) once for all members. Members run one by one or together, with the same
 numbers up to float rounding:
@@ -60,10 +60,10 @@ over examples end in other last digits where they are cut elsewhere.
 """
 
 SUM_BYTES = 16
-"""Of a class of an example in a chunk: two running sums, float64."""
+"""Bytes that a class of an example takes in a chunk: two running sums, float64."""
 
 CASCADE_BYTES = 48
-"""The same in a cascade, which joins the sums of its stages: six float64 at the height of a member's turn."""
+"""Bytes that it takes in a cascade, which joins its stages' sums: six float64 while a member has its turn."""
 
 BLOCK_BYTES = 1 << 24
 """Bytes of an array, float64 [examples, classes], of which some are alive while the sums take up a member."""
@@ -73,13 +73,15 @@ MEMBERS = ("auto", "one-by-one", "together")
 TOGETHER_MEMBERS = 10
 TOGETHER_WORK = 1 << 24
 TOGETHER_WEIGHTS = 1 << 20
-"""Least members, most quantised weights × examples (tokens, where the inputs are token ids), and most
-quantised weights with which members run together on the CPU; see :func:`runs_together`."""
+"""Limits of running together on the CPU: least members, most quantised weights × examples (tokens, where the
+inputs are token ids), and most quantised weights with which members run together on the CPU; see
+:func:`runs_together`.
+"""
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How forward passes are computed. They may change numbers, so they belong into what is recorded.
+    """Options of forward passes. They may change numbers, so they belong into what is recorded.
 
     Args:
         autocast: torch's mixed precision, with bfloat16.
@@ -98,7 +100,7 @@ class EvaluationOptions:
                 raise InputError(f"{option.name} must be True or False, not {shown(value)}")
 
     def placed(self, inputs: Any, device: torch.device) -> Any:
-        """The inputs (tensor, tuple, list or dict of them) on a device, as the passes take them."""
+        """Return the inputs (tensor, tuple, list or dict of them) on a device, as the passes take them."""
 
         def place(values: Any) -> Any:
             if self.pin_memory and device.type == "cuda" and values.device.type == "cpu":
@@ -111,14 +113,14 @@ class EvaluationOptions:
         return tree_map(place, inputs)
 
     def check_reach(self, ensemble: Ensemble, inputs: Any) -> None:
-        """See, once an ensemble, that members compute with what is their own, in passes as these."""
+        """Check, once an ensemble, that members compute with their own tensors, in passes like these."""
         model = getattr(ensemble, "model", None)
         device = device_of(model) if isinstance(model, nn.Module) else torch.device("cpu")
         with torch.autocast(device.type, dtype=torch.bfloat16) if self.autocast else nullcontext():
             ensemble.check_reach(self.placed(inputs, device))
 
     def logits(self, net: nn.Module, inputs: Any, device: torch.device) -> Tensor:
-        """The logits of placed inputs; see :func:`lpe.modules.apply`."""
+        """Return the logits of placed inputs; see :func:`lpe.modules.apply`."""
         if not self.autocast:
             return apply(net, inputs)
         with torch.autocast(device.type, dtype=torch.bfloat16):
@@ -129,7 +131,7 @@ PLAIN = EvaluationOptions()
 
 
 def check_options(options: object) -> None:
-    """InputError unless these are options of an evaluation."""
+    """Raise InputError unless these are options of an evaluation."""
     if not isinstance(options, EvaluationOptions):
         raise InputError(f"options must be lpe.EvaluationOptions(…), not {shown(options)}")
 
@@ -146,7 +148,7 @@ The blocks of a chunk come in order, for one member after another; member 0 at b
 
 
 def _in_chunks(stream: Iterator[Batch], budget: float, classes: list[int]) -> Iterator[list[Batch]]:
-    """Batches of at most ``budget`` bytes together, and at least one, for a cascade.
+    """Yield chunks of batches for a cascade: at most ``budget`` bytes together, and at least one batch.
 
     ``classes`` holds their number once the first chunk has run, and 0 before; that chunk is one batch, since
     nobody knows how large the sums over classes are.
@@ -189,7 +191,7 @@ class _Chunk:
         self.classes: int | None = None
 
     def read(self, net: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
-        """Targets and the first member's logits of each batch of the next chunk, as it is read."""
+        """Yield targets and the first member's logits of each batch of the next chunk, as it is read."""
         self.batches = []
         held = size = 0
         # The next batch is taken to be as large as the last one.
@@ -205,7 +207,7 @@ class _Chunk:
             self.following = next(self._stream, None)
 
     def again(self, net: nn.Module, member: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Targets and a further member's logits of each batch of the chunk."""
+        """Yield targets and a further member's logits of each batch of the chunk."""
         for batch in self.batches:
             _, logits = self._run(net, member, batch)
             yield batch[2], logits
@@ -223,7 +225,7 @@ class _Chunk:
 
 
 def _in_blocks(parts: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Targets and logits joined, or cut, to blocks of BLOCK_BYTES: neither many arrays nor large ones."""
+    """Join or cut targets and logits to blocks of BLOCK_BYTES: neither many arrays nor large ones."""
     pending: list[tuple[Tensor, Tensor]] = []
     rows = most = 0
     for targets, logits in parts:
@@ -251,7 +253,7 @@ def _one_by_one(
     options: EvaluationOptions,
     timer: MemberTimer | None,
 ) -> Iterator[Pass]:
-    """Members one after another over a chunk of at most about ``budget`` bytes, chunk after chunk.
+    """Run members one after another over a chunk of at most about ``budget`` bytes, chunk after chunk.
 
     Where one chunk is not all, members that all together take at most ``budget`` bytes are kept.
     """
@@ -274,13 +276,13 @@ def _one_by_one(
 
 
 def _all_fit(ensemble: Ensemble, net: nn.Module, budget: float) -> bool:
-    """Whether all members, each as large as this one, fit into a budget of bytes."""
+    """Tell whether all members, each as large as this one, fit into a budget of bytes."""
     each = sum(t.numel() * t.element_size() for t in chain(net.parameters(), net.buffers()))
     return 0 < budget and len(ensemble) * each <= budget
 
 
 def _keeping(ensemble: Ensemble, kept: list[nn.Module]) -> Iterator[nn.Module]:
-    """The further members in order, which are kept beside the first."""
+    """Yield the further members in order, which are kept beside the first."""
     for index in range(1, len(ensemble)):
         kept.append(ensemble.member(index))
         yield kept[-1]
@@ -289,7 +291,7 @@ def _keeping(ensemble: Ensemble, kept: list[nn.Module]) -> Iterator[nn.Module]:
 def _together(
     module: AllMembers, stream: Iterator[Batch], options: EvaluationOptions, timer: MemberTimer | None
 ) -> Iterator[Pass]:
-    """All members at once, over chunks of at most about CHUNK_BYTES of all members' logits."""
+    """Run all members at once, over chunks of at most about CHUNK_BYTES of all members' logits."""
     device = device_of(module)
     batch = next(stream, None)
     classes: int | None = None
@@ -319,7 +321,7 @@ def _together(
 
 
 def runs_together(ensemble: Ensemble, inputs: Any) -> bool:
-    """Whether members on a batch like this one run together, where nothing else was asked for.
+    """Tell whether members on a batch like this one run together, where nothing else was asked for.
 
     They do where that was measured to be faster (benchmarks/on_the_fly.py and its results): small work for
     each member, which is mostly the calling of many small operations. The rule knows of the machine only
@@ -344,7 +346,7 @@ def _can_run_together(ensemble: Ensemble) -> bool:
 
 
 def _is_small(ensemble: LowPrecisionEnsemble) -> bool:
-    """Whether all members may be held at once, as a chunk of inputs may."""
+    """Tell whether all members may be held at once, as a chunk of inputs may."""
     each = sum(planned.numel * planned.bits // 8 for planned in ensemble.plan if planned.quantised)
     return len(ensemble) * each <= CHUNK_BYTES
 
@@ -378,7 +380,7 @@ def _passes(
 
 
 def _module_for(ensemble: Ensemble, batch: Batch, options: EvaluationOptions) -> AllMembers | None:
-    """All members as one module, where they run together on batches like this one."""
+    """Return all members as one module, where they run together on batches like this one."""
     _, inputs, _ = batch
     if not runs_together(ensemble, inputs):
         return None
@@ -402,7 +404,7 @@ def evaluate(
     members: str = "auto",
     options: EvaluationOptions = PLAIN,
 ) -> pd.DataFrame:
-    """The metrics of every prefix of an ensemble.
+    """Return the metrics of every prefix of an ensemble.
 
     Args:
         ensemble: any ensemble, or a cascade: see :func:`lpe.evaluation.cascades.evaluate_cascade`.
@@ -511,7 +513,7 @@ def _take_up(running: list[tuple[Tensor, Tensor]], index: int, block: int, log_p
 def member_log_probs(
     ensemble: Ensemble, batches: Iterable[Any], options: EvaluationOptions = PLAIN
 ) -> tuple[Tensor, Tensor]:
-    """Every member's log-probabilities, kept: for checks, and for few members or few classes.
+    """Return every member's log-probabilities, all kept: for checks, and for few members or few classes.
 
     Members run one by one. Batches in a list are taken at once, so that each member is made once; of a
     stream, and of data that is read anew each time, no more than CHUNK_BYTES are held.
@@ -540,7 +542,7 @@ def evaluate_temperature_scaled(
     validation: Iterable[Any] | None = None,
     options: EvaluationOptions = PLAIN,
 ) -> dict[str, float]:
-    """Metrics of the whole ensemble after temperature scaling.
+    """Return the metrics of the whole ensemble after temperature scaling.
 
     Args:
         ensemble, batches, options: as in :func:`evaluate`.

@@ -1,4 +1,4 @@
-"""What a prediction costs: wall time member by member."""
+"""Times predictions: wall time, member by member."""
 
 from __future__ import annotations
 
@@ -41,21 +41,22 @@ class MemberTimer:
 
     @contextmanager
     def member(self, index: int) -> Iterator[None]:
-        """Adds what the block takes to ``seconds[index]``; a block that fails adds nothing."""
+        """Add what the block takes to ``seconds[index]``; a block that fails adds nothing."""
         start = self._now()
         yield
         self.seconds[index] += self._now() - start
 
     @contextmanager
     def all_members(self) -> Iterator[None]:
-        """Adds an equal share of what the block takes to every member's seconds."""
+        """Add an equal share of what the block takes to every member's seconds."""
         start = self._now()
         yield
         share = (self._now() - start) / len(self.seconds)
         self.seconds = [seconds + share for seconds in self.seconds]
 
     def milliseconds_per_example(self, examples: int | None = None) -> list[float]:
-        """What a prediction of every prefix costs: entry n − 1 is of the first n members, one after another.
+        """Return the cost of every prefix's prediction: entry n − 1 is of the first n members, one after
+        another.
 
         Of members that ran together (:meth:`all_members`) it is n shares of all of them.
 

@@ -1,1 +1,1 @@
-"""What an ensemble is on disk; ``ensembles`` writes and reads it, ``container`` is the file itself."""
+"""Ensembles on disk; ``ensembles`` writes and reads it, ``container`` is the file itself."""

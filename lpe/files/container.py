@@ -27,14 +27,15 @@ from lpe.writing import replacing
 
 FORMAT = "lpe ensemble"
 VERSION = 3
-"""The newest there is. A file has the version of the oldest reader that understands it, 2 where it needs no
-more."""
+"""The newest version of files. A file has the version of the oldest reader that understands it, 2 where it
+needs no more.
+"""
 
 _UNHASHED = "0" * 64  # where the hash will stand
 
 
 def contents_hash(tensors: Mapping[str, Tensor], about: str = "") -> str:
-    """SHA-256 of named tensors, whatever their order and device, and of a text: 64 hexadecimal digits."""
+    """Hash named tensors, whatever their order and device, and a text: SHA-256, 64 hexadecimal digits."""
     # A hash a tensor, for several run at once: hashing lets go of Python's lock.
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         digests = dict(zip(tensors, pool.map(_bytes_hash, tensors.values()), strict=True))
@@ -52,7 +53,7 @@ def _bytes_hash(tensor: Tensor) -> str:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """What tells a model's weights from others: the hash of its saved tensors, under canonical names.
+    """Return what tells a model's weights from others: the hash of its saved tensors, under canonical names.
 
     Raises:
         InputError: a model on the meta device, which has no weights.
@@ -64,7 +65,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def check_path(path: object) -> Path:
-    """The path; InputError where it is none."""
+    """Return the path; InputError where it is none."""
     if not isinstance(path, str | os.PathLike):
         raise InputError(f"path must be a file's path, not {shown(path)}")
     return Path(path)
@@ -93,7 +94,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) 
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a file.
+    """Return the header and tensors of a file.
 
     Raises:
         InputError: no such file, a truncated or altered one, one of something else or of a newer version.
@@ -127,7 +128,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file is one of these, to be trusted or not."""
+    """Tell whether a file is a packed ensemble, to be trusted or not."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("lpe", "{}"))
@@ -137,12 +138,12 @@ def is_packed(path: Path) -> bool:
 
 
 def owned(tensor: Tensor) -> Tensor:
-    """A copy on the CPU, contiguous and without a graph, as a file takes it."""
+    """Copy a tensor to the CPU, contiguous and without a graph, as a file takes it."""
     return tensor.detach().cpu().contiguous().clone()
 
 
 def shaped(tensors: Mapping[str, Tensor], key: str, shape: Sequence[int]) -> Tensor:
-    """A file's tensor; KeyError where there is none, InputError where it is of another shape."""
+    """Return a file's tensor; KeyError where there is none, InputError where it is of another shape."""
     if list(tensors[key].shape) != list(shape):
         raise InputError(
             f"the file is damaged: {key!r} is of shape {list(tensors[key].shape)}, not {list(shape)}"
@@ -151,7 +152,7 @@ def shaped(tensors: Mapping[str, Tensor], key: str, shape: Sequence[int]) -> Ten
 
 
 def check_same(what: str, stored: Sequence[Any], here: Sequence[Any]) -> None:
-    """InputError where a model is not the file's in what no tensor's name and shape tell."""
+    """Raise InputError where a model is not the file's in what no tensor's name and shape tell."""
     if stored != here:
         there = next((item for item in stored if item not in here), None)
         other = next((item for item in here if item not in stored), None)

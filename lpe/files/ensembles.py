@@ -90,7 +90,7 @@ def save(
 
 
 def _described(given: object) -> str:
-    """What was given in an ensemble's place, and what of it can be saved."""
+    """Describe what was given in an ensemble's place, and what of it can be saved."""
     if isinstance(given, Cascade):
         return "a Cascade, which holds no weights of its own; save the ensemble that it is made of"
     if isinstance(given, nn.Module):
@@ -104,7 +104,7 @@ def _described(given: object) -> str:
 
 
 def _training_budget(ensemble: Ensemble) -> dict[str, Any]:
-    """What a header says of the training's cost; nothing where it is not known."""
+    """Return a header's entry on the training's cost; empty where it is not known."""
     try:
         costs = [ensemble.backward_passes(n) for n in range(1, len(ensemble) + 1)]
         known = [check_integer("training_budget", cost, 0) for cost in costs if cost is not None]
@@ -210,7 +210,7 @@ def _check_weights(path: Path, hashes: Sequence[str | None], model: nn.Module) -
 def _parts(
     path: Path, header: Mapping[str, Any], tensors: dict[str, Tensor], size: int | None
 ) -> list[tuple[dict[str, Any], dict[str, Tensor]]]:
-    """Header and tensors of each part, of the one where there are none, down to ``size`` members."""
+    """Return header and tensors of each part (the whole is one without parts), down to ``size`` members."""
     held = check_size(header["size"])
     if header["kind"] not in KINDS:
         raise InputError(f"{path} is damaged: its kind is {header['kind']!r}")
@@ -242,7 +242,7 @@ def _made(
     tensors: dict[str, Tensor],
     own: Mapping[str, NamedTensor],
 ) -> Ensemble:
-    """The ensemble, or a mixture's part, of a header and its tensors."""
+    """Return the ensemble, or a mixture's part, of a header and its tensors."""
     # A model on the meta device gives the architecture alone.
     devices = {
         name: torch.device("cpu") if entry.tensor.is_meta else entry.tensor.device
@@ -281,7 +281,7 @@ def _composite(ensemble: CompositeEnsemble, kind: str, base: str) -> tuple[dict[
 
 
 def _leaves(ensemble: Ensemble) -> Iterator[Ensemble]:
-    """The parts, and the parts' parts, down to ensembles that are not composed of others."""
+    """Yield the parts, and the parts' parts, down to ensembles that are not composed of others."""
     if not isinstance(ensemble, CompositeEnsemble):
         yield ensemble
         return
@@ -290,7 +290,7 @@ def _leaves(ensemble: Ensemble) -> Iterator[Ensemble]:
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under a prefix, taken out."""
+    """Return the tensors under a prefix, taken out."""
     return {key.removeprefix(prefix): tensors.pop(key) for key in list(tensors) if key.startswith(prefix)}
 
 

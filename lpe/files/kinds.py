@@ -1,4 +1,4 @@
-"""Which kinds of file there are, and what a seeded one can draw its members from."""
+"""The kinds of file, and what a seeded one can draw its members from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KINDS = ("members", "seeded")
 
 
 def check_kind(kind: str, base: str | None) -> str:
-    """The base's name, "int8" unless told; InputError unless there are such a kind and base."""
+    """Return the base's name, "int8" unless told; InputError unless there are such a kind and base."""
     check_choice("kind", kind, KINDS)
     if base is not None:
         check_choice("base", base, tuple(BASES))
@@ -23,7 +23,7 @@ def check_kind(kind: str, base: str | None) -> str:
 
 
 def check_base(base: str, systems: Iterable[NumberSystem], rounding: str) -> None:
-    """InputError unless members of the number systems can be drawn from the base, and differ."""
+    """Raise InputError unless members of the number systems can be drawn from the base, and differ."""
     rounds = [system for system in systems if isinstance(system, LowPrecision)]
     if not rounds:
         raise InputError("a seeded file holds members that are rounded, and fp32 does not round")

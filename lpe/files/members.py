@@ -66,13 +66,13 @@ class StoredEnsemble(Ensemble):
 
     @property
     def rounding(self) -> str | None:
-        """How low precision members were rounded; None of others."""
+        """The way in which low precision members were rounded; None for others."""
         rounding: str | None = self._header.get("rounding")
         return rounding
 
     @apart()
     def member(self, index: int) -> nn.Module:
-        """Member ``index``, unpacked."""
+        """Return member ``index``, unpacked."""
         replaced = {name: self._tensors[f"shared/{name}"] for name in self._shapes if name not in self._own}
         for name in self._own:
             stored = self._tensors[f"member {index % self._distinct}/{name}"]
@@ -85,7 +85,7 @@ class StoredEnsemble(Ensemble):
         return with_tensors(self.model, replaced)
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
-        """What the file holds for n members, the padding of packed tensors to whole bytes included."""
+        """Return the bits that the file holds for n members, the padding to whole bytes included."""
         n = self._check_storage(n, storage)
         one = sum(tensor_bits(self._tensors[f"member 0/{name}"]) for name in self._own)
         shared = sum(
@@ -94,7 +94,7 @@ class StoredEnsemble(Ensemble):
         return shared + one * min(n, self._distinct)
 
     def written(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Its tensors, and what a header says of them."""
+        """Return the members' tensors, and what a header says of them."""
         what = ("system", "systems", "version", "shapes", "layouts", "own")
         how = ("rounding", "seed", "first_member", "distinct", "base_hash")
         about = {key: self._header[key] for key in (*what, *how) if key in self._header}
@@ -103,7 +103,7 @@ class StoredEnsemble(Ensemble):
         return {key: owned(tensor) for key, tensor in self._tensors.items()}, about
 
     def describe(self) -> str:
-        """A row per tensor: name, shape, each member's own or shared, bits a value."""
+        """Tabulate a row per tensor: name, shape, each member's own or shared, bits a value."""
         rows = []
         for name, shape in self._shapes.items():
             own = name in self._own
@@ -115,7 +115,7 @@ class StoredEnsemble(Ensemble):
 
 
 def low_precision(ensemble: LowPrecisionEnsemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of packed members; those to the nearest, which are all alike, once."""
+    """Return the tensors and header of packed members; those to the nearest, which are all alike, once."""
     tensors, about = shared_tensors(ensemble)
     systems = {planned.name: planned.rounded_to for planned in ensemble.plan if planned.rounds}
     distinct = 1 if ensemble.rounding == "nearest" else len(ensemble)
@@ -142,7 +142,7 @@ def take_statistics(
 
 
 def shared_tensors(ensemble: LowPrecisionEnsemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What the members have in common, tensors and header, whichever way their own are written."""
+    """Return what the members have in common, tensors and header, whichever way their own are written."""
     saved = [planned for planned in ensemble.plan if planned.saved]
     rounded = [planned for planned in saved if planned.rounds]
     weights = {entry.name: entry.tensor.detach() for entry in named_tensors(ensemble.model)}
@@ -158,7 +158,7 @@ def shared_tensors(ensemble: LowPrecisionEnsemble) -> tuple[dict[str, Tensor], d
 
 
 def full_precision(networks: Sequence[nn.Module]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header of members at their own precision, from networks that are there all at once."""
+    """Return the tensors and header of members at their own precision, from networks that are all there."""
     tensors: dict[str, Tensor] = {}
     own: set[str] = set()
     members = [

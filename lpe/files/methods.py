@@ -31,17 +31,17 @@ class StoredDropoutEnsemble(MCDropoutEnsemble):
 
     @apart()
     def member(self, index: int) -> nn.Module:
-        """Member ``index``: the model with its masks and its statistics."""
+        """Return member ``index``: the model with its masks and its statistics."""
         return with_tensors(super().member(index), self._statistics[index])
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
-        """The model once and n members' statistics; there are no batches to draw them from anew."""
+        """Count the model once and n members' statistics; there are no batches to draw them from anew."""
         n = self._check_storage(n, storage)
         return super().memory_bits() + (n - 1) * sum(map(tensor_bits, self._statistics[0].values()))
 
 
 def dropout(ensemble: MCDropoutEnsemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The model once, its masks by rate, seed and places; the members' batch-norm statistics each."""
+    """Return the model once, its masks by rate, seed and places; the members' batch-norm statistics each."""
     tensors, about = full_precision(list(ensemble))
     return tensors, {
         "method": "mc dropout",
@@ -54,7 +54,7 @@ def dropout(ensemble: MCDropoutEnsemble) -> tuple[dict[str, Tensor], dict[str, A
 
 
 def dropout_of(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ensemble:
-    """The MC-dropout ensemble of a header and tensors on the model's device."""
+    """Return the MC-dropout ensemble of a header and tensors on the model's device."""
     own = header["own"]
     statistics = [
         {name: tensors[f"member {index}/{name}"] for name in own} for index in range(header["size"])
@@ -73,7 +73,7 @@ def _masked_places(ensemble: MCDropoutEnsemble) -> list[list[Any]]:
 
 
 def batch(ensemble: BatchEnsemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The shared tensors once, and every member's r, s and biases."""
+    """Return the shared tensors once, and every member's r, s and biases."""
     network = [entry for entry in named_tensors(ensemble.module.network) if entry.saved]
     return {f"network/{entry.name}": owned(entry.tensor) for entry in network}, {
         "method": "batch",
@@ -87,7 +87,7 @@ def batch(ensemble: BatchEnsemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def batch_of(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ensemble:
-    """The BatchEnsemble of a header and tensors on the model's device, trained as it was."""
+    """Return the BatchEnsemble of a header and tensors on the model's device, trained as it was."""
     vectors: dict[str, Tensor] = {}
     replaced: dict[str, Tensor] = {}
     for layer in header["layers"]:

@@ -32,7 +32,7 @@ _FLOATS = {"bf16": torch.bfloat16, "fp32": torch.float32}  # of BASES; the rest 
 
 
 def drawable(ensemble: LowPrecisionEnsemble, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and header from which the members can be drawn.
+    """Return tensors and header from which the members can be drawn.
 
     Raises:
         InputError: the base is no finer than the members.
@@ -54,7 +54,7 @@ def drawable(ensemble: LowPrecisionEnsemble, base: str) -> tuple[dict[str, Tenso
 def _statistics_drawn(
     ensemble: LowPrecisionEnsemble, tensors: Mapping[str, Tensor], about: Mapping[str, Any]
 ) -> list[dict[str, Tensor]]:
-    """Batch-norm statistics of the members that a base gives, which need not be the ensemble's own.
+    """Return batch-norm statistics of the members that a base gives, which need not be the ensemble's own.
 
     Raises:
         InputError: they are not, and there are no batches to estimate them on: the ensemble is a file's.
@@ -76,7 +76,7 @@ def _statistics_drawn(
 
 
 def _same(stored: Stored, other: Stored) -> bool:
-    """Whether the same members are drawn from two stored weights."""
+    """Tell whether the same members are drawn from two stored weights."""
     if isinstance(stored, Tensor) and isinstance(other, Tensor):
         return torch.equal(stored.float(), other.float())
     if isinstance(stored, Tensor) or isinstance(other, Tensor):
@@ -138,7 +138,7 @@ class SeededEnsemble(LowPrecisionEnsemble):
         # Files of version 1 have INT-8 of any system.
         self._base = check_kind("seeded", str(header.get("base", "int8")))
         self.base_hash: str | None = header.get("base_hash")
-        """Of the weights that were packed; None where the file does not tell."""
+        """Hash of the weights that were packed; None where the file does not tell."""
         self._stored, self._scales = {}, {}
         for planned in self._rounded:
             name, layout = planned.name, planned.layout
@@ -152,11 +152,11 @@ class SeededEnsemble(LowPrecisionEnsemble):
 
     @property
     def base(self) -> str:
-        """Which of BASES the weights lie in."""
+        """The one of BASES that the weights lie in."""
         return self._base
 
     def describe(self) -> str:
-        """A row per tensor, as of the ensemble that was saved, and what the members are drawn from."""
+        """Tabulate the tensors, as of the ensemble that was saved, and what the members are drawn from."""
         title, *rows = super().describe().splitlines()
         return "\n".join([f"{title}, drawn from {self._base} weights", *rows])
 
@@ -164,7 +164,7 @@ class SeededEnsemble(LowPrecisionEnsemble):
 def _planned(
     net: nn.Module, layouts: Mapping[str, Mapping[str, Any]], systems: Mapping[str, LowPrecision]
 ) -> list[PlannedTensor]:
-    """The plan of a file's tensors; InputError where the model's rules lay them out in another way."""
+    """Return the plan of a file's tensors; InputError where the model's rules lay them out in another way."""
     axes: dict[str, OutputAxis] = {
         glob.escape(name): (0, told["output_axis"]) if told["channel_groups"] > 1 else told["output_axis"]
         for name, told in layouts.items()
@@ -183,7 +183,7 @@ def _placeholder(shape: Sequence[int], dtype: torch.dtype, device: torch.device)
 
 
 def _scales_of_codes(coded: Coded, system: LowPrecision, layout: Layout) -> Tensor:
-    """``scales_of`` the values of codes with scales of the system's axis; for absmax none of them are made.
+    """Return ``scales_of`` the values of codes with scales of the system's axis; absmax makes none of them.
 
     In a group max|code·s| is max|code|·s, for rounding to float32 keeps order.
     """
@@ -220,7 +220,7 @@ def _read_base(
 
 
 def _written_base(ensemble: LowPrecisionEnsemble, planned: PlannedTensor, base: str) -> dict[str, Tensor]:
-    """The tensors of a base of one weight."""
+    """Return the tensors of a base of one weight."""
     name, layout, stored = planned.name, planned.layout, ensemble.stored(planned.name)
     integers = Int(BASES["int8"], planned.rounded_to.scale)
     if base in _FLOATS:

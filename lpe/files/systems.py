@@ -29,7 +29,7 @@ _AXES = {axis.__name__: axis for axis in (PerTensor, PerChannel, PerBlock)}
 
 
 def layout_header(planned: PlannedTensor) -> dict[str, Any]:
-    """A tensor's layout and dtype, as a header has them."""
+    """Return a tensor's layout and dtype, as a header has them."""
     return {
         "output_axis": planned.layout.output_axis,
         "channel_groups": planned.layout.channel_groups,
@@ -39,12 +39,12 @@ def layout_header(planned: PlannedTensor) -> dict[str, Any]:
 
 
 def layout_of(shape: Sequence[int], layout: Mapping[str, Any]) -> Layout:
-    """The layout of a header."""
+    """Return the layout of a header."""
     return Layout(tuple(shape), layout["output_axis"], layout["channel_groups"])
 
 
 def dtype_of(layout: Mapping[str, Any]) -> torch.dtype:
-    """The dtype of a header's layout."""
+    """Return the dtype of a header's layout."""
     dtype: torch.dtype = getattr(torch, layout["dtype"])
     return dtype
 
@@ -55,7 +55,7 @@ def dtype_of(layout: Mapping[str, Any]) -> torch.dtype:
 
 
 def systems_header(ensemble: LowPrecisionEnsemble) -> dict[str, Any]:
-    """What a header says of an ensemble's number system, or systems: of each tensor which."""
+    """Return a header's entries on an ensemble's number system or, if there are several, on each tensor's."""
     if not isinstance(ensemble.system, ByPattern):
         header = _system_header(ensemble.system)
         return {"system": header, **({"version": 3} if "clip" in header else {})}
@@ -65,7 +65,7 @@ def systems_header(ensemble: LowPrecisionEnsemble) -> dict[str, Any]:
 
 
 def systems_of_tensors(header: Mapping[str, Any]) -> tuple[Systems, dict[str, LowPrecision]]:
-    """The number system of a header, or systems, and that of each of its packed tensors.
+    """Return the number system of a header, or systems, and that of each of its packed tensors.
 
     Raises:
         InputError: it names none, or one with other levels than its name's.

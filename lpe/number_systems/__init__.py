@@ -1,1 +1,1 @@
-"""What numbers there are, and how a weight becomes one of them."""
+"""Number systems, and the rounding of weights to them."""

@@ -35,11 +35,11 @@ CHUNK = 1 << 16
 """Weights, or bins, at a time: bounds the temporaries at a few MB."""
 
 OCTAVES = 12
-"""Of bins that are reckoned with where CHUNK is kept; long tails take more."""
+"""Octaves of bins that are reckoned with where CHUNK is kept; long tails take more."""
 
 
 def least_squares_steps(weight: Tensor, largest_code: int, layout: Layout, axis: ScaleAxis) -> Tensor:
-    """The step of each scale group: float32, of shape ``layout.scale_shape(axis)``.
+    """Return the step of each scale group: float32, of shape ``layout.scale_shape(axis)``.
 
     Args:
         weight: of the layout's shape, any floating dtype, finite. largest_code: q.
@@ -52,7 +52,7 @@ def least_squares_steps(weight: Tensor, largest_code: int, layout: Layout, axis:
 
 
 def _grouped(matrix: Tensor, layout: Layout, axis: ScaleAxis) -> Tensor:
-    """A weight [rows, columns] as [groups, weights of a group], short groups filled with zeros.
+    """Return a weight [rows, columns] as [groups, weights of a group], short groups filled with zeros.
 
     Zeros have no error under any step.
     """
@@ -68,7 +68,7 @@ def _grouped(matrix: Tensor, layout: Layout, axis: ScaleAxis) -> Tensor:
 
 
 def _steps(part: Tensor, q: int) -> Tensor:
-    """The steps of some groups [groups, size]: float32 [groups]."""
+    """Return the steps of some groups [groups, size]: float32 [groups]."""
     device, size = part.device, part.shape[1]
     absmax = torch.maximum(part.amax(dim=1), -part.amin(dim=1)).float().abs()
     unit = 1.0 / absmax
@@ -81,7 +81,7 @@ def _steps(part: Tensor, q: int) -> Tensor:
         return torch.tensor(value, dtype=torch.float32, device=device)
 
     def sizes() -> Iterator[tuple[Tensor, Tensor]]:
-        """|w| / max|w|, and as a whole number."""
+        """Yield |w| / max|w|, and as a whole number."""
         for piece in part.split(CHUNK, dim=1):
             values = (piece.float() * unit).abs()
             yield values, (values * whole).round().long()
@@ -105,7 +105,7 @@ def _steps(part: Tensor, q: int) -> Tensor:
     s, t = s.gather(1, best)[:, 0], t.gather(1, best)[:, 0]
 
     def codes_under(step: Tensor) -> tuple[Tensor, Tensor]:
-        """S and T of the codes under each group's step, in units of max|w|."""
+        """Return S and T of the codes under each group's step, in units of max|w|."""
         inverse = torch.where(step > 0, 1.0 / step, 0.0)[:, None]
         s, t = torch.zeros(2, len(part), dtype=torch.int64, device=device)
         for values, wholes in sizes():
@@ -124,10 +124,12 @@ def _steps(part: Tensor, q: int) -> Tensor:
 
 
 def _digits(q: int) -> int:
-    """How many bits of a step's mantissa tell bins apart: six up to INT-4, one more for each further bit."""
+    """Count the bits of a step's mantissa that tell bins apart: six up to INT-4, one more for each further
+    bit.
+    """
     return min(8, max(6, q.bit_length() + 3))
 
 
 def _bin(step: Tensor, q: int) -> Tensor:
-    """Which bin a positive float32 lies in: int64, growing with it."""
+    """Return the bin that a positive float32 lies in: int64, growing with it."""
     return (step.view(torch.int32) >> (23 - _digits(q))).long()

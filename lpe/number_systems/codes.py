@@ -1,4 +1,4 @@
-"""What codes are: int8, −q … q, of integers; of other number systems uint8, the index of a level."""
+"""Codes: int8, −q … q, of integers; uint8, the index of a level, of other number systems."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lpe.number_systems.kernels.reference import code_type
 
 
 def check_codes(codes: Tensor, system: LowPrecision) -> None:
-    """InputError unless codes are a dense tensor of the system's dtype, and each that of a level."""
+    """Raise InputError unless codes are a dense tensor of the system's dtype, and each that of a level."""
     grid = grid_of(system)
     check_dense("codes", codes, system, code_type(grid))
     if not codes.numel():
@@ -24,7 +24,7 @@ def check_codes(codes: Tensor, system: LowPrecision) -> None:
 
 
 def check_dense(what: str, tensor: Tensor, system: LowPrecision, dtype: torch.dtype) -> None:
-    """InputError unless a tensor is one, with values, dense and of the dtype that ``encode`` gives."""
+    """Raise InputError unless a tensor is one, with values, dense and of the dtype that ``encode`` gives."""
     if not isinstance(tensor, Tensor):
         raise InputError(f"{what} must be a torch tensor, not {shown(tensor)}")
     if tensor.dtype != dtype or tensor.layout != torch.strided or tensor.is_meta:

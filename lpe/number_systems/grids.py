@@ -1,4 +1,4 @@
-"""Which numbers there are: the grid, and the group of weights that shares one scale of it.
+"""Number systems: the grid of each, and the group of weights that shares one scale of it.
 
 A number system is a grid of levels, given at scale 1, and a *scale axis*: the weights that share one scale
 s = max|w| / max|level|; a weight becomes level·s.
@@ -31,7 +31,7 @@ from lpe.checks import check_choice, check_integer, is_integer, shown
 from lpe.errors import InputError
 
 CLIPS = ("absmax", "mse")
-"""How the step of integers is chosen; the first is the default."""
+"""Ways to choose the step of integers; the first is the default."""
 
 
 def _settle(system: object, **fields: object) -> None:
@@ -45,11 +45,11 @@ class PerTensor:
     """One scale for the whole tensor."""
 
     def groups(self, rows: int, columns: int) -> tuple[int, int]:
-        """How many scales a [rows, columns] weight has, along each dimension."""
+        """Return how many scales a [rows, columns] weight has, along each dimension."""
         return (1, 1)
 
     def extent(self, rows: int, columns: int) -> tuple[int, int]:
-        """How many rows and columns one scale covers."""
+        """Return how many rows and columns one scale covers."""
         return (max(rows, 1), max(columns, 1))
 
     def __str__(self) -> str:
@@ -66,11 +66,11 @@ class PerChannel:
         _settle(self, channels=check_integer("PerChannel(channels=…)", self.channels, 1))
 
     def groups(self, rows: int, columns: int) -> tuple[int, int]:
-        """How many scales a [rows, columns] weight has, along each dimension."""
+        """Return how many scales a [rows, columns] weight has, along each dimension."""
         return (-(-rows // self.channels), 1)
 
     def extent(self, rows: int, columns: int) -> tuple[int, int]:
-        """How many rows and columns one scale covers."""
+        """Return how many rows and columns one scale covers."""
         return (self.channels, max(columns, 1))
 
     def __str__(self) -> str:
@@ -87,11 +87,11 @@ class PerBlock:
         _settle(self, inputs=check_integer("PerBlock(inputs=…)", self.inputs, 1))
 
     def groups(self, rows: int, columns: int) -> tuple[int, int]:
-        """How many scales a [rows, columns] weight has, along each dimension."""
+        """Return how many scales a [rows, columns] weight has, along each dimension."""
         return (rows, -(-columns // self.inputs))
 
     def extent(self, rows: int, columns: int) -> tuple[int, int]:
-        """How many rows and columns one scale covers."""
+        """Return how many rows and columns one scale covers."""
         return (1, self.inputs)
 
     def __str__(self) -> str:
@@ -109,7 +109,7 @@ def _check_scale(scale: object) -> None:
 
 
 def _full_name(short: str, scale: ScaleAxis) -> str:
-    """The default scale axis is not spelled out."""
+    """Return a system's name with its scale axis; the default one is not spelled out."""
     return short if scale == _PER_CHANNEL else f"{short} {scale}"
 
 
@@ -253,7 +253,7 @@ CODEBOOK_RANGE = 2.0**60
 
 @dataclass(frozen=True)
 class Codebook:
-    """Any 2 to 256 levels; the scale is s = max|w| / max|level|, whatever the levels are.
+    """A number system of any 2 to 256 levels; the scale is s = max|w| / max|level|, whatever the levels are.
 
     Beyond the levels' ends a weight becomes the end. Where the ends are −a and a no weight lies there; where
     they are not, the weights beyond the smaller end are rounded with a bias. A codebook need not have the
@@ -287,7 +287,7 @@ class Codebook:
 
 
 def _codebook_levels(levels: Iterable[float]) -> tuple[float, ...]:
-    """The levels as float32 has them, ascending; InputError where they make no codebook."""
+    """Return the levels as float32 has them, ascending; InputError where they make no codebook."""
     try:
         given = [float(level + 0) for level in levels]  # a character plus 0 is a TypeError
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a row of a tensor
@@ -340,7 +340,7 @@ _NF4_LEVELS = tuple(
 
 @dataclass(frozen=True)
 class FullPrecision:
-    """No rounding: weights as they are, at their own precision."""
+    """The system without rounding: weights as they are, at their own precision."""
 
     @property
     def bits(self) -> int:
@@ -359,14 +359,14 @@ class FullPrecision:
 
 
 LowPrecision = Int | Float | NF4 | Codebook
-"""What rounds."""
+"""The number systems that round."""
 
 NumberSystem = LowPrecision | FullPrecision
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a rounding rule has to know of a number system.
+    """The facts of a number system that a rounding rule needs.
 
     Args:
         levels: at scale 1, ascending, each a float32.
@@ -394,7 +394,7 @@ class Grid:
 
 @cache
 def grid_of(system: LowPrecision) -> Grid:
-    """The grid of a number system."""
+    """Return the grid of a number system."""
     levels = system.levels
     zero = min(range(len(levels)), key=lambda index: (abs(levels[index]), -levels[index]))
     return Grid(levels, zero, isinstance(system, Int))

@@ -1,4 +1,4 @@
-"""How a weight is seen as a matrix [out, everything else], and which scale each of its elements uses."""
+"""Layouts: a weight seen as a matrix [out, everything else], and the scale that each of its elements uses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lpe.number_systems.grids import PerTensor, ScaleAxis
 
 @dataclass(frozen=True)
 class Layout:
-    """How a weight is seen as a matrix [out, everything else], and which scale each element uses.
+    """A weight seen as a matrix [out, everything else], and the scale that each element uses.
 
     The dimensions before the output's are taken as one, and so are those after it: [before, out, after].
 
@@ -84,14 +84,14 @@ class Layout:
         return int(torch.Size(self.shape).numel())
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """The weight as [out, everything else]; a view where memory allows."""
+        """Return the weight as [out, everything else]; a view where memory allows."""
         if self.by_rows:
             return weight.reshape(self.rows, self.columns)
         grouped = weight.reshape(self.channel_groups, self.inputs, self.outputs, self.after)
         return grouped.transpose(1, 2).reshape(self.rows, self.columns)
 
     def position(self, start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Row and column of the elements start … stop − 1 (row-major, as stored): int64 each."""
+        """Return the row and column of the elements start … stop − 1 (row-major, as stored): int64 each."""
         element = torch.arange(start, stop, dtype=torch.int64, device=device)
         if self.by_rows:
             return element // self.columns, element % self.columns
@@ -100,11 +100,11 @@ class Layout:
         return row, first % self.inputs * self.after + element % self.after
 
     def scale_shape(self, axis: ScaleAxis) -> tuple[int, int]:
-        """Shape of the scales: [groups along the outputs, groups along the inputs]."""
+        """Return the shape of the scales: [groups along the outputs, groups along the inputs]."""
         return axis.groups(self.rows, self.columns)
 
     def scale_group(self, axis: ScaleAxis, start: int, stop: int, device: torch.device) -> Tensor:
-        """Index into the flattened scales of the elements start … stop − 1: int64 [stop − start]."""
+        """Return the elements' indices, start … stop − 1, into the flattened scales: int64 [stop − start]."""
         if isinstance(axis, PerTensor):
             return torch.zeros(1, dtype=torch.int64, device=device).expand(stop - start)
         row_extent, column_extent = axis.extent(self.rows, self.columns)

@@ -73,7 +73,7 @@ class ByPattern:
         return ",".join(f"{pattern}={system.name}" for pattern, system in self.systems)
 
     def first(self, names: Iterable[str]) -> tuple[str, NumberSystem] | None:
-        """The first pattern that matches one of a tensor's names, and its system; None where none does."""
+        """Return the first pattern that matches a tensor's name, and its system; None where none does."""
         names = tuple(names)
         for pattern, system in self.systems:
             if any(fnmatchcase(name, pattern) for name in names):
@@ -82,11 +82,11 @@ class ByPattern:
 
 
 Systems = NumberSystem | ByPattern
-"""What an ensemble may be rounded to: one number system, or one per name pattern."""
+"""The type of what an ensemble may be rounded to: one number system, or one per name pattern."""
 
 
 def check_system(system: object) -> Systems:
-    """The number system, or those of a mapping by name pattern; InputError if it is none."""
+    """Return the number system, or those of a mapping by name pattern; InputError if it is none."""
     if isinstance(system, Mapping):
         return ByPattern(system)
     if not isinstance(system, LowPrecision | FullPrecision | ByPattern):
@@ -98,25 +98,25 @@ def check_system(system: object) -> Systems:
 
 
 def systems_of(system: Systems) -> tuple[NumberSystem, ...]:
-    """The number systems that there are in one or several by name pattern, each once."""
+    """Return the number systems that there are in one or several by name pattern, each once."""
     if isinstance(system, ByPattern):
         return tuple(dict.fromkeys(each for _, each in system.systems))
     return (system,)
 
 
 def plain_systems() -> list[NumberSystem]:
-    """Every number system but codebooks, of the default scale axis and step."""
+    """List every number system but codebooks, of the default scale axis and step."""
     integers = [Int(bits) for bits in range(2, 9)]
     return [*integers, *(Float(exponent, mantissa) for exponent, mantissa in FLOATS), NF4(), FullPrecision()]
 
 
 def names() -> list[str]:
-    """The names of :func:`plain_systems`."""
+    """Return the names of :func:`plain_systems`."""
     return [system.name for system in plain_systems()]
 
 
 def number_system(name: str, scale: ScaleAxis | None = None) -> Systems:
-    """The number system of that name: the one whose ``name`` it is, whatever its scale axis and levels.
+    """Return the number system of a name: the one whose ``name`` it is, whatever its scale axis and levels.
 
     Case, dashes and underscores do not matter: "INT-5" is "int5", "FP8-E4M3" is "fp8_e4m3".
 
@@ -166,7 +166,7 @@ def _by_pattern(text: str, scale: ScaleAxis | None) -> ByPattern:
 
 
 def _scale_axis(name: str, scale: ScaleAxis | None) -> tuple[str, ScaleAxis]:
-    """A name without its scale axis, and the axis: the name's own, the one given, or per channel."""
+    """Return a name without its scale axis, and the axis: the name's own, the one given, or per channel."""
     match = _AXIS.fullmatch(name)
     if match is None:
         return name, PerChannel() if scale is None else scale

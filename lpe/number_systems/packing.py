@@ -29,7 +29,7 @@ _Bytes = NDArray[np.uint8]
 
 
 def packed_bytes(count: int, system: LowPrecision) -> int:
-    """Bytes that ``count`` codes take."""
+    """Return the bytes that ``count`` codes take."""
     return -(-count * system.bits // 8)
 
 
@@ -52,7 +52,7 @@ def pack(codes: Tensor, system: LowPrecision) -> Tensor:
 
 
 def unpack(packed: Tensor, shape: tuple[int, ...], system: LowPrecision) -> Tensor:
-    """The codes of ``shape``, as ``encode`` gave them.
+    """Return the codes of ``shape``, as ``encode`` gave them.
 
     Raises:
         InputError: the bytes are not as many as the shape needs, or hold a code that no level has.
@@ -81,7 +81,7 @@ def unpack(packed: Tensor, shape: tuple[int, ...], system: LowPrecision) -> Tens
 
 
 def packed_with_numpy(codes: _Bytes, lowest: int, bits: int) -> _Bytes:
-    """Packed codes, of codes [count] whose bytes are read as unsigned; ``lowest`` is the lowest code."""
+    """Pack codes [count], whose bytes are read as unsigned; ``lowest`` is the lowest code."""
     parts = [
         np.packbits(
             np.unpackbits(
@@ -98,7 +98,7 @@ def packed_with_numpy(codes: _Bytes, lowest: int, bits: int) -> _Bytes:
 
 
 def unpacked_with_numpy(packed: _Bytes, count: int, lowest: int, bits: int) -> tuple[_Bytes, int]:
-    """Codes [count], their bytes unsigned, and the largest index among them (0 of none)."""
+    """Return codes [count], their bytes unsigned, and the largest index among them (0 of none)."""
     weights = (1 << np.arange(bits)).astype(np.uint8)
     indices = np.empty(count, np.uint8)
     step = _CHUNK * bits // 8

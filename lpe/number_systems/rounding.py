@@ -1,4 +1,4 @@
-"""How a weight becomes a number of the system: to the nearest, or at random without bias.
+"""Rounds weights to numbers of a system: to the nearest, or at random without bias.
 
 RTN       the nearest grid value, ties to even.
 BSR       Bernoulli stochastic rounding: with lo ≤ w ≤ hi the neighbours of w, hi with probability
@@ -43,12 +43,12 @@ ROUNDINGS = ("nearest", "bernoulli", "coupled")
 
 
 def check_rounding(rounding: str) -> str:
-    """The rounding's name; InputError unless it is one of ROUNDINGS."""
+    """Return the rounding's name; InputError unless it is one of ROUNDINGS."""
     return check_choice("rounding", rounding, ROUNDINGS)
 
 
 def scales_of(weight: Tensor, system: LowPrecision, layout: Layout) -> Tensor:
-    """The scales of a weight under a number system: those of absmax, or the steps of least squared error.
+    """Return a weight's scales under a number system: those of absmax, or the steps of least squared error.
 
     See :func:`absmax_scales` for what is returned and raised.
     """
@@ -58,7 +58,7 @@ def scales_of(weight: Tensor, system: LowPrecision, layout: Layout) -> Tensor:
 
 
 def absmax_scales(weight: Tensor, system: LowPrecision, layout: Layout) -> Tensor:
-    """s = max|w| / max|level| of each scale group; of integers that is Δ = max|w| / q.
+    """Return s = max|w| / max|level| of each scale group; of integers that is Δ = max|w| / q.
 
     Returns:
         float32, of shape ``layout.scale_shape(system.scale)``.
@@ -95,11 +95,11 @@ def absmax_scales(weight: Tensor, system: LowPrecision, layout: Layout) -> Tenso
 
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-"""Of weights, and of the values that codes are decoded to."""
+"""Dtypes of weights, and of the values that codes are decoded to."""
 
 
 def check_weight(weight: Tensor, name: str) -> None:
-    """InputError unless the weight is a dense tensor of one of DTYPES and finite; the tensor is named."""
+    """Raise InputError, naming the tensor, unless a weight is dense, finite and of one of DTYPES."""
     if not isinstance(name, str):
         raise InputError(f"name must be the parameter's name as text, not {shown(name)}")
     what = f"weight {name!r}" if name else "the weight"
@@ -168,7 +168,7 @@ def _check_rounds(system: object) -> None:
 def encode_with_scales(
     weight: Tensor | Coded, scales: Tensor, system: LowPrecision, layout: Layout, draw: Draw
 ) -> Tensor:
-    """Codes under scales that are at hand, as :func:`encode` returns them; nothing is checked."""
+    """Return the codes under scales that are at hand, as :func:`encode` returns them; nothing is checked."""
     of_elements = Scales.of(scales, layout, system.scale)
     codes = kernels.of(weight.device).encode(_flat(weight), of_elements, grid_of(system), draw)
     return codes.view(layout.shape)
@@ -219,7 +219,7 @@ def decode(
     output_axis: int = 0,
     channel_groups: int = 1,
 ) -> Tensor:
-    """The values level·s (float32, then cast to ``dtype``), of the codes' shape.
+    """Return the values level·s (float32, then cast to ``dtype``), of the codes' shape.
 
     Args:
         codes, scales: as :func:`encode` returns them, and on one device. Codes of another integer dtype are
@@ -255,7 +255,7 @@ def decode(
 def decoded(
     codes: Tensor, scales: Tensor, system: LowPrecision, layout: Layout, dtype: torch.dtype
 ) -> Tensor:
-    """The values of codes and scales as :func:`encode` gave them, of the codes' shape; nothing is checked."""
+    """Return the values of what :func:`encode` gave, of the codes' shape; nothing is checked."""
     of_elements = Scales.of(scales, layout, system.scale)
     flat = codes.reshape(-1)
     return kernels.of(codes.device).decode(flat, of_elements, grid_of(system), dtype).view(codes.shape)
@@ -272,7 +272,7 @@ def round_weights(
     output_axis: int = 0,
     channel_groups: int = 1,
 ) -> Tensor:
-    """A weight rounded to a number system: a new tensor of the same shape and dtype.
+    """Round a weight to a number system: a new tensor of the same shape and dtype.
 
     See :func:`encode` for the arguments and errors. Under ``FullPrecision()`` a copy.
     """

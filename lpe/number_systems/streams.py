@@ -37,26 +37,26 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _TWISTER_WORDS = slice(3, 3 + 624)
-"""Where the twister's words lie in ``torch.Generator.get_state()``, read as integers of 64 bits."""
+"""Place of the twister's words in ``torch.Generator.get_state()``, read as integers of 64 bits."""
 _WRAPPERS = frozenset({"module", "_orig_mod"})
 
 
 def check_seed(seed: int) -> int:
-    """The seed as an int; InputError unless 0 ≤ seed < 2⁶⁴."""
+    """Return the seed as an int; InputError unless 0 ≤ seed < 2⁶⁴."""
     if not is_integer(seed) or not 0 <= seed < 2**64:
         raise InputError(f"seed must be an integer from 0 to 2**64 - 1, not {shown(seed)}")
     return int(seed)
 
 
 def check_member(member: int) -> int:
-    """The member's index as an int; InputError unless 0 ≤ member < 2³²."""
+    """Return the member's index as an int; InputError unless 0 ≤ member < 2³²."""
     if not is_integer(member) or not 0 <= member < 2**32:
         raise InputError(f"member must be an integer from 0 to 2**32 - 1, not {shown(member)}")
     return int(member)
 
 
 def canonical_namer(names: Iterable[str]) -> Callable[[str], str]:
-    """How a model's tensors and modules are named without what wrappers put into their names.
+    """Return a function that takes out of a model's tensors' and modules' names what wrappers put there.
 
     A component ``module`` or ``_orig_mod`` is a wrapper's, and dropped, where no other module with tensors
     lies beside it. Elsewhere the model is built so, and it stays.
@@ -89,12 +89,12 @@ def canonical_namer(names: Iterable[str]) -> Callable[[str], str]:
 
 
 def tensor_id(name: str) -> int:
-    """The 32 bits that stand for a parameter: the first 4 bytes, little-endian, of BLAKE2s of its name."""
+    """Return the 32 bits of a parameter: the first 4 bytes, little-endian, of BLAKE2s of its name."""
     return int.from_bytes(hashlib.blake2s(name.encode()).digest()[:4], "little")
 
 
 def check_tensor_ids(names: Iterable[str]) -> None:
-    """InputError if two names have one id, or are one name: their tensors would share random bits."""
+    """Raise InputError if two names have one id, or are one name: their tensors would share random bits."""
     seen: dict[int, str] = {}
     for name in names:
         identity = tensor_id(name)
@@ -108,7 +108,7 @@ def check_tensor_ids(names: Iterable[str]) -> None:
 
 
 def philox(key: tuple[int, int], counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Philox4x32-10.
+    """Run Philox4x32-10.
 
     Args:
         key: two 32-bit words.
@@ -141,7 +141,7 @@ def random_lanes(
     stop: int,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """The 16-bit random numbers of elements start … stop − 1 of a tensor; ``start`` a multiple of 8.
+    """Return the 16-bit random numbers of elements start … stop − 1 of a tensor; ``start`` a multiple of 8.
 
     Returns:
         int64 tensor of shape [stop − start], values 0 … 65535.
@@ -163,7 +163,7 @@ def random_lanes(
 
 
 def generator(purpose: str, seed: int, name: str, member: int) -> torch.Generator:
-    """A CPU generator of its own for (purpose, seed, name, member): for draws that are not roundings.
+    """Return a CPU generator of its own for (purpose, seed, name, member): for draws that are not roundings.
 
     Gaussian noise, dropout masks and posterior samples are keyed like the rounding, so that they too depend
     on nothing that was drawn before. ``purpose`` keeps two methods on one tensor apart.
@@ -182,17 +182,17 @@ def generator(purpose: str, seed: int, name: str, member: int) -> torch.Generato
 
 @cache
 def _fresh_twister() -> NDArray[np.uint64]:
-    """The state of a CPU generator that was just seeded: its next draw mixes all words first."""
+    """Return the state of a CPU generator that was just seeded: its next draw mixes all words first."""
     return torch.Generator(device="cpu").manual_seed(0).get_state().numpy().view(np.uint64)
 
 
 def normal(purpose: str, seed: int, name: str, member: int, shape: Iterable[int]) -> Tensor:
-    """Standard normal float32 draws of ``shape``, keyed by (purpose, seed, name, member), on the CPU."""
+    """Draw standard normal float32 of ``shape``, keyed by (purpose, seed, name, member), on the CPU."""
     draws = generator(purpose, seed, name, member)
     return torch.randn(tuple(shape), generator=draws, dtype=torch.float32, device="cpu")
 
 
 def uniform(purpose: str, seed: int, name: str, member: int, count: int) -> Tensor:
-    """Uniform float32 draws [count] of [0, 1), keyed by (purpose, seed, name, member), on the CPU."""
+    """Draw uniform float32 [count] of [0, 1), keyed by (purpose, seed, name, member), on the CPU."""
     draws = generator(purpose, seed, name, member)
     return torch.rand(count, generator=draws, dtype=torch.float32, device="cpu")

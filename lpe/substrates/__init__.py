@@ -1,1 +1,1 @@
-"""What an ensemble is built on: a model with its data."""
+"""Substrates that an ensemble is built on: a model with its data."""

@@ -42,7 +42,7 @@ CONTEXT = 16
 """Tokens that a network can read: a sentence has at most 11 with its beginning and end."""
 
 UNITS, TENS = (-2, -1, 1, 2), (-10, 10)
-"""How far a wrong answer is off."""
+"""Differences of wrong answers from the right one."""
 
 Batch = tuple[dict[str, Tensor], Tensor]
 
@@ -57,12 +57,12 @@ class Question:
 
     @property
     def text(self) -> str:
-        """Up to where the answer begins."""
+        """The question, up to where the answer begins."""
         return f"{self.first}{self.sign}{self.second}="
 
     @property
     def answer(self) -> int:
-        """The right one: 10 or more."""
+        """The right answer: 10 or more."""
         return int(OPERATIONS[self.sign](self.first, self.second))
 
     @property
@@ -95,7 +95,7 @@ class LlamaShape:
 
 
 def families() -> list[list[Question]]:
-    """All questions in a fixed order, those that differ in the order of their numbers together."""
+    """List all questions in a fixed order, those that differ in the order of their numbers together."""
     two_digits = range(10, 100)
     sums = [
         [Question(*pair) for pair in dict.fromkeys([(first, "+", second), (second, "+", first)])]
@@ -112,7 +112,7 @@ def families() -> list[list[Question]]:
 
 
 def questions(seed: int) -> Questions:
-    """The splits of a training seed."""
+    """Return the splits of a training seed."""
     if seed < 0:
         raise InputError(f"a training seed must not be negative, not {seed}")
     every = families()
@@ -125,7 +125,7 @@ def questions(seed: int) -> Questions:
 
 
 def choices(question: Question, draws: np.random.Generator) -> tuple[list[str], int]:
-    """Four answers of equal length, and the index of the right one.
+    """Return four answers of equal length, and the index of the right one.
 
     They are the corners of a rectangle: with and without an error in the units, with and without one in the
     tens. Each corner could be the right one, so that the choices alone give (but for answers at the edge of
@@ -142,7 +142,8 @@ def choices(question: Question, draws: np.random.Generator) -> tuple[list[str], 
 
 
 def dataset(seed: int = 0, **_: Any) -> datasets.DatasetDict:
-    """The held-out questions of a training seed as lm-eval's task reads them (it passes more than the seed).
+    """Return the held-out questions of a training seed as lm-eval's task reads them (it passes more than the
+    seed).
 
     Returns:
         Splits "validation" and "test": question, choices, right (index).
@@ -162,8 +163,8 @@ def dataset(seed: int = 0, **_: Any) -> datasets.DatasetDict:
 
 
 def task(seed: int, split: str = "test") -> dict[str, Any]:
-    """The task of ``TASKS`` with a training seed's questions, as :func:`lpe.substrates.language.evaluate` and
-    lm-eval take it.
+    """Return the task of ``TASKS`` with a training seed's questions, as
+    :func:`lpe.substrates.language.evaluate` and lm-eval take it.
 
     Args:
         split: "test" or "validation".
@@ -174,7 +175,7 @@ def task(seed: int, split: str = "test") -> dict[str, Any]:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Characters as tokens; a text begins with ``<s>``. ``save_pretrained`` writes it for lm-eval to read."""
+    """Make a tokenizer of characters; texts begin with ``<s>``. ``save_pretrained`` writes it for lm-eval."""
     from tokenizers import Regex, Tokenizer
     from tokenizers.decoders import Fuse
     from tokenizers.models import WordLevel
@@ -199,7 +200,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def network(shape: LlamaShape, seed: int) -> LlamaForCausalLM:
-    """A freshly initialised Llama; the global generator is left as it was."""
+    """Return a freshly initialised Llama; the global generator is left as it was."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -233,7 +234,7 @@ class NextToken(nn.Module):
         self.language_model = language_model
 
     def forward(self, tokens: Tensor, counted: Tensor) -> Tensor:
-        """Logits [counted tokens, vocabulary] of the token after each counted one.
+        """Return logits [counted tokens, vocabulary] of the token after each counted one.
 
         Args:
             tokens: int64 [texts, tokens], padded at the end. counted: bool [texts, tokens].
@@ -243,14 +244,14 @@ class NextToken(nn.Module):
 
 
 def encoded(sentences: list[Question]) -> Tensor:
-    """Sentences from beginning to end, int64 [sentences, tokens], padded at the end with 0."""
+    """Encode sentences from beginning to end, int64 [sentences, tokens], padded at the end with 0."""
     indices = {token: index for index, token in enumerate(VOCABULARY)}
     rows = [[BEGIN, *question.sentence, END] for question in sentences]
     return pad_sequence([torch.tensor([indices[token] for token in row]) for row in rows], batch_first=True)
 
 
 def token_batch(tokens: Tensor) -> Batch:
-    """A batch for :class:`NextToken`, from :func:`encoded` sentences: each token but the first is a target.
+    """Make a batch for :class:`NextToken` of :func:`encoded` sentences: each token but the first is a target.
 
     Returns:
         ({"tokens": int64 [sentences, tokens], "counted": bool [sentences, tokens]}, targets int64 [counted
@@ -261,7 +262,7 @@ def token_batch(tokens: Tensor) -> Batch:
 
 
 def batches(sentences: list[Question], size: int, seed: int) -> Callable[[int], Iterator[Batch]]:
-    """epoch → shuffled training batches for :class:`NextToken`; keyed by (seed, epoch).
+    """Return a function: epoch → shuffled training batches for :class:`NextToken`; keyed by (seed, epoch).
 
     The last batch of an epoch is left out where it would be smaller than ``size``.
     """

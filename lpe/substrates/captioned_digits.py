@@ -77,7 +77,7 @@ class CaptionTokenizer:
         self.context_length = 2 + max(len(caption.split()) for caption in captions)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """The tokens of texts; InputError for a word that no caption has, or a text that is too long."""
+        """Return the tokens of texts; InputError for a word that no caption has, or too long a text."""
         tokens = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
         for row, text in zip(tokens, texts, strict=True):
             words = text.split()
@@ -97,18 +97,18 @@ class CaptionTokenizer:
 
 
 def _in_colour(split: Split) -> Split:
-    """open_clip's image towers see three channels: grey is each of them."""
+    """Repeat grey as each of the three channels that open_clip's image towers see."""
     return split[0].expand(-1, 3, -1, -1).contiguous(), split[1]
 
 
 def load(seed: int) -> DigitsData:
-    """The splits of a training seed, as :func:`lpe.substrates.digits.load`, images [n, 3, 8, 8]."""
+    """Return the splits of a training seed, as :func:`lpe.substrates.digits.load`, images [n, 3, 8, 8]."""
     data = digits.load(seed)
     return DigitsData(_in_colour(data.train), _in_colour(data.validation), _in_colour(data.test))
 
 
 def network(shape: DigitsCLIP, seed: int) -> nn.Module:
-    """A freshly initialised ``open_clip.CLIP``; the global generator is left as it was."""
+    """Return a freshly initialised ``open_clip.CLIP``; the global generator is left as it was."""
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
     if shape.width % shape.heads:
@@ -154,13 +154,13 @@ class Contrastive(nn.Module):
 
 
 def contrastive_targets(labels: Tensor) -> Tensor:
-    """Of labels [n]: probabilities [2n, n], in each row uniform over the pairs of the row's label."""
+    """Return the targets of labels [n]: probabilities [2n, n], a row uniform over the pairs of its label."""
     same = (labels[:, None] == labels).float()
     return (same / same.sum(1, keepdim=True)).repeat(2, 1)
 
 
 def batches(split: Split, size: int, seed: int, jitter: Jitter) -> Callable[[int], Iterator[Captioned]]:
-    """epoch → the digits' training batches, each image with a caption drawn by (seed, epoch).
+    """Return a function: epoch → training batches, each image with a caption drawn by (seed, epoch).
 
     Raises:
         InputError: as :func:`lpe.substrates.digits.batches`.
@@ -181,7 +181,9 @@ def batches(split: Split, size: int, seed: int, jitter: Jitter) -> Callable[[int
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """For the optimiser: as in open_clip's training, gains, biases and the logit scale do not decay."""
+    """Group parameters for an optimiser: as in open_clip's training, gains, biases, logit scale do
+    not decay.
+    """
     decayed = [p for p in model.parameters() if p.dim() > 1]
     free = [p for p in model.parameters() if p.dim() < 2]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

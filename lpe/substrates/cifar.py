@@ -39,7 +39,7 @@ IMAGES = {"train": 50_000, "test": 10_000}
 TRAINING_IMAGES = 40_960
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)
-"""Of the training images' channels, scaled to 0 … 1: the networks' inputs are standardised by them."""
+"""Mean and std of the training images' channels, scaled to 0 … 1: they standardise the networks' inputs."""
 
 FOLDER = "cifar-10-batches-py"
 CHECKSUMS = {
@@ -57,7 +57,7 @@ LOSSLESS = "CIFAR-10"
 
 @dataclass(frozen=True)
 class CifarImages:
-    """All images of one source.
+    """The images of one source.
 
     Args:
         name: what they are, for every record and title. sha256: of the file, or of the files' MD5 sums.
@@ -177,7 +177,7 @@ LUMINANCE = (16, 11, 10, 16, 24, 40, 51, 61)
 
 
 def _jpeg_quality(file: bytes) -> str:
-    """libjpeg's quality by the first row of the luminance table: "JPEG q75"; "JPEG" for another table."""
+    """Name libjpeg's quality by the luminance table's first row: "JPEG q75"; "JPEG" for another table."""
     from PIL import Image
 
     tables = getattr(Image.open(io.BytesIO(file)), "quantization", {})
@@ -213,14 +213,14 @@ def _checked(
 
 
 def standardised(images: Tensor) -> Tensor:
-    """Networks' inputs float32 [images, 3, 32, 32] of uint8 [images, 32, 32, 3]."""
+    """Return the networks' inputs float32 [images, 3, 32, 32] of uint8 [images, 32, 32, 3]."""
     scaled = images.permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(each, device=images.device).view(3, 1, 1) for each in (MEAN, STD))
     return (scaled - mean) / std
 
 
 def split_indices(seed: int) -> tuple[Tensor, Tensor]:
-    """Indices, among the 50,000, of the training and the validation images of a training seed."""
+    """Return indices, among the 50,000, of the training and the validation images of a training seed."""
     if seed < 0:
         raise InputError(f"a training seed must not be negative, not {seed}")
     order = torch.randperm(IMAGES["train"], generator=torch.Generator().manual_seed(1000 + seed))

@@ -31,7 +31,7 @@ def filter_response_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class FilterResponseNorm(nn.Module):
-    """See :func:`filter_response_norm`."""
+    """Filter response normalisation as a module; see :func:`filter_response_norm`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -39,13 +39,13 @@ class FilterResponseNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[examples, channels, height, width] → the same shape."""
+        """Map [examples, channels, height, width] → the same shape."""
         return filter_response_norm(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True)
 class ResNetShape:
-    """Of a residual network.
+    """The shape of a residual network.
 
     Args:
         blocks: basic blocks in each stage. width: channels of the first stage; each further one has twice.
@@ -63,7 +63,7 @@ class ResNetShape:
                 raise InputError(f"a ResNet's {name} must be 1 or more, not {getattr(self, name)}")
 
     def block_widths(self) -> list[list[tuple[int, int, int]]]:
-        """(channels in, channels out, stride) of each block of each stage."""
+        """Return (channels in, channels out, stride) of each block of each stage."""
         found, channels = [], self.width
         for stage in range(self.stages):
             blocks = []
@@ -80,7 +80,7 @@ RESNET8 = ResNetShape(blocks=1)
 
 
 class BasicBlock(nn.Module):
-    """conv, norm, SiLU, conv, norm, plus the shortcut, SiLU."""
+    """A residual block: conv, norm, SiLU, conv, norm, plus the shortcut, SiLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(conv, norm(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[examples, inputs, height, width] → [examples, outputs, height / stride, width / stride]."""
+        """Map [examples, inputs, height, width] → [examples, outputs, height / stride, width / stride]."""
         y = F.silu(self.norm1(self.conv1(x)))
         return F.silu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
@@ -121,7 +121,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [examples, classes] of standardised images [examples, 3, height, width]."""
+        """Return logits [examples, classes] of standardised images [examples, 3, height, width]."""
         x = F.silu(self.norm1(self.conv1(x)))
         for stage in self.layers:
             x = stage(x)
@@ -135,12 +135,12 @@ def _seeded(make: Callable[[], ResNet], seed: int) -> ResNet:
 
 
 def resnet_frn(shape: ResNetShape = RESNET20, seed: int = 0) -> ResNet:
-    """A freshly initialised ResNet-FRN-SiLU, of depth 20: 272,474 weights; no generator is touched."""
+    """Return a fresh ResNet-FRN-SiLU, of depth 20: 272,474 weights; no generator is touched."""
     return _seeded(lambda: ResNet(shape, FilterResponseNorm), seed)
 
 
 def resnet_group_norm(shape: ResNetShape = RESNET8, seed: int = 0, groups: int = 8) -> ResNet:
-    """A freshly initialised ResNet-GroupNorm-SiLU, of depth 8: 78,042 weights; no generator is touched.
+    """Return a fresh ResNet-GroupNorm-SiLU, of depth 8: 78,042 weights; no generator is touched.
 
     Args:
         groups: of channels in each norm; the width must be a multiple.

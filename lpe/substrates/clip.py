@@ -81,7 +81,7 @@ def _near(wanted: str, names: Sequence[str]) -> str:
 
 
 def _named(tag: str) -> _Named:
-    """The model of a name such as "ViT-L-14:openai" or "ViT-L-14"."""
+    """Return the model of a name such as "ViT-L-14:openai" or "ViT-L-14"."""
     import open_clip
 
     architecture, _, weights = tag.partition(":")
@@ -110,7 +110,7 @@ def _named(tag: str) -> _Named:
 
 
 def _activations(config: Mapping[str, Any], quick_gelu: bool) -> tuple[str, str]:
-    """Of the image tower and of the text tower."""
+    """Name the activations of the image tower and of the text tower."""
     named = "QuickGELU" if quick_gelu else "GELU"
     vision, text = config["vision_cfg"], config["text_cfg"]
     residual = isinstance(vision.get("layers"), list)
@@ -119,7 +119,7 @@ def _activations(config: Mapping[str, Any], quick_gelu: bool) -> tuple[str, str]
 
 
 def _quick_gelu(named: _Named, asked: bool | None, random: bool = False) -> bool:
-    """Whether the model has QuickGELU.
+    """Tell whether the model has QuickGELU.
 
     Raises:
         InputError: a bare checkpoint leaves it open, or ``asked`` contradicts what the name says.
@@ -145,7 +145,7 @@ def _quick_gelu(named: _Named, asked: bool | None, random: bool = False) -> bool
 
 
 def _preprocessing(named: _Named) -> Mapping[str, Any]:
-    """Of the named weights; of a bare checkpoint, what all published weights of its architecture share.
+    """Return named weights' preprocessing; a bare checkpoint's is what all weights published for it share.
 
     Where those differ it is open_clip's default, that of OpenAI's.
     """
@@ -165,7 +165,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _weights_file(named: _Named) -> Path:
-    """The file of published weights: from the hub's cache, or the hub."""
+    """Return the file of published weights: from the hub's cache, or the hub."""
     import open_clip
     from huggingface_hub import constants
     from open_clip.constants import HF_SAFE_WEIGHTS_NAME
@@ -184,7 +184,7 @@ def _weights_file(named: _Named) -> Path:
 
 
 def _created(named: _Named, quick_gelu: bool, device: str) -> nn.Module:
-    """The architecture with random weights; the global generators are left as they were."""
+    """Return the architecture with random weights; the global generators are left as they were."""
     import open_clip
 
     logger = logging.getLogger()
@@ -255,7 +255,7 @@ def load_model(
     quick_gelu: bool | None = None,
     preprocessing: Mapping[str, Any] | None = None,
 ) -> LoadedCLIP:
-    """A CLIP with its weights, tokenizer and evaluation transform.
+    """Return a CLIP with its weights, tokenizer and evaluation transform.
 
     Args:
         tag: "ViT-L-14:openai" (architecture:weights), from the hub's cache or the hub; or, with a
@@ -290,7 +290,7 @@ def load_model(
 
 
 def random_model(tag: str, preprocessing: Mapping[str, Any] | None = None) -> LoadedCLIP:
-    """The architecture of a tag at its true shape, with random weights (always the same): for rehearsals.
+    """Return a tag's architecture at its true shape, with random weights (always the same): for rehearsals.
 
     Args:
         tag, preprocessing: see :func:`load_model`.
@@ -316,7 +316,7 @@ def _tags(named: _Named) -> list[str]:
 
 @contextmanager
 def _hub_for(named: _Named) -> Iterator[None]:
-    """The hub, for the architectures that take more than their weights from it."""
+    """Reach the hub, for the architectures that take more than their weights from it."""
     text = named.config["text_cfg"]
     if not (text.get("hf_model_name") or text.get("hf_tokenizer_name")):
         yield
@@ -326,7 +326,7 @@ def _hub_for(named: _Named) -> Iterator[None]:
 
 
 def _as_of(model: nn.Module, file: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Weights under the model's names: what open_clip's own loading does, but for resizing positions.
+    """Rename weights to the model's names: what open_clip's own loading does, but for resizing positions.
 
     Weights of another image size are another model's: they are refused, with their shape. What was done to
     names and layouts is said in a line.
@@ -368,7 +368,7 @@ def zero_shot_head(
     class_names: Sequence[str] | None = None,
     templates: Sequence[str | Callable[[str], str]] | None = None,
 ) -> Tensor:
-    """A zero-shot head: each class's mean text features, of length 1.
+    """Return a zero-shot head: each class's mean text features, of length 1.
 
     Args:
         model: an open_clip model. tokenizer: its own.
@@ -401,7 +401,7 @@ def zero_shot_head(
 
 
 def _features(visual: nn.Module, images: Tensor) -> Tensor:
-    """The image tower's features at float32, of length 1: [images, width]."""
+    """Return the image tower's features at float32, of length 1: [images, width]."""
     features = visual(images)
     if isinstance(features, tuple):  # CoCa's tower returns its tokens as well
         features = features[0]
@@ -436,7 +436,7 @@ class ZeroShotClassifier(nn.Module):
         self.register_buffer("logit_bias", None if bias is None else bias.detach().clone())
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [images, classes] of images [images, 3, height, width]."""
+        """Return logits [images, classes] of images [images, 3, height, width]."""
         logits = self.logit_scale.exp() * (_features(self.visual, images) @ self.head)
         return logits if self.logit_bias is None else logits + self.logit_bias
 
@@ -450,14 +450,14 @@ class FineTunedClassifier(nn.Module):
         self.head = head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [images, classes] of images [images, 3, height, width]."""
+        """Return logits [images, classes] of images [images, 3, height, width]."""
         logits: Tensor = self.head(_features(self.visual, images))
         return logits
 
 
 @torch.no_grad()
 def fine_tuned_classifier(model: nn.Module, head: Tensor) -> FineTunedClassifier:
-    """A classifier to fine-tune, which before its first step predicts what the zero-shot one does.
+    """Return a classifier to fine-tune, which before its first step predicts what the zero-shot one does.
 
     Args:
         model: an open_clip model; it is left as it is: the image tower is copied.

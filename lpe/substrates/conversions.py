@@ -1,4 +1,4 @@
-"""What became of a file's tensors under a converter of somebody else's.
+"""Tells what became of a file's tensors under a converter of somebody else's.
 
 Weights as their authors published them have other names and layouts than a library's model. Its converters
 know how to translate them, and may also resample, invent or drop what does not fit, without a word. Here the
@@ -20,7 +20,7 @@ from lpe.substrates.loading import SHOWN
 
 @dataclass(frozen=True)
 class Conversion:
-    """What became of a file's tensors.
+    """The fate of a file's tensors.
 
     Args:
         renamed: the file's name → the model's, of the same values in the same order.
@@ -35,7 +35,7 @@ class Conversion:
     dropped: tuple[str, ...]
 
     def told(self) -> str:
-        """What is to be said, in a phrase; nothing where every tensor kept its name and values."""
+        """Say in a phrase what changed; nothing where every tensor kept its name and values."""
         old, new = next(iter(self.renamed.items()), ("", ""))
         parts = [
             f"{len(self.renamed):,} renamed ({old} → {new})" if self.renamed else "",
@@ -104,20 +104,20 @@ def _same(left: Tensor, right: Tensor) -> bool:
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:
-    """Where a tensor lies in memory."""
+    """Return a key of where a tensor lies in memory."""
     if not tensor.numel() or not tensor.is_contiguous():
         return (id(tensor),)
     return tensor.dtype, tensor.numel(), tensor.data_ptr()
 
 
 def _values(tensor: Tensor) -> tuple[object, ...]:
-    """A tensor's values in their order, whatever its shape."""
+    """Return a tensor's values in their order, whatever its shape."""
     flat = tensor.detach().contiguous().flatten().view(torch.uint8)
     return tensor.dtype, tensor.numel(), hashlib.blake2b(flat.numpy().data, digest_size=16).digest()
 
 
 def _are_parts(some: Sequence[Tensor], of: Sequence[Tensor]) -> bool:
-    """Whether every value of some tensors is in others, as often as it is in the first."""
+    """Tell whether every value of some tensors is in others, as often as it is in the first."""
     if not of:
         return False
     found, there = (torch.cat([each.flatten() for each in tensors]).sort().values for tensors in (some, of))

@@ -24,7 +24,7 @@ from lpe.number_systems.streams import generator
 FOLDS = 5
 CLASSES = 10
 MEAN, STD = 0.305, 0.376
-"""Of all pixels, scaled to 0 … 1: the network's inputs are standardised by them."""
+"""Mean and std of all pixels, scaled to 0 … 1: they standardise the network's inputs."""
 BACKGROUND = -MEAN / STD
 """The input of an empty pixel."""
 
@@ -59,7 +59,7 @@ class DigitsNetwork:
 
 
 def split_indices(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices of the training, validation and test images of a training seed."""
+    """Return the indices of the training, validation and test images of a training seed."""
     if seed < 0:
         raise InputError(f"a training seed must not be negative, not {seed}")
     folds = np.array_split(np.random.default_rng(seed // FOLDS).permutation(1797), FOLDS)
@@ -70,7 +70,7 @@ def split_indices(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def load(seed: int) -> DigitsData:
-    """The splits of a training seed."""
+    """Return the splits of a training seed."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -81,7 +81,7 @@ def load(seed: int) -> DigitsData:
 
 
 def network(shape: DigitsNetwork, classes: int, seed: int) -> nn.Module:
-    """A freshly initialised Vision Transformer; the global generator is left as it was."""
+    """Return a freshly initialised Vision Transformer; the global generator is left as it was."""
     from timm.models.vision_transformer import VisionTransformer
 
     with torch.random.fork_rng(devices=[]):
@@ -123,7 +123,7 @@ class Jitter:
 
 
 def jittered(images: Tensor, jitter: Jitter, seed: int) -> Tensor:
-    """Copies of images under affine maps drawn by (seed, copy), bilinear, background moving in.
+    """Copy images under affine maps drawn by (seed, copy), bilinear, background moving in.
 
     Returns:
         [copies, n, 1, 8, 8].
@@ -146,7 +146,7 @@ def jittered(images: Tensor, jitter: Jitter, seed: int) -> Tensor:
 
 
 def batches(split: Split, size: int, seed: int, jitter: Jitter) -> Callable[[int], Iterator[Split]]:
-    """epoch → shuffled training batches, each image as one of its copies; keyed by (seed, epoch).
+    """Return a function: epoch → shuffled batches, each image as one of its copies; keyed by (seed, epoch).
 
     The last batch of an epoch is left out where it would be smaller than ``size``.
     """
@@ -166,7 +166,7 @@ def batches(split: Split, size: int, seed: int, jitter: Jitter) -> Callable[[int
 
 
 def instances(split: Split) -> Split:
-    """The auxiliary task of the pre-training: name the training image.
+    """Return the auxiliary task of the pre-training: name the training image.
 
     Each image is a class of its own, known again under jitter: Dosovitskiy et al. 2014, "Discriminative
     unsupervised feature learning with convolutional neural networks".
@@ -175,7 +175,7 @@ def instances(split: Split) -> Split:
 
 
 def rotations(split: Split) -> Split:
-    """Another auxiliary task: which of four quarter turns an image has (Gidaris et al. 2018)."""
+    """Make a second auxiliary task: which of four quarter turns an image has (Gidaris et al. 2018)."""
     images = split[0]
     turned = torch.cat([torch.rot90(images, turns, (2, 3)) for turns in range(4)])
     return turned, torch.arange(4).repeat_interleave(len(images))

@@ -13,11 +13,11 @@ from pathlib import Path
 from lpe.errors import InputError
 
 SECONDS = 5.0
-"""For the hub to answer at all."""
+"""Seconds that the hub has to answer at all."""
 
 
 def hub_answers() -> bool:
-    """Whether the hub can be reached and asked (HF_HUB_OFFLINE), by one request."""
+    """Tell whether the hub can be reached and asked (HF_HUB_OFFLINE), by one request."""
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
@@ -31,7 +31,7 @@ def hub_answers() -> bool:
 
 @contextmanager
 def hub_or_cache() -> Iterator[bool]:
-    """The hub, or where it does not answer its cache alone, also for data sets; whether it answers."""
+    """Use the hub, or its cache alone if it does not answer, also for data sets; yield whether it answers."""
     from huggingface_hub import constants
 
     answers = hub_answers()
@@ -48,7 +48,7 @@ def hub_or_cache() -> Iterator[bool]:
 
 
 def hub_file(repository: str, names: Sequence[str]) -> Path:
-    """A file of a hub's repository: from the local cache, else fetched into it.
+    """Return a file of a hub's repository: from the local cache, else fetched into it.
 
     Args:
         repository: such as "timm/resnet50.a1_in1k". names: of the file; the first that is there is taken.

@@ -83,7 +83,7 @@ def validation(
     dtype: torch.dtype = torch.float32,
     class_names: Sequence[str] | None = None,
 ) -> LabelledImages:
-    """The images of ImageNet's validation set, or of a folder with a folder of images per class.
+    """Return the images of ImageNet's validation set, or of a folder with a folder of images per class.
 
     What is left out, and what an order of classes rests on, is said in a line each (:mod:`lpe.notices`).
 
@@ -172,7 +172,7 @@ def unlabelled(
     workers: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> LabelledImages:
-    """The images of a folder and of the folders in it, in the order of their names; every label is 0.
+    """Return the images of a folder and of the folders in it, in the order of their names; every label is 0.
 
     Args:
         limit: as many images, evenly spread over all. None: all. The others as of :func:`validation`.
@@ -190,7 +190,7 @@ def unlabelled(
 
 
 def _within(folder: Path) -> Path:
-    """The folder itself, or its ``val`` where that holds a validation set and is no class folder."""
+    """Return the folder itself, or its ``val`` where that holds a validation set and is no class folder."""
     inside = folder / "val"
     if inside.is_dir():
         entries = list(os.scandir(inside))
@@ -200,7 +200,7 @@ def _within(folder: Path) -> Path:
 
 
 def wnids() -> list[str]:
-    """ImageNet-1k's 1,000 classes by WordNet id, in the order of the models' classes."""
+    """Return ImageNet-1k's 1,000 classes by WordNet id, in the order of the models' classes."""
     from timm.data import ImageNetInfo
 
     return list(ImageNetInfo("imagenet-1k").label_names())
@@ -238,7 +238,7 @@ def _check_class_folders(folder: Path, names: list[str], classes: int) -> None:
 
 
 def _flat_wnids(folder: Path, images: Sequence[str]) -> list[str]:
-    """The class of each image of a flat validation folder."""
+    """Return the class of each image of a flat validation folder."""
     for name in (KAGGLE, SYNSETS, GROUND_TRUTH):
         found = next((path for path in (folder / name, folder.parent / name) if path.is_file()), None)
         if found:
@@ -271,7 +271,7 @@ def _flat_wnids(folder: Path, images: Sequence[str]) -> list[str]:
 
 
 def _translation(labels: Path, lines: Sequence[str]) -> Callable[[str], str | None]:
-    """From a line of a file of labels to a wnid: itself, or the one that meta.mat has for the number."""
+    """Return a function from a label file's line to a wnid: the line, or what meta.mat has for its number."""
     if not all(line.strip().isdigit() for line in lines):
         return lambda line: line or None
     places = [
@@ -289,7 +289,7 @@ def _translation(labels: Path, lines: Sequence[str]) -> Callable[[str], str | No
 
 
 def _synsets(meta: Path) -> dict[str, str]:
-    """ILSVRC2012_ID, as text, → wnid, from the development kit's ``synsets`` table."""
+    """Return ILSVRC2012_ID, as text, → wnid, from the development kit's ``synsets`` table."""
     from scipy.io import loadmat
 
     try:

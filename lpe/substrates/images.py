@@ -31,7 +31,7 @@ SHOWN = 3
 
 
 def natural_key(name: str) -> list[str | int]:
-    """A key that sorts as timm sorts: numbers by their value, capitals ignored.
+    """Return a key that sorts as timm sorts: numbers by their value, capitals ignored.
 
     It equals ``timm.utils.misc.natural_key`` wherever that has a value.
     """
@@ -59,7 +59,7 @@ class ClassFolders:
 
 
 def class_folders(root: Path) -> ClassFolders:
-    """The class folders below ``root``; also those directly in it that have no image at all.
+    """Return the class folders below ``root``; also those directly in it that have no image at all.
 
     Raises:
         InputError: two class folders of one name, or of names that have one place in timm's order.
@@ -103,31 +103,31 @@ def class_folders(root: Path) -> ClassFolders:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is read as an image: by its type, and not hidden."""
+    """Tell whether a file is read as an image: by its type, and not hidden."""
     return name.lower().endswith(IMAGES) and not name.startswith(".")
 
 
 def type_of(name: str) -> str:
-    """A file's type as the count of what is left out has it."""
+    """Return a file's type as the count of what is left out has it."""
     if name.startswith("."):
         return "hidden"
     return Path(name).suffix.lower() or "without a type"
 
 
 def counted(left_out: Mapping[str, int]) -> str:
-    """What is left out, the most frequent first: "12 .gif, 3 .txt"."""
+    """Say what is left out, the most frequent first: "12 .gif, 3 .txt"."""
     return ", ".join(
         f"{count:,} {kind}" for kind, count in sorted(left_out.items(), key=lambda each: (-each[1], each[0]))
     )
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names, and whether there are more."""
+    """Return the first names, and whether there are more."""
     return f"{', '.join(names[:SHOWN])}{' …' if len(names) > SHOWN else ''}"
 
 
 def classes_of_names(folders: Sequence[str], names: Sequence[str]) -> tuple[list[int], str]:
-    """Which class of a model each class folder is, by the names of the model's classes.
+    """Return the model's class of each class folder, by the names of the model's classes.
 
     Args:
         folders: the folders' names. names: of the model's classes, in its order; as many.
@@ -158,7 +158,7 @@ def _plain(name: str) -> str:
 
 
 def as_rgb(image: Any) -> Any:
-    """A PIL image in RGB, 8 bits a channel, in values as timm has them; 16 bits of grey are scaled by 65,535.
+    """Convert a PIL image to RGB, 8 bits a channel, to timm's values; 16 bits of grey are scaled by 65,535.
 
     Raises:
         ValueError: an animation; pixels of which nobody knows the range.
@@ -201,11 +201,11 @@ class LabelledImages:
     dtype: torch.dtype = torch.float32
 
     def __len__(self) -> int:
-        """Batches."""
+        """Return the number of batches."""
         return -(-len(self.paths) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs [examples, channels, height, width] and targets int64 [examples].
+        """Yield inputs [examples, channels, height, width] and targets int64 [examples].
 
         Raises:
             InputError: an image that cannot be read, named.
@@ -235,7 +235,7 @@ class _Files(torch.utils.data.Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor | str:
-        """The image; or why it cannot be read, for an exception would come out of a worker with its trace."""
+        """Return the image, or why it cannot be read: an exception would leave a worker with its trace."""
         from PIL import Image
 
         path = self.paths[index]
@@ -260,6 +260,6 @@ def _collated(images: Sequence[Tensor | str]) -> Tensor | str:
 
 
 def spread(count: int, limit: int | None) -> Iterable[int]:
-    """The indices of as many as ``limit`` of ``count``, evenly spread; None: all."""
+    """Return the indices of as many as ``limit`` of ``count``, evenly spread; None: all."""
     chosen = count if limit is None else min(limit, count)
     return (index * count // chosen for index in range(chosen))

@@ -38,10 +38,10 @@ NESTINGS = (
     "model_ema",
     "module",
 )
-"""Where a training checkpoint may have its weights; the first of these keys that it has is taken."""
+"""Keys under which a training checkpoint may have its weights; the first of these that it has is taken."""
 
 AVERAGES = ("state_dict_ema", "model_ema")
-"""Those that are moving averages: that they were taken is said."""
+"""Keys of moving averages: that they were taken is said."""
 
 HUB_SECONDS = 5
 
@@ -54,7 +54,7 @@ class Misfit(InputError):
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a file of weights, on the CPU, under their canonical names.
+    """Return the tensors of a file of weights, on the CPU, under their canonical names.
 
     Args:
         path: safetensors (told by its content, whatever it is called), or a file of ``torch.save`` with a
@@ -181,12 +181,12 @@ def _unwrapped(held: Any, path: Path) -> Mapping[str, Tensor]:
 
 
 def _is_state(value: Any) -> bool:
-    """Whether a checkpoint's entry is a set of weights too."""
+    """Tell whether a checkpoint's entry is a set of weights too."""
     return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
 
 
 def _unusual(value: Tensor) -> str:
-    """What a tensor is that holds no plain values; nothing for one that does."""
+    """Say what a tensor is that holds no plain values; nothing for one that does."""
     if type(value) not in (Tensor, nn.Parameter):
         return type(value).__name__
     if value.is_meta:
@@ -310,19 +310,19 @@ class Casts:
         self._counts[(here, there, "exactly" if exact else "rounded")] += 1
 
     def say(self) -> None:
-        """A line per kind of cast."""
+        """Note a line per kind of cast."""
         for (here, there, how), count in self._counts.items():
             tensors = "tensor" if count == 1 else "tensors"
             note(f"{self.source}: {count:,} {tensors} cast from {here} to {there}, {how}")
 
 
 def parameter_bytes(model: nn.Module) -> int:
-    """Bytes of a model's parameters and buffers, tied ones once; also of a model on the meta device."""
+    """Count the bytes of a model's parameters and buffers, tied ones once; also on the meta device."""
     return sum(entry.tensor.numel() * entry.tensor.element_size() for entry in named_tensors(model))
 
 
 def available_bytes(device: torch.device | None = None) -> int:
-    """Bytes of memory that this process can still have.
+    """Return the bytes of memory that this process can still have.
 
     Args:
         device: a GPU: its free memory, with what torch's allocator holds unused. None or the CPU: the least
@@ -335,7 +335,7 @@ def available_bytes(device: torch.device | None = None) -> int:
 
 
 def require_memory(needed_bytes: int, what: str, device: torch.device | None = None) -> None:
-    """To be called before anything large is loaded.
+    """Check that there is enough memory; call it before anything large is loaded.
 
     Args:
         needed_bytes: the least that it takes. what: needs it, as the error's subject. device: where; None:
@@ -368,7 +368,7 @@ def _system_bytes(proc: Path) -> int:
 
 
 def _control_group_bytes(proc: Path, mounted: Path) -> list[int]:
-    """What each control group that this process is in, and each around it, leaves of its limit."""
+    """Yield what each control group that this process is in, and each around it, leaves of its limit."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:

@@ -38,7 +38,7 @@ from lpe.substrates.loading import (
 
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "box", "hamming", "lanczos")
 NOT_ARGUMENTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "features_only")
-"""Of timm's ``create_model``: what is no argument of an architecture."""
+"""Arguments of timm's ``create_model`` that are none of an architecture."""
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 Arguments = Mapping[str, Any]
@@ -47,7 +47,7 @@ Arguments = Mapping[str, Any]
 def load_model(
     name: str, checkpoint: str | os.PathLike[str] | None = None, arguments: Arguments | None = None
 ) -> nn.Module:
-    """A pre-trained model of timm, in eval mode, on the CPU.
+    """Return a pre-trained model of timm, in eval mode, on the CPU.
 
     Args:
         name: timm's, with or without the weights' tag: "vit_small_patch16_224.augreg_in21k_ft_in1k".
@@ -81,7 +81,7 @@ def load_model(
 
 
 def random_model(name: str, arguments: Arguments | None = None) -> nn.Module:
-    """A model of timm in its true shape with random weights (always the same), in eval mode, on the CPU.
+    """Return a timm model of true shape with random weights (always the same), in eval mode, on the CPU.
 
     Args:
         name, arguments: see :func:`load_model`.
@@ -95,7 +95,7 @@ def random_model(name: str, arguments: Arguments | None = None) -> nn.Module:
 
 
 def _on_meta(name: str, arguments: Arguments | None = None) -> nn.Module:
-    """The model without any memory for its weights."""
+    """Return the model without any memory for its weights."""
     import timm
     from timm.models import get_pretrained_cfg
 
@@ -152,7 +152,7 @@ def _with_weights(
 def _converted(
     name: str, weights: dict[str, Tensor], source: str, options: dict[str, Any], misfit: Misfit
 ) -> nn.Module:
-    """The model with weights that timm's converter for it made of a file's.
+    """Return the model with weights that timm's converter for it made of a file's.
 
     Raises:
         InputError: ``misfit``, which tells how the file differs from the model, where the converter fails,
@@ -190,24 +190,24 @@ def _pretrained_config(model: nn.Module) -> dict[str, Any]:
 
 
 def classes_of(model: nn.Module) -> int:
-    """How many classes a model of timm has; 0 for one that gives features."""
+    """Return how many classes a model of timm has; 0 for one that gives features."""
     return int(vars(model)["num_classes"])
 
 
 def model_name(model: nn.Module) -> str:
-    """timm's full name of a model, with the tag of its weights."""
+    """Return timm's full name of a model, with the tag of its weights."""
     config = _pretrained_config(model)
     return f"{config['architecture']}.{config['tag']}" if config.get("tag") else str(config["architecture"])
 
 
 def architecture(model: nn.Module) -> str:
-    """timm's name of a model's architecture, without the tag of any weights."""
+    """Return timm's name of a model's architecture, without the tag of any weights."""
     return str(_pretrained_config(model)["architecture"])
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is given of how images are prepared; None: as the model was made to see them.
+    """Settings of how images are prepared; None: as the model was made to see them.
 
     Args:
         input_size: height and width in pixels. mean, std: of the channels, one number for all or one each.
@@ -243,7 +243,7 @@ class Preprocessing:
             raise InputError(f"crop_pct must be a positive share, such as 0.875, not {self.crop_pct}")
 
     def given(self) -> dict[str, object]:
-        """What is given, as plain data for the record."""
+        """Return the settings that are given, as plain data for the record."""
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
@@ -252,7 +252,7 @@ class Preprocessing:
 
 
 def sized(name: str, arguments: Arguments, given: Preprocessing) -> tuple[Arguments, Preprocessing]:
-    """The arguments and the preprocessing of a model of timm, of one image size.
+    """Return the arguments and the preprocessing of a model of timm, of one image size.
 
     An architecture of a fixed size, as most Vision Transformers are, is made in the input size; one that is
     made in a size by its argument ``img_size`` sees images of it.
@@ -277,11 +277,11 @@ def sized(name: str, arguments: Arguments, given: Preprocessing) -> tuple[Argume
 
 
 OWN = Preprocessing()
-"""All as the model was made to see images."""
+"""Images prepared in all as the model was made to see them."""
 
 
 def data_config(model: nn.Module, given: Preprocessing = OWN) -> dict[str, Any]:
-    """How images are prepared for a model of timm, as plain data for the record.
+    """Return how images are prepared for a model of timm, as plain data for the record.
 
     Args:
         model: of timm. given: what is not to be the model's own.
@@ -300,7 +300,7 @@ def data_config(model: nn.Module, given: Preprocessing = OWN) -> dict[str, Any]:
 
 
 def evaluation_transform(config: dict[str, Any]) -> Callable[[Any], Tensor]:
-    """timm's evaluation transform of a data config: PIL image → float32 [channels, height, width]."""
+    """Return timm's evaluation transform of a data config: PIL image → float32 [channels, height, width]."""
     from timm.data import create_transform
 
     made: Callable[[Any], Tensor] = create_transform(**config, is_training=False)
@@ -308,7 +308,7 @@ def evaluation_transform(config: dict[str, Any]) -> Callable[[Any], Tensor]:
 
 
 def check_sees(model: nn.Module, config: Mapping[str, Any]) -> None:
-    """One blank image through the model.
+    """Pass one blank image through the model.
 
     Raises:
         InputError: it takes no images of the config's size.

@@ -1,1 +1,1 @@
-"""One loop and its schedules; used by every method that trains."""
+"""The training loop and its schedules, for every method that trains."""

@@ -21,7 +21,7 @@ from lpe.training.schedules import Schedule
 
 @dataclass(frozen=True)
 class FlatLayout:
-    """Where each named tensor lies in a flat vector.
+    """The places of named tensors in a flat vector.
 
     Args:
         shapes: by name, in the vector's order.
@@ -31,7 +31,7 @@ class FlatLayout:
 
     @staticmethod
     def of(module: nn.Module) -> FlatLayout:
-        """That of a module's parameters, in their order."""
+        """Return the layout of a module's parameters, in their order."""
         return FlatLayout({name: parameter.shape for name, parameter in module.named_parameters()})
 
     @property
@@ -40,7 +40,7 @@ class FlatLayout:
         return sum(shape.numel() for shape in self.shapes.values())
 
     def offsets(self) -> dict[str, int]:
-        """Where each tensor begins."""
+        """Return where each tensor begins, by name."""
         found, start = {}, 0
         for name, shape in self.shapes.items():
             found[name] = start
@@ -48,14 +48,14 @@ class FlatLayout:
         return found
 
     def views(self, vector: Tensor) -> dict[str, Tensor]:
-        """The tensors [*shape] of a vector [n]; they share its memory where it is contiguous."""
+        """Return the tensors [*shape] of a vector [n]; they share its memory where it is contiguous."""
         parts = vector.split([shape.numel() for shape in self.shapes.values()])
         return {
             name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
     def vector(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The flat float32 vector [n] of tensors by name.
+        """Return the flat float32 vector [n] of tensors by name.
 
         Raises:
             InputError: a name or a shape that is not the layout's.
@@ -70,26 +70,26 @@ class FlatLayout:
 
 
 def table(schedules: Sequence[Schedule], steps: int) -> Tensor:
-    """The schedules' values, float64 [steps, trainings, 1]."""
+    """Return the schedules' values, float64 [steps, trainings, 1]."""
     rows = [[schedule(step) for schedule in schedules] for step in range(steps)]
     return torch.tensor(rows, dtype=torch.float64).view(steps, len(schedules), 1)
 
 
 class Rule(Protocol):
-    """What turns gradients into steps."""
+    """A rule that turns gradients into steps."""
 
     def sampled(self, weights: Tensor, step: Tensor) -> Tensor:
-        """The weights at which the gradient is taken, [trainings, n]."""
+        """Return the weights at which the gradient is taken, [trainings, n]."""
 
     def update(self, weights: Tensor, gradient: Tensor, step: Tensor) -> None:
-        """One step, in place; ``step`` is an int64 tensor [1]."""
+        """Take one step, in place; ``step`` is an int64 tensor [1]."""
 
     def state(self) -> dict[str, Tensor]:
-        """What the rule remembers, by name; written to by ``copy_`` when a run is resumed."""
+        """Return what the rule remembers, by name; it is written to by ``copy_`` when a run is resumed."""
 
 
 def _decays(weight_decay: Sequence[float] | Tensor, device: torch.device) -> Tensor:
-    """[trainings, 1], or as given."""
+    """Return a decay as [trainings, 1], or as given."""
     if isinstance(weight_decay, Tensor):
         return weight_decay.to(device)
     return torch.tensor(weight_decay, dtype=torch.float32, device=device).view(-1, 1)
@@ -129,11 +129,11 @@ class FlatSGD:
         self.buffer = torch.zeros_like(weights)
 
     def sampled(self, weights: Tensor, step: Tensor) -> Tensor:
-        """The weights themselves."""
+        """Return the weights themselves."""
         return weights
 
     def update(self, weights: Tensor, gradient: Tensor, step: Tensor) -> None:
-        """See the class."""
+        """Take one step; see the class."""
         self.buffer.mul_(self._momentum).add_(gradient).addcmul_(weights, self._decay)
         rate = self._rates.index_select(0, step)[0]
         if self._factor is not None:
@@ -144,7 +144,7 @@ class FlatSGD:
             weights.addcmul_(z, self._noise.index_select(0, step)[0])
 
     def state(self) -> dict[str, Tensor]:
-        """The momentum's buffer."""
+        """Return the momentum's buffer."""
         return {"buffer": self.buffer}
 
 
@@ -178,11 +178,11 @@ class FlatAdamW:
         self.second = torch.zeros_like(weights)
 
     def sampled(self, weights: Tensor, step: Tensor) -> Tensor:
-        """The weights themselves."""
+        """Return the weights themselves."""
         return weights
 
     def update(self, weights: Tensor, gradient: Tensor, step: Tensor) -> None:
-        """See the class."""
+        """Take one step; see the class."""
         size, root, shrink = (
             each.index_select(0, step)[0] for each in (self._sizes, self._roots, self._shrink)
         )
@@ -192,7 +192,7 @@ class FlatAdamW:
         weights.sub_(size * self.first / (self.second.sqrt() / root + self._epsilon))
 
     def state(self) -> dict[str, Tensor]:
-        """The two moments."""
+        """Return the two moments."""
         return {"first": self.first, "second": self.second}
 
 
@@ -236,17 +236,17 @@ class FlatIVON:
         self._drawn = torch.zeros_like(weights)
 
     def std(self) -> Tensor:
-        """The posterior's standard deviation, [trainings, n]."""
+        """Return the posterior's standard deviation, [trainings, n]."""
         return (self._ess * (self.hessian + self._decay)).rsqrt()
 
     def sampled(self, weights: Tensor, step: Tensor) -> Tensor:
-        """θ; the noise is kept for the update."""
+        """Return a draw of the weights θ; the noise is kept for the update."""
         z = torch.randn(weights.shape, generator=self._generator, device=weights.device)
         torch.div(z, (self._ess * (self.hessian + self._decay)).sqrt(), out=self._drawn)
         return weights + self._drawn
 
     def update(self, weights: Tensor, gradient: Tensor, step: Tensor) -> None:
-        """See the class."""
+        """Take one step; see the class."""
         rate, correction = (each.index_select(0, step)[0] for each in (self._rates, self._corrections))
         self.momentum.mul_(self._beta1).add_(gradient, alpha=1 - self._beta1)
         precision = self.hessian + self._decay
@@ -258,7 +258,7 @@ class FlatIVON:
         weights.addcmul_(direction / (self.hessian + self._decay), rate, value=-1)
 
     def state(self) -> dict[str, Tensor]:
-        """Momentum and Hessian."""
+        """Return momentum and Hessian, by name."""
         return {"momentum": self.momentum, "hessian": self.hessian}
 
 
@@ -268,7 +268,7 @@ Gradient = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def module_gradient(module: nn.Module, autocast: torch.dtype | None = None) -> Gradient:
-    """The gradient of any module's cross-entropy, one training after another, by autograd.
+    """Return the gradient of any module's cross-entropy, one training after another, by autograd.
 
     Args:
         module: of parameters alone (no batch norm), for [examples, 3, side, side]; its weights are not used.
@@ -306,7 +306,7 @@ def module_gradient(module: nn.Module, autocast: torch.dtype | None = None) -> G
 def batch_ensemble_gradient(
     gradient: Gradient, layout: FlatLayout, own: FlatLayout, members: int
 ) -> Gradient:
-    """The gradient of BatchEnsembles' mean cross-entropy, from that of plain networks side by side.
+    """Return the gradient of BatchEnsembles' mean cross-entropy, from that of plain networks side by side.
 
     A member's weight is W ∘ (s rᵀ), so its gradient is passed on to W, s and r by the chain rule.
 

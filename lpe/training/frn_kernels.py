@@ -54,7 +54,7 @@ def _shifted(
     STRIDE: tl.constexpr,
     TAPS: tl.constexpr,
 ) -> tl.tensor:
-    """Pixels beside those of (row, column), TAPS taps of them: [pixels, TAPS · CHANNELS], 0 outside.
+    """Load the pixels beside those of (row, column), TAPS taps of them: [pixels, TAPS · CHANNELS], 0 outside.
 
     Forward (row, column) is an output's first tap, in the source's pixels, and taps go on from there; BACK it
     is an input's last tap, in pixels of an output STRIDE times as large, and taps go back from there.
@@ -103,7 +103,7 @@ def _forward_example(
     STAGES: tl.constexpr,
     TAPS: tl.constexpr,
 ) -> None:
-    """One layer of one example: y = conv(x), z = [silu](norm(y) [+ residual]); scales: the norm's r."""
+    """Compute a layer of an example: y = conv(x), z = [silu](norm(y) [+ residual]); scales: the norm's r."""
     OUT: tl.constexpr = SIDE // STRIDE
     PIXELS: tl.constexpr = OUT * OUT
     PAD: tl.constexpr = KERNEL // 2
@@ -168,7 +168,7 @@ def _forward(
     STAGES: tl.constexpr,
     TAPS: tl.constexpr,
 ) -> None:
-    """One layer, an example a program."""
+    """Compute one layer, an example a program."""
     SIZE: tl.constexpr = (SIDE // STRIDE) * (SIDE // STRIDE) * CO
     network = tl.program_id(1)
     example = (network * tl.num_programs(0) + tl.program_id(0)).to(tl.int64)
@@ -214,7 +214,7 @@ def _forward_blocks(
     STAGES: tl.constexpr,
     TAPS: tl.constexpr,
 ) -> None:
-    """Residual blocks one after another, an example a program: y, z and scales are [2 · BLOCKS, …]."""
+    """Compute residual blocks one after another, an example a program: y, z, scales are [2 · BLOCKS, …]."""
     SIZE: tl.constexpr = SIDE * SIDE * CO
     network = tl.program_id(1)
     examples = (tl.num_programs(0) * tl.num_programs(1)).to(tl.int64)
@@ -273,7 +273,8 @@ def _backward_example(
     STAGES: tl.constexpr,
     TAPS: tl.constexpr,
 ) -> None:
-    """One layer of one example: dy, dresidual, the norm's gradient; where INPUT, dx = convᵀ(dy) [+ added].
+    """Compute one layer of one example backwards: dy, dresidual, the norm's gradient; where INPUT, dx =
+    convᵀ(dy) [+ added].
 
     dx may lie where dz does.
     """
@@ -370,7 +371,7 @@ def _backward(
     STAGES: tl.constexpr,
     TAPS: tl.constexpr,
 ) -> None:
-    """One layer, an example a program."""
+    """Compute one layer, an example a program."""
     SIZE: tl.constexpr = (SIDE // STRIDE) * (SIDE // STRIDE) * CO
     SIZE_IN: tl.constexpr = SIDE * SIDE * CI
     network = tl.program_id(1)
@@ -427,7 +428,7 @@ def _backward_blocks(
     STAGES: tl.constexpr,
     TAPS: tl.constexpr,
 ) -> None:
-    """Residual blocks one after another, from the last: dz becomes the gradient of x, in place.
+    """Compute residual blocks backwards, from the last: dz becomes the gradient of x, in place.
 
     y, z, scales and dy are [2 · BLOCKS, …].
     """
@@ -484,7 +485,7 @@ def _weights_gradient(
     STAGES: tl.constexpr,
     TAPS: tl.constexpr,
 ) -> None:
-    """TAPS taps of a layer's weights, over a chunk of a network's examples: partial[chunk, network, …]."""
+    """Write TAPS taps' gradient, over a chunk of a network's examples: partial[chunk, network, …]."""
     OUT: tl.constexpr = SIDE // STRIDE
     PIXELS: tl.constexpr = OUT * OUT
     BLOCKS: tl.constexpr = PIXELS // BLOCK
@@ -521,7 +522,7 @@ def _crops(
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Four channels, as one int64 where they are bfloat16, of a crop of a padded image, perhaps mirrored."""
+    """Crop a padded image, perhaps mirrored; its four channels are one int64 where they are bfloat16."""
     example = tl.program_id(0).to(tl.int64)
     image = tl.load(index + example)
     place = tl.load(crop + example)
@@ -538,7 +539,7 @@ def _crops(
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a kernel goes through a layer; changes its speed and, by the order of sums, last bits.
+    """The way in which a kernel goes through a layer; it changes speed and, by the order of sums, last bits.
 
     Args:
         block: pixels at a time, a power of two. warps: in a program. stages: of the loads before a product.
@@ -555,7 +556,7 @@ class Tuning:
     registers: int = 0
 
     def options(self) -> dict[str, int]:
-        """Of a launch."""
+        """Return the options of a launch."""
         return {"num_warps": self.warps} | ({"maxnreg": self.registers} if self.registers else {})
 
 
@@ -586,7 +587,7 @@ class Layer:
 
     @property
     def pixels(self) -> int:
-        """Of the output."""
+        """Pixels of the output."""
         return self.out**2
 
     @property
@@ -595,7 +596,7 @@ class Layer:
         return self.kernel**2 * self.inputs * self.outputs
 
     def constants(self) -> dict[str, Any]:
-        """What kernels are compiled for."""
+        """Return the constants that kernels are compiled for."""
         return {
             "SIDE": self.side,
             "CI": self.inputs,
@@ -608,7 +609,8 @@ class Layer:
 def forward(
     layer: Layer, x: Tensor, weights: Tensor, norms: Tensor, residual: Tensor | None, tuning: Tuning
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y = conv(x), z = [silu](norm(y) [+ residual]), and the norm's factors [networks, examples, channels].
+    """Return y = conv(x), z = [silu](norm(y) [+ residual]), the norm's factors [networks, examples,
+    channels].
 
     Args:
         x: [networks, examples, side, side, inputs]. weights: [networks, …]. norms: float32 [networks, …].
@@ -654,7 +656,7 @@ def backward(
     needs_input: bool,
     tuning: Tuning,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """dy, the residual's gradient (where there is one) and dx, plus ``added`` (where it is needed).
+    """Return dy, the residual's gradient (where there is one) and dx, plus ``added`` (where it is needed).
 
     Args:
         dnorms: float32 [networks, examples, …]; the layer's part is written, of each example by itself.
@@ -698,7 +700,7 @@ def backward(
 def forward_blocks(
     layer: Layer, blocks: int, x: Tensor, weights: Tensor, norms: Tensor, tuning: Tuning
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, z and scales, [2 · blocks, …] each, of residual blocks without shortcut layers, one after another.
+    """Return y, z, scales, [2 · blocks, …] each, of successive residual blocks without shortcut layers.
 
     Args:
         layer: the first of their layers; the others follow it, with their weights and norms.
@@ -804,7 +806,7 @@ def weights_gradient(
 
 
 def crops(images: Tensor, index: Tensor, crop: Tensor, side: int) -> Tensor:
-    """See ``lpe.training.resident.crops``, whose numbers these are; bfloat16 images of four channels."""
+    """Crop images as ``lpe.training.resident.crops`` does, to the same numbers; bfloat16, four channels."""
     padded = images.shape[1]
     out = torch.empty((*index.shape, side, side, 4), dtype=images.dtype, device=images.device)
     pixels = side * side

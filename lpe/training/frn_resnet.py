@@ -22,12 +22,12 @@ from lpe.training.frn_kernels import (
 )
 
 STEM_CHANNELS = 4
-"""Of the images: red, green, blue and a zero."""
+"""Channels of the images: red, green, blue and a zero."""
 
 
 @dataclass(frozen=True)
 class Tunings:
-    """How each kind of kernel goes through a layer; functions of the layer.
+    """The way in which each kind of kernel goes through a layer; functions of the layer.
 
     Args:
         examples: of a chunk of the weights' gradient, at most. chained: whether one kernel takes all residual
@@ -102,7 +102,7 @@ class _Block:
 
 
 def _layers(module: Any, side: int) -> tuple[list[Layer], list[tuple[str, str]], list[_Block]]:
-    """The layers in the order of their packed weights, the names of weights and norms, and the blocks."""
+    """Return the layers in their packed weights' order, the names of weights and norms, and the blocks."""
     layers: list[Layer] = []
     names: list[tuple[str, str]] = []
     packed = norms = 0
@@ -136,7 +136,7 @@ def _layers(module: Any, side: int) -> tuple[list[Layer], list[tuple[str, str]],
 
 
 def _chains(layers: list[Layer], blocks: list[_Block], tunings: Tunings) -> list[list[_Block]]:
-    """The blocks, those that one kernel takes together."""
+    """Return the blocks, those that one kernel takes together."""
     found: list[list[_Block]] = []
     for block in blocks:
         layer = layers[block.first]
@@ -151,7 +151,7 @@ def _chains(layers: list[Layer], blocks: list[_Block], tunings: Tunings) -> list
 def fused_gradient(
     module: nn.Module, side: int = 32, dtype: torch.dtype = torch.bfloat16, tunings: Tunings = DEFAULT
 ) -> Gradient:
-    """The gradient of a ``ResNet`` with filter response norms, of all trainings at once, by fused kernels.
+    """Return a ``ResNet``'s gradient (filter response norms), of all trainings at once, by fused kernels.
 
     Activations and convolutions' weights are of ``dtype``, sums and norms in float32.
 
@@ -300,7 +300,7 @@ def fused_gradient(
 
 
 def _beside_each_other(gradient: Gradient, groups: int) -> Gradient:
-    """The same, of the trainings in groups, each with kernels of its own that run beside the others'."""
+    """Return the trainings' gradient, in groups each with its own kernels, which run beside the others'."""
 
     def of_groups(weights: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         sides = [_Side(weights.device) for _ in range(min(groups, len(weights)))]
@@ -325,7 +325,7 @@ class _Side:
         self._kept: list[Tensor] = []
 
     def after_this(self, *used: Tensor) -> Any:
-        """A context whose kernels wait for those launched so far; what they use is kept until then."""
+        """Return a context whose kernels wait for those launched so far; what they use is kept until then."""
         if self._stream is None:
             return nullcontext()
         self._kept += used
@@ -333,7 +333,7 @@ class _Side:
         return torch.cuda.stream(self._stream)
 
     def join(self) -> None:
-        """What is launched from here on waits for them."""
+        """Make what is launched from here on wait for them."""
         if self._stream is not None:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
         self._kept.clear()
@@ -363,18 +363,18 @@ class _Partials:
             self.place += [(number, layer.weights - first) for layer in run]
 
     def of(self, index: int) -> tuple[Tensor, int]:
-        """Where a layer's are."""
+        """Return the tensor that holds a layer's sums, and their offset in it."""
         group, offset = self.place[index]
         return self.groups[group][2], offset
 
     def sum_into(self, packed: Tensor) -> None:
-        """All of them, [trainings, …]."""
+        """Write every layer's sums, added over the chunks, into ``packed`` [trainings, …]."""
         for first, size, partial in self.groups:
             torch.sum(partial, 0, out=packed[:, first : first + size])
 
 
 def _sources(layers: list[Layer], names: list[tuple[str, str]], layout: FlatLayout) -> tuple[Tensor, Tensor]:
-    """Where packed weights [taps, in, out] and norms [weight | bias] are in a vector; n: a zero."""
+    """Return where packed weights [taps, in, out] and norms [weight | bias] are in a vector; n: a zero."""
     offsets, n = layout.offsets(), layout.size
     packed, norms = [], []
     for layer, (name, norm) in zip(layers, names, strict=True):

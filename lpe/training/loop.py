@@ -34,10 +34,10 @@ Batches = Iterable[tuple[Any, Tensor]] | Callable[[int], Iterable[tuple[Any, Ten
 
 
 class Collector(Protocol):
-    """What keeps something of the weights as a run goes on: SWAG's, the snapshots', cyclical SGLD's."""
+    """A collector, which keeps something of the weights as a run goes on: SWAG, snapshots, cyclical SGLD."""
 
     def check(self, epochs: int) -> None:
-        """InputError where a run of so many epochs does not suit it."""
+        """Raise InputError where a run of so many epochs does not suit it."""
 
     def collect(self, model: nn.Module, epoch: int | None = None) -> None:
         """Take of the model what is kept at the end of ``epoch`` (from 0; None: the next), if anything."""
@@ -45,7 +45,7 @@ class Collector(Protocol):
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a training cost and how it went.
+    """A training's cost and course.
 
     Args:
         backward_passes: gradient evaluations, one minibatch each.

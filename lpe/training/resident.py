@@ -22,7 +22,7 @@ from lpe.number_systems.streams import check_seed, generator
 from lpe.training.flat import Gradient, Rule
 
 CHANNELS = 4
-"""Of an image on the device: its own three and a zero, so that a pixel is one word."""
+"""Channels of an image on the device: its own three and a zero, so that a pixel is one word."""
 
 PADDING = 4
 """Pixels of zeros around an image, of which a crop may show as many."""
@@ -48,7 +48,7 @@ class ResidentImages:
     def of(
         images: Tensor, labels: Tensor, device: torch.device | str, dtype: torch.dtype = torch.float32
     ) -> ResidentImages:
-        """From standardised images [images, 3, side, side] and labels [images]."""
+        """Make it from standardised images [images, 3, side, side] and labels [images]."""
         count, channels, side, _ = images.shape
         shape = (count, side + 2 * PADDING, side + 2 * PADDING, CHANNELS)
         pixels = torch.zeros(shape, dtype=dtype, device=device)
@@ -62,7 +62,7 @@ CENTRE = 2 * (PADDING * (2 * PADDING + 1) + PADDING)
 
 
 def crops(pixels: Tensor, index: Tensor, crop: Tensor, side: int) -> Tensor:
-    """Images by index, cropped and perhaps mirrored.
+    """Return images by index, cropped and perhaps mirrored.
 
     Args:
         pixels: as ``ResidentImages`` has them. index, crop: int64 of one shape; see CENTRE.
@@ -85,7 +85,7 @@ def crops(pixels: Tensor, index: Tensor, crop: Tensor, side: int) -> Tensor:
 
 
 def epoch_draws(seed: int, epoch: int, examples: int, augment: bool) -> tuple[Tensor, Tensor]:
-    """The order of a training's examples in an epoch, and their crops; int64 [examples] each."""
+    """Return the order of a training's examples in an epoch, and their crops; int64 [examples] each."""
     draws = generator("resident epoch", check_seed(seed), "", epoch)
     order = torch.randperm(examples, generator=draws)
     if not augment:
@@ -176,7 +176,7 @@ class ResidentTraining:
         return ended
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that changes, on the CPU, to go on from in another process."""
+        """Return everything that changes, on the CPU, to go on from in another process."""
         state = {"weights": self.weights, "step": self._step, "losses": self._losses}
         state |= {f"rule/{name}": tensor for name, tensor in self.rule.state().items()}
         if self._generator is not None:
@@ -211,7 +211,7 @@ class ResidentTraining:
             self._generator.set_state(state["generator"])
 
     def _draw(self) -> None:
-        """The coming step's epoch, on the CPU."""
+        """Draw the coming step's epoch, on the CPU."""
         count = self.steps_per_epoch * self.batch
         order, crop = [], []
         for seed, examples, augment in zip(self.seeds, self._examples, self.augment, strict=True):
@@ -241,7 +241,7 @@ class ResidentTraining:
         self._place.copy_((self._place + 1) % self.steps_per_epoch)
 
     def _captured(self) -> Callable[[], None]:
-        """The step as a CUDA graph, after steps that compile it and are undone."""
+        """Return the step as a CUDA graph, after steps that compile it and are undone."""
         before, place = self.state(), self._place.clone()
         side = torch.cuda.Stream(self.weights.device)
         side.wait_stream(torch.cuda.current_stream())
@@ -262,6 +262,6 @@ class ResidentTraining:
 
 @torch.no_grad()
 def predictions(module: nn.Module, images: Tensor, batch: int = 1000) -> Tensor:
-    """Log-probabilities float32 [images, classes] of a module for images [images, 3, side, side]."""
+    """Return log-probabilities float32 [images, classes] of a module for images [images, 3, side, side]."""
     parts = [module(part).float().log_softmax(1) for part in images.split(batch)]
     return torch.cat(parts)

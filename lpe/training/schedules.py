@@ -12,12 +12,12 @@ Schedule = Callable[[int], float]
 
 
 def constant(value: float) -> Schedule:
-    """``value`` at every step."""
+    """Return ``value`` at every step."""
     return lambda step: value
 
 
 def warmup_cosine(peak: float, steps: int, warmup: float = 0.1, final: float = 0.0) -> Schedule:
-    """Linear warm-up over a fraction of the steps, then half a cosine from ``peak`` to ``final``.
+    """Return a linear warm-up over a fraction of the steps, then half a cosine from ``peak`` to ``final``.
 
     Loshchilov & Hutter 2017, "SGDR".
     """
@@ -38,12 +38,13 @@ def warmup_cosine(peak: float, steps: int, warmup: float = 0.1, final: float = 0
 
 
 def then_constant(first: Schedule, switch: int, value: float) -> Schedule:
-    """``first`` until step ``switch``, then ``value``: SWAG's schedule while it collects."""
+    """Return ``first`` until step ``switch``, then ``value``: SWAG's schedule while it collects."""
     return lambda step: first(step) if step < switch else value
 
 
 def cyclical_cosine(peak: float, steps_per_cycle: int) -> Schedule:
-    """Half a cosine from ``peak`` towards 0, again and again: peak/2 · (cos(π · (t mod c)/c) + 1), t from 0.
+    """Return half a cosine from ``peak`` towards 0, again and again: peak/2 · (cos(π · (t mod c)/c) + 1), t
+    from 0.
 
     Huang et al. 2017, "Snapshot ensembles"; Zhang et al. 2020, "Cyclical stochastic gradient MCMC".
     """

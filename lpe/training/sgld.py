@@ -28,7 +28,7 @@ from lpe.number_systems.streams import check_seed, generator
 
 
 def noise_std(lr: float, temperature: float, examples: int) -> float:
-    """Std of a step's noise, √(2·lr·T/N), lr multiplying the gradient of the mean loss of N examples."""
+    """Return a step's noise std, √(2·lr·T/N), where lr multiplies the gradient of N examples' mean loss."""
     return math.sqrt(2 * lr * temperature / examples)
 
 
@@ -79,7 +79,7 @@ class SGLD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step; with a closure, which computes the gradients, returns its loss."""
+        """Take one step; with a closure, which computes the gradients, return its loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

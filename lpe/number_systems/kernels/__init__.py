@@ -1,4 +1,4 @@
-"""The same few operations per backend; ``reference`` is the definition that every other must match.
+"""Backends: the same few operations in each; ``reference`` is the definition that every other must match.
 
     encode      codes of a weight, of one member or several
     round_into  the values of those codes, without holding codes
@@ -35,7 +35,7 @@ _used: ContextVar[str | None] = ContextVar("lpe_kernels", default=None)
 
 
 class Backend(Protocol):
-    """What every backend has; see ``reference`` for the arguments."""
+    """The operations that every backend has; see ``reference`` for the arguments."""
 
     def encode(
         self,
@@ -65,7 +65,7 @@ class Backend(Protocol):
 
 
 def of(device: torch.device) -> Backend:
-    """The backend for tensors on a device.
+    """Return the backend for tensors on a device.
 
     Raises:
         InputError: ``LPE_KERNELS`` names none, or one that the device does not have.
@@ -100,5 +100,5 @@ def _by_device(device: torch.device) -> str:
 
 
 def _interpreted(name: str) -> bool:
-    """Whether the GPU's kernels run on the CPU, one program at a time, in Triton's interpreter."""
+    """Tell whether the GPU's kernels run on the CPU, one program at a time, in Triton's interpreter."""
     return name == "cuda" and os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,4 +1,4 @@
-"""What every backend is given: the stored weights, their scales, and the key of their random bits.
+"""The arguments of every backend: the stored weights, their scales, and the key of their random bits.
 
 The grid is the fourth (:class:`lpe.number_systems.grids.Grid`). A backend writes codes or values of a flat
 weight, in the parameter's row-major order, and must do so as ``reference`` does, bit for bit.
@@ -17,7 +17,7 @@ from lpe.number_systems.layouts import Layout
 
 @dataclass(frozen=True)
 class Draw:
-    """How a weight is rounded.
+    """The rule and the random key by which a weight is rounded.
 
     Args:
         rounding: "nearest", "bernoulli" or "coupled".
@@ -48,12 +48,12 @@ class Scales:
 
     @classmethod
     def of(cls, values: Tensor, layout: Layout, axis: ScaleAxis) -> Scales:
-        """From scales of any shape, row-major."""
+        """Make it from scales of any shape, row-major."""
         flat = values.flatten()
         return cls(flat, 1.0 / flat, layout, axis)
 
     def group(self, start: int, stop: int) -> Tensor:
-        """Index into ``values`` of the elements start … stop − 1: int64 [stop − start]."""
+        """Return the index into ``values`` of the elements start … stop − 1: int64 [stop − start]."""
         return self.layout.scale_group(self.axis, start, stop, self.values.device)
 
 
@@ -72,11 +72,11 @@ class Coded:
 
     @property
     def device(self) -> torch.device:
-        """Where the codes lie."""
+        """The device on which the codes lie."""
         return self.codes.device
 
     def numel(self) -> int:
-        """Number of weights."""
+        """Return the number of weights."""
         return self.codes.numel()
 
 

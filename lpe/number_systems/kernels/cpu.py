@@ -56,7 +56,7 @@ _WHOLE = _Kept.of(np.zeros(1, np.int64))
 
 @cache
 def _levels(grid: Grid) -> tuple[_Kept, _Kept]:
-    """Levels, float32, and the lookup of lower neighbours, uint8 [4096]; of a uniform grid neither counts."""
+    """Return levels, float32, and the lower neighbours' lookup, uint8 [4096]; a uniform grid uses neither."""
     lookup = np.zeros(cpu_code.LOOKUP_LENGTH, np.int64)
     levels = _NO_FLOATS
     if not grid.uniform:
@@ -73,7 +73,7 @@ def _levels(grid: Grid) -> tuple[_Kept, _Kept]:
 
 @cache
 def _place(layout: Layout, axis: ScaleAxis) -> _Kept:
-    """What tells an element's group: see ``cpu_code._group_run``."""
+    """Return the numbers that tell an element's group: see ``cpu_code._group_run``."""
     numel = layout.numel
     if isinstance(axis, PerTensor) or not numel:
         return _Kept.of(np.array([2, max(numel, 1), 1, 1, 1, 1, 1, 1, 1], np.int64))
@@ -86,7 +86,7 @@ def _place(layout: Layout, axis: ScaleAxis) -> _Kept:
 
 
 def _of_scales(scales: Scales) -> tuple[_Kept, _Kept, _Kept]:
-    """s and 1/s [groups], and what tells an element's group; kept with the scales, for small weights."""
+    """Return s, 1/s [groups] and what tells an element's group; kept with the scales for small weights."""
     kept: dict[str, Any] = scales.__dict__
     if "_arrays" not in kept:
         place = _place(scales.layout, scales.axis)
@@ -178,7 +178,7 @@ def _run(
 def _parts(
     weight: Stored, starts: Tensor | None, length: int, whole: bool
 ) -> Iterator[tuple[Stored, int, _Kept, slice | None, slice | None]]:
-    """The work in one part or, not ``whole``, in parts of PART elements.
+    """Yield the work in one part or, not ``whole``, in parts of PART elements.
 
     Yields:
         stored weights that the machine code reads as they are, the element that the first of them is, the
@@ -209,7 +209,7 @@ def encode(
     length: int | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Codes [members, segments, length]; see ``reference.encode``."""
+    """Return codes [members, segments, length]; see ``reference.encode``."""
     if starts is None:
         length = weight.numel()
     assert length is not None
@@ -245,7 +245,7 @@ def round_into(
 
 
 def decode(codes: Tensor, scales: Scales, grid: Grid, dtype: torch.dtype, start: int = 0) -> Tensor:
-    """Values of flat codes; see ``reference.decode``."""
+    """Return the values of flat codes; see ``reference.decode``."""
     stored = dtype if dtype == torch.bfloat16 else torch.float32
     values = torch.empty(codes.shape, dtype=stored, device="cpu")
     if codes.numel():

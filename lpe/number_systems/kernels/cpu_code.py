@@ -36,14 +36,14 @@ CHUNK = BLOCKS * LANES
 """Elements of a chunk."""
 
 FLOAT32, BFLOAT16, CODES = 0, 1, 2
-"""What is read, and what is written."""
+"""The types that are read and written."""
 
 NEAREST, BERNOULLI, COUPLED = 0, 1, 2
-"""How."""
+"""The ways of rounding."""
 
 
 class Work(NamedTuple):
-    """What all threads are told: numbers, and addresses of flat, contiguous arrays, as 64-bit integers.
+    """The arguments of all threads: numbers, and addresses of flat, contiguous arrays, as 64-bit integers.
 
     Args:
         read_kind, read, read_length: the stored weights: FLOAT32, BFLOAT16, or CODES of levels·scales.
@@ -139,12 +139,16 @@ _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Machine code, from the disk where it is there; only in memory where nothing can be written."""
+    """Compile a function, or take its machine code from the disk, on which it is kept if that can be
+    written.
+    """
     return _from_disk(numba.njit, {"nogil": True, "error_model": "numpy"}, function)
 
 
 def for_threads(function: Callable[..., Any]) -> Any:
-    """The same, to be called from anywhere with the address of a :class:`Work`, as an array of int64."""
+    """Compile a function of the address of a :class:`Work`, as an array of int64, to be called from
+    anywhere.
+    """
     signature = types.void(types.CPointer(types.int64))
     return _from_disk(lambda **options: numba.cfunc(signature, **options), {"error_model": "numpy"}, function)
 
@@ -158,7 +162,7 @@ def _from_disk(compiler: Callable[..., Any], options: dict[str, Any], function: 
 
 @intrinsic
 def _pointer(typing_context, address):  # type: ignore[no-untyped-def]
-    """An address as a pointer."""
+    """Return an address as a pointer."""
 
     def make(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return builder.inttoptr(arguments[0], context.get_value_type(types.voidptr))
@@ -183,7 +187,7 @@ def _take(typing_context, work, place, count):  # type: ignore[no-untyped-def]
 
 @compiled
 def _random_lanes(words, blocks, block, k0, k1, identity, member):  # type: ignore[no-untyped-def]
-    """Philox4x32-10: the four words of each block, two by two in 64 bits, which lie as its eight lanes do."""
+    """Run Philox4x32-10: each block's four words, two by two in 64 bits, lie as its eight lanes do."""
     # Two blocks at a time: the products of one wait while those of the other go on. Of an odd number the last
     # is followed by one more, which nobody reads.
     half = (blocks + 1) // 2
@@ -211,7 +215,7 @@ def _random_lanes(words, blocks, block, k0, k1, identity, member):  # type: igno
 
 @compiled
 def _group_run(element, place):  # type: ignore[no-untyped-def]
-    """The scale group of an element, and the first element after it that may be of another.
+    """Return the scale group of an element, and the first element after it that may be of another.
 
     ``place``: where the outputs are (0 first axis, 1 second axis, 2 one scale for all); elements; columns;
     rows and columns that share a scale; scales of a row; with the outputs on the second axis the inputs of a
@@ -249,7 +253,7 @@ def _entry(table, group, finite):  # type: ignore[no-untyped-def]
 
 @compiled
 def _spread(buffer, table, finite, start, count, place, filled):  # type: ignore[no-untyped-def]
-    """Each element's entry of a table of groups; where only ``finite`` ones are wanted, 0 for others.
+    """Return each element's entry of a table of groups; 0 for others where only ``finite`` ones are wanted.
 
     ``filled`` is the one group that all places hold, or −1; so is what is returned.
     """
@@ -273,7 +277,7 @@ def _spread(buffer, table, finite, start, count, place, filled):  # type: ignore
 
 @compiled
 def _values_of(values, codes, scale, levels, count):  # type: ignore[no-untyped-def]
-    """level·s of codes, float32; without levels, of a uniform grid, code·s."""
+    """Write level·s of codes, float32; without levels, of a uniform grid, code·s."""
     if len(levels):
         for i in range(count):
             values[i] = levels[np.uint8(codes[i])] * scale[i]
@@ -284,7 +288,7 @@ def _values_of(values, codes, scale, levels, count):  # type: ignore[no-untyped-
 
 @compiled
 def _read(buffer, kind, floats, halves, codes, scale, levels, start, count):  # type: ignore[no-untyped-def]
-    """Stored weights as float32: where they lie, or in the buffer. ``scale``, ``levels``: of stored codes."""
+    """Return stored weights as float32, in place or in the buffer. ``scale``, ``levels``: of stored codes."""
     if kind == FLOAT32:
         return floats[start : start + count]
     if kind == BFLOAT16:
@@ -299,7 +303,7 @@ def _read(buffer, kind, floats, halves, codes, scale, levels, start, count):  # 
 
 @compiled
 def _neighbours_uniform(below, threshold, positions, weights, inverse, count, q):  # type: ignore[no-untyped-def]
-    """The lower neighbour's code and T; beyond the grid its end and T = 0, as clamped codes would be."""
+    """Find the lower neighbour's code and T; beyond the grid its end and T = 0, as of clamped codes."""
     for i in range(count):
         v = min(max(weights[i] * inverse[i], -q), q)
         floor = np.floor(v)
@@ -320,7 +324,7 @@ def _nearest_uniform(below, weights, inverse, count, q):  # type: ignore[no-unty
 def _neighbours_levels(  # type: ignore[no-untyped-def]
     below, threshold, scaled, weights, inverse, count, levels, zero, lookup, nearest
 ):
-    """As of uniform grids, of any levels; of nearest rounding the code itself.
+    """Find what is found for uniform grids, for any levels; for nearest rounding the code itself.
 
     ``lookup`` tells, by the twelve highest bits of v, the lower neighbour of the least v that has them.
     """
@@ -348,14 +352,14 @@ def _neighbours_levels(  # type: ignore[no-untyped-def]
 
 @compiled
 def _choose(chosen, below, threshold, lanes, shift, count):  # type: ignore[no-untyped-def]
-    """code = lower neighbour + [r < T], r = lane + shift modulo 2¹⁶."""
+    """Choose code = lower neighbour + [r < T], r = lane + shift modulo 2¹⁶."""
     for i in range(count):
         chosen[i] = below[i] + (uint16(lanes[i] + shift) < threshold[i])
 
 
 @compiled
 def _write(kind, codes, floats, halves, chosen, scale, levels, buffer, first, count):  # type: ignore[no-untyped-def]
-    """Codes, or values level·s as float32 or bfloat16, from ``first`` on."""
+    """Write codes, or values level·s as float32 or bfloat16, from ``first`` on."""
     if kind == CODES:
         codes = codes[first : first + count]
         for i in range(count):
@@ -481,7 +485,7 @@ def _round(work):  # type: ignore[no-untyped-def]
 
 @for_threads
 def share(work):  # type: ignore[no-untyped-def]
-    """A thread's share of the work: ``share.address`` is what a team is given."""
+    """Do a thread's share of the work: ``share.address`` is what a team is given."""
     _round(work)
 
 

@@ -47,7 +47,7 @@ WARPS = 4
 """Warps, of 32 threads each, in a program."""
 
 INT32_ELEMENTS = 2**31 - LANES * BLOCKS
-"""Up to so many elements, the arithmetic of scale groups is in int32: 64-bit division is slow on a GPU."""
+"""Most elements for which scale groups are computed in int32: 64-bit division is slow on a GPU."""
 
 # How a weight's elements are stored.
 FLOAT = tl.constexpr(0)
@@ -73,7 +73,7 @@ SHIFT = tl.constexpr(COUPLING)
 
 @dataclass(frozen=True)
 class Groups:
-    """How the scale group of an element follows from its index, as the kernels have it.
+    """The rule by which an element's scale group follows from its index, as the kernels have it.
 
     Args:
         form: one of the above. a_block: whether the eight elements of a block always share a scale.
@@ -95,7 +95,7 @@ class Groups:
 
     @classmethod
     def of(cls, scales: Scales) -> Groups:
-        """Of a weight that is not empty."""
+        """Return the rule of a weight that is not empty."""
         layout, axis = scales.layout, scales.axis
         rows, columns = layout.rows, layout.columns
         groups_of_rows, groups = layout.scale_shape(axis)
@@ -123,7 +123,7 @@ class Groups:
         return cls(ROW_BLOCKS.value, a_block, columns, column_extent, groups)
 
     def lengths(self, prefix: str = "") -> dict[str, int]:
-        """Those of the kernels' arguments that this gives."""
+        """Return the kernels' arguments that this rule gives, by name."""
         names = ("period", "extent", "groups", "outputs", "inputs", "inner")
         return {prefix + name: getattr(self, name) for name in names}
 
@@ -140,7 +140,7 @@ def group_of(
     inputs: tl.tensor,
     inner: tl.tensor,
 ) -> tl.tensor:
-    """Index into the scales of elements, int64; see :class:`Groups` for the lengths."""
+    """Return the index into the scales of elements, int64; see :class:`Groups` for the lengths."""
     if not WIDE:
         element = element.to(tl.int32)
     if FORM == ONE:
@@ -181,7 +181,7 @@ def scales_at(
     inputs: tl.tensor,
     inner: tl.tensor,
 ) -> tl.tensor:
-    """The scales of elements [BLOCKS, 8]; [BLOCKS, 1] where the eight of a block share one."""
+    """Return the scales of elements [BLOCKS, 8]; [BLOCKS, 1] where the eight of a block share one."""
     if A_BLOCK:
         group = group_of(block * 8, FORM, WIDE, period, extent, groups, outputs, inputs, inner)
         scale = tl.load(scales + group, mask=there, other=0.0)[:, None]
@@ -193,7 +193,7 @@ def scales_at(
 
 @triton.jit
 def stored_value(bits: tl.tensor, STORED: tl.constexpr, table: tl.tensor, mask: tl.tensor) -> tl.tensor:
-    """Float32 of stored floats; of codes, their level."""
+    """Return float32 of stored floats; of codes, their level."""
     if STORED == BFLOAT16:
         value = (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True)
     elif STORED == INDICES:
@@ -205,7 +205,7 @@ def stored_value(bits: tl.tensor, STORED: tl.constexpr, table: tl.tensor, mask: 
 
 @triton.jit
 def bfloat16_bits(value: tl.tensor) -> tl.tensor:
-    """Float32 rounded to bfloat16, ties to even: int16."""
+    """Return Float32 rounded to bfloat16, ties to even: int16."""
     bits = value.to(tl.uint32, bitcast=True)
     rounding = tl.add((bits >> 16) & 1, 0x7FFF, sanitize_overflow=False)
     bits = tl.add(bits, rounding, sanitize_overflow=False) >> 16
@@ -223,7 +223,7 @@ def store_value(place: tl.tensor, value: tl.tensor, mask: tl.tensor, STORED: tl.
 
 @triton.jit
 def nearest_integer(value: tl.tensor) -> tl.tensor:
-    """Of float32 within ±2²², ties to even, as float32."""
+    """Return the integers nearest to float32 within ±2²², ties to even, as float32."""
     # The sum is beyond 2²³, where float32 has whole numbers only.
     return (value + 12582912.0) - 12582912.0
 
@@ -237,7 +237,7 @@ def lanes_of(
     key_high: tl.tensor,
     BLOCKS: tl.constexpr,
 ) -> tl.tensor:
-    """The random numbers of blocks, int64 [BLOCKS]: int32 [BLOCKS, 8]; all else is uint32."""
+    """Return the random numbers of blocks, int64 [BLOCKS]: int32 [BLOCKS, 8]; all else is uint32."""
     c0 = block.to(tl.uint32)
     c1 = (block >> 32).to(tl.uint32)
     c2 = tensor
@@ -265,7 +265,7 @@ def lanes_of(
 def lower_neighbour(
     v: tl.tensor, table: tl.tensor, levels: tl.tensor, SEARCH: tl.constexpr, BLOCKS: tl.constexpr
 ) -> tl.tensor:
-    """Index of the greatest level ≤ v but the last, or else 0: int32 [BLOCKS, 8]. 2^SEARCH > levels − 2."""
+    """Index the greatest level ≤ v but the last, or else 0: int32 [BLOCKS, 8]. 2^SEARCH > levels − 2."""
     index = tl.zeros([BLOCKS, 8], dtype=tl.int32)
     for bit in tl.static_range(SEARCH):
         further = index + (1 << (SEARCH - 1 - bit))
@@ -287,7 +287,7 @@ def neighbours(
     SEARCH: tl.constexpr,
     BLOCKS: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """The lower neighbour's code and the threshold T; of nearest rounding, code and 0: int32 [BLOCKS, 8]."""
+    """Find the lower neighbour's code and threshold T; of nearest rounding code and 0: int32 [BLOCKS, 8]."""
     lowest = tl.load(table)
     highest = tl.load(table + levels - 1)
     v = tl.where(tl.abs(inverse) < float("inf"), w * inverse, tl.load(table + zero))
@@ -318,14 +318,14 @@ def neighbours(
 
 @triton.jit
 def coupled_lanes(shared: tl.tensor, member: tl.tensor) -> tl.tensor:
-    """A coupled member's random numbers, from those of member 0: int32."""
+    """Return a coupled member's random numbers, from those of member 0: int32."""
     shift = tl.mul(member, SHIFT, sanitize_overflow=False) & 0xFFFF
     return (shared + shift.to(tl.int32)) & 0xFFFF
 
 
 @triton.jit
 def clamped(code: tl.tensor, zero: tl.tensor) -> tl.tensor:
-    """Codes of a uniform grid, within it."""
+    """Clamp codes of a uniform grid to it."""
     # float32's error in w·(1/Δ) may put the largest weight a little outside.
     return tl.minimum(tl.maximum(code, -zero), zero)
 
@@ -345,7 +345,7 @@ def codes_of(
     UNIFORM: tl.constexpr,
     BLOCKS: tl.constexpr,
 ) -> tl.tensor:
-    """A member's codes, int32 [BLOCKS, 8]; ``shared`` are member 0's random numbers, of coupled rounding."""
+    """Return a member's codes, int32 [BLOCKS, 8]; ``shared``: member 0's random numbers (coupled)."""
     code = low
     if ROUNDING == BERNOULLI:
         lanes = lanes_of(block, tensor, member, key_low, key_high, BLOCKS)
@@ -360,7 +360,7 @@ def codes_of(
 
 @triton.jit
 def level_of(code: tl.tensor, table: tl.tensor, inside: tl.tensor, UNIFORM: tl.constexpr) -> tl.tensor:
-    """The levels of codes, float32."""
+    """Return the levels of codes, float32."""
     if UNIFORM:
         level = code.to(tl.float32)
     else:
@@ -439,7 +439,7 @@ def _round(
     WIDE: tl.constexpr,
     BLOCKS: tl.constexpr,
 ) -> None:
-    """Codes, or values, of all members in ``out`` [members, segments, length]; stride is segments·length."""
+    """Write all members' codes or values to ``out`` [members, segments, length]; stride: segments·length."""
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS).to(tl.int64)
     lane = tl.arange(0, 8).to(tl.int64)[None, :]
     if SEGMENTED:
@@ -554,7 +554,7 @@ def _decode(
     WIDE: tl.constexpr,
     BLOCKS: tl.constexpr,
 ) -> None:
-    """Values, in ``out`` [length], of the codes of the elements ``start`` …"""
+    """Write values to ``out`` [length], of the codes of the elements ``start`` …"""
     place = tl.program_id(0).to(tl.int64) * (BLOCKS * 8) + tl.arange(0, BLOCKS * 8).to(tl.int64)
     inside = place < length
     level = stored_value(tl.load(codes + place, mask=inside, other=0), STORED, table, inside)
@@ -572,7 +572,7 @@ def encode(
     length: int | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Codes of a flat weight, or of segments of it, for one member or several: see ``reference.encode``."""
+    """Encode a flat weight, or segments of it, for one member or several: see ``reference.encode``."""
     segments = 1 if starts is None else len(starts)
     if starts is None:
         length = weight.numel()
@@ -591,7 +591,7 @@ def round_into(
 
 
 def decode(codes: Tensor, scales: Scales, grid: Grid, dtype: torch.dtype, start: int = 0) -> Tensor:
-    """Values level·s of flat codes of the elements start …: see ``reference.decode``."""
+    """Return values level·s of flat codes of the elements start …: see ``reference.decode``."""
     values = torch.empty(codes.shape, dtype=dtype, device=codes.device)
     length = codes.numel()
     if not length:
@@ -627,7 +627,7 @@ def _launch_round(
     starts: Tensor | None,
     values: bool,
 ) -> None:
-    """Codes or values of the members in ``out`` [members, segments, length]."""
+    """Write the members' codes or values to ``out`` [members, segments, length]."""
     if not out.numel():
         return
     members, segments, length = out.shape
@@ -653,7 +653,7 @@ def _launch_round(
 
 
 def rounding_arguments(weight: Stored, scales: Scales, grid: Grid, draw: Draw) -> dict[str, Any]:
-    """Those of a kernel's arguments that say what is rounded, and how."""
+    """Return the arguments of a kernel that say what is rounded, and how."""
     groups = Groups.of(scales)
     table = stored_table = _table(grid, weight.device)
     stored_values, stored_groups = scales.values, groups
@@ -691,7 +691,7 @@ def rounding_arguments(weight: Stored, scales: Scales, grid: Grid, draw: Draw) -
 
 
 def storage(floats: Tensor) -> tuple[int, Tensor]:
-    """How the elements are stored, and a tensor of what the kernels load and store."""
+    """Return how the elements are stored, and a tensor of what the kernels load and store."""
     if floats.dtype == torch.bfloat16:
         return BFLOAT16.value, floats.view(torch.int16)
     return FLOAT.value, floats
@@ -699,12 +699,12 @@ def storage(floats: Tensor) -> tuple[int, Tensor]:
 
 @lru_cache(maxsize=256)
 def _table(grid: Grid, device: torch.device) -> Tensor:
-    """The levels, copied to the device once."""
+    """Return the levels, copied to the device once."""
     return level_table(grid, device)
 
 
 def _int32(word: int) -> int:
-    """The lower 32 bits as a signed number, so that kernels get one type of all."""
+    """Return the lower 32 bits as a signed number, so that kernels get one type of all."""
     return (word + 2**31) % 2**32 - 2**31
 
 

@@ -55,7 +55,7 @@ def member_value(
     X: tl.constexpr,
     UNIFORM: tl.constexpr,
 ) -> tl.tensor:
-    """Values of codes, rounded to the dtype of ``x``, in float32."""
+    """Return the values of codes, rounded to the dtype of ``x``, in float32."""
     if UNIFORM:
         code = clamped(code, zero)
     value = level_of(code, table, inside, UNIFORM) * scale
@@ -139,7 +139,7 @@ def _linear(
     COLUMN_BLOCKS: tl.constexpr,
     WHOLE_BLOCKS: tl.constexpr,
 ) -> None:
-    """Sums over a chunk of the inputs in ``out`` [chunks, members, batch, rows], float32."""
+    """Write sums over a chunk of the inputs to ``out`` [chunks, members, batch, rows], float32."""
     BLOCKS: tl.constexpr = ROWS * COLUMN_BLOCKS
     index = tl.arange(0, BLOCKS)
     row = tl.program_id(0).to(tl.int64) * ROWS + (index // COLUMN_BLOCKS).to(tl.int64)
@@ -244,7 +244,7 @@ def _linear(
 
 
 def member_linear(x: Tensor, weight: Stored, scales: Scales, grid: Grid, draw: Draw) -> Tensor:
-    """x[m] W_mᵀ of every member m, without bias; to float32's rounding what rounded weights would give.
+    """Return x[m] W_mᵀ of every member m, without bias: what rounded weights give, to float32's rounding.
 
     Each stored weight is read once for all members and examples.
 

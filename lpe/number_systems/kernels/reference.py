@@ -12,24 +12,24 @@ from lpe.number_systems.kernels.arguments import Draw, Scales, Stored
 from lpe.number_systems.streams import LANES, random_lanes
 
 COUPLING = 40503
-"""What a further coupled member adds to the random lane, modulo 2¹⁶: ⌊2¹⁶/φ⌋, which is odd."""
+"""Number that a further coupled member adds to the random lane, modulo 2¹⁶: ⌊2¹⁶/φ⌋, which is odd."""
 
 CHUNK = 1 << 15
 """Elements rounded at a time, a multiple of 8: bounds the temporaries at a few MB for any tensor's size."""
 
 
 def code_type(grid: Grid) -> torch.dtype:
-    """int8 of uniform grids, whose codes have a sign; uint8 of all others."""
+    """Return int8 of uniform grids, whose codes have a sign; uint8 of all others."""
     return torch.int8 if grid.uniform else torch.uint8
 
 
 def level_table(grid: Grid, device: torch.device) -> Tensor:
-    """The levels at scale 1: float32 [levels]."""
+    """Return the levels at scale 1: float32 [levels]."""
     return torch.tensor(grid.levels, dtype=torch.float32, device=device)
 
 
 def scaled(weight: Tensor, inverse: Tensor, grid: Grid) -> Tensor:
-    """v = w·(1/s) of float32 weights and their inverse scales, of one shape.
+    """Return v = w·(1/s) of float32 weights and their inverse scales, of one shape.
 
     Where 1/s is not finite it is the level nearest to 0. Grids that are not uniform: clamped to their ends.
     """
@@ -38,7 +38,7 @@ def scaled(weight: Tensor, inverse: Tensor, grid: Grid) -> Tensor:
 
 
 def neighbours(v: Tensor, grid: Grid, table: Tensor) -> tuple[Tensor, Tensor]:
-    """The lower neighbour's code of every v, and p, where v lies between it (0) and the upper one (1).
+    """Return the lower neighbour's code of every v, and p, where v lies between it (0) and the upper one (1).
 
     Uniform grids: ⌊v⌋, which may lie outside −q … q, and p = v − ⌊v⌋, exact in float32 but for −½ < v < 0,
     where it is off by at most 2⁻²⁵. Others: lo is the greatest level ≤ v, but never the last; hi is the next
@@ -61,7 +61,7 @@ def neighbours(v: Tensor, grid: Grid, table: Tensor) -> tuple[Tensor, Tensor]:
 def round_codes(
     weight: Tensor, inverse: Tensor, grid: Grid, table: Tensor, rounding: str, lanes: Tensor | None
 ) -> Tensor:
-    """Codes of float32 weights; all tensors but the table of one shape.
+    """Return the codes of float32 weights; all tensors but the table of one shape.
 
     Nearest: the upper neighbour where p > ½, and where p = ½ and it stands an even number of levels from the
     level nearest to 0. Otherwise the upper one where r < T, T = 65536·p rounded to an integer, ties to even.
@@ -85,7 +85,7 @@ def round_codes(
 
 
 def values_of(codes: Tensor, scale: Tensor, grid: Grid, table: Tensor) -> Tensor:
-    """level·s in float32, of codes and their scales of one shape."""
+    """Return level·s in float32, of codes and their scales of one shape."""
     return (codes.float() if grid.uniform else table.take(codes.long())) * scale
 
 
@@ -99,7 +99,7 @@ def encode(
     length: int | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Codes of a flat weight, or of segments of it, for one member or several.
+    """Encode a flat weight, or segments of it, for one member or several.
 
     Args:
         weight: [elements], any floating dtype or codes, in the parameter's row-major order.
@@ -140,7 +140,7 @@ def round_into(
 
 
 def segments(weight: Stored, starts: Tensor | None, length: int | None) -> tuple[list[int], int]:
-    """First elements of the segments, and their length; without starts, the whole weight as one."""
+    """Return first elements of the segments, and their length; without starts, the whole weight as one."""
     if starts is None:
         return [0], weight.numel()
     assert length is not None
@@ -148,7 +148,7 @@ def segments(weight: Stored, starts: Tensor | None, length: int | None) -> tuple
 
 
 def stored_values(weight: Stored, start: int, stop: int) -> Tensor:
-    """Elements start … stop − 1 of stored weights: float32 [stop − start]."""
+    """Return elements start … stop − 1 of stored weights: float32 [stop − start]."""
     if isinstance(weight, Tensor):
         return weight[start:stop].float()
     table = level_table(weight.grid, weight.device)
@@ -166,7 +166,7 @@ def _chunks_of_codes(
     starts: list[int],
     length: int,
 ) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
-    """Segment, place in it, scale groups and codes [members, chunk] of CHUNK elements at a time."""
+    """Yield segment, place in it, scale groups and codes [members, chunk] of CHUNK elements at a time."""
     for segment, first in enumerate(starts):
         for offset in range(0, length, CHUNK):
             stop = min(offset + CHUNK, length)
@@ -180,7 +180,7 @@ def _chunks_of_codes(
 
 
 def _lanes(draw: Draw, members: int, start: int, stop: int, device: torch.device) -> Iterator[Tensor | None]:
-    """The random numbers of each member, int64 [stop − start]; None each of nearest rounding."""
+    """Yield the random numbers of each member, int64 [stop − start]; None each of nearest rounding."""
     aligned = start - start % LANES
 
     def drawn(member: int) -> Tensor:
@@ -197,7 +197,7 @@ def _lanes(draw: Draw, members: int, start: int, stop: int, device: torch.device
 
 
 def decode(codes: Tensor, scales: Scales, grid: Grid, dtype: torch.dtype, start: int = 0) -> Tensor:
-    """Values level·s of flat codes of the elements start …, computed in float32 and cast: [elements]."""
+    """Return the values level·s of flat codes of the elements start …, cast from float32: [elements]."""
     values = torch.empty(codes.shape, dtype=dtype, device=codes.device)
     table = level_table(grid, codes.device)
     for offset in range(0, codes.numel(), CHUNK):

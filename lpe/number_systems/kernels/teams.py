@@ -44,7 +44,7 @@ _TEAMS = _Teams()
 
 @cache
 def _openmp() -> Callable[..., Any] | None:
-    """``GOMP_parallel(function, data, threads, flags)`` of what is in the process."""
+    """Return ``GOMP_parallel(function, data, threads, flags)`` of what is in the process."""
     try:
         found = ctypes.CDLL(None).GOMP_parallel
     except (AttributeError, OSError, TypeError):
@@ -61,7 +61,7 @@ def _job(function: int) -> Callable[[int], None]:
 
 
 def uses_openmp() -> bool:
-    """Whether a team's threads are torch's, and start in microseconds."""
+    """Tell whether a team's threads are torch's, and start in microseconds."""
     return not _TEAMS.is_forked and _openmp() is not None
 
 

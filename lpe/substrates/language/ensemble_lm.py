@@ -49,12 +49,12 @@ large, and for a small model more than a whole task needs."""
 LEADING = 64
 """Tokens of a distribution that are followed one by one where whole distributions do not fit a chunk."""
 ROUNDING = 1e-4
-"""Above what sums of log-probabilities in float32 are off by."""
+"""A bound above the error of sums of log-probabilities in float32."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What the members and the ensemble's prefixes gave one request; entry n − 1 is of the first n members.
+    """Scores of a request by the members and the ensemble's prefixes; entry n − 1: of the first n members.
 
     Attributes:
         request: lm-eval's.
@@ -73,7 +73,9 @@ class Scored:
     greedy: Tensor | None
 
     def answer(self, size: int) -> Any:
-        """lm-eval's answer of the first ``size`` members: (log-likelihood, is greedy), or the first alone."""
+        """Return the first ``size`` members' answer to lm-eval: (log-likelihood, is greedy), or the first
+        alone.
+        """
         value = float(self.prefixes[size - 1])
         return value if self.greedy is None else (value, bool(self.greedy[size - 1]))
 
@@ -84,7 +86,7 @@ _TokenRequest = tuple[int, list[int], list[int]]
 
 @dataclass(frozen=True)
 class _Batch:
-    """One forward pass, and which of its log-probabilities count.
+    """A forward pass, and which of its log-probabilities count.
 
     ``inputs`` int64 [rows, tokens]; ``rows`` and ``positions`` int64 [scored] pick distributions; ``scored``
     and ``targets`` int64 [tokens of all requests] pick probabilities of these; ``lengths`` and ``requests``
@@ -107,7 +109,7 @@ class _Targets:
         self.sum: Tensor | None = None
 
     def add(self, log_probs: Tensor) -> Tensor:
-        """The sum [tokens] with a member's log-probabilities of the targets."""
+        """Return the sum [tokens] with a member's log-probabilities of the targets."""
         # The first member stays in its own type: an ensemble of one answers as its member does.
         self.sum = log_probs if self.sum is None else torch.logaddexp(self.sum.double(), log_probs.double())
         return self.sum
@@ -125,7 +127,7 @@ class _Whole:
         self.sum: Tensor | None = None
 
     def add(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
-        """With a member's, whether each target is the most probable token, and whether it is not.
+        """Add a member's; tell whether each target is then the most probable token, and whether it is not.
 
         Bool [tokens] each.
         """
@@ -136,7 +138,7 @@ class _Whole:
 
 
 class _Leading:
-    """As ``_Whole``, of the tokens alone that lead in the first member, with a bound of all others.
+    """Sums as ``_Whole``'s, only of the tokens that lead in the first member, with a bound of all others.
 
     Where a vocabulary is large that is a thousandth of a distribution, and almost always tells what the whole
     would.
@@ -147,7 +149,7 @@ class _Leading:
         self.leading: Tensor | None = None
 
     def add(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``_Whole``'s; neither holds of a target where the leading tokens do not tell."""
+        """Add as ``_Whole`` does; neither holds of a target where the leading tokens do not tell."""
         own = log_probs[self.scored, self.targets].float()
         if self.leading is None:
             self.leading = log_probs.topk(min(LEADING, log_probs.shape[-1]), dim=-1).indices
@@ -166,7 +168,9 @@ class _Leading:
 
     @staticmethod
     def _split(log_probs: Tensor, leading: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the leading tokens [scored, leading], and the largest of the others [scored]."""
+        """Return the log-probabilities of leading tokens [scored, leading], and the largest other
+        [scored].
+        """
         others = log_probs.scatter(-1, leading, -torch.inf).amax(dim=-1)
         return log_probs.gather(-1, leading).float(), others.float()
 
@@ -236,7 +240,7 @@ class EnsembleLM(HFLM):
         self._encoder = encoder(self.tokenizer, self.prefix_token_id)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """lm-eval's: (log-likelihood, whether greedy) of each request's continuation after its context."""
+        """Return (log-likelihood, whether greedy) of each request's continuation after its context."""
         pairs = [(index, *self._encoder.pair(*request.args)) for index, request in enumerate(requests)]
         scores = self._scores(self._batches(pairs), len(pairs), True, self.timer)
         scored = [Scored(request, *score) for request, score in zip(requests, scores, strict=True)]
@@ -255,7 +259,7 @@ class EnsembleLM(HFLM):
         return [(float(prefixes[last]), bool(greedy[last])) for _, _, prefixes, greedy in scores]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The log-likelihood of each whole text: of its own tokens, once each, in windows of the context.
+        """Return each whole text's log-likelihood: of its own tokens, once each, in windows of the context.
 
         Where the tokenizer puts marks around a text, lm-eval's ``hf`` model has another: ``rolled_as_hf``.
         """
@@ -265,7 +269,7 @@ class EnsembleLM(HFLM):
         return [each.answer(len(self.ensemble)) for each in scored]
 
     def rolled_as_hf(self, scored: Sequence[Scored]) -> list[Scored]:
-        """What lm-eval's ``hf`` model makes of rolling requests.
+        """Return what lm-eval's ``hf`` model makes of rolling requests.
 
         It scores the marks that the tokenizer puts around a text, after one more mark of a beginning. Nothing
         is added to ``self.scored``, and nothing is timed.
@@ -294,7 +298,7 @@ class EnsembleLM(HFLM):
         windows_of: Sequence[Sequence[tuple[list[int], list[int]]]],
         timer: MemberTimer | None,
     ) -> list[Scored]:
-        """Requests that are the sum of their windows, each (read, scored)."""
+        """Return the requests that are the sum of their windows, each (read, scored)."""
         windows = [(number, *window) for number, window in enumerate(chain.from_iterable(windows_of))]
         # As lm-eval batches them: sorted within a batch, not across.
         batches = [
@@ -319,7 +323,7 @@ class EnsembleLM(HFLM):
         return scored
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Not defined: an ensemble's members would have to agree on each token before the next."""
+        """Raise InputError: an ensemble's members would have to agree on each token before the next."""
         named = sorted({request.task_name for request in requests if request.task_name})
         raise InputError(
             f"{', '.join(named) or 'the task'} is of type generate_until; an ensemble answers "
@@ -327,7 +331,7 @@ class EnsembleLM(HFLM):
         )
 
     def _batches(self, requests: list[_TokenRequest]) -> list[_Batch]:
-        """The forward passes that lm-eval's ``hf`` model would make, longest first.
+        """Return the forward passes that lm-eval's ``hf`` model would make, longest first.
 
         Requests that share all tokens but the last share a row.
         """
@@ -408,7 +412,7 @@ class EnsembleLM(HFLM):
     def _scores(
         self, batches: list[_Batch], count: int, greedy: bool, timer: MemberTimer | None
     ) -> list[_Score]:
-        """Tokens, members' sums, prefixes' sums and greediness of ``count`` requests."""
+        """Return tokens, members' sums, prefixes' sums and greediness of ``count`` requests."""
         size = len(self.ensemble)
         sums = _Sums(
             [0] * count,
@@ -454,7 +458,7 @@ class EnsembleLM(HFLM):
         sums: _Sums,
         timer: MemberTimer | None,
     ) -> None:
-        """Every member on every batch.
+        """Run every member on every batch.
 
         Args:
             held: bytes a batch. mean: makes what is held of its distributions; None: nothing. sums: to fill.
@@ -482,7 +486,9 @@ class EnsembleLM(HFLM):
                         del net  # it would live on while the next one is made
 
     def _distributions(self, net: nn.Module, batch: _Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """A member's log-probabilities [scored, vocabulary]; the batch's ``scored`` and ``targets``."""
+        """Return a member's log-probabilities [scored, vocabulary], the batch's ``scored`` and
+        ``targets``.
+        """
         device = device_of(net)
         # Of all positions, as lm-eval has it: on some devices a row's last bit depends on where it lies.
         log_probs = apply(net, batch.inputs.to(device)).log_softmax(dim=-1, dtype=self.softmax_dtype)
@@ -492,7 +498,7 @@ class EnsembleLM(HFLM):
 
 @dataclass(frozen=True)
 class _Sums:
-    """What is known of requests: tokens, and [requests, members] the fields of :class:`Scored`.
+    """Sums over requests: tokens, and [requests, members] the fields of :class:`Scored`.
 
     ``unsure``: whether it is not known if a request is greedy.
     """
@@ -504,7 +510,7 @@ class _Sums:
     unsure: Tensor
 
     def add(self, member: int, batch: _Batch, own: Tensor, mean: Tensor) -> None:
-        """A member's log-probabilities of a batch's targets, and the logs of the sums up to it."""
+        """Add a member's log-probabilities of a batch's targets, and the logs of the sums up to it."""
         parts = zip(
             batch.requests, batch.lengths, own.split(batch.lengths), mean.split(batch.lengths), strict=True
         )
@@ -513,7 +519,7 @@ class _Sums:
             self.prefixes[index, member] = float(so_far.sum()) - length * float(np.log(member + 1))
 
     def add_greedy(self, member: int, batch: _Batch, right: Tensor, wrong: Tensor) -> None:
-        """Whether a batch's targets are the most probable tokens, and whether they are not."""
+        """Record whether a batch's targets are the most probable tokens, and whether they are not."""
         rights, wrongs = right.cpu().split(batch.lengths), wrong.cpu().split(batch.lengths)
         for index, its_right, its_wrong in zip(batch.requests, rights, wrongs, strict=True):
             self.greedy[index, member] = is_greedy = bool(its_right.all())
@@ -526,7 +532,7 @@ _Score = tuple[int, Tensor, Tensor, Any]
 
 @contextmanager
 def quiet_lm_eval() -> Iterator[None]:
-    """Without lm-eval's remarks on tasks and arguments, and its bars for work of a moment."""
+    """Silence lm-eval's remarks on tasks and arguments, and its bars for work of a moment."""
     import lm_eval.api.task
 
     theirs = logging.getLogger("lm_eval")

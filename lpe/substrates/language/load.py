@@ -31,7 +31,7 @@ WEIGHTS = (
 )
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 DOWNLOADED = ("*.json", "*.safetensors", "*.model", "*.txt")
-"""What is fetched of a hub's repository: never a pickle."""
+"""Patterns of the files that are fetched of a hub's repository: never a pickle."""
 
 
 DERIVED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|(?P<mask>(attn|attention)\.(masked_)?bias))$")
@@ -58,7 +58,7 @@ def load_model(
     checkpoint: str | os.PathLike[str] | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model in eval mode, on the CPU, and its tokenizer.
+    """Return a causal language model in eval mode, on the CPU, and its tokenizer.
 
     Tensors that the model works out for itself may be in the file (the rotary ``inv_freq``, GPT-2's masks
     ``attn.bias``), and others that transformers leaves out for the model's class.
@@ -130,7 +130,9 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def one_line(what: str) -> Iterator[None]:
-    """Whatever a library raises within is an InputError of one line: which one depends on the damage."""
+    """Turn any exception of a library within into an InputError of one line: which it is, the damage
+    decides.
+    """
     try:
         yield
     except (InputError, MemoryError):
@@ -140,7 +142,7 @@ def one_line(what: str) -> Iterator[None]:
 
 
 def _folder(source: str | os.PathLike[str], weights: bool) -> Path:
-    """The local folder of a model's files; those of a hub's repository are fetched where that is possible."""
+    """Return the local folder of a model's files; a hub's repository is fetched where that is possible."""
     folder = Path(source)
     if folder.is_dir():
         _check_files(folder, weights, f"put it into {folder}")
@@ -280,7 +282,9 @@ def _check_loading(
 
 
 def _is_derived(name: str, tensor: Tensor) -> bool:
-    """Whether an unexpected tensor is one that older versions of transformers saved and worked out anew."""
+    """Tell whether an unexpected tensor is one that old versions of transformers saved, and worked
+    out anew.
+    """
     found = DERIVED.search(name)
     # A mask is [1, 1, tokens, tokens] and its filling a number; a vector of that name would be a bias.
     return found is not None and (not found["mask"] or tensor.ndim in (0, 4))
@@ -329,7 +333,7 @@ def _say_what_differs(
 
 
 def _stored(folder: Path, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """The tensors of a file or of a folder's files by name, on the meta device: dtypes and shapes."""
+    """Return the tensors of a file or of a folder's files by name, on the meta device: dtypes and shapes."""
     if weights is not None:
         return {name: tensor.to("meta") for name, tensor in weights.items()}
     with one_line(f"cannot read the weights in {folder}"):
@@ -351,7 +355,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _tensors(path: Path, names: set[str] | None) -> dict[str, Tensor]:
-    """A file's tensors of these names; None: all, without their values (on the meta device)."""
+    """Return a file's tensors of these names; None: all, without their values (on the meta device)."""
     import safetensors
 
     if path.suffix != ".safetensors":
@@ -371,13 +375,13 @@ def _tensors(path: Path, names: set[str] | None) -> dict[str, Tensor]:
 
 
 def _dtypes(stored: Mapping[str, Tensor]) -> Counter[torch.dtype]:
-    """How many tensors of each floating dtype; float32 where there are none."""
+    """Count the tensors of each floating dtype; one of float32 where there are none."""
     found = Counter(tensor.dtype for tensor in stored.values() if tensor.is_floating_point())
     return found or Counter([torch.float32])
 
 
 def some(names: Sequence[str]) -> str:
-    """The first three names."""
+    """Return the first three names."""
     return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
 
 
@@ -387,7 +391,7 @@ def _plain(dtype: torch.dtype) -> str:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without its report of a loading, which is said here in a line or refused."""
+    """Silence transformers' report of a loading, which is said here in a line or refused."""
     from transformers.utils import logging as theirs
 
     level = theirs.get_verbosity()
@@ -399,7 +403,7 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def check_decoder(config: Any, name: str) -> None:
-    """InputError for an encoder-decoder, by the configuration of the model of that name."""
+    """Raise InputError for an encoder-decoder, by the configuration of the model of that name."""
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(
             f"{name} is an encoder-decoder (is_encoder_decoder in its config); a decoder alone is needed, "
@@ -409,7 +413,7 @@ def check_decoder(config: Any, name: str) -> None:
 
 @torch.no_grad()
 def check_causal(model: nn.Module, length: int) -> None:
-    """InputError where what a model predicts depends on later tokens; it is run on two texts of 8 tokens.
+    """Raise InputError where a model's predictions depend on later tokens; run it on two texts of 8 tokens.
 
     Args:
         model: of transformers, in eval mode. length: tokens that it reads at most.
@@ -437,7 +441,7 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
-    """InputError unless a tokenizer's tokens are the model's, with one from which a text can begin."""
+    """Raise InputError unless a tokenizer's tokens are the model's, with one from which a text can begin."""
     ids = tokenizer.get_vocab().values()
     if not ids:
         raise InputError("the tokenizer has no tokens; is its tokenizer.json whole?")

@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKEN_METRICS = ("nll", "average_loss")
-"""Of the tokens themselves, where a task has no choices: nats a token."""
+"""Metrics of the tokens themselves, where a task has no choices: nats a token."""
 ROLLING_METRICS = (*TOKEN_METRICS, "perplexity")
-"""Of whole texts, on their own tokens."""
+"""Metrics of whole texts, on their own tokens."""
 AS_HF = "lm_eval_nll"
 """Nats a token of whole texts and of the marks around them, as lm-eval's ``hf`` model scores them."""
 
 
 _Documents = list[list[Scored]]
-"""Of each of a task's documents the requests."""
+"""The requests of each of a task's documents."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def _answered(
     metrics: Collection[str] | None,
     timer: MemberTimer | None,
 ) -> list[_Answered]:
-    """Tasks, loaded, checked for ``metrics`` and run; the arguments are :func:`evaluate`'s."""
+    """Return tasks, loaded, checked for ``metrics`` and run; the arguments are :func:`evaluate`'s."""
     from lm_eval.defaults import DEFAULT_OTHER_SEED
     from lm_eval.evaluator import evaluate as run_tasks
 
@@ -107,7 +107,7 @@ def _by_document(scored: Sequence[Scored]) -> _Documents:
 
 @dataclass(frozen=True)
 class Choices:
-    """What the members gave the choices of a task's questions, of those with as many choices.
+    """The members' scores of the choices of a task's questions, of all that have equally many choices.
 
     Args:
         task: its name. questions: their places in the task, int64 [questions].
@@ -131,7 +131,7 @@ def choices(
     num_fewshot: int | None = None,
     timer: MemberTimer | None = None,
 ) -> list[Choices]:
-    """The members' own answers to multiple-choice tasks; the arguments are :func:`evaluate`'s.
+    """Return the members' own answers to multiple-choice tasks; the arguments are :func:`evaluate`'s.
 
     Raises:
         InputError: as :func:`evaluate`, and for a task that is not multiple choice.
@@ -154,7 +154,7 @@ def evaluate(
     timer: MemberTimer | None = None,
     calibrated: bool = False,
 ) -> pd.DataFrame:
-    """The metrics of every prefix of an ensemble on lm-eval's tasks, each request run once.
+    """Return the metrics of every prefix of an ensemble on lm-eval's tasks, each request run once.
 
     Args:
         ensemble, tokenizer, batch_size, timer: see :class:`EnsembleLM`.
@@ -223,7 +223,7 @@ def _in_order(columns: Collection[str]) -> list[str]:
 
 @contextmanager
 def _seeded_as_lm_eval() -> Iterator[None]:
-    """The seeds under which lm-eval loads and runs tasks, some of which shuffle; then what was before."""
+    """Set the seeds under which lm-eval loads and runs tasks, some of which shuffle; then what was before."""
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 
     python, numpy = random.getstate(), np.random.get_state()
@@ -269,7 +269,7 @@ def _load_tasks(
 
 
 def _check_task(name: str, task: Any, metrics: Collection[str] | None) -> None:
-    """InputError for a task that an ensemble cannot answer, or that lacks a metric."""
+    """Raise InputError for a task that an ensemble cannot answer, or that lacks a metric."""
     kind = task.OUTPUT_TYPE
     own: dict[str, tuple[str, ...]] = {
         "multiple_choice": METRICS,
@@ -291,7 +291,7 @@ def _check_task(name: str, task: Any, metrics: Collection[str] | None) -> None:
 
 
 def _lm_eval_metrics(task: Any, documents: _Documents, size: int) -> list[dict[str, float]]:
-    """lm-eval's own metrics of every prefix, from its own functions."""
+    """Return lm-eval's own metrics of every prefix, from its own functions."""
     from lm_eval.api.metrics import mean
 
     rows = []
@@ -307,7 +307,7 @@ def _lm_eval_metrics(task: Any, documents: _Documents, size: int) -> list[dict[s
 
 
 def _token_metrics(answered: _Answered, size: int) -> list[dict[str, float]]:
-    """Nats a token of the mean of the members' token probabilities, and its mean over members."""
+    """Return nats a token of the mean of the members' token probabilities, and its mean over members."""
     nll, average = _token_nll(answered.documents, size)
     rows = [{"nll": float(nll[n]), "average_loss": float(average[n])} for n in range(size)]
     if answered.task.OUTPUT_TYPE != "loglikelihood_rolling":
@@ -319,7 +319,7 @@ def _token_metrics(answered: _Answered, size: int) -> list[dict[str, float]]:
 
 
 def _token_nll(documents: _Documents, size: int) -> tuple[Tensor, Tensor]:
-    """Nats a token of each prefix, and the mean of its members' own; float64 [members] each."""
+    """Return nats a token of each prefix, and the mean of its members' own; float64 [members] each."""
     requests = [scored for document in documents for scored in document]
     tokens = sum(scored.tokens for scored in requests)
     zeros = torch.zeros(size, dtype=torch.float64)
@@ -351,7 +351,7 @@ def _choices(name: str, task: Any, documents: _Documents) -> list[Choices]:
 def _choice_metrics(
     name: str, task: Any, documents: _Documents, size: int, calibrated: bool
 ) -> list[dict[str, float]]:
-    """The classification metrics with p_m = softmax over the choices of member m's log-likelihoods."""
+    """Return the classification metrics with p_m = softmax over the choices of member m's log-likelihoods."""
     metrics = [EnsembleMetrics() for _ in range(size)]
     means: list[list[Tensor]] = [[] for _ in range(size)]
     every_target: list[Tensor] = []

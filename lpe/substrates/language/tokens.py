@@ -37,11 +37,11 @@ class Encoder:
     beginning: list[int]
 
     def own(self, text: str) -> list[int]:
-        """A text's own tokens; marks that are spelled out in the text are among them."""
+        """Return a text's own tokens; marks that are spelled out in the text are among them."""
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """What is read, and what is scored after it.
+        """Return what is read, and what is scored after it.
 
         Both together are the tokens of the joined text. A token that lies over the boundary is scored, and so
         are spaces at the context's end, as lm-eval has it.
@@ -56,7 +56,7 @@ class Encoder:
         return (self.marks if shared else self.beginning) + whole[:shared], whole[shared:]
 
     def windows(self, text: str, length: int) -> Iterator[tuple[list[int], list[int]]]:
-        """(read, scored) of a text, whose own tokens are scored once each.
+        """Yield (read, scored) of a text, whose own tokens are scored once each.
 
         Args:
             text: any; an empty one has no windows. length: tokens that the model reads at most.
@@ -78,7 +78,7 @@ class Encoder:
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase, prefix_token: int) -> Encoder:
-    """How texts begin under a tokenizer.
+    """Return how texts begin under a tokenizer.
 
     Args:
         tokenizer: any. prefix_token: lm-eval's, for a tokenizer that puts no mark before a text.
@@ -104,7 +104,7 @@ def encoder(tokenizer: PreTrainedTokenizerBase, prefix_token: int) -> Encoder:
 
 
 def _shared(first: list[int], second: list[int]) -> int:
-    """How many tokens two lists begin with in common."""
+    """Count the tokens that two lists begin with in common."""
     pairs = zip(first, second, strict=False)
     return next(
         (place for place, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second))
