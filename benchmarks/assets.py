@@ -80,7 +80,7 @@ class Substrate:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One row of the table: a method in a number system, of a size.
+    """A row of the table: a method in a number system, of a size.
 
     Args:
         make: (network, batches to re-estimate statistics on) → the ensemble.
@@ -131,7 +131,7 @@ SUBSTRATES: dict[str, tuple[Substrate, ...]] = {
 
 
 def measurements(substrate: Substrate) -> list[Measurement]:
-    """The rows of a substrate's table, in its order."""
+    """Return the rows of a substrate's table, in its order."""
 
     def single(form: str) -> Callable[[nn.Module, list[Any]], Ensemble]:
         if not form:
@@ -165,7 +165,7 @@ def measurements(substrate: Substrate) -> list[Measurement]:
 
 
 def _named(form: str) -> str:
-    """What a method is called with its statistics re-estimated."""
+    """Return a method's name with its statistics re-estimated."""
     return f", re-estimated ({form})" if form else ""
 
 
@@ -177,7 +177,7 @@ def measured_rows(
     training: list[Any],
     timer: MemberTimer,
 ) -> Iterator[dict[str, object]]:
-    """Rows of the record: every metric of every prefix size; the timer takes the members' time.
+    """Yield rows of the record: every metric of every prefix size; the timer takes the members' time.
 
     Args:
         training: batches to re-estimate statistics on.
@@ -206,7 +206,7 @@ def measured_rows(
 
 
 def times_file(table: str, out: Path) -> Path:
-    """Milliseconds per example lie beside the record, in which there is no timing."""
+    """Return the file of milliseconds per example, which lies beside the record: no timing is in it."""
     return out / f"assets_{table}_times.csv"
 
 
@@ -304,7 +304,7 @@ def _advancing(bar: tqdm, share: float) -> Callable[..., None]:
 
 
 def table_text(substrate: Substrate, records: Records, times: Path) -> str:
-    """The substrate's table, from the record and the times beside it."""
+    """Return the substrate's table, from the record and the times beside it."""
     rows = []
     taken: dict[tuple[Any, ...], float] = {}
     if times.exists():

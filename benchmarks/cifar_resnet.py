@@ -28,7 +28,7 @@ CHECKPOINTS = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th"}
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and an option-A shortcut."""
+    """A block of two 3×3 convolutions and an option-A shortcut."""
 
     def __init__(self, inputs: int, planes: int, stride: int) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class BasicBlock(nn.Module):
         self.new_channels = planes - inputs
 
     def forward(self, x: Tensor) -> Tensor:
-        """[examples, inputs, height, width] → [examples, planes, height / stride, width / stride]."""
+        """Map [examples, inputs, height, width] → [examples, planes, height / stride, width / stride]."""
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if self.new_channels:
             # As many zero channels in front as behind: planes // 4 each, since planes is twice the inputs.
@@ -50,7 +50,7 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet for 32×32 images.
+    """A ResNet for 32×32 images.
 
     Args:
         depth: 6n + 2: 20, 32, 44, …
@@ -67,7 +67,7 @@ class CifarResNet(nn.Module):
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [examples, 10] of standardised images [examples, 3, 32, 32]."""
+        """Return logits [examples, 10] of standardised images [examples, 3, 32, 32]."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean(dim=(2, 3)))
@@ -79,7 +79,7 @@ def _stage(inputs: int, planes: int, blocks: int, stride: int) -> nn.Sequential:
 
 
 def load_resnet(assets: Path, depth: int) -> CifarResNet:
-    """The pre-trained network, in eval mode, on the CPU.
+    """Return the pre-trained network, in eval mode, on the CPU.
 
     Args:
         assets: the folder of real data and weights. depth: 20 or 32.
@@ -90,7 +90,7 @@ def load_resnet(assets: Path, depth: int) -> CifarResNet:
 
 
 def test_images(assets: Path, images: int | None = None) -> tuple[Tensor, Tensor]:
-    """The test set's images, standardised, and labels.
+    """Return the test set's images, standardised, and labels.
 
     Args:
         images: how many, evenly spread over the set, whose order is class by class; None: all 10,000.
@@ -102,7 +102,7 @@ def test_images(assets: Path, images: int | None = None) -> tuple[Tensor, Tensor
 
 
 def training_images(assets: Path, images: int | None = None) -> tuple[Tensor, Tensor]:
-    """The training set's images, as JPEG too, without augmentation: see :func:`test_images`."""
+    """Return the training set's images, as JPEG too, without augmentation: see :func:`test_images`."""
     return _images(assets, "train", images)
 
 
@@ -129,12 +129,12 @@ def _images(assets: Path, which: str, images: int | None) -> tuple[Tensor, Tenso
 
 
 def test_batches(assets: Path, images: int | None = None, size: int = 100) -> list[tuple[Tensor, Tensor]]:
-    """The test set in batches of ``size``: see :func:`test_images`."""
+    """Return the test set in batches of ``size``: see :func:`test_images`."""
     x, y = test_images(assets, images)
     return list(zip(x.split(size), y.split(size), strict=True))
 
 
 def training_batches(assets: Path, images: int, size: int = 100) -> list[tuple[Tensor, Tensor]]:
-    """Training images in batches of ``size``: see :func:`training_images`."""
+    """Return training images in batches of ``size``: see :func:`training_images`."""
     x, y = training_images(assets, images)
     return list(zip(x.split(size), y.split(size), strict=True))

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their options, where results go, and the conditions beside every table."""
+"""Shared parts of the benchmarks: options, where results go, and the conditions beside every table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESULTS = REPOSITORY / "benchmarks" / "results"
 
 
 def parser(benchmark: str, description: str | None) -> Parser:
-    """The options that every benchmark has."""
+    """Return a parser of the options that every benchmark has."""
     made = Parser(
         prog=f"python -m benchmarks.{benchmark}",
         description=description,
@@ -34,7 +34,7 @@ def parser(benchmark: str, description: str | None) -> Parser:
 
 
 def one_line_of_bad_input(main: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
-    """A command whose InputError is one line and the exit code 2."""
+    """Wrap a command so that its InputError is one line and the exit code 2."""
 
     @wraps(main)
     def reporting(arguments: Sequence[str]) -> int:
@@ -71,7 +71,7 @@ def write_results(
 
 
 def assets_folder() -> Path:
-    """The folder of real data and weights, from LPE_ASSETS.
+    """Return the folder of real data and weights, from LPE_ASSETS.
 
     Raises:
         InputError: it is not set, or names no folder.
@@ -85,7 +85,7 @@ def assets_folder() -> Path:
 
 
 def conditions(provenance: Path) -> str:
-    """Hardware, threads, versions and time of a result, in one line, from the JSON beside it."""
+    """Return hardware, threads, versions and time of a result, in one line, from the JSON beside it."""
     told = json.loads(provenance.read_text(encoding="utf-8"))
     device = told["device"]
     return (

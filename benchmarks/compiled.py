@@ -54,7 +54,7 @@ COLUMNS = (
 
 
 def small() -> tuple[nn.Module, Tensor]:
-    """The digits' ViT-T and a batch for it."""
+    """Return the digits' ViT-T and a batch for it."""
     net = digits.network(digits.DigitsNetwork(4, 64, 2, 4, 2.0, 0.02), 10, 0).eval()
     return net, torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -67,7 +67,7 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 
 @torch.no_grad()
 def passes(ensemble: lpe.LowPrecisionEnsemble, inputs: Tensor, compiled: bool) -> tuple[float, float]:
-    """Seconds of the first member's pass, and of one pass of the others, with drawing them."""
+    """Time the first member's pass, and one pass of the others, with drawing them: seconds."""
     if compiled:
         torch._dynamo.reset()
     turn = ensemble.in_turn()
@@ -82,7 +82,7 @@ def passes(ensemble: lpe.LowPrecisionEnsemble, inputs: Tensor, compiled: bool) -
 
 
 def measure(name: str) -> dict[str, object]:
-    """The row of a network."""
+    """Measure a network: its row."""
     net, inputs = NETWORKS[name]()
     ensemble = lpe.LowPrecisionEnsemble(net, lpe.Int(BITS), MEMBERS)
     plain, compiled, compiling = [], [], []
@@ -105,7 +105,7 @@ def measure(name: str) -> dict[str, object]:
 
 @contextmanager
 def empty_cache() -> Iterator[None]:
-    """No compiled code on the disk within the block."""
+    """Leave no compiled code on the disk within the block."""
     kept = os.environ.get(CACHE)
     with tempfile.TemporaryDirectory() as folder:
         os.environ[CACHE] = folder
@@ -136,13 +136,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def passes_to_pay(row: Mapping[Any, Any], column: str) -> str:
-    """How many passes pay for compiling."""
+    """Count the passes that pay for compiling."""
     saved = row["plain_seconds_a_pass"] - row["compiled_seconds_a_pass"]
     return f"{row[column] / saved:,.0f}" if saved > 0 else "never"
 
 
 def table_text(folder: Path) -> str:
-    """The table with its conditions, from the files alone."""
+    """Return the table with its conditions, from the files alone."""
     rows = [
         (
             row["network"],

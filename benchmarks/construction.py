@@ -78,12 +78,12 @@ PROMISES = (
     (2**24, NEXT_COUPLED, "of_a_copy", 0.4),
     (100_000, MEMBER, "times_plain", 10.0),
 )
-"""(weights, what, column, at least)."""
+"""Promises: (weights, what, column, at least)."""
 
 
 @torch.no_grad()
 def measure(shape: tuple[int, int], absent: dict[str, str]) -> list[dict[str, object]]:
-    """A row for each job on a weight of that shape; ``absent`` is told which peers are not there."""
+    """Measure each job on a weight of that shape, a row each; tell ``absent`` which peers are not there."""
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     system = lpe.Int(BITS)
     grid, layout = grid_of(system), Layout(shape)
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def promise_kept(folder: Path, promise: tuple[int, str, str, float]) -> bool:
-    """Whether the table keeps one of PROMISES; printed."""
+    """Tell, and print, whether the table keeps one of PROMISES."""
     weights, what, column, least = promise
     table = pd.read_csv(folder / "construction.csv")
     chosen = table[(table["weights"] == weights) & (table["what"] == what) & (table["writes"] == "codes")]
@@ -169,7 +169,7 @@ def promise_kept(folder: Path, promise: tuple[int, str, str, float]) -> bool:
 
 
 def table_text(folder: Path) -> str:
-    """The tables with their conditions, from the files alone."""
+    """Return the tables with their conditions, from the files alone."""
     table = pd.read_csv(folder / "construction.csv")
     tables = []
     for weights, rows in table.groupby("weights"):

@@ -99,9 +99,9 @@ THREADS = 1
 
 # The rules of the verdicts, fixed before the run.
 MARGIN = 0.25
-"""Of what doubling M gains with independent members: a loss below it is "no worse"."""
+"""Share of what doubling M gains with independent members: a loss below it is "no worse"."""
 SEEDED_MARGIN = 0.01
-"""Of the NLL of members drawn from FP32; claim C12's share."""
+"""Share of the NLL of members drawn from FP32, below which a loss is no worse: claim C12's."""
 GOOD = ("better", "no worse")
 
 COMPARISONS = (
@@ -117,7 +117,7 @@ SEEDED = (
 
 @dataclass(frozen=True)
 class Kind:
-    """How members are drawn.
+    """A way in which members are drawn.
 
     Args:
         method: as the record has it. rounding: "nearest", "bernoulli" or "coupled".
@@ -150,13 +150,13 @@ class Substrate:
     draws: int | None = None
 
     def rounding_seeds(self, seed: int) -> list[int]:
-        """The seeds of the ensembles that make up one unit."""
+        """Return the seeds of the ensembles that make up one unit."""
         return [seed] if self.draws is None else [draw_seed(seed, draw) for draw in range(self.draws)]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What is measured in one go and then written."""
+    """A unit of what is measured in one go and then written."""
 
     substrate: Substrate
     kind: Kind
@@ -178,18 +178,18 @@ class Unit:
 
     @property
     def passes(self) -> int:
-        """Members that run over the data."""
+        """The number of members that run over the data."""
         drawn = self.kind.rounding in ("bernoulli", "coupled")
         return self.kind.members * (len(self.substrate.rounding_seeds(self.seed)) if drawn else 1)
 
 
 def from_base(bits: int) -> str:
-    """The method's name of members drawn from a copy in few bits."""
+    """Name the method of members drawn from a copy in few bits."""
     return f"LPE-BSR from int{bits}"
 
 
 def kinds(substrate: Substrate) -> list[Kind]:
-    """What is measured at each bit width."""
+    """List the kinds of members that are measured at each bit width."""
     most = 2 * max(SIZES)
     independent = tuple(sorted({1, *SEEDED_SIZES, *SIZES, *(2 * size for size in SIZES)}))
     seeded = tuple(size for size in SEEDED_SIZES if size <= substrate.base_members)
@@ -202,7 +202,7 @@ def kinds(substrate: Substrate) -> list[Kind]:
 
 
 def units(substrate: Substrate, seeds: int) -> Iterator[Unit]:
-    """Everything that is measured of a substrate, seed by seed."""
+    """Yield the units that are measured of a substrate, seed by seed."""
     for seed in range(seeds):
         yield Unit(substrate, Kind("FP32", "nearest", 1, (1,)), "fp32", seed)
         for bits in BITS:
@@ -214,7 +214,9 @@ def units(substrate: Substrate, seeds: int) -> Iterator[Unit]:
 def target_log_probs(
     ensemble: Ensemble, batches: Sequence[Any], after_member: Callable[[], object] = lambda: None
 ) -> Tensor:
-    """log p_m(y | x) of every member: float64 [members, examples]; all that the NLL of any subset needs."""
+    """Return every member's log p_m(y | x): float64 [members, examples], all that the NLL of a subset
+    needs.
+    """
     rows = []
     for index in range(len(ensemble)):
         net = ensemble.member(index)
@@ -228,7 +230,7 @@ def target_log_probs(
 
 
 def nll_of_runs(log_probs: Tensor, size: int) -> float:
-    """NLL of the mean of ``size`` members' probabilities, mean over the disjoint runs of so many members.
+    """Return the NLL of ``size`` members' mean probabilities, mean over the disjoint runs of so many members.
 
     Args:
         log_probs: see :func:`target_log_probs`; members beyond the last whole run are left out.
@@ -246,7 +248,7 @@ def nll_of_runs(log_probs: Tensor, size: int) -> float:
 def measured_rows(
     unit: Unit, net: nn.Module, batches: Sequence[Any], after_member: Callable[[], object]
 ) -> list[dict[str, object]]:
-    """Rows of the record: NLL at the kind's sizes, mean over the unit's rounding seeds."""
+    """Return rows of the record: NLL at the kind's sizes, mean over the unit's rounding seeds."""
     kind, system = unit.kind, lpe.number_system(unit.number_system)
     if kind.base_bits is not None:
         net = lpe.LowPrecisionEnsemble(net, lpe.Int(kind.base_bits), 1, rounding="nearest")[0]
@@ -306,16 +308,16 @@ TABLES: dict[str, Callable[[], list[Substrate]]] = {
     "resnets": lambda: [_resnet(assets_folder(), depth) for depth in (20, 32)],
     "stories": lambda: [_stories260k(assets_folder())],
 }
-"""Table → its substrates; InputError without the assets that they need."""
+"""The substrates of each table; InputError without the assets that they need."""
 
 
 def record_path(table: str, out: Path) -> Path:
-    """The record of a table."""
+    """Return the record of a table."""
     return out / f"coupling_{table}.csv"
 
 
 def run(table: str, substrates: Sequence[Substrate], out: Path, seeds: int) -> None:
-    """Measure what the table's record lacks; it is written after every unit."""
+    """Measure what the table's record lacks; write it after every unit."""
     started = time.time()
     records = Records(record_path(table, out))
     todo = [unit for each in substrates for unit in units(each, seeds) if not records.has(**unit.keys)]
@@ -357,7 +359,7 @@ def run(table: str, substrates: Sequence[Substrate], out: Path, seeds: int) -> N
 
 
 def verdict(difference: np.ndarray, margin: float) -> str:
-    """What the paired differences of NLL say of a challenger; the first that applies.
+    """Say what the paired differences of NLL mean for a challenger; the first that applies.
 
     "better": the 95 % interval of the mean lies below 0; "no worse": below the margin; "worse": above 0;
     else, and with fewer than two differences, "undecided".
@@ -374,7 +376,7 @@ def verdict(difference: np.ndarray, margin: float) -> str:
 
 
 def worth(sizes: Sequence[int], nll: Sequence[float], value: float) -> float:
-    """How many independent members have this NLL: between two sizes it is linear in 1/size.
+    """Return how many independent members have this NLL: between two sizes it is linear in 1/size.
 
     Args:
         sizes, nll: of independent members, by size. Where NLL rises with the size, its least so far counts.
@@ -392,7 +394,7 @@ def worth(sizes: Sequence[int], nll: Sequence[float], value: float) -> float:
 
 
 def lattice_worth(members: int, order: int) -> float:
-    """n_r: how many independent members average a term of this order as so many coupled ones do.
+    """Return n_r: how many independent members average a term of this order as so many coupled ones do.
 
     Of a term of order r in the weights' errors (see the module's theory): 1 / (M⁻² Σ_ij (6 k(i − j))^r).
     """
@@ -403,7 +405,7 @@ def lattice_worth(members: int, order: int) -> float:
 
 
 def _values(record: pd.DataFrame, substrate: str, bits: int, method: str, rounding: str) -> pd.DataFrame:
-    """NLL [seeds, sizes]."""
+    """Return the NLL [seeds, sizes]."""
     rows = record[
         (record["substrate"] == substrate)
         & (record["number_system"] == f"int{bits}")
@@ -415,7 +417,7 @@ def _values(record: pd.DataFrame, substrate: str, bits: int, method: str, roundi
 
 
 def by_size(record: pd.DataFrame) -> list[str]:
-    """The substrates, that with the fewest weights first, those of one scale together."""
+    """Return the substrates, that with the fewest weights first, those of one scale together."""
     single = record[record["method"] == "FP32"].drop_duplicates("substrate")
     scales = list(record["scale"].unique())
     ordered = single.assign(place=single["scale"].map(scales.index)).sort_values(["place", "memory_bits"])
@@ -423,7 +425,7 @@ def by_size(record: pd.DataFrame) -> list[str]:
 
 
 def comparisons(record: pd.DataFrame) -> pd.DataFrame:
-    """Coupled against as many and against twice as many independent members; the columns COMPARISONS."""
+    """Compare coupled with as many and with twice as many independent members; the columns COMPARISONS."""
     rows = []
     for substrate in by_size(record):
         for bits in BITS:
@@ -454,7 +456,7 @@ def comparisons(record: pd.DataFrame) -> pd.DataFrame:
 
 
 def seeded_differences(record: pd.DataFrame) -> pd.DataFrame:
-    """Members drawn from a copy in few bits against those drawn from FP32; the columns SEEDED."""
+    """Compare members drawn from a copy in few bits with those drawn from FP32; the columns SEEDED."""
     rows = []
     for substrate in by_size(record):
         for bits in BITS:
@@ -483,7 +485,7 @@ def seeded_differences(record: pd.DataFrame) -> pd.DataFrame:
 
 
 def recommended(compared: pd.DataFrame) -> dict[int, str]:
-    """Size → the rounding to take by default.
+    """Return the rounding to take by default, by size.
 
     "coupled" where it is better or no worse than as many independent members in every row of that size, and
     better in one at least; else "bernoulli".
@@ -496,7 +498,7 @@ def recommended(compared: pd.DataFrame) -> dict[int, str]:
 
 
 def worth_doubling(compared: pd.DataFrame, least: Sequence[str] = GOOD) -> list[int]:
-    """The sizes at which coupled members are as good as twice as many independent ones, in every row."""
+    """List the sizes at which coupled members are as good as twice as many independent ones, in every row."""
     return [
         int(str(size))
         for size, rows in compared.groupby("members")
@@ -512,7 +514,7 @@ def _signed(value: float) -> str:
 
 
 def comparison_text(compared: pd.DataFrame) -> str:
-    """A table of one network at one bit width."""
+    """Return a table of one network at one bit width."""
     first = compared.iloc[0]
     header = (
         "M",
@@ -551,7 +553,7 @@ def _worth_text(members: float) -> str:
 
 
 def seeded_text(drawn: pd.DataFrame) -> str:
-    """A table of one network: every bit width, base and size."""
+    """Return a table of one network: every bit width, base and size."""
     first = drawn.iloc[0]
     header = ("numbers", "base", "M", "from FP32", "from the base", "difference", "")
     rows = [
@@ -570,7 +572,7 @@ def seeded_text(drawn: pd.DataFrame) -> str:
 
 
 def theory_text() -> str:
-    """How many independent members M coupled ones are worth, by the order of the term."""
+    """Say how many independent members M coupled ones are worth, by the order of the term."""
     rows = [
         (f"order {order}", *(f"{lattice_worth(size, order):.3g}" for size in SIZES)) for order in (1, 2, 3)
     ]
@@ -582,7 +584,7 @@ def theory_text() -> str:
 
 
 def recommendation_text(compared: pd.DataFrame) -> str:
-    """For each M, at all bit widths and at each: the rounding that the rule finds over all networks."""
+    """Say for each M the rounding that the rule finds over all networks, at all bit widths and at each."""
     scopes: list[tuple[str, pd.DataFrame]] = [("all", compared)]
     scopes += [(f"INT-{bits}", compared[compared["bits"] == bits]) for bits in BITS]
     rows = []
@@ -607,7 +609,7 @@ def recommendation_text(compared: pd.DataFrame) -> str:
 
 
 def draw(record: pd.DataFrame, path: Path) -> None:
-    """NLL against M, a row a network, a column a bit width; written as PNG, whole or not at all."""
+    """Draw NLL against M, a row a network, a column a bit width; write it as PNG, whole or not at all."""
     from reproduce import panels
 
     substrates = by_size(record)
@@ -633,7 +635,7 @@ def draw(record: pd.DataFrame, path: Path) -> None:
 
 
 def _draw_panel(ax: Any, letter: str, record: pd.DataFrame, substrate: str, bits: int) -> None:
-    """Bands: the 95 % interval of the paired difference to FP32, around FP32's mean."""
+    """Draw a panel. Bands: the 95 % interval of the paired difference to FP32, around FP32's mean."""
     from reproduce import panels
 
     single = by_seed(record[record["substrate"] == substrate], method="FP32", metric="nll")
@@ -665,7 +667,7 @@ def _draw_panel(ax: Any, letter: str, record: pd.DataFrame, substrate: str, bits
 
 
 def _record(out: Path, seeds: int) -> pd.DataFrame:
-    """The rows of the first ``seeds`` seeds of all tables that are there, and their table's name."""
+    """Return the rows of the first ``seeds`` seeds of all tables that are there, and their table's name."""
     found = [
         Records(record_path(table, out)).select().assign(table=table)
         for table in TABLES

@@ -48,11 +48,11 @@ TRANSFORMERS = (
 
 COLUMNS = ("library", "family", "network", "weights", "rounded", "share", "left", "largest_left")
 NO_RULE = "no rule"
-"""How the reason of a tensor begins whose output dimension no rule knows."""
+"""Beginning of the reason of a tensor whose output dimension no rule knows."""
 
 
 def timm_networks() -> Iterator[tuple[str, str, nn.Module]]:
-    """(family, network, module): of each file of timm's models the first that it registers, by name."""
+    """Yield (family, network, module): of each file of timm's models the first that it registers, by name."""
     import timm
 
     families: dict[str, list[str]] = defaultdict(list)
@@ -63,7 +63,7 @@ def timm_networks() -> Iterator[tuple[str, str, nn.Module]]:
 
 
 def transformers_networks() -> Iterator[tuple[str, str, nn.Module]]:
-    """(family, network, module): the model with a head that an architecture has, in its default size."""
+    """Yield (family, network, module): an architecture's model with a head, in its default size."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -82,7 +82,7 @@ def transformers_networks() -> Iterator[tuple[str, str, nn.Module]]:
 
 
 def torchvision_networks() -> Iterator[tuple[str, str, nn.Module]]:
-    """(family, network, module): every classifier."""
+    """Yield (family, network, module): every classifier."""
     import torchvision
 
     for name in torchvision.models.list_models(module=torchvision.models):
@@ -102,7 +102,7 @@ LIBRARIES = {
 
 
 def row_of(library: str, family: str, network: str, net: nn.Module) -> dict[str, object]:
-    """What is rounded of a network and what is left."""
+    """Return the row of a network: what is rounded and what is left."""
     coverage = Coverage.of(select_tensors(net, FullPrecision()))
     largest = coverage.left[0] if coverage.left else None
     return {
@@ -120,7 +120,7 @@ def row_of(library: str, family: str, network: str, net: nn.Module) -> dict[str,
 
 
 def by_reason(left: Sequence[PlannedTensor]) -> list[tuple[str, int]]:
-    """(reason, weights) of what is left, the most first; what a tensor is tied to does not matter."""
+    """List (reason, weights) of what is left, the most first; what a tensor is tied to does not matter."""
     sums: dict[str, int] = defaultdict(int)
     for planned in left:
         sums[planned.reason.partition(";")[0]] += planned.numel
@@ -128,13 +128,13 @@ def by_reason(left: Sequence[PlannedTensor]) -> list[tuple[str, int]]:
 
 
 def has_no_rule(row: dict[str, object]) -> bool:
-    """Whether more than 5 % of the weights are left for want of a rule."""
+    """Tell whether more than 5 % of the weights are left for want of a rule."""
     parts = [part.rsplit(" ", 2) for part in str(row["left"]).split("; ") if part.startswith(NO_RULE)]
     return sum(float(percent) for _, percent, _ in parts) > 100 * (1 - COVERED)
 
 
 def measure() -> list[dict[str, object]]:
-    """A row a network."""
+    """Measure the networks, a row each."""
     rows = []
     for library, networks in LIBRARIES.items():
         with torch.device("meta"), warnings.catch_warnings():
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def table_text(folder: Path) -> str:
-    """The networks of which less than 99.5 % are rounded, and how many there are, from the files alone."""
+    """Return the networks rounded by less than 99.5 %, and how many there are, from the files alone."""
     table = pd.read_csv(folder / "coverage.csv", keep_default_na=False)
     few = table[table["share"] < 0.995].sort_values(["library", "share"])
     rows = [

@@ -59,7 +59,7 @@ def _copies(net: nn.Module, images: Tensor, names: set[str]) -> None:
 
 
 def measure() -> list[dict[str, object]]:
-    """A row for each of the three."""
+    """Measure the three, a row each."""
     net = vit_small()
     images, labels = image_batch(BATCH)
     ensemble = lpe.LowPrecisionEnsemble(net, lpe.Int(BITS), MEMBERS)
@@ -103,7 +103,7 @@ def _of_members(table: pd.DataFrame) -> float:
 
 
 def table_text(folder: Path) -> str:
-    """The table with its conditions and the verdict, from the files alone."""
+    """Return the table with its conditions and the verdict, from the files alone."""
     table = pd.read_csv(folder / "evaluation.csv")
     rows = [
         (str(row["what"]), f"{row['median_seconds']:.2f}", f"{row['times_plain']:.3f}")

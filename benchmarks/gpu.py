@@ -84,13 +84,13 @@ from lpe.writing import check_writable
 BITS = 5
 REPEATS = 5
 LEAST_SECONDS = 0.02
-"""What a timing of a job lasts at least, by calling it again."""
+"""Least seconds that a timing of a job lasts, by calling it again."""
 
 WEIGHTS = (2**24, 10 * 2**24, 2**30)
 COLUMNS_OF_WEIGHT = 4096
 FURTHER = 4
 BYTES_A_WEIGHT = 32
-"""Of memory, for all that the bandwidth's jobs hold, and what making it takes."""
+"""Bytes of memory that a weight takes: all that the bandwidth's jobs hold, and what making it takes."""
 
 STORED_BYTES = {"float32": 4, "bfloat16": 2, "INT-8": 1}
 WRITTEN_BYTES = {"codes": 1, "bfloat16": 2}
@@ -124,7 +124,7 @@ LLAMA_3_8B = (
     (14336, 4096),
     (4096, 14336),
 )
-"""[out, in] of a layer's q, k, v, o, gate, up and down."""
+"""Shapes [out, in] of a layer's q, k, v, o, gate, up and down."""
 
 MEMBERS = (1, 10)
 FORWARD = "one bfloat16 pass"
@@ -140,7 +140,7 @@ PASS_PROMISE = 2.0
 
 @dataclass
 class Timer:
-    """Medians of jobs on one device, and what their first calls took.
+    """A timer of jobs on one device: medians, and what the jobs' first calls took.
 
     Args:
         device: where the jobs run; on a GPU, by its own clock.
@@ -153,7 +153,7 @@ class Timer:
     first_calls: float = 0.0
 
     def medians(self, jobs: Mapping[str, Callable[[], object]], graph: bool) -> dict[str, float]:
-        """Median seconds of one call of each job, the jobs in turn; of its replayed graph on a GPU."""
+        """Return median seconds of one call of each job, the jobs in turn; of its replayed graph on a GPU."""
         runs: dict[str, Callable[[], object]] = {}
         calls: dict[str, int] = {}
         for name, job in jobs.items():
@@ -171,7 +171,7 @@ class Timer:
         return {name: statistics.median(taken) for name, taken in seconds.items()}
 
     def _seconds(self, run: Callable[[], object], calls: int, own_clock: bool = True) -> float:
-        """Of one call, of so many: by the GPU's events, or by this process's clock until all is done."""
+        """Return the seconds of one of so many calls, by the GPU's events or by this process's clock."""
         if self.device.type != "cuda" or not own_clock:
             self._wait()
             started = time.perf_counter()
@@ -193,7 +193,7 @@ class Timer:
             torch.cuda.synchronize(self.device)
 
     def _graph_of(self, job: Callable[[], object]) -> Callable[[], object]:
-        """What replays the job's launches."""
+        """Return a function that replays the job's launches."""
         side = torch.cuda.Stream(self.device)
         side.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(side):
@@ -207,14 +207,14 @@ class Timer:
 
 
 def member_scales(weight: Tensor) -> Scales:
-    """Of the members of a matrix."""
+    """Return the scales of the members of a matrix."""
     layout = Layout(tuple(weight.shape))
     system = lpe.Int(BITS)
     return Scales.of(rounding.absmax_scales(weight, system, layout), layout, system.scale)
 
 
 def int8_of(weight: Tensor) -> Coded:
-    """A matrix as INT-8 codes."""
+    """Return a matrix as INT-8 codes."""
     system, layout = lpe.Int(8), Layout(tuple(weight.shape))
     scales = Scales.of(rounding.absmax_scales(weight, system, layout), layout, system.scale)
     draw = Draw("nearest", 0, "", 0)
@@ -224,7 +224,7 @@ def int8_of(weight: Tensor) -> Coded:
 
 @torch.no_grad()
 def bandwidth(timer: Timer, weights: int, columns: int = COLUMNS_OF_WEIGHT) -> list[dict[str, object]]:
-    """A row for each copy and each way of rounding a matrix of so many weights."""
+    """Measure each copy and each way of rounding a matrix of so many weights, a row each."""
     device, grid = timer.device, grid_of(lpe.Int(BITS))
     backend = kernels.of(device)
     generator = torch.Generator(device).manual_seed(0)
@@ -306,12 +306,12 @@ class Linear:
     name: str
 
     def stored(self, name: str) -> Stored:
-        """From what members are drawn."""
+        """Return the stored weights from which members are drawn."""
         return self.coded if name == "INT-8" else self.weight.view(-1)
 
 
 def stack(device: torch.device, shapes: Sequence[tuple[int, int]], layers: int) -> Iterator[Linear]:
-    """Random linear layers, made one after another."""
+    """Make random linear layers, one after another."""
     generator = torch.Generator(device).manual_seed(0)
     for layer in range(layers):
         for place, (rows, columns) in enumerate(shapes):
@@ -327,7 +327,7 @@ def decoding(
     distinct: int = LAYERS,
     members: Sequence[int] = MEMBERS,
 ) -> list[dict[str, object]]:
-    """A row for one bfloat16 pass and each way of passing members, one token each."""
+    """Measure one bfloat16 pass and each way of passing members, one token each: a row each."""
     device, grid = timer.device, grid_of(lpe.Int(BITS))
     backend = kernels.of(device)
     member_linear = import_module("lpe.number_systems.kernels.cuda_linear").member_linear
@@ -388,7 +388,7 @@ def decoding(
 
 
 def driver_version() -> str:
-    """Of NVIDIA's driver, as its own tool tells."""
+    """Return the version of NVIDIA's driver, as its own tool tells; "unknown" without it."""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
@@ -398,7 +398,7 @@ def driver_version() -> str:
 
 
 def fitting(device: torch.device, weights: Sequence[int]) -> list[int]:
-    """Those sizes that the GPU's free memory holds; of others a line is printed."""
+    """Return the sizes that the GPU's free memory holds; print a line for each other."""
     free = torch.cuda.mem_get_info(device)[0]
     fits = [count for count in weights if count * BYTES_A_WEIGHT <= free]
     for count in sorted(set(weights) - set(fits)):
@@ -495,7 +495,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def promises(folder: Path) -> list[tuple[bool, str]]:
-    """Whether each promise is kept, and a line that says so, from the files alone."""
+    """Tell whether each promise is kept, with a line that says so, from the files alone."""
     found = []
     table = pd.read_csv(folder / "gpu_bandwidth.csv")
     largest = int(table["weights"].max())
@@ -528,7 +528,7 @@ def _verdict(kept: bool) -> str:
 
 
 def table_text(folder: Path) -> str:
-    """The tables with their conditions, from the files alone."""
+    """Return the tables with their conditions, from the files alone."""
     tables = []
     for weights, rows in pd.read_csv(folder / "gpu_bandwidth.csv").groupby("weights"):
         ways = [
@@ -567,7 +567,7 @@ def table_text(folder: Path) -> str:
 
 
 def gpu_conditions(path: Path) -> str:
-    """GPU, driver and compilation, and what every benchmark tells, in two lines."""
+    """Return GPU, driver and compilation, and what every benchmark tells, in two lines."""
     told = _told(path)
     config = told["config"]
     return (

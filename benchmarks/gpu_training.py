@@ -78,7 +78,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a point is trained.
+    """A recipe by which a point is trained.
 
     Args:
         rule: "sgd" or "ivon". lr: the peak. momentum, weight_decay: of SGD; IVON's weight decay.
@@ -141,12 +141,12 @@ GROUPS: tuple[tuple[Point, ...], ...] = (
     tuple(("sgd", seed) for seed in range(4, 8)),
     tuple(("sgdnoaug", seed) for seed in range(4)),
 )
-"""Trainings side by side, in their order; of a group all have one rule and one number of members."""
+"""Groups of trainings side by side, in their order; all of a group have one rule and number of members."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What all trainings share.
+    """The protocol that all trainings share.
 
     Args:
         shape: of the network. updates: of a training. batch: images an update. examples: training images.
@@ -161,17 +161,17 @@ class Protocol:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Updates; the last images of an epoch may be left out."""
+        """The updates of an epoch, whose last images may be left out."""
         return self.examples // self.batch
 
     @property
     def epochs(self) -> int:
-        """Whole ones."""
+        """The number of whole epochs."""
         return self.updates // self.steps_per_epoch
 
 
 def learning_rate(recipe: Recipe, protocol: Protocol) -> Schedule:
-    """The recipe's learning rate at each update; only the run's beginning is warmed up."""
+    """Return the recipe's learning rate at each update; only the run's beginning is warmed up."""
     updates, final = protocol.updates, recipe.lr * recipe.final
     warm = round(protocol.warm_up * updates)
     if recipe.swag_from < 1:
@@ -189,7 +189,7 @@ def learning_rate(recipe: Recipe, protocol: Protocol) -> Schedule:
 
 
 def noise(recipe: Recipe, protocol: Protocol) -> Schedule:
-    """The standard deviation of SGLD's noise at each update."""
+    """Return the standard deviation of SGLD's noise at each update."""
     rate, cycle = learning_rate(recipe, protocol), protocol.updates // recipe.cycles
 
     def std(step: int) -> float:
@@ -200,14 +200,14 @@ def noise(recipe: Recipe, protocol: Protocol) -> Schedule:
 
 
 def leaves_a_network(recipe: Recipe, protocol: Protocol, epoch: int) -> bool:
-    """Whether the recipe keeps the weights after this epoch, as a snapshot or a sample."""
+    """Tell whether the recipe keeps the weights after this epoch, as a snapshot or a sample."""
     cycle = protocol.epochs // recipe.cycles
     return cycle > 0 and epoch < cycle * recipe.cycles and epoch % cycle >= cycle - recipe.kept
 
 
 @dataclass
 class Collected:
-    """What a training leaves.
+    """The networks and states that a training leaves.
 
     Args:
         weights: of the last step [n]; IVON's mean. networks: kept on the way. std: IVON's.
@@ -223,7 +223,7 @@ class Collected:
 
 @dataclass
 class GroupRun:
-    """Trainings side by side, done.
+    """The results of trainings side by side.
 
     Args:
         points: by (recipe, seed). images_per_second: median over epochs, of all trainings together, a
@@ -241,13 +241,13 @@ def _batch_ensemble(net: ResNet, members: int, seed: int) -> lpe.BatchEnsemble:
 
 
 def layout_of(recipe: Recipe, protocol: Protocol) -> FlatLayout:
-    """Of the vector that a recipe trains."""
+    """Return the layout of the vector that a recipe trains."""
     net = resnet_frn(protocol.shape)
     return FlatLayout.of(net if recipe.members == 1 else _batch_ensemble(net, recipe.members, 0).module)
 
 
 def start(recipe: Recipe, protocol: Protocol, seed: int) -> Tensor:
-    """The weights at the start of a training [n]."""
+    """Return the weights at the start of a training [n]."""
     net = resnet_frn(protocol.shape, seed)
     module = net if recipe.members == 1 else _batch_ensemble(net, recipe.members, seed).module
     return layout_of(recipe, protocol).vector(dict(module.named_parameters()))
@@ -386,18 +386,18 @@ class Measured:
     labels: Tensor
 
     def scores(self, log_chances: Tensor) -> tuple[float, float]:
-        """NLL in nats and error."""
+        """Return NLL in nats and error."""
         nll = -log_chances.double().gather(1, self.labels[:, None]).mean()
         return float(nll), float((log_chances.argmax(1) != self.labels).double().mean())
 
 
 def mean_of(parts: Sequence[Tensor]) -> Tensor:
-    """The log of the mean of probabilities, from their logs [images, classes]."""
+    """Return the log of the mean of probabilities, from their logs [images, classes]."""
     return torch.logsumexp(torch.stack(list(parts)).double(), 0) - math.log(len(parts))
 
 
 def networks_of(recipe: Recipe, point: Collected, protocol: Protocol) -> dict[str, list[Tensor]]:
-    """What is measured of a point: name → flat plain networks, whose probabilities are averaged."""
+    """Return what is measured of a point: name → flat plain networks, whose probabilities are averaged."""
     layout = layout_of(replace(recipe, members=1), protocol)
     if recipe.members > 1:
         ensemble = _batch_ensemble(resnet_frn(protocol.shape), recipe.members, 0)
@@ -412,7 +412,7 @@ def networks_of(recipe: Recipe, point: Collected, protocol: Protocol) -> dict[st
 
 
 def tensors_of(recipe: Recipe, point: Collected, protocol: Protocol) -> dict[str, Tensor]:
-    """What a point's file holds: by name; SWAG's deviations, IVON's std and SGLD's samples in float16."""
+    """Return what a point's file holds, by name; SWAG's deviations, IVON's std, SGLD's samples in float16."""
     layout = layout_of(recipe, protocol)
 
     def named(vector: Tensor, prefix: str = "", dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
@@ -432,7 +432,7 @@ def tensors_of(recipe: Recipe, point: Collected, protocol: Protocol) -> dict[str
 
 
 class Bench:
-    """Runs groups on one device and keeps the table.
+    """A bench that runs groups on one device and keeps the table.
 
     Args:
         images: the data. protocol: of all trainings. device: where. gradient: of plain networks.
@@ -465,11 +465,11 @@ class Bench:
         return Measured(images.to(self.device).contiguous(memory_format=layout), labels.to(self.device))
 
     def path(self, point: Point) -> Path | None:
-        """A point's file."""
+        """Return a point's file."""
         return self.points and self.points / f"{point[0]}-{point[1]}.safetensors"
 
     def has(self, point: Point) -> bool:
-        """Whether it is there already."""
+        """Tell whether a point's file is there already."""
         path = self.path(point)
         return path is not None and path.exists()
 
@@ -519,7 +519,9 @@ class Bench:
         self.rows.append(row | {"train_loss": loss} | dict(scores) | dict(about))
 
     def deep_ensembles(self) -> None:
-        """A row for the first 2, 3, … SGD networks as one ensemble; they validate on different images."""
+        """Measure the first 2, 3, … SGD networks as an ensemble, a row each; each validates on other
+        images.
+        """
         chances = list(self.chances.values())
         for count in range(2, len(chances) + 1):
             nll, err = self.test.scores(mean_of(chances[:count]))
@@ -546,7 +548,7 @@ class Bench:
 
 
 def table_text(title: str, rows: Sequence[Mapping[str, object]]) -> str:
-    """The table, for the screen."""
+    """Return the table, for the screen."""
 
     def cell(value: object) -> str:
         if value is None:
@@ -559,7 +561,7 @@ def table_text(title: str, rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def fast_gradient(protocol: Protocol, device: torch.device) -> tuple[Gradient, torch.dtype]:
-    """Fused kernels in bfloat16 on a GPU; on a CPU torch's own, in float32."""
+    """Return fused kernels' gradient in bfloat16 on a GPU; on a CPU that of torch's own, in float32."""
     net = resnet_frn(protocol.shape).to(device)
     if device.type != "cuda":
         return module_gradient(net), torch.float32
@@ -575,7 +577,7 @@ def begun_in_time(
     speed: Callable[[], float | None],
     recipes: Mapping[str, Recipe] = RECIPES,
 ) -> Iterator[Sequence[Point]]:
-    """The groups that would end before the time is up, by the speed of those before; says which would not."""
+    """Yield the groups that would end in time, by the speed of those before; say which would not."""
     for group in groups:
         known = speed()
         images = protocol.updates * protocol.batch * sum(recipes[name].members for name, _ in group)

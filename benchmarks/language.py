@@ -39,14 +39,14 @@ RECORD = "assets_language"
 BITS = (8, 7, 6, 5, 4, 3)
 MEMBERS = 16
 SIZES = (1, 2, 4, 8, 16)
-"""Printed; every size is in the record."""
+"""Sizes that are printed; every size is in the record."""
 BATCH = 16
 THREADS = 1
 SEED = 0
 
 PARADIGMS = ("determiner_noun_agreement_1", "regular_plural_subject_verb_agreement_1")
 TASKS = {"tinystories": stories.STORIES, **{f"blimp_{paradigm}": 300 for paradigm in PARADIGMS}}
-"""Task → how many of its first examples."""
+"""Number of each task's first examples."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ class Measurement:
     size: int
 
     def make(self, net: torch.nn.Module) -> Ensemble:
-        """The ensemble."""
+        """Make the ensemble."""
         system = lpe.number_system(self.number_system)
         return lpe.LowPrecisionEnsemble(net, system, self.size, SEED, self.rounding or "nearest")
 
 
 def measurements() -> list[Measurement]:
-    """The rows of a task's table, in its order."""
+    """Return the rows of a task's table, in its order."""
     rows = [Measurement("FP32", "fp32", "", 1)]
     for bits in BITS:
         rows.append(Measurement("RTN", f"int{bits}", "nearest", 1))
@@ -80,7 +80,7 @@ def _substrate(task: str) -> str:
 def measured_rows(
     task: str, measurement: Measurement, net: Any, tokenizer: Any
 ) -> tuple[list[dict[str, object]], list[float]]:
-    """Rows of the record, and the milliseconds an example of every size."""
+    """Return rows of the record, and the milliseconds an example of every size."""
     from lpe.substrates import language
 
     timer = MemberTimer(measurement.size)
@@ -143,7 +143,7 @@ def run(assets: Path, out: Path) -> None:
 
 
 def table_text(task: str, out: Path) -> str:
-    """The task's table, from the record and its times."""
+    """Return the task's table, from the record and its times."""
     records = Records(out / f"{RECORD}.csv")
     told = json.loads((out / f"{RECORD}.json").read_text(encoding="utf-8"))
     times = told["config"]["milliseconds_per_example"][task]

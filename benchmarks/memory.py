@@ -66,7 +66,7 @@ COLUMNS = (
 
 
 def resident_bytes(field: str) -> int:
-    """Resident memory of this process from the kernel, in bytes: ``VmRSS`` now, ``VmHWM`` at the peak.
+    """Return this process's resident memory from the kernel, in bytes: ``VmRSS`` now, ``VmHWM`` at the peak.
 
     Unlike ``ru_maxrss`` it starts anew with the program, where a child's would start at its parent's peak.
 
@@ -83,7 +83,7 @@ def resident_bytes(field: str) -> int:
 
 
 def run_case(case: str) -> dict[str, int]:
-    """One case, in this process: its peak before and with the case, and the bytes of one member."""
+    """Run one case in this process: its peak before and with the case, and the bytes of one member."""
     torch.set_num_threads(THREADS)
     before = resident_bytes("VmRSS")
     lpe.encode(torch.ones(8, 8), lpe.Int(BITS))
@@ -111,13 +111,13 @@ def run_case(case: str) -> dict[str, int]:
 
 @torch.no_grad()
 def forward_passes(net: nn.Module, images: Tensor) -> None:
-    """As many forward passes as there are members."""
+    """Run as many forward passes as there are members."""
     for _ in range(MEMBERS):
         net(images)
 
 
 def measure(case: str) -> dict[str, float]:
-    """What one case adds to its process's peak, over REPEATS processes: median, least and greatest."""
+    """Measure what a case adds to its process's peak, over REPEATS processes: median, least and greatest."""
     runs = [run_in_child(case) for _ in range(REPEATS)]
     above = [(run["peak_bytes"] - run["plain_peak_bytes"]) / run["member_bytes"] for run in runs]
     return {
@@ -131,7 +131,7 @@ def measure(case: str) -> dict[str, float]:
 
 
 def run_in_child(case: str) -> dict[str, int]:
-    """One case, in a process of its own."""
+    """Run one case in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", "--case", case],
         cwd=REPOSITORY,
@@ -168,7 +168,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def table_text(folder: Path) -> str:
-    """The table with its conditions, from the files alone."""
+    """Return the table with its conditions, from the files alone."""
     table = pd.read_csv(folder / "memory.csv").set_index("case")
     rows = [
         (

@@ -51,11 +51,13 @@ SHAPES = ((1536, 384), (2048, 2048))
 MEMBERS = (1, 20)
 POSITIONS = (1, 8, 64)
 BLOCKS = (1 << 19, 1 << 22)
-"""Bytes: the L2 cache of the machine that the committed table is of, and what is used."""
+"""Bytes of a block: the L2 cache of the machine that the committed table is of, and what is used."""
 
 BATCHES = (1, 4)
 SEVERAL_BATCHES, REPEATED = 1e8, 1e9
-"""Weights times examples times members up to which it does not take too long."""
+"""Most weights × examples × members for which several batches, and repeats, are timed: more takes too
+long.
+"""
 
 TOKENS = 64
 
@@ -63,14 +65,14 @@ Data = list[tuple[Tensor, Tensor]]
 
 
 def seeded(make: Callable[[], nn.Module]) -> nn.Module:
-    """A model with weights from a seed, in eval mode."""
+    """Make a model with weights from a seed, in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return make().eval()
 
 
 def vision_transformer(name: str) -> nn.Module:
-    """A network of timm's."""
+    """Make a network of timm's."""
     import timm
 
     made: nn.Module = timm.create_model(name, num_classes=CLASSES)
@@ -78,7 +80,7 @@ def vision_transformer(name: str) -> nn.Module:
 
 
 def language_model() -> nn.Module:
-    """A Llama of stories260k's shape; the logits of the token after the last."""
+    """Make a Llama of stories260k's shape, whose output is the logits of the token after the last."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LastToken(
@@ -96,7 +98,7 @@ def language_model() -> nn.Module:
 
 
 def images(side: int, channels: int) -> Callable[[int], Tensor]:
-    """A number of examples → noise [examples, channels, side, side]."""
+    """Return a function: number of examples → noise [examples, channels, side, side]."""
     return lambda examples: torch.randn(examples, channels, side, side)
 
 
@@ -120,13 +122,13 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor], tupl
     "ViT-T/16": (lambda: vision_transformer("vit_tiny_patch16_224"), images(224, 3), (1,)),
     "ViT-S/16": (lambda: vision_transformer("vit_small_patch16_224"), images(224, 3), (1,)),
 }
-"""Name → how it is made, its inputs, and the batch sizes."""
+"""Networks by name: how each is made, its inputs, and the batch sizes."""
 
 ENSEMBLES = (5, 10, 20)
 
 
 def medians(ways: Sequence[Callable[[], object]], repeats: int = REPEATS) -> list[float]:
-    """CPU seconds of each way, the median of ``repeats`` after one for warmth."""
+    """Time each way in CPU seconds: the median of ``repeats`` after one for warmth."""
     seconds: list[list[float]] = [[] for _ in ways]
     for turn in range(repeats + 1):
         for way, spent in zip(ways, seconds, strict=True):
@@ -138,7 +140,7 @@ def medians(ways: Sequence[Callable[[], object]], repeats: int = REPEATS) -> lis
 
 
 def ensembles(net: nn.Module, size: int, folder: Path) -> dict[str, lpe.LowPrecisionEnsemble]:
-    """By what is stored of the weights: float32, the model's own, or INT-8 codes."""
+    """Make ensembles by what is stored of the weights: float32, the model's own, or INT-8 codes."""
     ensemble = lpe.LowPrecisionEnsemble(net, lpe.Int(BITS), size)
     lpe.save(ensemble, folder / "seeded", kind="seeded")
     packed = lpe.load(folder / "seeded", net)
@@ -148,7 +150,7 @@ def ensembles(net: nn.Module, size: int, folder: Path) -> dict[str, lpe.LowPreci
 
 @torch.no_grad()
 def layer_rows() -> list[dict[str, object]]:
-    """The layer's table."""
+    """Measure the layer: its table."""
     rows: list[dict[str, object]] = []
     for outputs, inputs in SHAPES:
         net = seeded(partial(nn.Linear, inputs, outputs))
@@ -204,7 +206,7 @@ def _run_in_blocks(module: nn.Module, inputs: Tensor, block: int) -> None:
 
 
 def evaluate_rows() -> list[dict[str, object]]:
-    """The table of whole networks."""
+    """Measure whole networks: their table."""
     rows: list[dict[str, object]] = []
     for name, (make, inputs, examples) in NETWORKS.items():
         net = seeded(make)
@@ -243,7 +245,7 @@ def evaluate_rows() -> list[dict[str, object]]:
 
 
 def table_text(folder: Path) -> str:
-    """Both tables with their conditions, from the files alone."""
+    """Return both tables with their conditions, from the files alone."""
     layer = pd.read_csv(folder / "on_the_fly_layer.csv")
     blocks = [column for column in layer.columns if column.startswith("on_the_fly")]
     rows = [

@@ -31,7 +31,7 @@ from lpe.writing import check_writable
 MEMBERS = 20
 WIDTHS = range(2, 9)
 PROMISE = (5, 8.1)
-"""INT-b, and its most bits a quantised weight as a seeded file."""
+"""Promise: b of INT-b, and the most bits that a quantised weight takes in a seeded file."""
 COLUMNS = (
     "kind",
     "base",
@@ -48,7 +48,7 @@ COLUMNS = (
 
 
 def measure() -> list[dict[str, object]]:
-    """A row for each bit width and kind."""
+    """Measure each bit width and kind, a row each."""
     net = vit_small()
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def table_text(folder: Path) -> str:
-    """The table with its conditions, from the files alone."""
+    """Return the table with its conditions, from the files alone."""
     table = pd.read_csv(folder / "packed.csv", keep_default_na=False)
     rows = [
         (

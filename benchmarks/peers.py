@@ -1,4 +1,4 @@
-"""What stochastic rounding costs elsewhere: the peers' code, which stays as it is.
+"""Stochastic rounding elsewhere: the peers' code, which stays as it is.
 
 None of them promises the same bits on every machine, or a member by its number.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def plain_bsr(weight: Tensor, largest_code: int) -> Tensor:
-    """One BSR draw of a weight in plain torch, a scale for each output channel: floor, rand_like, compare.
+    """Draw BSR of a weight once in plain torch, a scale for each output channel: floor, rand_like, compare.
 
     Args:
         weight: float32 [out, …].
@@ -29,7 +29,7 @@ def plain_bsr(weight: Tensor, largest_code: int) -> Tensor:
 
 
 def bernoulli_bsr(weight: Tensor, largest_code: int) -> Tensor:
-    """The same by ``torch.bernoulli``."""
+    """Draw as :func:`plain_bsr`, by ``torch.bernoulli``."""
     step = weight.flatten(1).abs().amax(dim=1) / largest_code
     step = step.view(-1, *[1] * (weight.dim() - 1))
     scaled = weight / step
@@ -38,7 +38,7 @@ def bernoulli_bsr(weight: Tensor, largest_code: int) -> Tensor:
 
 
 def qpytorch(bits: int) -> Callable[[Tensor], Tensor] | str:
-    """QPyTorch's stochastic ``fixed_point_quantize`` (PyPI: qtorch), or why it is not there.
+    """Return QPyTorch's stochastic ``fixed_point_quantize`` (PyPI: qtorch), or why it is not there.
 
     It knows no scales: it is given weights that are scaled already, and they stay so. It builds its extension
     when first imported, by a C++ compiler and ninja.
@@ -58,7 +58,7 @@ def qpytorch(bits: int) -> Callable[[Tensor], Tensor] | str:
 
 
 def gfloat_stochastic() -> Callable[[Tensor], np.ndarray] | str:
-    """gfloat's stochastic rounding to OCP's INT-8 (it has no INT-5), or why it is not there.
+    """Return gfloat's stochastic rounding to OCP's INT-8 (it has no INT-5), or why it is not there.
 
     It is given weights that are scaled already, and random bits from numpy: 8 a weight.
     """

@@ -39,13 +39,13 @@ WEIGHTS = tuple(factor * 2**20 for factor in (10, 100, 1000, 1))
 MEMBERS = (1, 10, 100)
 PROMISE = 1.1
 LEAST = 2**30
-"""Weights and members that a timed call rounds at least, by repeating it."""
+"""Least weights times members that a timed call rounds, by repeating it."""
 COLUMNS = ("weights", "members", "repeats", "median_seconds", "nanoseconds", "times_the_smallest")
 
 
 @torch.no_grad()
 def measure(sizes: Sequence[int] = WEIGHTS) -> list[dict[str, object]]:
-    """A row for each number of weights and of members."""
+    """Measure each number of weights and of members, a row each."""
     system = lpe.Int(BITS)
     jobs: dict[str, Callable[[int], object]] = {}
     calls: dict[str, int] = {}
@@ -81,7 +81,7 @@ def measure(sizes: Sequence[int] = WEIGHTS) -> list[dict[str, object]]:
 def _made(
     flat: torch.Tensor, scales: Scales, system: lpe.Int, out: torch.Tensor, members: int, repeat: int
 ) -> None:
-    """That many members, one after another, all into the same memory."""
+    """Make that many members, one after another, all into the same memory."""
     for member in range(members):
         draw = Draw("bernoulli", repeat, "weight", member)
         kernels.of(flat.device).encode(flat, scales, grid_of(system), draw, out=out)
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def table_text(folder: Path) -> str:
-    """The table with its conditions and the verdict, from the files alone."""
+    """Return the table with its conditions and the verdict, from the files alone."""
     table = pd.read_csv(folder / "scaling.csv")
     rows = [
         (

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 STORIES = 80
 TOKENS = 256
-"""Each story is cut to this many tokens, the first of which is the mark of its beginning."""
+"""Tokens that each story is cut to, the first of which is the mark of its beginning."""
 
 CONTEXT = 64
 """Tokens of a context. The shortest of the 199 stories has 109, so that each has contexts without padding. At
@@ -53,7 +53,7 @@ class NextToken(nn.Module):
         self.language_model = language_model
 
     def forward(self, tokens: Tensor, counted: Tensor) -> Tensor:
-        """Logits [counted tokens, vocabulary] of the token after each counted one.
+        """Return logits [counted tokens, vocabulary] of the token after each counted one.
 
         Args:
             tokens: int64 [stories, tokens], padded at the end, where causal attention keeps the padding
@@ -77,13 +77,13 @@ class LastToken(nn.Module):
         self.language_model = language_model
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [examples, vocabulary] of the token after each context, int64 [examples, tokens]."""
+        """Return logits [examples, vocabulary] of the token after each context, int64 [examples, tokens]."""
         logits: Tensor = self.language_model(input_ids=tokens, use_cache=False, logits_to_keep=1).logits
         return logits[:, -1]
 
 
 def load_stories260k(assets: Path) -> NextToken:
-    """The pre-trained model in eval mode, from the local folder alone."""
+    """Return the pre-trained model in eval mode, from the local folder alone."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -93,7 +93,7 @@ def load_stories260k(assets: Path) -> NextToken:
 
 
 def story_tokens(assets: Path, stories: int | None = STORIES, tokens: int | None = TOKENS) -> list[Tensor]:
-    """The first ``stories`` TinyStories, each int64 [at most ``tokens``]; None: all, uncut."""
+    """Return the first ``stories`` TinyStories, each int64 [at most ``tokens``]; None: all, uncut."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(assets / "stories260k", local_files_only=True)
@@ -103,7 +103,7 @@ def story_tokens(assets: Path, stories: int | None = STORIES, tokens: int | None
 
 
 def asset_dataset(file: str, **_: Any) -> dict[str, datasets.Dataset]:
-    """A local file of JSON lines as lm-eval's tasks of ``TASKS`` read it (it passes more than the file).
+    """Read a local file of JSON lines as lm-eval's tasks of ``TASKS`` have it (it passes more than the file).
 
     Args:
         file: relative to the folder that LPE_ASSETS names.
@@ -115,7 +115,7 @@ def asset_dataset(file: str, **_: Any) -> dict[str, datasets.Dataset]:
 
 
 def token_batches(stories: list[Tensor], size: int = 8) -> list[Batch]:
-    """Batches of ``size`` stories for :func:`lpe.evaluate`.
+    """Return the batches of ``size`` stories for :func:`lpe.evaluate`.
 
     Returns:
         ({"tokens": int64 [stories, tokens], "counted": bool [stories, tokens]}, targets int64 [counted
@@ -135,7 +135,7 @@ def token_batches(stories: list[Tensor], size: int = 8) -> list[Batch]:
 def contexts(
     stories: Sequence[Tensor], tokens: int = CONTEXT, per_story: int = CONTEXTS
 ) -> tuple[Tensor, Tensor]:
-    """Contexts of ``tokens`` tokens, and the token that follows each in its story.
+    """Return the contexts of ``tokens`` tokens, and the token that follows each in its story.
 
     The tokens that have a whole context before them are cut into ``per_story`` equal stretches, whose middle
     tokens are the targets. Stories take turns: example i is of story i mod len(stories).

@@ -1,4 +1,4 @@
-"""How seconds are taken: jobs in turn, so that what slows the machine slows them all; medians of repeats."""
+"""Times jobs in turn, so that what slows the machine slows them all: medians of repeats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def medians(
     calls: Mapping[str, int] | None = None,
     warm: bool = True,
 ) -> dict[str, float]:
-    """Median seconds of one call of each job, the jobs in turn.
+    """Time one call of each job, the jobs in turn: median seconds.
 
     Args:
         jobs: by name; each is given the number of the round, 0 in one that is not timed.

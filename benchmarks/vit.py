@@ -9,7 +9,7 @@ NAME = "vit_small_patch16_224"
 
 
 def vit_small() -> nn.Module:
-    """22 M weights, 1,000 classes, in eval mode."""
+    """Make timm's ViT-S/16: 22 M weights, 1,000 classes, in eval mode."""
     import timm
 
     with torch.random.fork_rng():
@@ -19,11 +19,11 @@ def vit_small() -> nn.Module:
 
 
 def image_batch(images: int = 2) -> tuple[Tensor, Tensor]:
-    """Noise [images, 3, 224, 224] and labels [images]."""
+    """Return noise [images, 3, 224, 224] and labels [images]."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(images, 3, 224, 224, generator=generator), torch.arange(images)
 
 
 def float32_bytes(net: nn.Module) -> int:
-    """Bytes of one member whose every parameter is its own, at 32 bits."""
+    """Return the bytes of one member whose every parameter is its own, at 32 bits."""
     return 4 * sum(parameter.numel() for parameter in net.parameters())

@@ -54,7 +54,7 @@ from reproduce.scales import DIGITS, VIT, Scale
 FOLDER = Path(__file__).parent
 SEEDS = (0, 1, 2)
 TOLERANCE = 0.05
-"""Of the standard deviation over training seeds."""
+"""Share of the standard deviation over training seeds."""
 FLOOR = 1e-6
 FLIPS = 2
 """Predictions, over all seeds, that may change without ERR having moved."""
@@ -90,7 +90,7 @@ SCALE: Scale = replace(
 
 @contextmanager
 def session(scale: Scale, folder: Path) -> Iterator[Session]:
-    """A session whose store and working records are in a folder of their own."""
+    """Open a session whose store and working records are in a folder of their own."""
     torch.set_num_threads(scale.threads)
     store = Store(folder / "store")
     working = Path(tempfile.mkdtemp(dir=folder))
@@ -100,7 +100,7 @@ def session(scale: Scale, folder: Path) -> Iterator[Session]:
 def measured(
     scale: Scale = SCALE, whats: Sequence[str] = (*POINTS, *FAMILIES), folder: Path | None = None
 ) -> pd.DataFrame:
-    """The rows of these units, trained where the folder's store lacks them: KEY, seed and value.
+    """Measure these units, trained where the folder's store lacks them: rows of KEY, seed and value.
 
     Args:
         whats: names of units. folder: of the trained weights; None: a temporary one.
@@ -128,14 +128,14 @@ def measured(
 
 
 def _temperature(session: Session, seed: int) -> float:
-    """The temperature of the single model, fitted on validation images."""
+    """Fit the temperature of the single model on validation images."""
     net: nn.Module = point(session, "SGD", seed).net
     log_probs, targets = member_log_probs(lpe.DeepEnsemble([net]), [digits.load(seed).validation])
     return fit_temperature(log_probs[0], targets)
 
 
 def edge_ece() -> float:
-    """ECE of an example on each edge of the bins and one inside each bin.
+    """Return the ECE of an example on each edge of the bins and one inside each bin.
 
     An edge that moves to the next bin meets another example there, of another correctness.
     """
@@ -148,7 +148,7 @@ def edge_ece() -> float:
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean, tolerance and standard deviation over training seeds of each row: COLUMNS."""
+    """Summarise each row over training seeds by mean, tolerance and standard deviation: COLUMNS."""
     grouped = rows.groupby(list(KEY), sort=True)["value"]
     table = grouped.agg(expected="mean", std_over_seeds="std").fillna(0.0).reset_index()
     floor = pd.Series(FLOOR, index=table.index)
@@ -161,7 +161,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def moved(expected: pd.DataFrame, got: pd.DataFrame) -> list[tuple[str, ...]]:
-    """A row of text for each expectation that is not met: what, metric, expected, got, tolerance.
+    """List each expectation that is not met, a row of text: what, metric, expected, got, tolerance.
 
     What is expected and was not measured has moved, too, and so has what nobody expected.
     """
@@ -181,7 +181,7 @@ def moved(expected: pd.DataFrame, got: pd.DataFrame) -> list[tuple[str, ...]]:
 
 
 def _nudged(scale: Scale) -> Scale:
-    """The same trainings from weights a part in 10⁶ apart: what float rounding may do elsewhere."""
+    """Return a scale whose trainings start a part in 10⁶ apart: what float rounding may do elsewhere."""
     shape = replace(scale.network, position_std=scale.network.position_std * (1 + 1e-6))
     return replace(scale, network=shape)
 
