@@ -101,7 +101,7 @@ def _measure(
     wandb: str | None,
     pool: parallel.ProcessPoolExecutor | None,
 ) -> None:
-    """All units of the figures, each once."""
+    """Measure all units of the figures, each once."""
     with open_session("all", chosen, seeds, out, wandb) as session:
         wanted: dict[Unit, None] = {}
         for figure in figures:
@@ -115,7 +115,7 @@ def _measure(
 def _render(
     figures: list[str], arguments: list[str], pool: parallel.ProcessPoolExecutor | None
 ) -> list[Rendered]:
-    """Every figure and table; what each printed is printed."""
+    """Render every figure and table; print what each printed."""
     rendered = []
     if pool is not None:
         for each in parallel.render(figures, arguments, pool):

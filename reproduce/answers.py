@@ -1,4 +1,4 @@
-"""Language models as what is scored: a question's choices are the classes.
+"""Language models as classifiers: a question's choices are the classes.
 
 The questions go through lm-eval once for an ensemble; a member's logits are its summed log-likelihoods of the
 choices, and from them come all metrics, as from the logits of an image classifier.
@@ -27,7 +27,7 @@ BATCH = 64
 
 
 class _Answers(nn.Module):
-    """Question numbers [questions] → logits [questions, choices], looked up."""
+    """A look-up of answers: question numbers [questions] → logits [questions, choices]."""
 
     logits: Tensor
 
@@ -40,33 +40,33 @@ class _Answers(nn.Module):
 
 
 class AnsweredEnsemble(Ensemble):
-    """The members of an ensemble as their answers, float64 [members, questions, choices]."""
+    """An ensemble whose members are their answers, float64 [members, questions, choices]."""
 
     def __init__(self, ensemble: Ensemble, logits: Tensor) -> None:
         super().__init__(len(ensemble))
         self.ensemble, self.logits = ensemble, logits
 
     def member(self, index: int) -> nn.Module:
-        """The answers of member ``index``."""
+        """Return the answers of member ``index``."""
         return _Answers(self.logits[index]).eval()
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
-        """The ensemble's own."""
+        """Return the ensemble's own."""
         return self.ensemble.memory_bits(n, storage)
 
     def describe(self) -> str:
-        """The ensemble's own."""
+        """Return the ensemble's own."""
         return self.ensemble.describe()
 
     @property
     def members_are_stored(self) -> bool:
-        """They are."""
+        """True: the answers are there."""
         return True
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The answers to one task: members' logits [members, questions, choices], and which questions are what.
+    """The answers to one task: members' logits [members, questions, choices], and what each question is for.
 
     Args:
         targets: the right choices [questions]. test: numbers of the questions that are scored. tuning: of
@@ -79,7 +79,7 @@ class Subject:
     tuning: Tensor
 
     def batch(self, tuning: bool) -> list[tuple[Tensor, Tensor]]:
-        """One batch (question numbers, right choices)."""
+        """Return one batch (question numbers, right choices)."""
         numbers = self.tuning if tuning else self.test
         return [(numbers, self.targets[numbers])]
 
@@ -97,7 +97,7 @@ class Questions:
     on_tuning: bool = False
 
     def evaluate(self, ensemble: Ensemble, calibrated: Collection[int]) -> pd.DataFrame:
-        """A row per size; see :func:`lpe.evaluate`."""
+        """Return a row per size; see :func:`lpe.evaluate`."""
         frames = [
             lpe.evaluate(
                 AnsweredEnsemble(ensemble, subject.logits),
@@ -109,7 +109,7 @@ class Questions:
         return pd.concat(frames).groupby("size", as_index=False).mean()
 
     def evaluate_scaled(self, ensemble: Ensemble) -> dict[str, float]:
-        """Metrics of the whole ensemble at one temperature a subject, that of its tuning questions."""
+        """Return the whole ensemble's metrics at one temperature a subject, that of its tuning questions."""
         found = [
             evaluate_temperature_scaled(
                 AnsweredEnsemble(ensemble, subject.logits),
@@ -122,7 +122,7 @@ class Questions:
 
 
 def arithmetic_questions(seed: int) -> Questions:
-    """The test questions of a training seed; its validation questions fit temperatures."""
+    """Return the test questions of a training seed; its validation questions fit temperatures."""
     tokenizer = arithmetic.tokenizer()
 
     def answers(ensemble: Ensemble, tuning: bool) -> list[Subject]:
@@ -146,7 +146,7 @@ def _only(ensemble: Ensemble, tokenizer: PreTrainedTokenizerBase, tasks: list[An
 def task_questions(
     tokenizer: PreTrainedTokenizerBase, tasks: tuple[str, ...], stride: int, on_tuning: bool = False
 ) -> Questions:
-    """lm-eval's tasks, each of whose every ``stride``-th question is for tuning and scored by no row."""
+    """Return lm-eval's tasks; every ``stride``-th question of each is for tuning and scored by no row."""
     from lpe.substrates import language
 
     def answers(ensemble: Ensemble, _: bool) -> list[Subject]:

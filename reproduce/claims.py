@@ -32,7 +32,7 @@ NO_NETWORKS = "no rows of figure 7: this scale names none of its models"
 
 
 class NotRun(Exception):
-    """What a claim needs is not in the record; the message says what."""
+    """An error where the record lacks what a claim needs; the message says what."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,17 @@ class Side:
     high: float = math.inf
 
     def outcome(self, low: float, high: float) -> str:
-        """What an interval says: "holds", "fails" or "undecided" (NaN limits: no interval)."""
+        """Say of an interval "holds", "fails" or "undecided" (NaN limits: no interval)."""
         if self.low < low and high < self.high:
             return "holds"
         return "fails" if high < self.low or low > self.high else "undecided"
 
     def times(self, factor: float) -> Side:
-        """Both limits times a positive factor."""
+        """Multiply both limits by a positive factor."""
         return Side(self.low * factor, self.high * factor)
 
     def text(self) -> str:
-        """Such as "below 0", "above 0.1" or "inside [0.5, 2]"."""
+        """Return the side in words, such as "below 0", "above 0.1" or "inside [0.5, 2]"."""
         if self.low == -math.inf:
             return f"below {self.high:.4g}"
         return (
@@ -98,7 +98,7 @@ class Settings:
 
     @classmethod
     def of(cls, scale: Reported) -> Settings:
-        """The settings of a scale."""
+        """Return the settings of a scale."""
         return cls(
             substrate=scale.substrate,
             networks=tuple(f"{scale.name} ViT-{letter}" for letter in scale.networks),
@@ -115,7 +115,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows of the record: one method at one point of one substrate, one metric.
+    """A choice of the record's rows: one method at one point of one substrate, one metric.
 
     Args:
         rounding: None: any. size: None: every size.
@@ -136,11 +136,11 @@ class Rows:
         )
 
     def at(self, size: int) -> Rows:
-        """The same at one size."""
+        """Return the same choice at one size."""
         return replace(self, size=size)
 
     def table(self, record: pd.DataFrame) -> pd.DataFrame:
-        """The rows, indexed by training seed, by increasing size.
+        """Return the rows, indexed by training seed, by increasing size.
 
         Raises:
             NotRun: there are none. InputError: a seed has two of one size.
@@ -167,17 +167,17 @@ class Rows:
         return mask
 
     def are_in(self, record: pd.DataFrame) -> bool:
-        """Whether there are any, under these very names."""
+        """Tell whether there are any such rows, under these very names."""
         return bool(self._mask(record).any())
 
     def values(self, record: pd.DataFrame) -> pd.Series:
-        """The values, indexed by training seed."""
+        """Return the values, indexed by training seed."""
         return self.table(record)["value"]
 
 
 @dataclass(frozen=True)
 class PerSeed:
-    """A statistic's value per training seed, and what is to be said of it."""
+    """A statistic's value per training seed, with what is to be said of it."""
 
     values: pd.Series
     note: str = ""
@@ -227,11 +227,11 @@ class Verdict:
     relative_to: str = ""
 
     def claimed(self) -> str:
-        """The claimed side in words."""
+        """Return the claimed side in words."""
         return self.side.text() + (f" × {self.relative_to}" if self.relative_to else "")
 
     def line(self) -> str:
-        """One line for the terminal."""
+        """Return the verdict as one line for the terminal."""
         if self.verdict == "not run":
             return f"{self.claim}: not run. {self.statistic}: {self.note}"
         interval = f"95 % [{self.low:+.5f}, {self.high:+.5f}]" if self.n > 1 else "(no interval from 1 seed)"
@@ -243,7 +243,7 @@ class Verdict:
 
 
 def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Two-sided interval of the mean of values [n], Student's t; NaN with fewer than two."""
+    """Return the two-sided interval of the mean of values [n], Student's t; NaN with fewer than two."""
     from scipy.stats import t
 
     n = len(values)
@@ -254,7 +254,7 @@ def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
 
 
 def by_seed(record: pd.DataFrame, **equal: object) -> pd.Series:
-    """The values of the rows with these column values, indexed by training seed."""
+    """Return the values of the rows with these column values, indexed by training seed."""
     rows = record
     for column, value in equal.items():
         rows = rows[rows[column] == value]
@@ -262,7 +262,7 @@ def by_seed(record: pd.DataFrame, **equal: object) -> pd.Series:
 
 
 def judge(claim: Claim, record: pd.DataFrame, level: float = LEVEL) -> Verdict:
-    """The one test: does the interval of the statistic's mean lie on the claimed side?
+    """Judge a claim by the one test: does the interval of the statistic's mean lie on the claimed side?
 
     Args:
         record: long-form rows of one scale. level: of the interval.
@@ -302,7 +302,7 @@ def judge(claim: Claim, record: pd.DataFrame, level: float = LEVEL) -> Verdict:
 
 
 def _aligned(*series: pd.Series) -> tuple[list[pd.Series], str]:
-    """The series at the training seeds that all have, and what is to be said of the others."""
+    """Return the series at the training seeds that all have, and a note on the others."""
     seeds = series[0].index
     every = series[0].index
     for other in series[1:]:
@@ -329,13 +329,14 @@ def _ratio(first: Rows, second: Rows, record: pd.DataFrame) -> PerSeed:
 
 
 def _change(before: tuple[Rows, Rows], after: tuple[Rows, Rows], record: pd.DataFrame) -> PerSeed:
-    """The difference of two differences: after − before, each of first − second."""
+    """Return the difference of two differences: after − before, each of first − second."""
     (a, b, c, d), note = _aligned(*(rows.values(record) for rows in (*after, *before)))
     return PerSeed((a - b) - (c - d), note)
 
 
 def _slope(networks: Sequence[tuple[Rows, Rows, Rows]], record: pd.DataFrame) -> PerSeed:
-    """Least-squares slope of first − second in the logarithm of the single FP32 model's parameters.
+    """Return the least-squares slope of first − second in the logarithm of the single FP32 model's
+    parameters.
 
     Args:
         networks: (first, second, single FP32 model) of each network.
@@ -355,14 +356,14 @@ def _slope(networks: Sequence[tuple[Rows, Rows, Rows]], record: pd.DataFrame) ->
 
 
 def _parameters(single: Rows, record: pd.DataFrame) -> float:
-    """Number of a network's parameters: counted, or of one in float32 from its single model's memory."""
+    """Count a network's parameters, or derive the number from its single model's memory in float32."""
     counted = replace(single, metric=PARAMETERS)
     is_counted = single.substrate in other_names(record) or counted.are_in(record)
     return parameters(counted.table(record) if is_counted else None, single.table(record), single)
 
 
 def _largest_difference(networks: Sequence[tuple[Rows, Rows, Rows]], record: pd.DataFrame) -> PerSeed:
-    """First − second of the network with the most parameters."""
+    """Return first − second of the network with the most parameters."""
     if not networks:
         raise NotRun(NO_NETWORKS)
     first, second, _ = max(networks, key=lambda network: _parameters(network[2], record))
@@ -370,7 +371,7 @@ def _largest_difference(networks: Sequence[tuple[Rows, Rows, Rows]], record: pd.
 
 
 def _equal_budget(base: Rows, expanded: Rows, record: pd.DataFrame) -> PerSeed:
-    """Expanded − base, each with all its members: the largest training budget that both have."""
+    """Return expanded − base, each with all its members: the largest training budget that both have."""
     models = int(base.table(record)["size"].max())
     members = int(expanded.table(record)["size"].max())
     if members % models:
@@ -391,7 +392,7 @@ def _equal_budget(base: Rows, expanded: Rows, record: pd.DataFrame) -> PerSeed:
 
 
 def _equal_memory(base: Rows, expanded: Rows, models: int, record: pd.DataFrame) -> PerSeed:
-    """Expanded − base: its largest prefix that fits into the memory of ``models`` members of the base."""
+    """Return expanded − base: its largest prefix that fits into the memory of ``models`` base members."""
     stored, low = base.at(models).table(record), expanded.table(record)
     _, note = _aligned(stored["value"], low["value"].groupby(level="seed").first())
     differences: dict[int, float] = {}
@@ -414,7 +415,7 @@ def _equal_memory(base: Rows, expanded: Rows, models: int, record: pd.DataFrame)
 
 
 def _beyond_share(single: Rows, low: Rows, deep: Rows, record: pd.DataFrame) -> PerSeed:
-    """Low's gain over the single model, less its share of deep's memory times the gain of all of deep."""
+    """Return low's gain over the single model, less its share of deep's memory times all of deep's gain."""
     models = int(deep.table(record)["size"].max())
     ours, whole = low.table(record), deep.at(models).table(record)
     (alone, a, b), note = _aligned(single.values(record), ours["value"], whole["value"])
@@ -501,7 +502,7 @@ def _c3(settings: Settings, bits: int) -> Claim:
 
 
 def _budgets(settings: Settings, number: str, names: Sequence[str]) -> list[Claim]:
-    """Claims 4 and 8: X + LPE-BSR against X, at equal training budget (a) and at equal memory (b)."""
+    """Make claims 4 and 8: X + LPE-BSR against X, at equal training budget (a) and at equal memory (b)."""
     bits, models = settings.best_bits, settings.memory_models
     made = []
     for letter in "ab":
@@ -648,7 +649,7 @@ def _c12(settings: Settings, bits: int) -> Claim:
 
 
 def all_claims(settings: Settings) -> tuple[Claim, ...]:
-    """Every claim of the suite, one row each."""
+    """List every claim of the suite, one row each."""
     bits, size = settings.bits, settings.claim_size
     return (
         *_c1(settings),

@@ -34,7 +34,7 @@ CLIP_CODE = (
 
 
 def clip_point(session: Session, seed: int, size: str, recipe: CLIPTraining | None = None) -> Point:
-    """The zero-shot classifier of the digits CLIP of that size, at a training seed.
+    """Return the zero-shot classifier of the digits CLIP of that size, at a training seed.
 
     It goes by the name of SGD's point, the record's for a point estimate, whichever optimiser found it.
     """

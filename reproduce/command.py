@@ -1,4 +1,4 @@
-"""What the figure scripts share: their options, their session, and how they end."""
+"""Shared parts of the figure scripts: their options, their session, and how they end."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ AnyScale = TypeVar("AnyScale", bound=Scale | PaperScale, default=Scale)
 
 @dataclass
 class Session(Generic[AnyScale]):
-    """One run of a script: what it was asked, and where results go.
+    """A run of a script: what it was asked, and where results go.
 
     Args:
         seeds: training seeds. claim_seeds: of what a training-free claim is judged on.
@@ -57,13 +57,13 @@ class Session(Generic[AnyScale]):
     quiet: bool = False
 
     def progress(self, total: int, what: str) -> tqdm:
-        """A progress bar of ``total`` steps on stderr."""
+        """Return a progress bar of ``total`` steps on stderr."""
         return tqdm(total=total, desc=what, leave=False, file=sys.stderr, disable=self.quiet)
 
 
 @functools.cache
 def source_hash(*paths: str) -> str:
-    """Hash of source files and of the Python files in folders, given relative to the repository.
+    """Hash source files, and the Python files in folders, given relative to the repository.
 
     It is part of what determines a stored result: after a change of code nothing stale is taken up.
     """
@@ -86,25 +86,27 @@ MEASURING = (
 
 
 def working_folder(chosen: Scale | PaperScale, store: Store) -> Path:
-    """Where the working records of a scale lie: named by the scale's numbers and the code that measures."""
+    """Return the folder of a scale's working records, named by its numbers and the code that measures."""
     key = Store.key({"scale": asdict(chosen), "code": source_hash(*MEASURING), "torch": torch.__version__})
     return store.root.parent / "records" / f"{chosen.name}-{key[:12]}"
 
 
 def seeds_asked(chosen: Scale | PaperScale, count: int | None) -> tuple[list[int], list[int]]:
-    """Training seeds, and those of training-free claims: the scale's, or 0 … count − 1 for both."""
+    """Return the seeds of trainings and of training-free claims: the scale's, or 0 … count − 1 for both."""
     if count is not None and count < 1:
         raise InputError(f"--seeds must be 1 or more, not {count}")
     return list(range(count or chosen.seeds)), list(range(count or chosen.claim_seeds))
 
 
 def record_name(figure: str) -> str:
-    """The file of the record that a figure or table is drawn from: a table's own name is the table's."""
+    """Return the record's file that a figure or table is drawn from: a table's own name is the table's."""
     return f"{figure}_record.csv" if figure.startswith("table") else f"{figure}.csv"
 
 
 def parser(figure: str, description: str | None) -> Parser:
-    """The options that every figure script has, and that of the scale ``paper`` where it has the figure."""
+    """Return a parser of every figure script's options, and of the scale ``paper``'s where it has the
+    figure.
+    """
     made = Parser(
         prog=f"reproduce/{figure}.py",
         description=description,
@@ -204,7 +206,7 @@ def run_figure(
 
 
 def _seeds_of(record: Path) -> list[int]:
-    """The training seeds of a record's rows; none where it has no such column."""
+    """Return the training seeds of a record's rows; none where it has no such column."""
     import pandas as pd
 
     table = pd.read_csv(record, keep_default_na=False)
@@ -227,7 +229,7 @@ def open_session(
     wandb_mode: str | None,
     quiet: bool = False,
 ) -> Iterator[Session[Any]]:
-    """A session over ``count`` training seeds (None: the scale's), its W&B run open while it lasts."""
+    """Open a session over ``count`` training seeds (None: the scale's), and its W&B run while it lasts."""
     if isinstance(chosen, Scale):
         # One fixed number of threads: sums are taken in one order, and two runs give the same bytes.
         torch.set_num_threads(chosen.threads)

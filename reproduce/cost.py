@@ -80,14 +80,14 @@ TIMES = "cost_times.csv"
 
 
 def seeds_of(session: Session) -> list[int]:
-    """The picture's training seeds: those that were asked for (--seeds), or the scale's for it."""
+    """Return the picture's training seeds: those that were asked for (--seeds), or the scale's for it."""
     if session.seeds == session.claim_seeds:
         return session.seeds
     return session.claim_seeds[: session.scale.cost_seeds]
 
 
 def wanted(session: Session) -> list[Unit]:
-    """The units that the picture shows, all at the same seeds."""
+    """Return the units that the picture shows, all at the same seeds."""
     return units([COST, COST_RIVALS], seeds_of(session))
 
 
@@ -141,14 +141,14 @@ def measure_times(session: Session) -> None:
 
 
 def picture_of(chosen: Scale) -> Picture:
-    """What the picture of a scale is of."""
+    """Return what the picture of a scale is of."""
     larger = larger_substrate(chosen)
     names = (f"ViT-{own_name(chosen)}", larger.split(" ", 1)[1])
     return Picture(chosen.substrate, larger, chosen.bits, chosen.size, names)
 
 
 def own_name(chosen: Scale) -> str:
-    """What table 1 calls the scale's own network."""
+    """Return table 1's name of the scale's own network."""
     return next(name for name, shape in chosen.networks.items() if shape == chosen.network)
 
 
@@ -167,11 +167,11 @@ MARKED = (1, 2, 5, 10)
 DEEP = (panels.VERMILION, "s")
 FIRSTS = {"RTN": "^", "FP32": ">"}
 BESIDE = 1.12
-"""Between the bit widths that are drawn from one memory, as a factor."""
+"""Distance, as a factor, between the bit widths that are drawn from one memory."""
 
 
 def _drawn(at: pd.DataFrame, picture: Picture, cost: str) -> pd.DataFrame:
-    """The points that a panel shows, and that its front is taken of.
+    """Return the points that a panel shows, and that its front is taken of.
 
     Of the cascades, those to all members; against memory, which is the same for every window, the tuned one.
     Where nothing goes on, a cascade is its first stage, which is shown.
@@ -262,7 +262,7 @@ def _limit(axes: Axes, at: pd.DataFrame, metric: str) -> None:
 
 
 def _legend(figure: Figure, axes: Axes, columns: int) -> None:
-    """A legend under the panels, a column of what belongs together."""
+    """Draw a legend under the panels, a column of what belongs together."""
     handles, labels = axes.get_legend_handles_labels()
     rest = [place for place, label in enumerate(labels) if "INT-" not in label]
     groups = [rest]
@@ -310,7 +310,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The digits' picture, or the assets'; 2 after one line about bad input."""
+    """Make the digits' picture, or the assets'; 2 after one line about bad input."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--assets", action="store_true")
     own.add_argument("--time", action="store_true")

@@ -57,16 +57,16 @@ CODE = (
     "lpe/number_systems/layouts.py",
     "lpe/number_systems/streams.py",
 )
-"""What log-probabilities depend on, beside the subject's own. Not the kernels: the codes are the same."""
+"""Code that log-probabilities depend on, beside the subject's. Not the kernels: the codes are the same."""
 
 
 def size_of(subject: Subject) -> int:
-    """Members of a subject's largest ensembles."""
+    """Return the number of members of a subject's largest ensembles."""
     return min(SIZE, subject.size)
 
 
 def picture(subject: Subject) -> Picture:
-    """What the picture of a subject is of."""
+    """Return what the picture of a subject is of."""
     return Picture(
         subject.own.substrate,
         None if subject.larger is None else subject.larger.substrate,
@@ -81,7 +81,7 @@ def picture(subject: Subject) -> Picture:
 
 @dataclass(frozen=True)
 class Measuring:
-    """A subject with its examples and networks; what is known of ensembles on them is kept in the store.
+    """A subject with its examples and networks; the store keeps what is known of ensembles on them.
 
     Args:
         nets: of ``subject.models``, in their order. training: see ``Subject.training``.
@@ -95,7 +95,7 @@ class Measuring:
     training: list[Any] | None = None
 
     def known(self, ensemble: Ensemble, model: Model) -> Known:
-        """An ensemble of networks of a model with its members' log-probabilities."""
+        """Return an ensemble of networks of a model with its members' log-probabilities."""
         examples = self.examples
         config: dict[str, object] = {
             "phase": "log-probabilities of the cost picture",
@@ -129,12 +129,12 @@ class Measuring:
         )
 
     def known_own(self, ensemble: Ensemble) -> Known:
-        """An ensemble of the subject's own model with its members' log-probabilities."""
+        """Return an ensemble of the subject's own model with its members' log-probabilities."""
         return self.known(ensemble, self.subject.own)
 
 
 def predictions(measuring: Measuring) -> Iterator[tuple[str, Iterator[Prediction]]]:
-    """What is predicted on the scored examples, by substrate."""
+    """Yield what is predicted on the scored examples, by substrate."""
     models, nets, size = measuring.subject.models, measuring.nets, size_of(measuring.subject)
     own, *larger = (
         measuring.known(lpe.DeepEnsemble([net]), model) for net, model in zip(nets, models, strict=True)
@@ -150,7 +150,7 @@ def predictions(measuring: Measuring) -> Iterator[tuple[str, Iterator[Prediction
 
 
 def measure(measuring: Measuring) -> list[dict[str, object]]:
-    """Rows of the record.
+    """Return rows of the record.
 
     Raises:
         InputError: what is scored makes no blocks of whole images or stories.

@@ -1,4 +1,4 @@
-"""What the cost picture measures: predictions of every method on test examples, and what each takes.
+"""Measures the cost picture's rows: predictions of every method on test examples, and what each takes.
 
 All is computed from the members' log-probabilities, kept for the validation and the test examples: cascades
 are tuned on the former, and every metric is of the latter. ``lpe.Cascade`` predicts the same.
@@ -62,7 +62,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Target:
-    """How a window is chosen: for a share of the gain, or for a share of the examples to go on."""
+    """A target for which a window is chosen: a share of the gain, or a share of the examples to go on."""
 
     share: float | None = None
     going: float | None = None
@@ -73,7 +73,7 @@ class Target:
         return f"{100 * (self.going or 0):g} % go on"
 
     def window(self, of: Known, first: Known | None) -> Window:
-        """The window, from the validation examples."""
+        """Return the window, from the validation examples."""
         alone = of.validation[0] if first is None else first.validation[0]
         if self.share is not None:
             tuned = lpe.tune_window(
@@ -93,7 +93,7 @@ TARGETS = (*(Target(going=share) for share in GOING), HEADLINE)
 
 
 def cascade_name(first: str, target: Target | str) -> str:
-    """The method's name in the record."""
+    """Return the method's name in the record."""
     return f"cascade from {first}: {target}"
 
 
@@ -106,7 +106,7 @@ def known(ensemble: Ensemble, validation: Sequence[Batch], test: Sequence[Batch]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a method predicts on the test examples, and what it takes.
+    """A method's predictions on the test examples, and what they take.
 
     Args:
         log_probs: float64 [examples, classes]. networks: how many have run over each example, [examples].
@@ -125,12 +125,12 @@ class Prediction:
 
     @property
     def key(self) -> tuple[str, str, str, int]:
-        """What it is of."""
+        """The method, number system, rounding and size that it is of."""
         return self.method, self.number_system, self.rounding, self.size
 
 
 def single_predictions(single: Known) -> Iterator[Prediction]:
-    """The FP32 model as it is and with the temperature of the validation examples."""
+    """Yield the FP32 model's predictions, as it is and with the temperature of the validation examples."""
     ensemble = single.ensemble
     bits, passes = ensemble.memory_bits(1), ensemble.backward_passes(1) or 0
     once = torch.ones(len(single.test_targets))
@@ -143,7 +143,7 @@ def single_predictions(single: Known) -> Iterator[Prediction]:
 
 
 def size_predictions(method: str, system: str, rounding: str, of: Known) -> Iterator[Prediction]:
-    """The first n members together, for the sizes of the record."""
+    """Yield the predictions of the first n members together, for the sizes of the record."""
     ensemble = of.ensemble
     for n in sorted({*SIZES, len(ensemble)}):
         if n <= len(ensemble):
@@ -161,13 +161,13 @@ def size_predictions(method: str, system: str, rounding: str, of: Known) -> Iter
 
 
 def tuned_cascade(of: Known, first: Known | None, target: Target) -> lpe.Cascade:
-    """A cascade of two stages whose window is chosen on the validation examples."""
+    """Return a cascade of two stages whose window is chosen on the validation examples."""
     window = target.window(of, first)
     return lpe.Cascade(of.ensemble, window, first=None if first is None else first.ensemble)
 
 
 def cascade_prediction(cascade: lpe.Cascade, of: Known, first: Known | None) -> tuple[Tensor, Tensor]:
-    """What a two-stage cascade predicts from log-probabilities that are known.
+    """Return what a two-stage cascade predicts from log-probabilities that are known.
 
     Returns:
         log-probabilities float64 [examples, classes]; and int64 [examples], the networks run over each.
@@ -183,7 +183,7 @@ def cascade_prediction(cascade: lpe.Cascade, of: Known, first: Known | None) -> 
 def cascade_predictions(
     first_name: str, system: str, rounding: str, of: Known, first: Known | None, targets: Iterable[Target]
 ) -> Iterator[Prediction]:
-    """A cascade for every target."""
+    """Yield the predictions of a cascade for every target."""
     stored: int | None = None
     for target in targets:
         cascade = tuned_cascade(of, first, target)
@@ -205,7 +205,7 @@ def cascade_predictions(
 
 
 def first_of(known_ensemble: Known, size: int) -> Known:
-    """The ensemble's first members, with what is known of them."""
+    """Return the ensemble's first members, with what is known of them."""
     ensemble = known_ensemble.ensemble
     assert isinstance(ensemble, lpe.LowPrecisionEnsemble)
     shorter = lpe.LowPrecisionEnsemble(
@@ -231,7 +231,7 @@ def low_precision_predictions(
     know: Callable[[Ensemble], Known],
     training: Sequence[Batch] | None = None,
 ) -> Iterator[Prediction]:
-    """RTN, LPE-BSR of every size with independent and coupled members, and cascades of it, at one width.
+    """Yield RTN, LPE-BSR of every size, independent and coupled, and its cascades, at one bit width.
 
     Args:
         few: members of a second, smaller cascade. single: the FP32 model. know: runs an ensemble.
@@ -258,7 +258,7 @@ def low_precision_predictions(
 
 
 def metrics_of(prediction: Prediction, targets: Tensor) -> dict[str, Tensor]:
-    """By name, float64 [examples]: what means over test examples are taken of."""
+    """Return, by name, what means over test examples are taken of: float64 [examples]."""
     scaled = temperature_scaled(prediction.log_probs, targets)
     rows = targets[:, None]
     return {
@@ -271,7 +271,7 @@ def metrics_of(prediction: Prediction, targets: Tensor) -> dict[str, Tensor]:
 def rows_of_predictions(
     drawn: Iterable[Iterable[Prediction]], targets: Tensor, blocks: int = 1
 ) -> dict[tuple[str, str, str], list[dict[str, object]]]:
-    """Rows of the record by (method, number system, rounding); values are means over draws.
+    """Return rows of the record by (method, number system, rounding); values are means over draws.
 
     Args:
         drawn: the same methods for every draw. targets: int64 [examples].
@@ -309,43 +309,43 @@ def rows_of_predictions(
 
 
 def next_larger(scale: Scale) -> str:
-    """The name of the network of table 1 that follows the scale's own."""
+    """Return the name of the network of table 1 that follows the scale's own."""
     names = list(scale.networks)
     place = next(i for i, name in enumerate(names) if scale.networks[name] == scale.network)
     return names[place + 1]
 
 
 def larger_substrate(scale: Scale) -> str:
-    """The substrate of the next larger network."""
+    """Return the substrate of the next larger network."""
     return f"{scale.name} ViT-{next_larger(scale)}"
 
 
 def few_members(scale: Scale) -> int:
-    """Members of the smaller cascade: the tables' second size."""
+    """Return the number of members of the smaller cascade: the tables' second size."""
     return scale.table_sizes[1]
 
 
 def digits_batches(seed: int) -> tuple[Sequence[Batch], Sequence[Batch]]:
-    """The validation and the test images of a training seed, one batch each."""
+    """Return the validation and the test images of a training seed, one batch each."""
     data = digits.load(seed)
     return [data.validation], [data.test]
 
 
 def larger_point(session: Session, seed: int) -> Point:
-    """SGD's point of the next larger network."""
+    """Return SGD's point of the next larger network."""
     network = session.scale.networks[next_larger(session.scale)]
     return point(replace(session, scale=replace(session.scale, network=network)), "SGD", seed)
 
 
 def known_point(solution: Point, batches: tuple[Sequence[Batch], Sequence[Batch]]) -> Known:
-    """A trained network as an ensemble of one."""
+    """Return what is known of a trained network as an ensemble of one."""
     ensemble = lpe.DeepEnsemble([solution.net], backward_passes=[solution.backward_passes])
     return known(ensemble, *batches)
 
 
 def measure_cost(session: Session, unit: Unit) -> None:
-    """SGD's point and its low precision ensembles at one training seed; in the unit of rivals, what costs a
-    training more: the next larger network, DE and its cascades.
+    """Measure SGD's point and its low precision ensembles at one training seed; in the unit of rivals, what
+    costs a training more: the next larger network, DE and its cascades.
     """
     scale = session.scale
     batches = digits_batches(unit.seed)

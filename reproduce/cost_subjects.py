@@ -1,4 +1,4 @@
-"""What the cost pictures on real pre-trained weights are of: ResNets on images, a language model on stories.
+"""Subjects of the cost pictures on real pre-trained weights: ResNets on images, a language model on stories.
 
 The ResNets are there three times: with their batch-norm statistics as they are; with those of RTN and of each
 member moved by what they differ from FP32's on training images (relative), which are JPEGs as the test images
@@ -26,12 +26,12 @@ from lpe.ensembles.batch_norm import refresh
 
 IMAGES = 5000
 TRAINING_IMAGES = 1000
-"""On which batch-norm statistics are re-estimated, evenly spread over the training set, as JPEG too."""
+"""Images on which batch-norm statistics are re-estimated, evenly spread over the training set; also JPEG."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples with their targets, and which of them are for what.
+    """Examples with their targets, and what each is for.
 
     Args:
         inputs: [examples, …]. targets: int64 [examples]. validating, scored: of the examples.
@@ -63,7 +63,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Subject:
-    """What one picture is of.
+    """A subject that one picture is of.
 
     Args:
         stem: its files' names begin with it. own: the model. larger: the next larger single one.
@@ -132,19 +132,19 @@ def _training(assets: Path) -> list[Any]:
 
 
 def load_images(assets: Path) -> Examples:
-    """IMAGES test images, evenly spread over the classes; those at odd positions are scored."""
+    """Load IMAGES test images, evenly spread over the classes; those at odd positions are scored."""
     images, targets = cifar_resnet.test_images(assets, IMAGES)
     scored = slice(1, None, 2)
     return Examples(images, targets, slice(0, None, 2), scored, len(targets[scored]))
 
 
 def load_contexts(assets: Path) -> Examples:
-    """Contexts of all stories; those at even positions, one more than the others, are scored."""
+    """Load contexts of all stories; those at even positions, one more than the others, are scored."""
     return examples_of_stories(stories.story_tokens(assets, None, None))
 
 
 def examples_of_stories(tokens: list[Tensor]) -> Examples:
-    """Contexts of stories, first all that are scored.
+    """Make examples of stories' contexts, first all that are scored.
 
     Args:
         tokens: of each story, int64 [tokens of the story].
@@ -218,4 +218,4 @@ SUBJECTS = {
         code="benchmarks/stories.py",
     ),
 }
-"""By the name that --only takes."""
+"""Subjects by the name that --only takes."""

@@ -55,14 +55,14 @@ Key = tuple[str, str, str, str, int, int, str]
 
 @dataclass(frozen=True)
 class Timed:
-    """One thing to run a round: the keys (COLUMNS but the last), and what returns their seconds."""
+    """A thing to run once a round: its keys (COLUMNS but the last), and what returns their seconds."""
 
     keys: Sequence[Key]
     seconds: Callable[[], Sequence[float]]
 
 
 def rows_of_times(items: Sequence[Timed], examples: int, bar: tqdm) -> list[dict[str, object]]:
-    """Medians over REPEATS rounds of every item, in ms per example; a first round is not counted."""
+    """Time every item: medians over REPEATS rounds, in ms per example; a first round is not counted."""
     taken: dict[Key, list[float]] = {}
     bar.reset(total=REPEATS * len(items))
     with torch.no_grad():
@@ -112,7 +112,7 @@ def _predicting(predictor: Ensemble | lpe.Cascade, inputs: Any) -> Callable[[], 
 
 
 def _prefixes(ensemble: Ensemble, inputs: Any, sizes: Sequence[int]) -> Callable[[], list[float]]:
-    """Seconds of the first n members, made and run, for each size; then of running them alone."""
+    """Return the seconds of the first n members, made and run, for each size; then of running them alone."""
 
     def seconds() -> list[float]:
         making, running = [], []
@@ -140,7 +140,7 @@ def timed_methods(
     inputs: Any,
     seed: int,
 ) -> list[Timed]:
-    """The single models, RTN, LPE-BSR and DE of one training seed.
+    """Return the single models, RTN, LPE-BSR and DE of one training seed.
 
     Args:
         own, larger: substrate and FP32 network; larger None: there is none. seed: the training seed.
@@ -182,7 +182,7 @@ def timed_cascades(
     seed: int,
     all_targets: bool,
 ) -> list[Timed]:
-    """The cascades of one training seed, for every target or for the share of the gain alone.
+    """Return the cascades of one training seed, for every target or for the share of the gain alone.
 
     Args:
         members: of each bit width, LPE-BSR and RTN. few: members of the smaller cascade.

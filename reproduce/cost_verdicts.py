@@ -1,4 +1,4 @@
-"""What the cost picture says: levels with intervals, the Pareto front, gains and shares of gains, as text."""
+"""The cost picture's verdicts as text: levels with intervals, the Pareto front, gains and shares of gains."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS = {"bernoulli": "independent", "coupled": "coupled"}
 
 @dataclass(frozen=True)
 class Picture:
-    """What a cost picture is of.
+    """The subject, sizes and labels of a cost picture.
 
     Args:
         substrate, larger: of the model, and of the next larger single one, if there is one.
@@ -46,7 +46,7 @@ KEY = ["substrate", "method", "number_system", "rounding", "size"]
 
 
 def _rows(table: pd.DataFrame) -> Iterable[Any]:
-    """Its rows, with the columns as attributes."""
+    """Yield a table's rows, with the columns as attributes."""
     return table.itertuples(index=False)
 
 
@@ -67,11 +67,11 @@ class Series:
         object.__setattr__(self, "_by_key", by_key)
 
     def keys(self) -> list[tuple[Any, ...]]:
-        """What was measured, in the record's order: the values of KEY."""
+        """List what was measured, in the record's order: the values of KEY."""
         return list(dict.fromkeys(key[:-1] for key in self._by_key))
 
     def rows(self, key: tuple[Any, ...], metric: str = "nll") -> pd.DataFrame:
-        """The columns value and memory_bits of a metric, indexed by unit.
+        """Return the columns value and memory_bits of a metric, indexed by unit.
 
         Raises:
             InputError: the record has none.
@@ -91,13 +91,13 @@ class Series:
         metric: str = "nll",
         substrate: str | None = None,
     ) -> pd.Series:
-        """The values of a metric, indexed by unit."""
+        """Return the values of a metric, indexed by unit."""
         key = (substrate or self.picture.substrate, method, number_system, rounding, size)
         return self.rows(key, metric)["value"]
 
 
 def levels(series: Series, times: pd.DataFrame) -> pd.DataFrame:
-    """A line a method and size: its metrics with intervals, and what it costs.
+    """Return a line a method and size: its metrics with intervals, and what it costs.
 
     A metric's level is FP32's mean plus the mean paired difference to FP32, over the units that both have, so
     that methods that were measured at fewer units can be compared; the interval is the difference's.
@@ -133,7 +133,7 @@ def levels(series: Series, times: pd.DataFrame) -> pd.DataFrame:
 
 
 def front(costs: np.ndarray, values: np.ndarray) -> list[int]:
-    """The Pareto front: places of the points that no other equals or undercuts in both, by cost."""
+    """Find the Pareto front: places of the points that no other equals or undercuts in both, by cost."""
     found: list[int] = []
     for place in sorted(range(len(costs)), key=lambda i: (costs[i], values[i])):
         if np.isfinite(costs[place]) and (not found or values[place] < values[found[-1]]):
@@ -142,7 +142,7 @@ def front(costs: np.ndarray, values: np.ndarray) -> list[int]:
 
 
 def share_of_gain(gained: np.ndarray, whole: np.ndarray) -> tuple[float, float, float]:
-    """The ratio of two mean gains and its 95 % interval, by Fieller's theorem.
+    """Return the ratio of two mean gains and its 95 % interval, by Fieller's theorem.
 
     Args:
         gained, whole: paired, one a unit [n].
@@ -169,7 +169,7 @@ def share_of_gain(gained: np.ndarray, whole: np.ndarray) -> tuple[float, float, 
 
 
 def gain_word(low: float, high: float) -> str:
-    """What an interval of a gain says."""
+    """Say in a word what an interval of a gain means."""
     if np.isnan(low):
         return "no interval from one"
     return "a gain" if low > 0 else "a loss" if high < 0 else "no gain told from 0"
@@ -182,12 +182,12 @@ def _with_interval(values: np.ndarray, digits: int, unit: str = "") -> str:
 
 
 def system_name(number_system: str) -> str:
-    """Such as "INT-5" of "int5"."""
+    """Return the name for readers, such as "INT-5" of "int5"."""
     return number_system.upper().replace("INT", "INT-")
 
 
 def gain_lines(series: Series, at: pd.DataFrame) -> list[str]:
-    """What each method, at its largest size, gains over FP32 and over RTN, and at what cost."""
+    """Say what each method, at its largest size, gains over FP32 and over RTN, and at what cost."""
     picture = series.picture
     base = at[(at["substrate"] == picture.substrate) & (at["method"] == FP32)].iloc[0]
     lines = [f"gain over FP32 in nats, 95 % intervals over {picture.unit[1]}; cost as a multiple of FP32's:"]
@@ -242,7 +242,7 @@ class CascadeFamily:
     whole: int
 
     def title(self) -> str:
-        """Such as "cascade from RTN to 20 coupled members, INT-4"."""
+        """Return the family's name for readers, such as "cascade from RTN to 20 coupled members, INT-4"."""
         if self.first == "DE":
             return f"cascade from the first to all {self.size} members of DE"
         kind = f"{self.size} {self.rounding} members, {system_name(self.number_system)}"
@@ -250,7 +250,7 @@ class CascadeFamily:
 
 
 def cascade_families(at: pd.DataFrame) -> list[CascadeFamily]:
-    """The cascades of a table of levels."""
+    """Return the cascades of a table of levels."""
     cascades = at[at["method"].str.startswith("cascade from ")]
     found: dict[CascadeFamily, None] = {}
     for row in _rows(cascades):
@@ -264,7 +264,7 @@ def cascade_families(at: pd.DataFrame) -> list[CascadeFamily]:
 
 
 def cascade_lines(series: Series, at: pd.DataFrame, times: pd.DataFrame) -> list[str]:
-    """What each cascade costs, and its share of the ensemble's gain over the first stage."""
+    """Say what each cascade costs, and its share of the ensemble's gain over the first stage."""
     lines = [
         f"cascades; windows tuned on validation examples for {HEADLINE} of all members over the first stage:"
     ]
@@ -308,12 +308,12 @@ def _family_lines(series: Series, at: pd.DataFrame, times: pd.DataFrame, family:
 
 
 def _all_networks(family: CascadeFamily) -> float:
-    """Networks an example where every example goes on."""
+    """Return how many networks an example takes where every example goes on."""
     return family.size + (family.first != "DE")
 
 
 def _time_at(networks: float, at: pd.DataFrame, family: CascadeFamily) -> str:
-    """Milliseconds per example at so many networks, between the cascades that were timed."""
+    """Return milliseconds per example at so many networks, between the cascades that were timed."""
     texts = []
     for column, how in (("ms", "made"), ("ms_kept", "kept")):
         if family.first == "DE" and how == "made":
@@ -325,7 +325,7 @@ def _time_at(networks: float, at: pd.DataFrame, family: CascadeFamily) -> str:
 
 
 def _timed_curve(at: pd.DataFrame, family: CascadeFamily, column: str) -> np.ndarray:
-    """(networks an example, milliseconds) [points, 2] of the first stage, the cascades, and everything."""
+    """Return (networks an example, milliseconds) [points, 2] of first stage, cascades and everything."""
     if family.first == "DE":
         first, whole = at[(at["method"] == "DE") & (at["size"] == 1)], at[at["method"] == "DE"]
     else:
@@ -341,13 +341,13 @@ def _timed_curve(at: pd.DataFrame, family: CascadeFamily, column: str) -> np.nda
 
 
 def _of_family(at: pd.DataFrame, family: CascadeFamily) -> pd.DataFrame:
-    """The cascades of a family."""
+    """Return the cascades of a family."""
     rows = at[(at["number_system"] == family.number_system) & (at["size"] == family.size)]
     return rows[rows["method"].str.startswith(f"cascade from {family.first}: ")]
 
 
 def crossings(points: Sequence[tuple[float, float]], level: float) -> tuple[float, float]:
-    """Where a polygon first reaches a level, and from where on it stays at or above it.
+    """Return where a polygon first reaches a level, and from where on it stays at or above it.
 
     Args:
         points: (x, y) by increasing x, the first below the level and the last at or above it.
@@ -361,14 +361,14 @@ def crossings(points: Sequence[tuple[float, float]], level: float) -> tuple[floa
 
 
 def _alone(series: Series, family: CascadeFamily, metric: str) -> pd.Series:
-    """The first stage's values."""
+    """Return the first stage's values."""
     if family.first == "RTN":
         return series.values("RTN", family.number_system, "nearest", metric=metric)
     return series.values(family.first, metric=metric)
 
 
 def _whole_gain(series: Series, family: CascadeFamily, metric: str) -> pd.Series:
-    """What the whole ensemble gains over the first stage."""
+    """Return what the whole ensemble gains over the first stage."""
     method = "DE" if family.first == "DE" else "LPE-BSR"
     key = (family.number_system, family.rounding, family.whole, metric)
     return (_alone(series, family, metric) - series.values(method, *key)).dropna()
@@ -403,7 +403,7 @@ def _milliseconds(times: pd.DataFrame, method: str, family: CascadeFamily, pictu
 
 
 def table_lines(at: pd.DataFrame, picture: Picture) -> list[str]:
-    """The points of the picture as rows of text, LPE-BSR at some sizes."""
+    """Return the points of the picture as rows of text, LPE-BSR at some sizes."""
     rows = []
     for row in _rows(at):
         tuned_otherwise = row.method.startswith("cascade") and not row.method.endswith(f": {HEADLINE}")

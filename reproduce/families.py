@@ -52,19 +52,19 @@ class Family:
 
 
 def deep_family(session: Session, seed: int, members: int | None = None) -> Family:
-    """DE: fine-tunings of one trunk with other heads and data orders."""
+    """Make DE: fine-tunings of one trunk with other heads and data orders."""
     points = [point(session, "SGD", seed, replica) for replica in range(members or session.scale.members)]
     ensemble = lpe.DeepEnsemble([p.net for p in points], backward_passes=_costs(points))
     return Family("DE", lambda _: ensemble)
 
 
 def _costs(points: list[Point]) -> list[int]:
-    """Backward passes that each point adds: the trunk, which they share, is the first one's."""
+    """List the backward passes that each point adds: the trunk, which they share, is the first one's."""
     return [p.backward_passes - (p.info["pre_training_passes"] if i else 0) for i, p in enumerate(points)]
 
 
 def multi_family(session: Session, seed: int, posterior: str) -> Family:
-    """MultiIVON or MultiSWAG: members drawn from several independent posteriors."""
+    """Make MultiIVON or MultiSWAG: members drawn from several independent posteriors."""
     scale = session.scale
     points = [point(session, posterior, seed, replica) for replica in range(scale.members)]
 
@@ -87,7 +87,7 @@ def _cycles(
     recipe: SnapshotTraining | CyclicalSGLDTraining,
     fit_cycle: Callable[[nn.Module, digits.Split, Any, int, Any], tuple[dict[str, Tensor], int]],
 ) -> tuple[list[Entry], nn.Module]:
-    """The store's entries of a cyclical run, each cycle going on from the one before; and the network.
+    """Return the store's entries of a cyclical run, each cycle going on from the last, and the network.
 
     ``fit_cycle`` trains the network for one cycle, in place, and returns what to keep and what it cost.
     """
@@ -121,19 +121,19 @@ def _batches(
     seed: int,
     cycle: int,
 ) -> Callable[[int], Iterator[digits.Split]]:
-    """epoch of the cycle → batches, another order in every cycle."""
+    """Return a function: epoch of the cycle → batches, in another order in every cycle."""
     whole_run = digits.batches(split, recipe.batch, seed, session.scale.jitter)
     return lambda epoch: whole_run(cycle * recipe.epochs_per_cycle + epoch)
 
 
 def _part(entry: Entry, part: str) -> dict[str, Tensor]:
-    """The tensors that a stored entry holds under "part/"."""
+    """Return the tensors that a stored entry holds under "part/"."""
     named = (key.split("/", 1) for key in entry.tensors)
     return {name: entry.tensors[f"{part}/{name}"] for head, name in named if head == part}
 
 
 def snapshot_family(session: Session, seed: int, recipe: SnapshotTraining | None = None) -> Family:
-    """SSE: snapshots at the ends of the cycles of one run."""
+    """Make SSE: snapshots at the ends of the cycles of one run."""
     recipe = recipe or session.scale.snapshot
 
     def fit_cycle(
@@ -153,7 +153,7 @@ def snapshot_family(session: Session, seed: int, recipe: SnapshotTraining | None
 
 
 def cyclical_sgld_family(session: Session, seed: int, recipe: CyclicalSGLDTraining | None = None) -> Family:
-    """CSGLD: samples from the ends of the cycles of one run."""
+    """Make CSGLD: samples from the ends of the cycles of one run."""
     recipe = recipe or session.scale.cyclical_sgld
     CyclicalSGLDCollector(recipe.epochs_per_cycle, recipe.samples_per_cycle).check(recipe.epochs_per_cycle)
 
@@ -203,7 +203,7 @@ def cyclical_sgld_family(session: Session, seed: int, recipe: CyclicalSGLDTraini
 
 
 def batch_ensemble_family(session: Session, seed: int, recipe: BatchEnsembleTraining | None = None) -> Family:
-    """BE: shared weights and every member's fast weights, fine-tuned together from the trunk."""
+    """Make BE: shared weights and every member's fast weights, fine-tuned together from the trunk."""
     recipe = recipe or session.scale.batch_ensemble
     members = session.scale.members
     net, before, trunk = start(session, seed)
@@ -245,7 +245,7 @@ def batch_ensemble_family(session: Session, seed: int, recipe: BatchEnsembleTrai
 
 
 def family(session: Session, name: str, seed: int) -> Family:
-    """The family of that name at a training seed."""
+    """Return the family of that name at a training seed."""
     make: dict[str, Callable[[], Family]] = {
         "DE": lambda: deep_family(session, seed),
         "SSE": lambda: snapshot_family(session, seed),
@@ -258,7 +258,7 @@ def family(session: Session, name: str, seed: int) -> Family:
 
 
 def with_low_precision(base: Ensemble, system: lpe.Int, members: int, seed: int) -> Ensemble:
-    """X + LPE-BSR: each member of X expanded into low precision members."""
+    """Make X + LPE-BSR: each member of X expanded into low precision members."""
     return lpe.Mixture(
         base,
         lambda net, first_member: lpe.LowPrecisionEnsemble(

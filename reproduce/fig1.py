@@ -76,7 +76,7 @@ TRAINED, NEAREST, NEIGHBOUR = "trained", "nearest", "neighbour"
 
 
 def wanted(session: Session) -> list[Unit]:
-    """The units that the figure shows: none, it measures a landscape only."""
+    """Return the units that the figure shows: none, it measures a landscape only."""
     return []
 
 
@@ -227,7 +227,7 @@ def _mark(axes: Axes, place: pd.Series, colour: str, marker: str, size: float) -
 
 
 def _neighbour(axes: Axes, trained: pd.Series, place: pd.Series) -> None:
-    """A grid point, its area by its probability, which is written on the side away from the trained point."""
+    """Draw a grid point, its area by its probability, which is written on the side off the trained point."""
     _mark(axes, place, panels.BLUE, "o", 12 + 90 * place["probability"])
     up = place["y_code"] >= trained["y_code"]
     right = place["x_code"] >= trained["x_code"]

@@ -38,7 +38,7 @@ METHODS = ("FP32", "FP32 + temperature", "RTN", "LPE-BSR", "BMA")
 
 
 def wanted(session: Session) -> list[Unit]:
-    """The units that the figure shows."""
+    """Return the units that the figure shows."""
     return units(POINTS, session.seeds)
 
 

@@ -51,7 +51,7 @@ CLOUD_COLUMNS = (
 
 
 def wanted(session: Session) -> list[Unit]:
-    """The units that the figure shows."""
+    """Return the units that the figure shows."""
     return units(POINTS, session.seeds)
 
 
@@ -117,7 +117,7 @@ STYLES = {
 def _landscape(
     figure: Figure, ax: Axes, grids: pd.DataFrame, clouds: pd.DataFrame, name: str, kind: str
 ) -> pd.DataFrame:
-    """Contours of one plane; returns the members projected on it."""
+    """Draw contours of one plane; return the members projected on it."""
     here = grids[(grids["point"] == name) & (grids["plane"] == kind) & (grids["metric"] == "nll")]
     table = here.pivot(index="y", columns="x", values="value")
     values = table.to_numpy()

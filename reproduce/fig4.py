@@ -44,7 +44,7 @@ STYLES = {
 
 
 def wanted(session: Session) -> list[Unit]:
-    """The units that the figure shows: claim C3's."""
+    """Return the units that the figure shows: claim C3's."""
     return units([DISAGREEMENT], session.claim_seeds)
 
 

@@ -42,7 +42,7 @@ THOUSAND = 1e3
 
 
 def units_of(session: Session, families: Sequence[str]) -> list[Unit]:
-    """The families, and the single FP32 model that they are compared with."""
+    """Return the units of the families, and of the single FP32 model that they are compared with."""
     return units(("SGD", *families), session.seeds)
 
 
@@ -65,7 +65,7 @@ def budget_panel(
     budget: str,
     labels: tuple[str, str],
 ) -> None:
-    """One metric of X and X + LPE-BSR against one budget, and the single FP32 model."""
+    """Draw one metric of X and X + LPE-BSR against one budget, and the single FP32 model."""
     column, factor = ("backward_passes", THOUSAND) if budget == "training" else ("memory_bits", MEGABIT)
     single = What(base.substrate, "SGD", FP32)
     reference = summary.values(single, metric)
@@ -116,7 +116,7 @@ def draw_budgets(
 
 
 def wanted(session: Session) -> list[Unit]:
-    """The units that the figure shows."""
+    """Return the units that the figure shows."""
     return units_of(session, FAMILIES)
 
 

@@ -45,7 +45,7 @@ METHODS = ("FP32", "LPE-BSR", "BMA")
 
 
 def wanted(session: Session) -> list[Unit]:
-    """The units that the figure shows: claim C5's."""
+    """Return the units that the figure shows: claim C5's."""
     return units(["IVON"], session.seeds)
 
 

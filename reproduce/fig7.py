@@ -44,7 +44,7 @@ COLUMNS_SHOWN = 3
 
 
 def wanted(session: Session[Any]) -> list[Unit]:
-    """The units that the figure shows: of table 6's CLIP at every training seed that it is measured at."""
+    """Return the units that the figure shows: table 6's CLIP at every training seed it is measured at."""
     compared = session.scale.compared_clip.removeprefix(f"{session.scale.name} ")
     return list(dict.fromkeys([*large_units(session), *units([compared], session.claim_seeds)]))
 
@@ -59,7 +59,7 @@ def compute(session: Session[Any]) -> dict[str, object]:
 
 
 def title_of(summary: Summary, substrate: str) -> str:
-    """Such as "CLIP-L, 0.14 M parameters" of "digits CLIP-L"; with its dtype where that is not float32."""
+    """Return "CLIP-L, 0.14 M parameters" of "digits CLIP-L", say; with its dtype unless that is float32."""
     parameters = summary.parameters(What(substrate, "SGD", FP32))
     name = summary.unrounded(substrate)
     dtype = "" if name == FP32 else f", {name}"
@@ -98,7 +98,7 @@ def _memory_panel(axes: Axes, summary: Summary, chosen: Reported, substrate: str
 
 
 def _gain_panel(axes: Axes, summary: Summary, chosen: Reported, substrates: Sequence[str]) -> None:
-    """NLL of the largest ensemble less FP32's, with its interval, against the number of parameters."""
+    """Draw the largest ensemble's NLL less FP32's, with its interval, against the number of parameters."""
     colour, marker = BIT_STYLES[chosen.large_bits]
     parameters, means, lows, highs = [], [], [], []
     for substrate in substrates:

@@ -34,11 +34,11 @@ from reproduce.scales import Scale, scale
 from reproduce.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
 
 BESIDE = 1.12
-"""Between two curves of one memory, as a factor."""
+"""Distance, as a factor, between two curves of one memory."""
 
 
 def wanted(session: Session) -> list[Unit]:
-    """The units that the figure shows."""
+    """Return the units that the figure shows."""
     return units(POINTS, session.seeds)
 
 
@@ -51,7 +51,7 @@ def compute(session: Session) -> dict[str, object]:
 
 
 def curves_of(chosen: Scale, point: str) -> list[tuple[What, str, str, str]]:
-    """What a point's panels show: (what, colour, marker, label)."""
+    """List what a point's panels show: (what, colour, marker, label)."""
     shown = [(What(chosen.substrate, point, "BMA"), *BMA_STYLE, "BMA, FP32")] if point != "SGD" else []
     for bits in chosen.bits:
         what = What(chosen.substrate, point, "LPE-BSR", f"int{bits}")
@@ -60,7 +60,7 @@ def curves_of(chosen: Scale, point: str) -> list[tuple[What, str, str, str]]:
 
 
 def generator_table(summary: Summary, what: What) -> pd.DataFrame:
-    """[sizes, (size, bits)]: the smallest thing from which the members can be drawn, mean over seeds."""
+    """Return [sizes, (size, bits)]: the smallest thing to draw the members from, mean over seeds."""
     rows = summary.every_size(what, "generator_bits")
     return rows.groupby("size")["value"].mean().rename("bits").reset_index()
 
@@ -116,7 +116,7 @@ def _generator_panel(axes: Axes, summary: Summary, chosen: Scale, point: str, re
 
 
 def _finish(axes: Axes, summary: Summary, chosen: Scale, point: str, curves: list[pd.DataFrame]) -> None:
-    """The single FP32 models as lines, the first with its cost; the limits of y."""
+    """Draw the single FP32 models as lines, the first with its cost; set the limits of y."""
     single = What(chosen.substrate, point, FP32)
     level = float(summary.values(single).mean())
     scaled = float(summary.values(What(chosen.substrate, point, SCALED)).mean())

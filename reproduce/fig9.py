@@ -22,7 +22,7 @@ FAMILIES = ("SSE", "DE", "MultiIVON")
 
 
 def wanted(session: Session) -> list[Unit]:
-    """The units that the figure shows."""
+    """Return the units that the figure shows."""
     return units_of(session, FAMILIES)
 
 

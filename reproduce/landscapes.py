@@ -31,7 +31,7 @@ CLOUD_COLUMNS = ("method", "member", "x", "y", "distance_from_plane", "distance_
 def grid_table(
     session: Session, surface: Surface, plane: Plane, xs: np.ndarray, ys: np.ndarray, data: str, what: str
 ) -> pd.DataFrame:
-    """The surface on a grid of a plane, one row a point and quantity: x, y, metric, value.
+    """Measure the surface on a grid of a plane, one row a point and quantity: x, y, metric, value.
 
     Every finished line of the grid is on disk, in the working records, named by the plane's own numbers; a
     killed run goes on with the next line. ``data`` says in words which images the surface sees, ``what`` is
@@ -67,7 +67,7 @@ def grid_table(
 def cloud_table(
     plane: Plane, members: Iterable[nn.Module], point: nn.Module, surface: Surface, method: str
 ) -> pd.DataFrame:
-    """Members projected on a plane: method, member, x, y, distance_from_plane, distance_from_point, nll.
+    """Project members on a plane: method, member, x, y, distance_from_plane, distance_from_point, nll.
 
     Distances and coordinates in L2 units of weight space, NLL in nats.
     """
@@ -96,7 +96,7 @@ Window = tuple[float, float, float, float]
 
 
 def window_around(places: Iterable[tuple[float, float]], margin: float) -> Window:
-    """The square around places in a plane: (lowest x, highest x, lowest y, highest y).
+    """Return the square around places in a plane: (lowest x, highest x, lowest y, highest y).
 
     Args:
         places: (x, y) of each. margin: on every side, as a fraction of their larger extent.
@@ -109,7 +109,7 @@ def window_around(places: Iterable[tuple[float, float]], margin: float) -> Windo
 
 
 def radial_lines(places: Sequence[tuple[float, float]], shape: Landscape) -> tuple[np.ndarray, np.ndarray]:
-    """Grid lines of a radial plane: even ones from the origin over the places, finer ones around the places.
+    """Return a radial plane's grid lines: even ones from the origin over the places, finer ones around these.
 
     Anchors lie close together at the end of a long way from the origin: an even grid of the whole plane
     would put two lines between them. The edges of ``window_around`` the places are lines, and so are the
@@ -138,7 +138,7 @@ def radial_lines(places: Sequence[tuple[float, float]], shape: Landscape) -> tup
 def radial_table(
     session: Session, surface: Surface, plane: Plane, anchors: Mapping[str, Tensor], data: str, what: str
 ) -> pd.DataFrame:
-    """The surface on a radial plane, on the lines of ``radial_lines``; see :func:`grid_table`.
+    """Measure the surface on a radial plane, on the lines of ``radial_lines``; see :func:`grid_table`.
 
     Args:
         anchors: name → weight vector, in the plane or projected on it.
@@ -172,7 +172,8 @@ class WeightPair:
     codes: tuple[float, float]
 
     def neighbours(self) -> dict[tuple[int, int], float]:
-        """Codes of the grid points that BSR can round to, one to four, and the probability of each.
+        """Return the codes of the grid points that BSR can round to, one to four, and the probability of
+        each.
 
         The two weights are rounded independently of each other, so the probabilities multiply.
         """
@@ -184,16 +185,16 @@ class WeightPair:
         return {(a, b): p * q for (a, p), (b, q) in itertools.product(*choices)}
 
     def nearest(self) -> tuple[int, int]:
-        """Codes of the grid point that RTN rounds to."""
+        """Return the codes of the grid point that RTN rounds to."""
         return round(self.codes[0]), round(self.codes[1])
 
     def place(self, codes: tuple[float, float]) -> tuple[float, float]:
-        """The two weights' values at these codes, as float32 holds them."""
+        """Return the two weights' values at these codes, as float32 holds them."""
         step = np.float32(self.step)
         return float(np.float32(codes[0]) * step), float(np.float32(codes[1]) * step)
 
     def plane(self, weights: Tensor) -> Plane:
-        """The plane of the two weights, whose coordinates are their values; all others as in ``weights``."""
+        """Return the two weights' plane, whose coordinates are their values; all others are ``weights``'."""
         origin, axes = weights.clone(), torch.zeros(2, len(weights), dtype=torch.float64)
         for axis, place in enumerate(self.places):
             origin[place] = 0.0
@@ -202,7 +203,7 @@ class WeightPair:
 
 
 def squared_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Mean over examples of each weight's squared gradient of the example's NLL: float64 [weights].
+    """Return the mean over examples of each weight's squared gradient of the NLL: float64 [weights].
 
     The diagonal of the empirical Fisher information, which stands in for the NLL's second derivatives; one
     backward pass an example. The order is ``weight_vector``'s.
@@ -218,7 +219,7 @@ def squared_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Tenso
 
 
 def rounding_pairs(model: nn.Module, system: Int, curvature: Tensor, count: int) -> list[WeightPair]:
-    """The pairs of weights whose random rounding should raise the NLL the most, the highest rise first.
+    """List the pairs of weights whose random rounding should raise the NLL the most, the highest first.
 
     To second order BSR raises the NLL by ½ · curvature · Δ² · p(1 − p) a weight, p its probability of going
     up: BSR has no bias, so the gradient adds nothing in the mean. Of every output channel the two weights
@@ -272,7 +273,7 @@ def rounding_pairs(model: nn.Module, system: Int, curvature: Tensor, count: int)
 
 
 def expected_rise(surface: Surface, weights: Tensor, pair: WeightPair) -> float:
-    """By how much rounding the pair at random raises the surface's NLL in the mean, measured; nats."""
+    """Measure by how much rounding the pair at random raises the surface's NLL in the mean; nats."""
     plane = pair.plane(weights)
     rounded = sum(
         probability * surface.measure(plane.at(*pair.place(codes)))["nll"]

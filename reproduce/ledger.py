@@ -34,7 +34,7 @@ OUTCOMES = ("holds", "fails", "undecided", "not run")
 
 
 def read_records(folder: Path, scale_name: str) -> tuple[pd.DataFrame, list[str]]:
-    """All rows of the records in a folder, each once.
+    """Read all rows of the records in a folder, each once.
 
     A file with another header (a landscape's grid, a table as it is printed) is no record.
 

@@ -30,7 +30,7 @@ TRAINING_CODE = (
 
 
 def config_of(session: Session, seed: int, size: str) -> dict[str, object]:
-    """All that determines the training of a Llama.
+    """Return all that determines the training of a Llama.
 
     Raises:
         InputError: a size that the scale does not have.
@@ -51,7 +51,9 @@ def config_of(session: Session, seed: int, size: str) -> dict[str, object]:
 
 
 def llama_point(session: Session, seed: int, size: str) -> Point:
-    """A ``LlamaForCausalLM`` trained on a seed's questions; ``arithmetic.tokenizer()`` is its tokenizer."""
+    """Return a ``LlamaForCausalLM`` trained on a seed's questions; ``arithmetic.tokenizer()`` is its
+    tokenizer.
+    """
     config = config_of(session, seed, size)
     shape, recipe = session.scale.llamas[size], session.scale.llama
 

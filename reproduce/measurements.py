@@ -1,4 +1,4 @@
-"""What is measured, in units that each find their trainings in the store, as rows of the record.
+"""Measures in units, which each find their trainings in the store, as rows of the record.
 
 Rounding seeds and posterior draws are averaged within a training seed: a row's value is the mean over
 ``scale.draws`` ensembles. NLL and ECE are kept at every size, the other metrics at the sizes that tables and
@@ -49,7 +49,7 @@ COST_RIVALS = "cost rivals"
 
 @dataclass(frozen=True)
 class Unit:
-    """What is trained and measured in one go.
+    """A unit of what is trained and measured in one go.
 
     Args:
         what: a point ("SGD", "SWAG", "IVON"), a family ("DE", …), a network of table 1 ("ViT-T", …), "scale
@@ -63,23 +63,23 @@ class Unit:
 
     @property
     def file(self) -> str:
-        """Name of its working record."""
+        """The name of its working record."""
         return f"{self.what.replace(' ', '-')}-seed{self.seed}.csv"
 
 
 def units(whats: Iterable[str], seeds: Iterable[int]) -> list[Unit]:
-    """Every pair, the seeds inside: units that stand together share no training."""
+    """List every pair as a unit, the seeds inside: units that stand together share no training."""
     seeds = list(seeds)
     return [Unit(what, seed) for what in whats for seed in seeds]
 
 
 def network_units(scale: Scale | PaperScale) -> list[str]:
-    """Names of the units of table 1's networks."""
+    """Return the names of the units of table 1's networks."""
     return [f"ViT-{size}" for size in scale.networks]
 
 
 def large_units(session: Session[Any]) -> list[Unit]:
-    """The units of figure 7's models."""
+    """Return the units of figure 7's models."""
     scale = session.scale
     return [
         *units([f"CLIP-{size}" for size in scale.clips], session.seeds),
@@ -88,37 +88,37 @@ def large_units(session: Session[Any]) -> list[Unit]:
 
 
 def clip_units(scale: Scale) -> list[str]:
-    """Names of the units of the digits CLIPs, the smallest first."""
+    """Return the names of the units of the digits CLIPs, the smallest first."""
     return [f"CLIP-{size}" for size in scale.clips]
 
 
 def draw_seed(training_seed: int, draw: int) -> int:
-    """The seed of a rounding or posterior draw: another for every training seed."""
+    """Return the seed of a rounding or posterior draw: another for every training seed."""
     return 1000 * training_seed + draw
 
 
 def reported_sizes(scale: Scale | PaperScale, most: int) -> list[int]:
-    """Sizes at which every metric is kept: the tables', the claims' and the largest."""
+    """Return the sizes at which every metric is kept: the tables', the claims' and the largest."""
     of_families = (scale.members, scale.expansion) if isinstance(scale, Scale) else ()
     chosen = {*scale.table_sizes, scale.claim_size, *of_families, most}
     return sorted(size for size in chosen if size <= most)
 
 
 class TestData(Protocol):
-    """What an ensemble is scored on."""
+    """The data that an ensemble is scored on."""
 
     def evaluate(self, ensemble: Ensemble, calibrated: Collection[int]) -> pd.DataFrame:
-        """A row per size 1 … M with the columns MEASURED, the calibrated NLL at some sizes."""
+        """Return a row per size 1 … M with the columns MEASURED, the calibrated NLL at some sizes."""
         ...
 
     def evaluate_scaled(self, ensemble: Ensemble) -> dict[str, float]:
-        """Metrics of the whole ensemble at a temperature that was fitted on other examples."""
+        """Return the metrics of the whole ensemble at a temperature that was fitted on other examples."""
         ...
 
 
 @dataclass(frozen=True)
 class Classification:
-    """Batches (inputs, class indices), read anew for each ensemble.
+    """Test data of batches (inputs, class indices), read anew for each ensemble.
 
     Args:
         test: scored. validation: for the temperature.
@@ -128,22 +128,22 @@ class Classification:
     validation: Iterable[Any]
 
     def evaluate(self, ensemble: Ensemble, calibrated: Collection[int]) -> pd.DataFrame:
-        """A row per size; see :func:`lpe.evaluate`."""
+        """Return a row per size; see :func:`lpe.evaluate`."""
         return lpe.evaluate(ensemble, self.test, calibrated=calibrated)
 
     def evaluate_scaled(self, ensemble: Ensemble) -> dict[str, float]:
-        """Metrics of the whole ensemble at the temperature of the validation batches."""
+        """Return the metrics of the whole ensemble at the temperature of the validation batches."""
         return evaluate_temperature_scaled(ensemble, self.test, self.validation)
 
 
 def digits_data(seed: int) -> Classification:
-    """The test and validation images of a training seed, one batch each."""
+    """Return the test and validation images of a training seed, one batch each."""
     data = digits.load(seed)
     return Classification([data.test], [data.validation])
 
 
 class Measurer:
-    """Writes the rows of one unit: what all of them have in common, and what is there already.
+    """A writer of the rows of one unit: what all of them have in common, and what is there already.
 
     Args:
         data: what is scored; None: the digits images of the unit's seed.
@@ -170,7 +170,7 @@ class Measurer:
         }
 
     def lacks(self, method: str, system: str = "fp32", rounding: str = "", **further: object) -> bool:
-        """Whether there are no rows of this method yet; ``further`` columns narrow them."""
+        """Tell whether there are no rows of this method yet; ``further`` columns narrow them."""
         keys = {**self.common, "method": method, "number_system": system, "rounding": rounding}
         return not self.records.has(**keys, **further)
 
@@ -219,7 +219,7 @@ class Measurer:
         self.add(method, system, rounding, rows)
 
     def file_bytes(self, method: str, system: str, rounding: str, make: Callable[[int], Ensemble]) -> None:
-        """The bytes of real files of ensembles of the tables' sizes, at training seed 0."""
+        """Measure the bytes of real files of ensembles of the tables' sizes, at training seed 0."""
         keys = {**self.common, "method": method, "number_system": system, "rounding": rounding}
         if self.seed or self.records.has(**keys, metric="file_bytes"):
             return
@@ -240,7 +240,7 @@ class Measurer:
         self.add(method, system, rounding, rows)
 
     def single(self, net: nn.Module, backward_passes: int) -> None:
-        """The single model, as it is and with temperature scaling (fitted on validation examples).
+        """Measure the single model, as it is and with temperature scaling (fitted on validation examples).
 
         It is called by its dtype: FP32, BF16 …
         """
@@ -255,7 +255,7 @@ class Measurer:
             self.add(scaled_name(name), name.lower(), "", rows)
 
     def parameters(self, net: nn.Module) -> None:
-        """How many parameters the single model has."""
+        """Record how many parameters the single model has."""
         name = dtype_name(net)
         if self.lacks(name, name.lower(), metric=PARAMETERS):
             costs = {"memory_bits": lpe.DeepEnsemble([net]).memory_bits(), "backward_passes": 0}
@@ -265,7 +265,7 @@ class Measurer:
     def low_precision(
         self, net: nn.Module, systems: Iterable[Systems], size: int, backward_passes: int
     ) -> None:
-        """RTN and LPE-BSR of a network under several number systems."""
+        """Measure RTN and LPE-BSR of a network under several number systems."""
         for system in systems:
             for method, rounding, members in (("RTN", "nearest", 1), ("LPE-BSR", "bernoulli", size)):
 
@@ -280,7 +280,7 @@ class Measurer:
 
 
 def measure_point(session: Session, unit: Unit) -> None:
-    """The methods on one point of one training seed."""
+    """Measure the methods on one point of one training seed."""
     scale = session.scale
     solution = point(session, unit.what, unit.seed)
     measurer = Measurer(session, unit, solution.name)
@@ -302,7 +302,7 @@ def measure_point(session: Session, unit: Unit) -> None:
 
 
 def _tuned_rivals(measurer: Measurer, solution: Point, std: float, rate: float) -> None:
-    """The training-free ensembles that are tuned: noise of one std, and dropout."""
+    """Measure the training-free ensembles that are tuned: noise of one std, and dropout."""
     scale = measurer.scale
     noisy = partial(lpe.GaussianEnsemble, solution.net, lpe.Int(scale.best_bits), scale.size)
     measurer.measure("Gaussian", "fp32", "", _budgeted(solution, partial(noisy, std=std)))
@@ -311,7 +311,7 @@ def _tuned_rivals(measurer: Measurer, solution: Point, std: float, rate: float) 
 
 
 def _budgeted(solution: Point, make: Callable[[int], Ensemble]) -> Callable[[int], Ensemble]:
-    """``make``, the point's training budget set: whatever the size, it is the one training."""
+    """Return ``make`` with the point's training budget set: whatever the size, it is the one training."""
 
     def made(number: int) -> Ensemble:
         ensemble = make(number)
@@ -331,7 +331,7 @@ def _low_precision_of(net: nn.Module, system: lpe.Int, size: int) -> Ensemble:
 
 
 def measure_family(session: Session, unit: Unit) -> None:
-    """A family, and it with each member expanded into low precision members."""
+    """Measure a family, and the family with each member expanded into low precision members."""
     scale = session.scale
     measurer = Measurer(session, unit, unit.what)
     made: Family = family(session, unit.what, unit.seed)
@@ -348,7 +348,7 @@ def measure_family(session: Session, unit: Unit) -> None:
 
 
 def measure_network(session: Session, unit: Unit) -> None:
-    """RTN against LPE-BSR at every bit width, on one of table 1's networks."""
+    """Measure RTN against LPE-BSR at every bit width, on one of table 1's networks."""
     scale = session.scale
     shape = scale.networks[unit.what.removeprefix("ViT-")]
     own = replace(session, scale=replace(scale, network=shape))
@@ -360,7 +360,7 @@ def measure_network(session: Session, unit: Unit) -> None:
 
 
 def measure_clip(session: Session, unit: Unit) -> None:
-    """RTN and LPE-BSR on a zero-shot digits CLIP; on the largest, table 6's, its tuned rivals too."""
+    """Measure RTN and LPE-BSR on a zero-shot digits CLIP; on table 6's, the largest, its tuned rivals too."""
     scale = session.scale
     solution = clip_point(session, unit.seed, unit.what.removeprefix("CLIP-"))
     splits = captioned_digits.load(unit.seed)
@@ -376,7 +376,7 @@ def measure_clip(session: Session, unit: Unit) -> None:
 
 
 def measure_llama(session: Session, unit: Unit) -> None:
-    """RTN and LPE-BSR on a small Llama, whose questions go through lm-eval."""
+    """Measure RTN and LPE-BSR on a small Llama, whose questions go through lm-eval."""
     scale = session.scale
     solution = llama_point(session, unit.seed, unit.what.removeprefix("Llama-"))
     data = arithmetic_questions(unit.seed)
@@ -388,7 +388,7 @@ def measure_llama(session: Session, unit: Unit) -> None:
 
 
 def measure_axes(session: Session, unit: Unit) -> None:
-    """RTN against LPE-BSR under other scale axes and number systems, on the default network."""
+    """Measure RTN against LPE-BSR under other scale axes and number systems, on the default network."""
     scale = session.scale
     solution = point(session, "SGD", unit.seed)
     measurer = Measurer(session, unit, "SGD", f"{scale.substrate}, {AXES}")
@@ -400,7 +400,7 @@ def measure_axes(session: Session, unit: Unit) -> None:
 
 
 def measure_disagreement(session: Session, unit: Unit) -> None:
-    """Share of test images on which another network decides otherwise than the first SSE snapshot.
+    """Measure the share of test images on which another network decides otherwise than SSE's first snapshot.
 
     The others: the second snapshot (number system fp32), and low precision members of the first (their mean).
     """
@@ -434,7 +434,7 @@ def measure_disagreement(session: Session, unit: Unit) -> None:
 
 @torch.no_grad()
 def _decisions(net: nn.Module, images: Tensor) -> Tensor:
-    """The predicted class of each image."""
+    """Return the predicted class of each image."""
     predicted: Tensor = net(images).argmax(-1)
     return predicted
 
@@ -481,7 +481,7 @@ def measure_all(session: Session[Any], wanted: Iterable[Unit]) -> None:
 
 
 def posterior_stds(session: Session, names: Iterable[str]) -> dict[str, float]:
-    """Each point's median posterior std where training reports one, by "NAME seed S"; printed."""
+    """Return, and print, each point's median posterior std where training reports one, by "NAME seed S"."""
     stds = {}
     for name in names:
         for seed in session.seeds:
@@ -493,7 +493,7 @@ def posterior_stds(session: Session, names: Iterable[str]) -> dict[str, float]:
 
 
 def rows_of(session: Session[Any], wanted: Iterable[Unit]) -> pd.DataFrame:
-    """The rows of these units, in the record's order."""
+    """Return the rows of these units, in the record's order."""
     tables = [Records(session.working / unit.file).select() for unit in wanted]
     table = pd.concat([t for t in tables if len(t)], ignore_index=True)
     return table.sort_values(list(COLUMNS[:9]), ignore_index=True)
@@ -515,7 +515,7 @@ def selected(
     every_size: Collection[str] = ("nll",),
     methods: Collection[str] | None = None,
 ) -> pd.DataFrame:
-    """The rows of these units that a figure is drawn from, of some methods or all; mirrored in W&B.
+    """Return the rows of these units that a figure is drawn from, of some methods or all; mirrored in W&B.
 
     The metrics of ``every_size`` at every size, the others where all metrics are reported: enough for the
     curves and the tables, and a tenth of the file.

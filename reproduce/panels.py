@@ -1,4 +1,4 @@
-"""Drawing that figures share: style, colours, labels, intervals, landscapes and the files."""
+"""Drawing shared by figures: style, colours, labels, intervals, landscapes and the files."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ _STYLE: dict[Any, Any] = {
 
 
 def style() -> AbstractContextManager[None]:
-    """The figures' fonts, lines and layout, for the time of a ``with``."""
+    """Set the figures' fonts, lines and layout, for the time of a ``with``."""
     return plt.rc_context(_STYLE)
 
 
 def read_record(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """A record as a table; InputError if it lacks a column or cannot be read."""
+    """Read a record as a table; InputError if it lacks a column or cannot be read."""
     try:
         table = pd.read_csv(path, keep_default_na=False)
     except (OSError, ValueError) as error:
@@ -107,7 +107,7 @@ def paired_curve(
     marker: str,
     **equal: object,
 ) -> None:
-    """Mean over training seeds against size, with the interval of the paired difference to a reference.
+    """Draw the mean over training seeds against size, with its paired difference's interval to a reference.
 
     Args:
         record: long-form rows. reference: a value per training seed (the single FP32 model's).
@@ -140,7 +140,7 @@ def contours(
     levels: np.ndarray,
     label: str,
 ) -> None:
-    """Filled contours with labelled lines and a colour bar.
+    """Draw filled contours with labelled lines and a colour bar.
 
     Args:
         values: [ys, xs]. levels: increasing. label: the colour bar's, with the unit.
@@ -185,7 +185,7 @@ def nll_panel(
     bma_style: tuple[str, str],
     name: str = "FP32",
 ) -> None:
-    """NLL against ensemble size of one point: BMA, LPE-BSR by bit width, and the single models as lines.
+    """Draw NLL against size at one point: BMA, LPE-BSR by bit width, and the single models as lines.
 
     Args:
         nll: the point's rows of metric "nll". single: the unrounded model's NLL per training seed.
@@ -207,14 +207,16 @@ def nll_panel(
 
 
 def nll_levels(values: np.ndarray) -> np.ndarray:
-    """Contour levels for NLL: even in the logarithm, from the smallest value to the largest or 5 nats."""
+    """Return contour levels for NLL: even in the logarithm, from the smallest value to the largest, or 5
+    nats.
+    """
     low = max(float(values.min()), 1e-3)
     high = min(float(values.max()), 5.0)
     return np.geomspace(low, max(high, 1.01 * low), 13)
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes], rename: Mapping[str, str] | None = None) -> None:
-    """One legend under the figure with each label of the panels once."""
+    """Draw one legend under the figure with each label of the panels once."""
     handles: dict[str, Artist] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
@@ -227,7 +229,7 @@ def legend_below(figure: Figure, axes: Sequence[Axes], rename: Mapping[str, str]
 
 
 def budget_table(rows: pd.DataFrame, reference: pd.Series, budget: str) -> pd.DataFrame:
-    """A curve against a budget: a line a size, from rows of one method and metric.
+    """Tabulate a curve against a budget: a line a size, from rows of one method and metric.
 
     Args:
         rows: long-form rows. reference: a value per training seed (the single FP32 model's).
@@ -254,7 +256,7 @@ def budget_table(rows: pd.DataFrame, reference: pd.Series, budget: str) -> pd.Da
 
 
 def all_paid_for(curve: pd.DataFrame) -> pd.DataFrame:
-    """Of the sizes that cost the same training, the largest: every member of the bases trained so far."""
+    """Keep the largest of the sizes that cost the same training: every member of the bases trained so far."""
     return curve.drop_duplicates("budget", keep="last").reset_index(drop=True)
 
 
@@ -276,7 +278,7 @@ def draw_budget(
 def single_models(
     axes: Axes, cost: float, level: float, scaled: float, where: str, name: str = "FP32"
 ) -> None:
-    """The single model as a line with a star at its cost, and it with temperature scaling as a line.
+    """Draw the single model as a line with a star at its cost, and with temperature scaling as a line.
 
     Args:
         cost: on the x axis. level, scaled: their values. where: the star's place in words, for the legend.
@@ -332,7 +334,7 @@ def limit_values(axes: Axes, curves: Sequence[pd.DataFrame], lines: Sequence[flo
 
 
 def memory_axis(axes: Axes, label: str = "memory (Mbit)") -> None:
-    """A logarithmic x axis in Mbit, with plain numbers at 1, 2 and 5 times the powers of ten."""
+    """Make x a logarithmic axis in Mbit, with plain numbers at 1, 2 and 5 times the powers of ten."""
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -341,7 +343,7 @@ def memory_axis(axes: Axes, label: str = "memory (Mbit)") -> None:
 
 
 def legend_in_columns(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
-    """``legend_below`` in a given number of columns, for entries too wide for its choice."""
+    """Draw ``legend_below`` in a given number of columns, for entries too wide for its choice."""
     legend_below(figure, axes)
     (chosen,) = figure.legends
     handles = [handle for handle in chosen.legend_handles if handle is not None]
@@ -354,7 +356,7 @@ def legend_in_columns(figure: Figure, axes: Sequence[Axes], columns: int) -> Non
 
 
 def field(grid: pd.DataFrame, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """xs, ys and values [ys, xs] of one metric of a landscape's record; InputError where it has none."""
+    """Return xs, ys and values [ys, xs] of a metric of a landscape's record; InputError without any."""
     rows = grid[grid["metric"] == metric]
     if rows.empty:
         raise InputError(f"the landscape's record has no metric {metric!r}; run without --plot-only")
@@ -363,13 +365,13 @@ def field(grid: pd.DataFrame, metric: str) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def even_levels(values: np.ndarray) -> np.ndarray:
-    """Up to 20 round contour levels, evenly spaced, over the range of the values."""
+    """Return up to 20 round contour levels, evenly spaced, over the range of the values."""
     levels = MaxNLocator(19, steps=[1, 2, 5, 10]).tick_values(float(values.min()), float(values.max()))
     return np.asarray(levels)
 
 
 def round_levels(low: float, high: float, digits: Sequence[float] = (1, 2, 5)) -> np.ndarray:
-    """Contour levels d · 10ᵏ, d of ``digits``: from the last at or below ``low`` to the last below ``high``.
+    """Return contour levels d · 10ᵏ, d of ``digits``: from the last ≤ ``low`` to the last below ``high``.
 
     Args:
         low, high: 0 < low. At least two levels come back.
@@ -392,7 +394,7 @@ def filled_contours(
     named: Sequence[float] = (),
     clear: Sequence[tuple[float, float]] = (),
 ) -> ContourSet:
-    """Filled contours, one colour between two levels, with thin lines at the levels.
+    """Draw filled contours, one colour between two levels, with thin lines at the levels.
 
     Args:
         values: [ys, xs]. levels: increasing. colours: a colour map's name. named: levels that get a label.
@@ -421,7 +423,7 @@ def filled_contours(
 
 
 def colour_bar(figure: Figure, filled: ContourSet, axes: Axes, label: str, ticks: np.ndarray) -> None:
-    """A colour bar in axes of its own; ``label`` has the unit."""
+    """Draw a colour bar in axes of its own; ``label`` has the unit."""
     bar = figure.colorbar(filled, cax=axes)
     bar.set_ticks(list(ticks), labels=[f"{level:g}" for level in ticks])
     bar.ax.tick_params(labelsize=5.5, length=2)
@@ -430,7 +432,7 @@ def colour_bar(figure: Figure, filled: ContourSet, axes: Axes, label: str, ticks
 
 
 def outlined(axes: Axes, x: float, y: float, text: str, offset: tuple[float, float]) -> None:
-    """Small text beside a place, legible on any colour; ``offset`` of its middle in points."""
+    """Write small text beside a place, legible on any colour; ``offset`` of its middle in points."""
     axes.annotate(
         text,
         (x, y),
@@ -486,7 +488,7 @@ def radial_landscape(
     images: int,
     clouds: Mapping[str, tuple[str, pd.DataFrame]] | None = None,
 ) -> Figure:
-    """Two rows of four panels: the loss on a radial plane and around its anchors, and what changes from each.
+    """Draw two rows of four panels: the loss on a radial plane, around its anchors, and changes from each.
 
     (a) the loss on the whole plane, with a square around the anchors; (e) the loss in that square; (b–d)
     disagreement with each anchor in it; (f–h) KL divergence from each.
@@ -575,7 +577,7 @@ def radial_landscape(
 
 
 def _enlarged(axes: Axes, centre: Anchor, clouds: Mapping[str, tuple[str, pd.DataFrame]]) -> None:
-    """An inset around an anchor: members of methods projected on the plane, in offsets from the anchor."""
+    """Draw an inset around an anchor: members projected on the plane, in offsets from the anchor."""
     x, y = centre.place
     inset = axes.inset_axes((0.04, 0.34, 0.5, 0.62))
     reach = 0.0
@@ -600,7 +602,7 @@ def _enlarged(axes: Axes, centre: Anchor, clouds: Mapping[str, tuple[str, pd.Dat
 def anchors_of(
     members: pd.DataFrame, styles: Mapping[str, tuple[str, str]], legends: Mapping[str, str]
 ) -> list[Anchor]:
-    """The anchors of a landscape: the first member of each method in its record of members.
+    """Find the anchors of a landscape: the first member of each method in its record of members.
 
     Args:
         styles: method → (colour, marker). legends: method → what the legend says, where not its name.

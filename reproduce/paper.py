@@ -39,7 +39,7 @@ class PaperModel:
 
 @dataclass(frozen=True)
 class PaperData:
-    """Where test data comes from.
+    """The source of test data.
 
     Args:
         what: in words. licence: its terms. place: a folder below the data folder; or hub: a data set of the
@@ -133,13 +133,13 @@ class PaperScale:
 
     @property
     def models(self) -> dict[str, PaperModel]:
-        """Every model by the unit that measures it, such as "ViT-B", "CLIP-L" or "Llama-8B"."""
+        """Every model by the name of the unit that measures it, such as "ViT-B", "CLIP-L" or "Llama-8B"."""
         kinds = {"ViT": self.networks, "CLIP": self.clips, "Llama": self.llamas}
         return {f"{kind}-{size}": model for kind, of in kinds.items() for size, model in of.items()}
 
     @property
     def figures(self) -> dict[str, tuple[str, ...]]:
-        """What the scale renders, and from which models."""
+        """The figures that the scale renders, and the models of each."""
         large = tuple(name.removeprefix(f"{self.name} ") for name in self.large_networks[""])
         networks = tuple(f"ViT-{size}" for size in self.networks)
         return {"fig7": large, "table1": networks, "table3": large, "table6": large[:1]}
@@ -149,31 +149,31 @@ PAPER = PaperScale()
 
 
 def any_scale(name: str) -> Scale | PaperScale:
-    """The scale of that name, ``paper`` among them; InputError for another."""
+    """Return the scale of that name, ``paper`` among them; InputError for another."""
     if name != PAPER.name and name not in SCALES:
         raise InputError(f"unknown scale {name!r}; there are {', '.join([*SCALES, PAPER.name])}")
     return PAPER if name == PAPER.name else scale(name)
 
 
 def check_at_paper(figures: Iterable[str], scale_name: str) -> None:
-    """InputError for a figure that the scale ``paper`` does not have."""
+    """Raise InputError for a figure that the scale ``paper`` does not have."""
     for figure in figures:
         if scale_name == PAPER.name and figure not in PAPER.figures:
             raise InputError(f"{figure} needs trainings; scale {PAPER.name} has {', '.join(PAPER.figures)}")
 
 
 def pretrained_device() -> torch.device:
-    """Where pre-trained models run: the GPU where there is one."""
+    """Return the device of pre-trained models: the GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def data_folder() -> Path:
-    """Where the data of the scale ``paper`` lies: LPE_DATA, else data/ in the repository."""
+    """Return the folder of the scale ``paper``'s data: LPE_DATA, else data/ in the repository."""
     return Path(os.environ.get("LPE_DATA") or REPOSITORY / "data")
 
 
 def all_there(figure: str, chosen: PaperScale) -> bool:
-    """Print what a figure needs, and on stderr a line for each piece that is missing; whether none is."""
+    """Print what a figure needs, on stderr a line for each missing piece; tell whether there is none."""
     models = {name: chosen.models[name] for name in chosen.figures[figure]}
     print(f"{figure} at scale {chosen.name} needs")
     for name, model in models.items():
@@ -211,7 +211,7 @@ def _shown(path: Path) -> str:
 
 
 def _missing_weights(name: str, model: PaperModel) -> str:
-    """What is to be done for a model's weights; "" where they are there."""
+    """Say what is to be done for a model's weights; "" where they are there."""
     repository, files = hub_files(model.source)
     if any(_cached(repository, file, "model") for file in files):
         return ""
@@ -222,7 +222,7 @@ def _missing_weights(name: str, model: PaperModel) -> str:
 
 
 def hub_files(source: str) -> tuple[str, tuple[str, ...]]:
-    """The hub repository of a model, and the files any of which says that its weights are there."""
+    """Return a model's hub repository, and the files any of which says that its weights are there."""
     kind, _, tag = source.partition("/")
     if kind == "timm":
         return f"timm/{tag}", ("model.safetensors", "pytorch_model.bin")
@@ -236,7 +236,7 @@ def hub_files(source: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _missing_data(data: PaperData) -> str:
-    """What is to be done for test data; "" where it is there."""
+    """Say what is to be done for test data; "" where it is there."""
     named = f"{data.what} ({data.licence})"
     if data.place:
         folder = data_folder() / data.place

@@ -54,7 +54,7 @@ def _rendered(figure: str, arguments: list[str]) -> Rendered:
 
 @dataclass(frozen=True)
 class Rendered:
-    """How the script of a figure or table ended: exit code, seconds, and what it printed."""
+    """The end of a figure's or table's script: exit code, seconds, and what it printed."""
 
     figure: str
     code: int
@@ -76,7 +76,7 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes, started afresh: a forked one would hang in torch's thread pools."""
+    """Start a pool of processes afresh: a forked one would hang in torch's thread pools."""
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent)
     try:

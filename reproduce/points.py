@@ -55,18 +55,18 @@ class Point:
 
 
 REPLICAS = 1_000_000
-"""What lies between the seeds of two fine-tunings of one training seed: above any number of seeds."""
+"""Distance between the seeds of two fine-tunings of one training seed: above any number of seeds."""
 
 
 def fine_tuning_seed(seed: int, replica: int) -> int:
-    """Seed of the head and of the data order of a fine-tuning; replica 0 has the training seed itself."""
+    """Return the seed of a fine-tuning's head and data order; replica 0 has the training seed itself."""
     return seed + REPLICAS * replica
 
 
 def config_of(
     session: Session, phase: str, seed: int, recipe: object, start: object = None, replica: int = 0
 ) -> dict[str, object]:
-    """All that determines a training."""
+    """Return all that determines a training."""
     packages = {name: importlib.metadata.version(name) for name in ("torch", "timm", "ivon-opt", "numpy")}
     return {
         "phase": phase,
@@ -89,7 +89,7 @@ def trained(
     epochs: int,
     fit: Callable[[Callable[[Mapping[str, float]], None]], tuple[dict[str, Tensor], dict[str, Any]]],
 ) -> Entry:
-    """The entry of a training: stored, or made by ``fit`` with a progress bar and its curve in W&B."""
+    """Return the entry of a training: stored, or made by ``fit`` with a progress bar and its curve in W&B."""
     replica = f" {config['replica']}" if config["replica"] else ""
     phase = f"{config['phase']}{replica}"
     label = f"seed {config['seed']}: {phase}"
@@ -109,7 +109,7 @@ def trained(
 
 
 def _pre_trained(session: Session, seed: int) -> tuple[Entry, dict[str, object]]:
-    """The trunk after the auxiliary task on the training images."""
+    """Return the trunk after the auxiliary task on the training images."""
     recipe = session.scale.pre_training
     config = config_of(session, "pre-training", seed, recipe)
 
@@ -129,7 +129,7 @@ def _pre_trained(session: Session, seed: int) -> tuple[Entry, dict[str, object]]
 
 
 def start(session: Session, seed: int, replica: int = 0) -> tuple[nn.Module, int, dict[str, object]]:
-    """A network with the pre-trained trunk and a new head, the trunk's backward passes and configuration."""
+    """Return a network of pre-trained trunk and new head, the trunk's backward passes and configuration."""
     entry, config = _pre_trained(session, seed)
     net = digits.network(session.scale.network, digits.CLASSES, fine_tuning_seed(seed, replica))
     missing = net.load_state_dict(entry.tensors, strict=False)
@@ -138,14 +138,14 @@ def start(session: Session, seed: int, replica: int = 0) -> tuple[nn.Module, int
 
 
 def loaded(session: Session, seed: int, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The network with these weights, in eval mode."""
+    """Return the network with these weights, in eval mode."""
     net = digits.network(session.scale.network, digits.CLASSES, seed)
     net.load_state_dict(dict(weights))
     return net.eval()
 
 
 def sgd_optimizer(net: nn.Module, recipe: SGDTraining | SnapshotTraining) -> torch.optim.SGD:
-    """SGD with the recipe's momentum and weight decay."""
+    """Make SGD with the recipe's momentum and weight decay."""
     return torch.optim.SGD(
         net.parameters(),
         lr=recipe.learning_rate,
@@ -156,7 +156,7 @@ def sgd_optimizer(net: nn.Module, recipe: SGDTraining | SnapshotTraining) -> tor
 
 
 def sgd_point(session: Session, seed: int, recipe: SGDTraining | None = None, replica: int = 0) -> Point:
-    """The point estimate of SGD."""
+    """Return the point estimate of SGD."""
     recipe = recipe or session.scale.sgd
     net, before, trunk = start(session, seed, replica)
     order = fine_tuning_seed(seed, replica)
@@ -188,7 +188,7 @@ def sgd_point(session: Session, seed: int, recipe: SGDTraining | None = None, re
 
 
 def swag_point(session: Session, seed: int, recipe: SWAGTraining | None = None, replica: int = 0) -> Point:
-    """SWAG's mean and posterior."""
+    """Return SWAG's mean and posterior."""
     recipe = recipe or session.scale.swag
     SWAGCollector(recipe.rank, recipe.start_epoch).check(recipe.sgd.epochs)
     net, before, trunk = start(session, seed, replica)
@@ -232,7 +232,7 @@ def swag_point(session: Session, seed: int, recipe: SWAGTraining | None = None, 
 
 
 def ivon_point(session: Session, seed: int, recipe: IVONTraining | None = None, replica: int = 0) -> Point:
-    """IVON's mean and posterior."""
+    """Return IVON's mean and posterior."""
     recipe = recipe or session.scale.ivon
     net, before, trunk = start(session, seed, replica)
     order = fine_tuning_seed(seed, replica)
@@ -280,7 +280,7 @@ def ivon_point(session: Session, seed: int, recipe: IVONTraining | None = None, 
 
 
 def point(session: Session, name: str, seed: int, replica: int = 0) -> Point:
-    """The point of that name at a training seed; replicas share its trunk."""
+    """Return the point of that name at a training seed; replicas share its trunk."""
     if name == "SGD":
         return sgd_point(session, seed, replica=replica)
     if name == "SWAG":

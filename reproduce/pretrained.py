@@ -40,7 +40,7 @@ class Loaded:
 
 
 def load(scale: PaperScale, model: PaperModel) -> Loaded:
-    """A model and its data.
+    """Load a model and its data.
 
     Raises:
         InputError: a piece that is missing or damaged.
@@ -87,7 +87,7 @@ def load(scale: PaperScale, model: PaperModel) -> Loaded:
 
 
 def measure_pretrained(session: Session[PaperScale], unit: Unit) -> None:
-    """The training-free methods on one checkpoint, as the figures and tables of the scale need them."""
+    """Measure the training-free methods on one checkpoint, as the scale's figures and tables need them."""
     scale = session.scale
     model = scale.models[unit.what]
     loaded = load(scale, model)
@@ -124,7 +124,7 @@ def _description(session: Session[PaperScale], name: str) -> Path:
 
 
 def descriptions(session: Session[PaperScale], figure: str) -> dict[str, object]:
-    """How each model of a figure sees its data, as it was when it was measured."""
+    """Return how each model of a figure sees its data, as it was when it was measured."""
     return {
         name: json.loads(_description(session, name).read_text(encoding="utf-8"))
         for name in session.scale.figures[figure]
@@ -142,6 +142,6 @@ def _dropout(net: nn.Module, rate: float, size: int, seed: int) -> Ensemble:
 def tuned(
     make: Callable[[float, int, int], Ensemble], grid: tuple[float, ...], size: int, data: TestData
 ) -> float:
-    """The value whose ensemble has the least NLL on the data."""
+    """Find the value whose ensemble has the least NLL on the data."""
     losses = [float(data.evaluate(make(value, size, 0), ())["nll"].iloc[-1]) for value in grid]
     return grid[int(np.argmin(losses))]

@@ -34,7 +34,7 @@ CLASSES, TEMPLATES = 20, 3
 """Class names and templates of the zero-shot head: all of them are 80,000 texts, hours of a CPU."""
 QUESTIONS = 4
 HEADROOM = 0.75
-"""Of the free memory, what a model cut to fit may take with one member; the rest is for activations."""
+"""Share of the free memory that a model cut to fit may take with a member; activations have the rest."""
 SEED = 0
 
 HEADER = (
@@ -56,14 +56,14 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What a model's rehearsal cost: a row of the table, and what is to be said of it."""
+    """The cost of a model's rehearsal: a row of the table, and what is to be said of it."""
 
     cells: tuple[str, ...]
     note: str
 
 
 def peak_bytes(where: torch.device) -> int:
-    """Most memory that this process has had: of the GPU, or resident."""
+    """Return the most memory that this process has had: of the GPU, or resident."""
     if where.type == "cuda":
         return torch.cuda.max_memory_allocated(where)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -176,7 +176,7 @@ def _language(name: str, model: PaperModel, bits: int) -> Rehearsed:
 
 
 def cut_llama(shape: dict[str, Any], memory_bytes: int) -> tuple[nn.Module, int, int]:
-    """A Llama of this shape in bfloat16 with random weights, of as many layers as fit.
+    """Make a Llama of this shape in bfloat16 with random weights, of as many layers as fit.
 
     Args:
         shape: transformers' configuration. memory_bytes: for the weights and one member's.
@@ -212,14 +212,14 @@ def cut_llama(shape: dict[str, Any], memory_bytes: int) -> tuple[nn.Module, int,
 
 
 class _TimedEnsemble(lpe.LowPrecisionEnsemble):
-    """Keeps how long its members took to make."""
+    """An ensemble that keeps how long its members took to make."""
 
     def __init__(self, model: nn.Module, system: lpe.Int, size: int) -> None:
         super().__init__(model, system, size)
         self.making = MemberTimer(size)
 
     def member(self, index: int) -> nn.Module:
-        """Member ``index``."""
+        """Return member ``index``."""
         with self.making.member(index):
             return super().member(index)
 

@@ -134,7 +134,7 @@ class CLIPTraining:
 
 @dataclass(frozen=True)
 class Landscape:
-    """How landscapes and member clouds of one training seed are measured."""
+    """Settings of the landscapes and member clouds of one training seed."""
 
     seed: int = 0
     resolution: int = 21
@@ -143,7 +143,7 @@ class Landscape:
 
 
 class Reported(Protocol):
-    """What claims, tables and figures read of a scale, whether its networks are trained here or not."""
+    """The part of a scale that claims, tables and figures read, whether it trains networks here or not."""
 
     @property
     def name(self) -> str: ...
@@ -312,7 +312,7 @@ SCALES = {"digits": DIGITS}
 
 
 def scale(name: str) -> Scale:
-    """The scale of that name; InputError for another."""
+    """Return the scale of that name; InputError for another."""
     if name not in SCALES:
         raise InputError(f"unknown scale {name!r}; there are {', '.join(SCALES)}")
     return SCALES[name]

@@ -1,4 +1,4 @@
-"""What figures and tables say of a record: values per training seed, as cells, and the verdicts of claims."""
+"""Summaries of a record for figures and tables: values per training seed, as cells, and claims' verdicts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MEGABIT = 1e6
 
 @dataclass(frozen=True)
 class What:
-    """What a row of a table or a point of a curve is of."""
+    """The subject of a row of a table, or of a point of a curve."""
 
     substrate: str
     point: str
@@ -41,7 +41,7 @@ class What:
         return f"{self.method}, {self.number_system}, size {self.size}, at {self.point} of {self.substrate}"
 
     def at(self, size: int) -> What:
-        """The same at another size."""
+        """Return the same at another size."""
         return replace(self, size=size)
 
 
@@ -80,29 +80,29 @@ class Summary:
         return (what.substrate, what.point, *names, what.size, metric)
 
     def unrounded(self, substrate: str) -> str:
-        """What a substrate's network is called as it is: "FP32", "BF16" …"""
+        """Name a substrate's network as it is: "FP32", "BF16" …"""
         return self._others.get(substrate, FP32)
 
     def title(self, substrate: str, method: str) -> str:
-        """A method as the substrate's record names it: "BF16 + temperature" for "FP32 + temperature"."""
+        """Name a method as the substrate's record does: "BF16 + temperature" for "FP32 + temperature"."""
         return own_names(self._others, substrate, method, "")[0]
 
     def common_name(self) -> str:
-        """What all networks are called as they are; "☆" where their dtypes differ."""
+        """Name all networks as they are; "☆" where their dtypes differ."""
         names = {self.unrounded(substrate) for substrate in self.record["substrate"].unique()}
         return names.pop() if len(names) == 1 else "☆"
 
     def named(self, text: str) -> str:
-        """A heading or a note with the networks' own name in the place of FP32."""
+        """Return a heading or a note with the networks' own name in the place of FP32."""
         return text.replace(FP32, self.common_name())
 
     def parameters(self, what: What) -> float:
-        """How many parameters an unrounded network has; see :func:`reproduce.unrounded.parameters`."""
+        """Return how many parameters an unrounded network has; see :func:`reproduce.unrounded.parameters`."""
         has_count = self.has(what, PARAMETERS) or self.unrounded(what.substrate) != FP32
         return parameters(self.rows(what, PARAMETERS) if has_count else None, self.rows(what), what)
 
     def rows(self, what: What, metric: str = "nll") -> pd.DataFrame:
-        """The rows of a metric, indexed by training seed.
+        """Return the rows of a metric, indexed by training seed.
 
         Raises:
             InputError: there are none.
@@ -115,20 +115,20 @@ class Summary:
         return self.record.iloc[self._places[self._key(what, metric)]].set_index("seed")
 
     def has(self, what: What, metric: str = "nll") -> bool:
-        """Whether there are rows of a metric."""
+        """Tell whether there are rows of a metric."""
         return self._key(what, metric) in self._places
 
     def values(self, what: What, metric: str = "nll") -> pd.Series:
-        """The values of a metric, indexed by training seed."""
+        """Return the values of a metric, indexed by training seed."""
         return self.rows(what, metric)["value"]
 
     def sizes(self, what: What, metric: str = "nll") -> list[int]:
-        """The sizes at which there are rows, whatever the size of ``what``."""
+        """Return the sizes at which there are rows, whatever the size of ``what``."""
         rest = self._key(what, metric)[:4]
         return sorted(int(str(key[4])) for key in self._places if key[:4] == rest and key[5] == metric)
 
     def every_size(self, what: What, metric: str = "nll") -> pd.DataFrame:
-        """The rows of a metric at every size, whatever the size of ``what``; InputError if there are none."""
+        """Return a metric's rows at every size, whatever ``what``'s size is; InputError without any."""
         sizes = self.sizes(what, metric)
         if not sizes:
             self.rows(what, metric)
@@ -136,55 +136,55 @@ class Summary:
         return self.record.iloc[np.concatenate(places)]
 
     def mean(self, what: What, metric: str, digits: int = 4) -> str | None:
-        """The mean over training seeds as text; None where the metric is not defined for the method."""
+        """Return the mean over training seeds as text; None where the method has no such metric."""
         if not self.has(what, metric):
             return None
         return plain_number(float(self.values(what, metric).mean()), digits)
 
     def with_interval(self, what: What, metric: str = "nll", digits: int = 4) -> str:
-        """Mean and 95 % interval over training seeds."""
+        """Return the mean and 95 % interval over training seeds."""
         return mean_and_interval(self.values(what, metric).to_numpy(), digits)
 
     def difference(self, what: What, other: What, metric: str = "nll", digits: int = 4) -> str:
-        """Mean and 95 % interval of the paired difference to ``other``, over the seeds that both have."""
+        """Return the mean and 95 % interval of the paired difference to ``other``, over the seeds of both."""
         difference = (self.values(what, metric) - self.values(other, metric)).dropna()
         if difference.empty:
             raise InputError(f"{what} and {other} share no training seed; run with the same --seeds")
         return mean_and_interval(difference.to_numpy(), digits)
 
     def seeds(self, what: What) -> int:
-        """Number of training seeds."""
+        """Return the number of training seeds."""
         return len(self.rows(what))
 
     def memory_bits(self, what: What) -> float:
-        """Bits of n stored members, mean over training seeds."""
+        """Return the bits of n stored members, mean over training seeds."""
         return float(self.rows(what)["memory_bits"].mean())
 
     def backward_passes(self, what: What) -> float:
-        """Gradient evaluations of one minibatch, mean over training seeds."""
+        """Return the gradient evaluations of one minibatch each, mean over training seeds."""
         return float(self.rows(what)["backward_passes"].mean())
 
 
 def read(folder: Path, figure: str) -> Summary:
-    """The summary of a figure's or table's record in a folder; InputError if there is none."""
+    """Read the summary of a figure's or table's record in a folder; InputError if there is none."""
     return Summary(figure, read_record(folder / record_name(figure), COLUMNS))
 
 
 def claim_lines(record: pd.DataFrame, chosen: Reported, beginnings: Sequence[str]) -> list[str]:
-    """The verdicts of claims such as "C1" (a, b and c) and "C10 (Gaussian" on a record, a line each."""
+    """List the verdicts of claims such as "C1" (a, b, c) and "C10 (Gaussian" on a record, a line each."""
     settings = Settings.of(chosen)
     wanted = re.compile(rf"({'|'.join(map(re.escape, beginnings))})(?!\d)")
     return [judge(claim, record).line() for claim in all_claims(settings) if wanted.match(claim.name)]
 
 
 def substrates_by_size(summary: Summary) -> list[str]:
-    """The record's substrates, that with the fewest parameters first."""
+    """Return the record's substrates, that with the fewest parameters first."""
     names = sorted(summary.record["substrate"].unique())
     return sorted(names, key=lambda name: summary.parameters(What(name, "SGD", FP32)))
 
 
 def system_title(name: str) -> str:
-    """A number system as tables name it: "INT-5, per channel" of "int5", "INT-4-MSE", "FP8 E4M3"."""
+    """Name a number system as tables do: "INT-5, per channel" of "int5", "INT-4-MSE", "FP8 E4M3"."""
     short, _, axis = name.partition(" ")
     if short.startswith("codebook"):
         digest = hashlib.blake2s(short.encode()).hexdigest()[:8]
@@ -195,7 +195,7 @@ def system_title(name: str) -> str:
 
 
 def system_bits(name: str) -> int:
-    """Bits a weight of a number system's name, scales aside: 5 of "int5 per tensor", 4 of "nf4".
+    """Return the bits a weight of a number system's name, scales aside: 5 of "int5 per tensor", 4 of "nf4".
 
     Raises:
         InputError: the name of none, or of several by name pattern.
@@ -207,25 +207,25 @@ def system_bits(name: str) -> int:
 
 
 def megabits(bits: float) -> str:
-    """Bits as Mbit, to three significant digits."""
+    """Return bits as Mbit, to three significant digits."""
     value = bits / MEGABIT
     digits = max(0, 2 - int(np.floor(np.log10(value)))) if value > 0 else 0
     return plain_number(value, digits)
 
 
 def listed(texts: Sequence[str]) -> str:
-    """Such as "a, b and c"."""
+    """Join items in words, such as "a, b and c"."""
     return " and ".join([text for text in (", ".join(texts[:-1]), *texts[-1:]) if text])
 
 
 def counted_seeds(numbers: Sequence[int]) -> str:
-    """Such as "n = 5" or "n = 5–20" training seeds."""
+    """Say how many training seeds there are, such as "n = 5" or "n = 5–20"."""
     low, high = min(numbers), max(numbers)
     return f"n = {low}" if low == high else f"n = {low}–{high}"
 
 
 def conditions(chosen: Reported) -> list[str]:
-    """What holds of every table of a scale, a line each."""
+    """List what holds of every table of a scale, a line each."""
     if isinstance(chosen, PaperScale):
         return [
             "One checkpoint of each model, so there are no intervals. NLL in nats (natural logarithm), ERR "
@@ -243,7 +243,7 @@ def conditions(chosen: Reported) -> list[str]:
 
 
 def pass_size(chosen: Scale) -> str:
-    """What a backward pass is: the minibatches' sizes."""
+    """Say what a backward pass is: the minibatches' sizes."""
     fine, pre = chosen.sgd.batch, chosen.pre_training.batch
     return f"one backward pass: the gradient of {fine} images" + (
         "" if fine == pre else f" (of {pre} in the pre-training)"

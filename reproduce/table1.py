@@ -61,7 +61,7 @@ NLL = HEADER.index("NLL (nats)")
 
 
 def wanted(session: Session[Any]) -> list[Unit]:
-    """The units that the table shows."""
+    """Return the units that the table shows."""
     return units(network_units(session.scale), session.claim_seeds)
 
 
@@ -81,7 +81,7 @@ def write_record(
 
 
 def block(summary: Summary, substrate: str, systems: Sequence[str], size: int) -> list[list[Cell]]:
-    """A network's rows: the FP32 model, it with temperature scaling, RTN and LPE-BSR of each number system.
+    """Return a network's rows: the FP32 model, with temperature scaling too, RTN and LPE-BSR of each system.
 
     The lower NLL of RTN and LPE-BSR is bold.
     """
@@ -114,14 +114,14 @@ def block(summary: Summary, substrate: str, systems: Sequence[str], size: int) -
 
 
 def seeds_shown(summary: Summary) -> str:
-    """The training seeds of the FP32 models."""
+    """Return the training seeds of the FP32 models."""
     return counted_seeds(
         [summary.seeds(What(name, "SGD", FP32)) for name in summary.record["substrate"].unique()]
     )
 
 
 def rounding_notes(chosen: Reported) -> list[str]:
-    """What holds of the tables of RTN against LPE-BSR."""
+    """List what holds of the tables of RTN against LPE-BSR."""
     return [
         *conditions(chosen),
         "NLL − FP32's: paired by training seed, against ☆ of the same network. Bold: the lower mean NLL of "

@@ -40,7 +40,7 @@ HEADER = ("point", "method", "members", "NLL (nats)", "NLL − FP32's", *MEASURE
 
 
 def wanted(session: Session) -> list[Unit]:
-    """The units that the table shows."""
+    """Return the units that the table shows."""
     return units(POINTS, session.seeds)
 
 
@@ -53,7 +53,7 @@ def compute(session: Session) -> dict[str, object]:
 
 
 def rows_of_point(chosen: Scale, point: str) -> list[tuple[What, str]]:
-    """What a point's block shows, with its title."""
+    """List what a point's block shows, with its title."""
     substrate = chosen.substrate
     shown = [(What(substrate, point, FP32), "☆ single FP32"), (What(substrate, point, SCALED), SCALED)]
     several = [(What(substrate, point, "BMA"), "BMA, FP32")] if point != "SGD" else []
@@ -64,7 +64,7 @@ def rows_of_point(chosen: Scale, point: str) -> list[tuple[What, str]]:
 
 
 def numbers(summary: Summary, what: What, single: What) -> list[Cell]:
-    """NLL with its interval, the paired difference to the single FP32 model, and every metric of MEASURED."""
+    """Return NLL with interval, its paired difference to the single FP32 model, and MEASURED's metrics."""
     means = [summary.mean(what, metric, 5 if metric == "ambiguity" else 4) for metric in MEASURED.values()]
     difference = None if what == single else summary.difference(what, single)
     return [summary.with_interval(what), difference, *means]

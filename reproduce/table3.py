@@ -65,7 +65,7 @@ def compute(session: Session[Any]) -> dict[str, object]:
 
 
 def rows_of_model(chosen: Reported, summary: Summary, substrate: str) -> list[tuple[What, str]]:
-    """What a model's block shows, with its title."""
+    """List what a model's block shows, with its title."""
     system, words = f"int{chosen.large_bits}", f"INT-{chosen.large_bits}"
     shown = [
         (What(substrate, "SGD", FP32), f"☆ single {summary.unrounded(substrate)}"),

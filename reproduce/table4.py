@@ -21,12 +21,12 @@ from reproduce.scales import Scale, scale
 
 
 def bits(chosen: Scale) -> list[int]:
-    """The widths that table 1 does not show."""
+    """Return the widths that table 1 does not show."""
     return [width for width in chosen.table_bits if width not in table1.BITS]
 
 
 def wanted(session: Session) -> list[Unit]:
-    """The units that the table shows."""
+    """Return the units that the table shows."""
     return table1.wanted(session)
 
 

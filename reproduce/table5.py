@@ -41,8 +41,9 @@ from reproduce.tables import Cell, write_all
 
 FAMILIES = ("BE", "DE", "SSE", "CSGLD", "MultiIVON", "MultiSWAG")
 BY_SIZE = ("DE", "SSE")
-"""Shown at every size; the others whole: BatchEnsemble's members are trained together, and those of CSGLD and
-of one posterior are alike."""
+"""Families shown at every size; the others are whole: BatchEnsemble's members are trained together, and those
+of CSGLD and of one posterior are alike.
+"""
 METHODS = (FP32, SCALED, *FAMILIES, "LPE-BSR", "Gaussian", "Gaussian, matched", "MC-dropout")
 HEADER = (
     "method",
@@ -62,7 +63,7 @@ HEADER = (
 
 
 def wanted(session: Session) -> list[Unit]:
-    """The units that the table shows: those of one training at more seeds."""
+    """Return the units that the table shows: those of one training at more seeds."""
     return [*units(["SGD"], session.claim_seeds), *units(FAMILIES, session.seeds)]
 
 
@@ -75,7 +76,7 @@ def compute(session: Session) -> dict[str, object]:
 
 
 def rows_shown(summary: Summary, chosen: Scale) -> list[tuple[What, str]]:
-    """What the table shows, with its title."""
+    """List what the table shows, with its title."""
 
     def at_sgd(method: str, system: str = "fp32", size: int = 1) -> What:
         return What(chosen.substrate, "SGD", method, system, size)
@@ -101,7 +102,7 @@ def rows_shown(summary: Summary, chosen: Scale) -> list[tuple[What, str]]:
 
 
 def equivalent(summary: Summary, what: What, deep: What) -> str | None:
-    """The deep-ensemble equivalent over the training seeds that ``what`` and DE share; None where undefined.
+    """Return the deep-ensemble equivalent over the seeds that ``what`` and DE share; None where undefined.
 
     Args:
         deep: DE, of any size.

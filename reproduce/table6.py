@@ -52,7 +52,7 @@ NLL = HEADER.index("NLL (nats)")
 
 
 def wanted(session: Session[Any]) -> list[Unit]:
-    """The units that the table shows."""
+    """Return the units that the table shows."""
     return units([session.scale.compared_clip.removeprefix(f"{session.scale.name} ")], session.claim_seeds)
 
 

@@ -27,12 +27,12 @@ from reproduce.tables import write_all
 
 
 def wanted(session: Session) -> list[Unit]:
-    """The units that the table shows."""
+    """Return the units that the table shows."""
     return units([AXES], session.claim_seeds)
 
 
 def systems_of(summary: Summary, substrate: str) -> list[str]:
-    """The substrate's number systems: most bits first, then by the memory of one member, integers first."""
+    """List the substrate's number systems: most bits first, then by a member's memory, integers first."""
     here = summary.record[summary.record["substrate"] == substrate]
     names = sorted(set(here["number_system"]) - {"fp32"})
     return sorted(

@@ -55,7 +55,7 @@ class Bold(str):
 
 
 def plain_number(value: float, digits: int) -> str:
-    """A number to ``digits`` decimals without a leading zero: ".0576", "-.5", "1.25"."""
+    """Write a number to ``digits`` decimals without a leading zero: ".0576", "-.5", "1.25"."""
     text = f"{value + 0.0:.{digits}f}"
     if float(text) == 0:
         text = text.removeprefix("-")
@@ -63,7 +63,7 @@ def plain_number(value: float, digits: int) -> str:
 
 
 def mean_and_interval(values: Sequence[float] | np.ndarray, digits: int, level: float = LEVEL) -> str:
-    """Mean over training seeds and its two-sided Student t interval, such as ".0576 [.0521, .0631]".
+    """Return the mean over training seeds and its Student t interval, such as ".0576 [.0521, .0631]".
 
     Args:
         values: one a training seed [n]; with n = 1 the mean stands alone.
@@ -85,7 +85,7 @@ def mean_and_interval(values: Sequence[float] | np.ndarray, digits: int, level: 
 def mark_best(
     rows: Sequence[Sequence[Cell]], column: int, values: Sequence[float | None], best: str = "lowest"
 ) -> list[list[Cell]]:
-    """The rows with the best cell of a column bold; cells that show the same text are equally good.
+    """Set the best cell of a column bold; cells that show the same text are equally good.
 
     Args:
         values: what decides, one a row; None or NaN: the row does not compete.
@@ -142,7 +142,7 @@ def write_all(
 def markdown(
     header: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str, notes: Sequence[str] = ()
 ) -> str:
-    """A Markdown table, its columns aligned, numbers to the right."""
+    """Write a Markdown table, its columns aligned, numbers to the right."""
     lines = [[_in_markdown(cell) for cell in row] for row in (header, *rows)]
     right = _numeric(header, rows)
     widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(header))]
@@ -168,7 +168,7 @@ def latex(
     caption: str,
     notes: Sequence[str] = (),
 ) -> str:
-    """A LaTeX table with booktabs' rules and the label tab:name.
+    """Write a LaTeX table with booktabs' rules and the label tab:name.
 
     It needs ``\\usepackage{booktabs}``, and ``longtable`` where it has more than ``PAGE`` rows.
     """
@@ -219,7 +219,7 @@ def _shown(cell: Cell) -> str:
 
 
 def _numeric(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[bool]:
-    """Whether a column holds numbers, or texts that begin with one, and nothing else."""
+    """Tell whether a column holds numbers, or texts that begin with one, and nothing else."""
     shown = [[text for row in rows if (text := _shown(row[column]))] for column in range(len(header))]
     return [bool(texts) and all(_NUMBER.fullmatch(text) for text in texts) for texts in shown]
 

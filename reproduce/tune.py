@@ -99,7 +99,7 @@ CLIP_STDS = (0.001, 0.002, *STDS)
 RATES = (0.005, 0.01, 0.02, 0.05, 0.1)
 
 Setting = tuple[str, str, Callable[[], tuple[Ensemble, Ensemble]]]
-"""Method, setting in words, and what makes the single model and the ensemble."""
+"""A setting: method, setting in words, and what makes the single model and the ensemble."""
 
 
 def _words(change: dict[str, Any]) -> str:
@@ -112,7 +112,7 @@ def _sgd(session: Session, seed: int) -> tuple[Ensemble, Ensemble]:
 
 
 def settings(session: Session, seed: int) -> Iterator[Setting]:
-    """Every setting of the sweep."""
+    """Yield every setting of the sweep."""
     chosen = session.scale
 
     def varied(method: str, changes: Changes, make: Callable[..., Any], recipe: Any) -> Iterator[Setting]:
@@ -160,7 +160,7 @@ def settings(session: Session, seed: int) -> Iterator[Setting]:
 
 
 def _clip_settings(session: Session, seed: int) -> Iterator[Setting]:
-    """The settings of the largest digits CLIP, table 6's: its training, noise and dropout."""
+    """Yield the settings of the largest digits CLIP, table 6's: its training, noise and dropout."""
     size, recipe = list(session.scale.clips)[-1], session.scale.clip
 
     def made(changed: CLIPTraining, ensemble: Callable[..., Ensemble] | None) -> tuple[Ensemble, Ensemble]:
@@ -182,7 +182,7 @@ def _clip_settings(session: Session, seed: int) -> Iterator[Setting]:
 
 
 def _measured(session: Session, method: str, setting: str, seed: int) -> dict[str, object]:
-    """One row of the sweep."""
+    """Measure one row of the sweep."""
     torch.set_num_threads(session.scale.threads)
     make = next(m for name, words, m in settings(session, seed) if (name, words) == (method, setting))
     single, ensemble = make()
@@ -195,7 +195,7 @@ def _measured(session: Session, method: str, setting: str, seed: int) -> dict[st
 
 
 def sweep(session: Session, path: Path, jobs: int, only: list[str] | None = None) -> pd.DataFrame:
-    """The whole sweep, or some methods': a row a setting and training seed; the file grows with every row.
+    """Run the sweep, or some methods': a row a setting and training seed; the file grows with every row.
 
     Raises:
         InputError: ``only`` names a method that the sweep does not have.

@@ -24,12 +24,12 @@ SYSTEMS = tuple(name.lower() for name in NAMES)
 
 
 def scaled(name: str) -> str:
-    """The method's name of an unrounded network with a temperature."""
+    """Return an unrounded network's name with a temperature."""
     return f"{name} + temperature"
 
 
 def other_names(record: pd.DataFrame) -> dict[str, str]:
-    """Substrate → the name of its unrounded network, of those that are not in float32."""
+    """Return the names of unrounded networks that are not in float32, by substrate."""
     named = record.loc[record["method"].isin(NAMES), ["substrate", "method"]].drop_duplicates()
     return {
         substrate: method for substrate, method in named.itertuples(index=False, name=None) if method != FP32
@@ -37,7 +37,7 @@ def other_names(record: pd.DataFrame) -> dict[str, str]:
 
 
 def own_names(names: Mapping[str, str], substrate: str, method: str, system: str) -> tuple[str, str]:
-    """A method and a number system as the record has them of this substrate.
+    """Return a method and a number system under the names that this substrate's record has.
 
     Args:
         names: see :func:`other_names`.
@@ -50,7 +50,7 @@ def own_names(names: Mapping[str, str], substrate: str, method: str, system: str
 
 
 def every_name(methods: Iterable[str]) -> list[str]:
-    """Methods with all names of the unrounded ones among them."""
+    """List methods, with all names of the unrounded ones among them."""
     found: list[str] = []
     for method in methods:
         of = {FP32: NAMES, SCALED: tuple(map(scaled, NAMES))}.get(method, (method,))
@@ -59,7 +59,7 @@ def every_name(methods: Iterable[str]) -> list[str]:
 
 
 def parameters(counted: pd.DataFrame | None, single: pd.DataFrame, what: object) -> float:
-    """The number of a network's parameters.
+    """Return the number of a network's parameters.
 
     Args:
         counted: rows of the metric ``PARAMETERS``; None: the record has none, and the network is in float32:

@@ -368,7 +368,7 @@ def _system_bytes(proc: Path) -> int:
 
 
 def _control_group_bytes(proc: Path, mounted: Path) -> list[int]:
-    """Yield what each control group that this process is in, and each around it, leaves of its limit."""
+    """List what each control group that this process is in, and each around it, leaves of its limit."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
