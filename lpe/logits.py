@@ -52,7 +52,11 @@ def check_shape(
 
 
 def check_type(logits: Tensor, where: str = "") -> None:
-    """Raise InputError unless logits are real numbers in floating point, of 16, 32 or 64 bits."""
+    """Raise InputError unless logits are real numbers in floating point, of 16, 32 or 64 bits, and dense."""
+    if logits.layout != torch.strided or logits.is_nested:
+        raise InputError(
+            f"{where}the model returned logits that are sparse or nested; a dense tensor is needed"
+        )
     if logits.dtype not in DTYPES:
         raise InputError(
             f"{where}the model returned logits of type {logits.dtype}; real numbers in floating point are "

@@ -549,6 +549,15 @@ def test_pack_answers_what_it_cannot_do_in_one_line_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_results_in_one_file_are_refused_before_anything_is_measured(
+    error_of: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ("--random-weights", "--data", "no", "--csv", "r", "--json", "./r")
+    assert "--csv and --json are both r; give two files" in error_of("evaluate", f"timm/{VIT}", *options)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_pack_that_is_interrupted_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,8 @@ def evaluate(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
             if path.is_dir():
                 raise InputError(f"{path} is a folder; give a file to write to")
             check_writable(path.parent)
+    if run.csv is not None and run.json is not None and run.csv.resolve() == run.json.resolve():
+        raise InputError(f"--csv and --json are both {run.csv}; give two files")
     data_asked.check()
     if run.packed is None:
         ensemble_asked.check()

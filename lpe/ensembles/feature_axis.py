@@ -7,8 +7,10 @@ number and by how the tensor lies in memory; where two dimensions could be them,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -71,6 +73,25 @@ class _Made:
     def features(self) -> int:
         return self.shape[self.dimension]
 
+    def may_be_split(self, values: Tensor, dimension: int) -> bool:
+        """Whether values of as many elements may have the features in several dimensions, as heads are.
+
+        Args:
+            dimension: the one dimension that is as long as the features are many, and so may be they.
+        """
+        if (
+            values.numel() != math.prod(self.shape)
+            or values.stride()[dimension] == self.strides[self.dimension]
+        ):
+            return False
+        others = [values.shape[d] for d in range(1, values.dim()) if d != dimension]
+        others.append(values.shape[0] // self.shape[0])  # heads beside the examples
+        return any(
+            math.prod(some) == self.features
+            for count in range(2, len(others) + 1)
+            for some in combinations([size for size in others if size > 1], count)
+        )
+
 
 def _order(strides: Sequence[int]) -> tuple[int, ...]:
     """Return the dimensions from the slowest to the fastest in memory."""
@@ -119,7 +140,7 @@ class Trail:
             return otherwise
         as_made = values.dim() == len(made.shape)
         alike = [d for d in range(1, values.dim()) if values.shape[d] == made.features]
-        if len(alike) == 1:
+        if len(alike) == 1 and not made.may_be_split(values, alike[0]):
             return alike[0]
         if as_made and made.dimension in alike and _order(values.stride()) == _order(made.strides):
             return made.dimension
@@ -128,9 +149,10 @@ class Trail:
             size = values.shape[made.dimension]
             if size and (made.features % size == 0 or size % made.features == 0):
                 return made.dimension
-        which = (
-            f"more than one dimension has {made.features}" if alike else f"no dimension has {made.features}"
-        )
+        which = ("one" if len(alike) == 1 else "more than one" if alike else "no") + " dimension has "
+        which += f"{made.features}"
+        if len(alike) == 1:
+            which += ", and others are as many together"
         raise InputError(
             f"dropout {name!r} is given {list(values.shape)} after {made.name!r}, of {made.features} "
             f"features: {which}, so which has the features is not told"

@@ -575,7 +575,7 @@ class AllMembers(nn.Module):
             raise
         except Exception as error:
             failed = error
-        apply(self._ensemble.member(self.members - 1), inputs)  # raises what is the model's own
+        check_type(apply(self._ensemble.member(self.members - 1), inputs))  # raises what is the model's own
         what = str(failed).strip().partition("\n")[0].rstrip(".") or type(failed).__name__
         raise InputError(
             f"{type(self._ensemble.model).__name__} runs one member, but not all at once ({what}); take the "

@@ -23,7 +23,7 @@ from lpe.ensembles.base import text_table
 from lpe.ensembles.rules import ADAPTER, LM_HEAD, NORM, POSITION, TOKEN, Output, output_of
 from lpe.errors import InputError
 from lpe.modules import NamedTensor, holders, named_tensors
-from lpe.number_systems.grids import FullPrecision, LowPrecision, NumberSystem, PerChannel
+from lpe.number_systems.grids import FullPrecision, LowPrecision, NumberSystem, PerBlock, PerChannel
 from lpe.number_systems.layouts import Layout
 from lpe.number_systems.naming import ByPattern, Systems
 from lpe.number_systems.rounding import check_weight
@@ -306,9 +306,11 @@ def _is_reached(verdict: _Verdict, wanting: Sequence[str], literal: set[str]) ->
 
 def _check_scaled(planned: PlannedTensor) -> None:
     """Raise InputError where each value would have a scale of its own: rounding would change nothing."""
-    if len(planned.shape) < 2 and getattr(planned.system, "scale", None) == PerChannel():
+    scale = getattr(planned.system, "scale", None)
+    if len(planned.shape) < 2 and (scale == PerChannel() or isinstance(scale, PerBlock)):
+        what = "an output channel" if scale == PerChannel() else "a block of inputs"
         raise InputError(
-            f"{planned.name!r} has one dimension: a scale an output channel would leave it as it is; give "
+            f"{planned.name!r} has one dimension: a scale {what} would leave it as it is; give "
             "the system scale=PerTensor(), or leave it out of include"
         )
 

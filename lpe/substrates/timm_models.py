@@ -112,6 +112,8 @@ def _on_meta(name: str, arguments: Arguments | None = None) -> nn.Module:
         )
     if strange := next((key for key in arguments or () if key in NOT_ARGUMENTS), None):
         raise InputError(f"{strange!r} is no argument of an architecture; give weights as the checkpoint")
+    if "device" in (arguments or ()):
+        raise InputError("'device' is no argument of an architecture; move the model that is loaded")
     try:
         with torch.device("meta"):
             return timm.create_model(name, **(arguments or {}))

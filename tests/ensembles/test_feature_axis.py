@@ -176,6 +176,23 @@ def test_features_that_were_permuted_among_equals_are_not_taken_for_those_that_w
         trail.dimension("drop", made.transpose(1, 2), 2)
 
 
+@pytest.mark.parametrize("beside_the_examples", [False, True])
+def test_tokens_as_many_as_the_features_of_heads_are_not_taken_for_features(
+    beside_the_examples: bool,
+) -> None:
+    made = numbers(B, F_, F_)
+    trail = Trail(made=_Made("layer", tuple(made.shape), made.stride(), 2))
+    heads = made.unflatten(-1, (2, -1)).transpose(1, 2)
+    with pytest.raises(lpe.InputError, match="one dimension has 8, and others are as many together"):
+        trail.dimension("drop", heads.flatten(0, 1) if beside_the_examples else heads, 2)
+
+
+def test_examples_that_were_folded_have_their_features_where_they_were() -> None:
+    made = numbers(2 * B, F_, 4, 4)
+    trail = Trail(made=_Made("layer", tuple(made.shape), made.stride(), 1))
+    assert trail.dimension("drop", made.unflatten(0, (B, 2)), 2) == 2
+
+
 # What no mask reaches is named
 
 

@@ -603,6 +603,8 @@ def test_a_bias_that_is_included_needs_a_scale_of_more_than_one_value() -> None:
     assert quantised(select_tensors(small(), lpe.Int(4, lpe.PerTensor()), include="first.bias")) == {
         "first.bias"
     }
+    with pytest.raises(lpe.InputError, match="'first.bias' has one dimension: a scale a block of inputs"):
+        select_tensors(small(), lpe.Int(4, lpe.PerBlock(3)), include="first.bias")
 
 
 def test_include_reaches_a_tied_tensor_by_its_other_name() -> None:

@@ -79,6 +79,7 @@ WRONG: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "of one class": (lambda logits: logits[:, :1], r"shape \[\d, 1\]; two classes or more"),
     "too few rows": (lambda logits: logits[:-1], r"shape \[\d, 4\] for \d"),
     "too many rows": (lambda logits: torch.cat([logits, logits]), r"shape \[\d+, 4\] for \d"),
+    "sparse": (lambda logits: logits.to_sparse(), "sparse or nested; a dense tensor"),
     "complex": (lambda logits: logits + 0j, "type torch.complex64; real numbers"),
     "integers": (lambda logits: logits.long(), "type torch.int64; real numbers"),
     "truth values": (lambda logits: logits > 0, "type torch.bool; real numbers"),

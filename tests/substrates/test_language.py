@@ -153,6 +153,18 @@ def test_texts_with_marks_are_scored_also_exactly_as_by_lm_evals_hf(
     assert [scored.answer(1) for scored in ours.rolled_as_hf(ours.scored)] == theirs
 
 
+@pytest.mark.parametrize("wrong", [None, "llama"])
+def test_what_is_no_tokenizer_is_refused(llama: LlamaForCausalLM, wrong: Any) -> None:
+    with pytest.raises(lpe.InputError, match="the tokenizer must be one of transformers, not"):
+        EnsembleLM(lpe.DeepEnsemble([llama]), wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, 3])
+def test_what_names_no_model_is_refused(wrong: Any) -> None:
+    with pytest.raises(lpe.InputError, match="named by its folder or its name on the hub, not by"):
+        load_model(wrong)
+
+
 @pytest.mark.parametrize("length", [5, CONTEXT - 1, CONTEXT, CONTEXT + 1, 2 * CONTEXT, 90])
 def test_a_text_is_scored_on_its_own_tokens_once_each_after_the_beginning(
     tokenizer: Any, llama: LlamaForCausalLM, length: int

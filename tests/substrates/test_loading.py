@@ -146,6 +146,15 @@ def test_half_precision_is_cast_exactly_and_said(tmp_path: Path) -> None:
     assert torch.equal(model.state_dict()["0.weight"], weights["0.weight"].float())
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_floats_of_eight_bits_are_cast_exactly_and_said(tmp_path: Path, dtype: torch.dtype) -> None:
+    weights = changed("0.weight", lambda weight: weight.to(dtype))
+    model = net(1)
+    name = str(dtype).removeprefix("torch.")
+    assert said_of(tmp_path, weights, model) == [f": 1 tensor cast from {name} to float32, exactly"]
+    assert torch.equal(model.state_dict()["0.weight"], weights["0.weight"].float())
+
+
 def test_a_narrower_dtype_is_said_to_be_rounded(tmp_path: Path) -> None:
     weights = changed("0.weight", lambda weight: weight.double() + 1e-12)
     assert said_of(tmp_path, weights) == [": 1 tensor cast from float64 to float32, rounded"]

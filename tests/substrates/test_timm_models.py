@@ -123,6 +123,7 @@ def test_an_argument_reaches_the_architecture(tmp_path: Path) -> None:
     [
         ({"pad": 1}, "test_resnet.r160_in1k cannot be made with pad=1: "),
         ({"pretrained": True}, "'pretrained' is no argument of an architecture"),
+        ({"device": "meta"}, "'device' is no argument of an architecture"),
         ({"checkpoint_path": "x"}, "'checkpoint_path' is no argument of an architecture"),
     ],
 )

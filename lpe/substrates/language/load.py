@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lpe.checks import shown
 from lpe.errors import InputError
 from lpe.modules import apply, device_of, named_tensors
 from lpe.notices import note
@@ -143,6 +144,8 @@ def one_line(what: str) -> Iterator[None]:
 
 def _folder(source: str | os.PathLike[str], weights: bool) -> Path:
     """Return the local folder of a model's files; a hub's repository is fetched where that is possible."""
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"a model is named by its folder or its name on the hub, not by {shown(source)}")
     folder = Path(source)
     if folder.is_dir():
         _check_files(folder, weights, f"put it into {folder}")
@@ -442,6 +445,10 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
     """Raise InputError unless a tokenizer's tokens are the model's, with one from which a text can begin."""
+    from transformers import PreTrainedTokenizerBase
+
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InputError(f"the tokenizer must be one of transformers, not {shown(tokenizer)}")
     ids = tokenizer.get_vocab().values()
     if not ids:
         raise InputError("the tokenizer has no tokens; is its tokenizer.json whole?")
