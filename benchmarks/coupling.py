@@ -214,9 +214,7 @@ def units(substrate: Substrate, seeds: int) -> Iterator[Unit]:
 def target_log_probs(
     ensemble: Ensemble, batches: Sequence[Any], after_member: Callable[[], object] = lambda: None
 ) -> Tensor:
-    """Return every member's log p_m(y | x): float64 [members, examples], all that the NLL of a subset
-    needs.
-    """
+    """Return every member's log p_m(y | x), float64 [members, examples]: all that a subset's NLL needs."""
     rows = []
     for index in range(len(ensemble)):
         net = ensemble.member(index)

@@ -171,7 +171,7 @@ class Timer:
         return {name: statistics.median(taken) for name, taken in seconds.items()}
 
     def _seconds(self, run: Callable[[], object], calls: int, own_clock: bool = True) -> float:
-        """Return the seconds of one of so many calls, by the GPU's events or by this process's clock."""
+        """Return a call's seconds, of so many: by the GPU's events, or by this clock until all is done."""
         if self.device.type != "cuda" or not own_clock:
             self._wait()
             started = time.perf_counter()

@@ -519,9 +519,7 @@ class Bench:
         self.rows.append(row | {"train_loss": loss} | dict(scores) | dict(about))
 
     def deep_ensembles(self) -> None:
-        """Measure the first 2, 3, … SGD networks as an ensemble, a row each; each validates on other
-        images.
-        """
+        """Measure the first 2, 3, … SGD networks as ensembles, a row each; they validate on other images."""
         chances = list(self.chances.values())
         for count in range(2, len(chances) + 1):
             nll, err = self.test.scores(mean_of(chances[:count]))

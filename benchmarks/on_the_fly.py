@@ -55,9 +55,7 @@ BLOCKS = (1 << 19, 1 << 22)
 
 BATCHES = (1, 4)
 SEVERAL_BATCHES, REPEATED = 1e8, 1e9
-"""Most weights × examples × members for which several batches, and repeats, are timed: more takes too
-long.
-"""
+"""Most weights × examples × members to time several batches of, and to repeat: more takes too long."""
 
 TOKENS = 64
 

@@ -536,8 +536,7 @@ class Snapshot:
         self._written = self._versions()
 
     def holds(self) -> bool:
-        """Tell whether the model is as it was taken: no tensor cast, moved or written, no attribute set, no
-        hook left.
+        """Tell whether it is as it was taken: no tensor cast, moved, written, no attribute set, no hook left.
 
         Of a network that may keep values where they are not seen, nothing is known.
         """

@@ -51,11 +51,11 @@ class AnsweredEnsemble(Ensemble):
         return _Answers(self.logits[index]).eval()
 
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
-        """Return the ensemble's own."""
+        """Return the bits of the ensemble that answered."""
         return self.ensemble.memory_bits(n, storage)
 
     def describe(self) -> str:
-        """Return the ensemble's own."""
+        """Describe the ensemble that answered."""
         return self.ensemble.describe()
 
     @property

@@ -335,8 +335,7 @@ def _change(before: tuple[Rows, Rows], after: tuple[Rows, Rows], record: pd.Data
 
 
 def _slope(networks: Sequence[tuple[Rows, Rows, Rows]], record: pd.DataFrame) -> PerSeed:
-    """Return the least-squares slope of first − second in the logarithm of the single FP32 model's
-    parameters.
+    """Fit the slope of first − second in the log of the single FP32 model's parameters, by least squares.
 
     Args:
         networks: (first, second, single FP32 model) of each network.

@@ -104,9 +104,7 @@ def record_name(figure: str) -> str:
 
 
 def parser(figure: str, description: str | None) -> Parser:
-    """Return a parser of every figure script's options, and of the scale ``paper``'s where it has the
-    figure.
-    """
+    """Return a parser of every figure script's options, with ``paper``'s where that scale has the figure."""
     made = Parser(
         prog=f"reproduce/{figure}.py",
         description=description,

@@ -172,8 +172,7 @@ class WeightPair:
     codes: tuple[float, float]
 
     def neighbours(self) -> dict[tuple[int, int], float]:
-        """Return the codes of the grid points that BSR can round to, one to four, and the probability of
-        each.
+        """Return the codes of the one to four grid points that BSR can round to, and their probabilities.
 
         The two weights are rounded independently of each other, so the probabilities multiply.
         """

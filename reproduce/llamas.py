@@ -51,9 +51,7 @@ def config_of(session: Session, seed: int, size: str) -> dict[str, object]:
 
 
 def llama_point(session: Session, seed: int, size: str) -> Point:
-    """Return a ``LlamaForCausalLM`` trained on a seed's questions; ``arithmetic.tokenizer()`` is its
-    tokenizer.
-    """
+    """Train a ``LlamaForCausalLM`` on a seed's questions; ``arithmetic.tokenizer()`` is its tokenizer."""
     config = config_of(session, seed, size)
     shape, recipe = session.scale.llamas[size], session.scale.llama
 

@@ -207,9 +207,7 @@ def nll_panel(
 
 
 def nll_levels(values: np.ndarray) -> np.ndarray:
-    """Return contour levels for NLL: even in the logarithm, from the smallest value to the largest, or 5
-    nats.
-    """
+    """Return contour levels for NLL: even in the logarithm, from the least value to the largest or 5 nats."""
     low = max(float(values.min()), 1e-3)
     high = min(float(values.max()), 5.0)
     return np.geomspace(low, max(high, 1.01 * low), 13)

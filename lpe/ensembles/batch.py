@@ -259,7 +259,7 @@ class BatchEnsembleModule(nn.Module):
 
 
 def _difference(logits: Tensor, others: Tensor) -> tuple[float, float]:
-    """By how much others differ from logits, and how large these are, where both are finite."""
+    """Return by how much others differ from logits, and how large these are, where both are finite."""
     finite = logits.isfinite() & others.isfinite()
     if not finite.any():
         return 0.0, 0.0
@@ -267,8 +267,7 @@ def _difference(logits: Tensor, others: Tensor) -> tuple[float, float]:
 
 
 class BatchEnsemble(Ensemble):
-    """An ensemble of M members that share weights up to rank-1 factors: trainable, a sequence of plain
-    networks.
+    """An ensemble whose members share weights up to rank-1 factors: trainable, a sequence of plain networks.
 
     ``ensemble.module`` is what is trained: its ``forward(inputs)`` tiles the batch and returns logits
     [members·examples, classes], member by member, M times as many as there are targets. ``ensemble.loss`` is
@@ -379,8 +378,7 @@ class BatchEnsemble(Ensemble):
             raise InputError(f"the inputs hold no tensor with a dimension of examples: {shown(inputs)}")
 
     def loss(self, inputs: Any, targets: Tensor) -> Tensor:
-        """Return the cross-entropy of ``ensemble.module``, a scalar with its gradient: mean over members,
-        examples.
+        """Return the cross-entropy of ``ensemble.module``, mean over members and examples: it has a gradient.
 
         Args:
             inputs: as ``forward_all`` takes them. targets: class indices [examples], once, not tiled.

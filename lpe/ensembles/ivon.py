@@ -34,8 +34,7 @@ from lpe.surroundings import apart
 
 @apart()
 def posterior_std(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """Return the posterior's std, 1/√(ess·(h + wd)), of each parameter that IVON trained: canonical name →
-    [*shape].
+    """Return the posterior's std, 1/√(ess·(h + wd)), by canonical name, of each parameter that IVON trained.
 
     Args:
         optimizer: an ``ivon.IVON`` after its last step.

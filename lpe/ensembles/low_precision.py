@@ -154,8 +154,7 @@ class LowPrecisionEnsemble(Ensemble):
         return self._stored[name]
 
     def scales(self, name: str) -> Tensor:
-        """Return a rounded tensor's scales in the members, as :func:`lpe.number_systems.rounding.scales_of`
-        does.
+        """Return a rounded tensor's scales, as :func:`lpe.number_systems.rounding.scales_of` has them.
 
         Raises:
             InputError: the tensor is not rounded.

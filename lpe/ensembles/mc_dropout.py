@@ -130,9 +130,7 @@ def _calls_dropout(module: nn.Module) -> bool:
 
 
 def _inserted_places(modules: dict[str, nn.Module]) -> list[Place]:
-    """List the inputs of Linear and Conv layers but the first's, in the order in which the model
-    holds them.
-    """
+    """List the inputs of Linear and Conv layers but the first's, in the order of the model's modules."""
     functional = {id(layer) for module in modules.values() for layer in used_without_a_call(module)}
     places = []
     raw = True

@@ -57,8 +57,7 @@ class Plane:
 
 
 def plane_through(first: Tensor, second: Tensor, third: Tensor) -> Plane:
-    """Lay the plane through three weight vectors: first at (0, 0), second on the positive x axis, third y >
-    0.
+    """Lay a plane through three weight vectors: first at (0, 0), second on positive x axis, third y > 0.
 
     Raises:
         InputError: the three lie on one line (to float32's precision), or their lengths differ.

@@ -55,8 +55,7 @@ class MemberTimer:
         self.seconds = [seconds + share for seconds in self.seconds]
 
     def milliseconds_per_example(self, examples: int | None = None) -> list[float]:
-        """Return the cost of every prefix's prediction: entry n − 1 is of the first n members, one after
-        another.
+        """Return the cost of every prefix's prediction: entry n − 1: the first n members, one after another.
 
         Of members that ran together (:meth:`all_members`) it is n shares of all of them.
 

@@ -124,9 +124,7 @@ def _steps(part: Tensor, q: int) -> Tensor:
 
 
 def _digits(q: int) -> int:
-    """Count the bits of a step's mantissa that tell bins apart: six up to INT-4, one more for each further
-    bit.
-    """
+    """Count the bits of a step's mantissa that tell bins apart: six to INT-4, one more each further bit."""
     return min(8, max(6, q.bit_length() + 3))
 
 

@@ -142,8 +142,7 @@ def choices(question: Question, draws: np.random.Generator) -> tuple[list[str], 
 
 
 def dataset(seed: int = 0, **_: Any) -> datasets.DatasetDict:
-    """Return the held-out questions of a training seed as lm-eval's task reads them (it passes more than the
-    seed).
+    """Return a training seed's held-out questions as lm-eval's task reads them (it passes more than that).
 
     Returns:
         Splits "validation" and "test": question, choices, right (index).

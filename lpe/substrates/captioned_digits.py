@@ -181,9 +181,7 @@ def batches(split: Split, size: int, seed: int, jitter: Jitter) -> Callable[[int
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Group parameters for an optimiser: as in open_clip's training, gains, biases, logit scale do
-    not decay.
-    """
+    """Group parameters as open_clip's training does: gains, biases and the logit scale do not decay."""
     decayed = [p for p in model.parameters() if p.dim() > 1]
     free = [p for p in model.parameters() if p.dim() < 2]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]

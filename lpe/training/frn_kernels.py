@@ -273,8 +273,8 @@ def _backward_example(
     STAGES: tl.constexpr,
     TAPS: tl.constexpr,
 ) -> None:
-    """Compute one layer of one example backwards: dy, dresidual, the norm's gradient; where INPUT, dx =
-    convᵀ(dy) [+ added].
+    """Compute a layer of an example: dy, dresidual, the norm's gradient; where INPUT, dx = convᵀ(dy) [+
+    added].
 
     dx may lie where dz does.
     """
@@ -609,8 +609,7 @@ class Layer:
 def forward(
     layer: Layer, x: Tensor, weights: Tensor, norms: Tensor, residual: Tensor | None, tuning: Tuning
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y = conv(x), z = [silu](norm(y) [+ residual]), the norm's factors [networks, examples,
-    channels].
+    """Return y = conv(x), z = [silu](norm(y) [+ residual]), norm's factors [networks, examples, channels].
 
     Args:
         x: [networks, examples, side, side, inputs]. weights: [networks, …]. norms: float32 [networks, …].

@@ -43,8 +43,7 @@ def then_constant(first: Schedule, switch: int, value: float) -> Schedule:
 
 
 def cyclical_cosine(peak: float, steps_per_cycle: int) -> Schedule:
-    """Return half a cosine from ``peak`` towards 0, again and again: peak/2 · (cos(π · (t mod c)/c) + 1), t
-    from 0.
+    """Repeat half a cosine from ``peak`` towards 0: peak/2 · (cos(π · (t mod c)/c) + 1), t from 0.
 
     Huang et al. 2017, "Snapshot ensembles"; Zhang et al. 2020, "Cyclical stochastic gradient MCMC".
     """

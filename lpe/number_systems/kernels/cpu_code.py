@@ -139,16 +139,12 @@ _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function, or take its machine code from the disk, on which it is kept if that can be
-    written.
-    """
+    """Compile a function, or take its machine code from the disk, where it is kept if possible."""
     return _from_disk(numba.njit, {"nogil": True, "error_model": "numpy"}, function)
 
 
 def for_threads(function: Callable[..., Any]) -> Any:
-    """Compile a function of the address of a :class:`Work`, as an array of int64, to be called from
-    anywhere.
-    """
+    """Compile a function of a :class:`Work`'s address, as an array of int64, for calls from anywhere."""
     signature = types.void(types.CPointer(types.int64))
     return _from_disk(lambda **options: numba.cfunc(signature, **options), {"error_model": "numpy"}, function)
 

@@ -73,9 +73,7 @@ class Scored:
     greedy: Tensor | None
 
     def answer(self, size: int) -> Any:
-        """Return the first ``size`` members' answer to lm-eval: (log-likelihood, is greedy), or the first
-        alone.
-        """
+        """Return ``size`` members' answer to lm-eval: (log-likelihood, is greedy), or the first alone."""
         value = float(self.prefixes[size - 1])
         return value if self.greedy is None else (value, bool(self.greedy[size - 1]))
 
@@ -168,9 +166,7 @@ class _Leading:
 
     @staticmethod
     def _split(log_probs: Tensor, leading: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the log-probabilities of leading tokens [scored, leading], and the largest other
-        [scored].
-        """
+        """Return log-probabilities of leading tokens [scored, leading], and the largest other [scored]."""
         others = log_probs.scatter(-1, leading, -torch.inf).amax(dim=-1)
         return log_probs.gather(-1, leading).float(), others.float()
 
@@ -486,9 +482,7 @@ class EnsembleLM(HFLM):
                         del net  # it would live on while the next one is made
 
     def _distributions(self, net: nn.Module, batch: _Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a member's log-probabilities [scored, vocabulary], the batch's ``scored`` and
-        ``targets``.
-        """
+        """Return a member's log-probabilities [scored, vocabulary], the batch's ``scored``, ``targets``."""
         device = device_of(net)
         # Of all positions, as lm-eval has it: on some devices a row's last bit depends on where it lies.
         log_probs = apply(net, batch.inputs.to(device)).log_softmax(dim=-1, dtype=self.softmax_dtype)

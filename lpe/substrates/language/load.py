@@ -131,8 +131,8 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def one_line(what: str) -> Iterator[None]:
-    """Turn any exception of a library within into an InputError of one line: which it is, the damage
-    decides.
+    """Turn any exception of a library within into a one-line InputError: which it is depends on the
+    damage.
     """
     try:
         yield
@@ -285,9 +285,7 @@ def _check_loading(
 
 
 def _is_derived(name: str, tensor: Tensor) -> bool:
-    """Tell whether an unexpected tensor is one that old versions of transformers saved, and worked
-    out anew.
-    """
+    """Tell whether an unexpected tensor is one that old transformers versions saved and worked out anew."""
     found = DERIVED.search(name)
     # A mask is [1, 1, tokens, tokens] and its filling a number; a vector of that name would be a bias.
     return found is not None and (not found["mask"] or tensor.ndim in (0, 4))
