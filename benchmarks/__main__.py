@@ -13,8 +13,8 @@ from importlib import import_module
 QUICK = ("construction", "scaling", "packed", "evaluation", "on_the_fly", "memory")
 OTHERS = {
     "regression": "whether a metric of any method moved (two minutes; CI runs it)",
-    "assets": "LPE-BSR on pre-trained weights and real data (LPE_ASSETS; 50 minutes)",
-    "coverage": "how much of 98 timm families, 40 of transformers and torchvision is rounded (three minutes)",
+    "assets": "LPE-BSR on pre-trained weights and real data (LPE_ASSETS; over two hours)",
+    "coverage": "how much of 98 timm families, 40 of transformers and torchvision is rounded (two minutes)",
     "compiled": "whether torch.compile pays (six minutes, and a C++ compiler)",
     "coupling": "coupled against independent members, and members from 8 bits (an hour; LPE_ASSETS: more)",
     "gpu_training": "CIFAR-10 trainings side by side, images a second, their points (a CUDA device; minutes)",
@@ -27,6 +27,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run one benchmark by name, or the quick ones; the exit code is the largest of theirs."""
     if arguments and arguments[0] in ("-h", "--help"):
         print(__doc__.strip())
+        print("\nquick: " + ", ".join(QUICK))
+        _name_others()
         return 0
     if arguments:
         name, *options = arguments
@@ -36,10 +38,14 @@ def main(arguments: Sequence[str]) -> int:
             return 2
         return _run(name, options)
     code = max(_run(name, []) for name in QUICK)
+    _name_others()
+    return code
+
+
+def _name_others() -> None:
     print("\nothers:")
     for name, what in OTHERS.items():
         print(f"  python -m benchmarks.{name}  {what}")
-    return code
 
 
 def _run(name: str, options: Sequence[str]) -> int:

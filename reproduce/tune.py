@@ -14,6 +14,7 @@ printed is the mean over seeds, the best first.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import as_completed
@@ -235,7 +236,11 @@ def sweep(session: Session, path: Path, jobs: int, only: list[str] | None = None
 
 def main(arguments: list[str]) -> int:
     """Run the sweep, write it, print its means."""
-    options = Parser(prog="python -m reproduce.tune", description=__doc__)
+    options = Parser(
+        prog="python -m reproduce.tune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     options.add_argument("--scale", default="digits", help="(default: digits)")
     options.add_argument("--seeds", type=int, default=3, help="training seeds 0 … N-1 (default: 3)")
     options.add_argument("--out", type=Path, help="folder of sweep.csv (default: figures/SCALE)")

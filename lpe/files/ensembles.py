@@ -308,7 +308,9 @@ def _contents(ensemble: Ensemble, kind: str, base: str) -> tuple[dict[str, Tenso
         _check_unmasked(ensemble, [ensemble.model])
         return drawable(ensemble, base) if kind == "seeded" else low_precision(ensemble)
     if kind == "seeded":
-        raise InputError(f"a seeded file holds a low precision ensemble that rounds, not {ensemble!r}")
+        raise InputError(
+            f"a seeded file holds a low precision ensemble that rounds, not {type(ensemble).__name__}"
+        )
     if isinstance(ensemble, StoredEnsemble):
         return ensemble.written()
     if isinstance(ensemble, MCDropoutEnsemble):
