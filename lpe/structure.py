@@ -484,7 +484,9 @@ def _reachable(values: Iterable[Any], seen: set[int]) -> Iterator[Any]:
 
 
 def kept_tensors(model: nn.Module) -> list[Tensor]:
-    """Tensors that the modules hold as plain values, also in containers: no parameters and no buffers."""
+    """Return the tensors that the modules hold as plain values, also in containers: no parameters and no
+    buffers.
+    """
     registered = {
         id(tensor)
         for module in model.modules()

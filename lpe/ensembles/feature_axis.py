@@ -51,7 +51,7 @@ def _features_at(module: nn.Module, dimensions: int) -> int | None:
 
 
 def used_without_a_call(module: nn.Module) -> list[nn.Module]:
-    """Layers whose weights a module hands to ``multi_head_attention_forward``: their hooks never run."""
+    """List the layers that a module hands to ``multi_head_attention_forward``: their hooks never run."""
     if isinstance(module, nn.MultiheadAttention):
         return [module.out_proj]
     if type(module).__name__ == "AttentionPool2d":  # of open_clip's and OpenAI's ResNets
@@ -74,7 +74,7 @@ class _Made:
         return self.shape[self.dimension]
 
     def may_be_split(self, values: Tensor, dimension: int) -> bool:
-        """Whether values of as many elements may have the features in several dimensions, as heads are.
+        """Tell whether values of as many elements may have the features in several dimensions, as heads are.
 
         Args:
             dimension: the one dimension that is as long as the features are many, and so may be they.
