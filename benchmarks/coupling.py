@@ -165,7 +165,7 @@ class Unit:
 
     @property
     def keys(self) -> dict[str, object]:
-        """The columns that all its rows share."""
+        """The columns that all rows of the unit share."""
         return {
             "scale": self.substrate.scale,
             "substrate": self.substrate.name,

@@ -136,7 +136,7 @@ class ModelOptions:
 
     @property
     def kind(self) -> str:
-        """timm, open_clip or hf."""
+        """The model's kind: timm, open_clip or hf."""
         return self.model.partition("/")[0]
 
     @property

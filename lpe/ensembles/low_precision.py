@@ -135,12 +135,12 @@ class LowPrecisionEnsemble(Ensemble):
 
     @property
     def rounds(self) -> bool:
-        """Whether any tensor is rounded; none is under ``FullPrecision()``."""
+        """True where any tensor is rounded; none is under ``FullPrecision()``."""
         return bool(self._scales)
 
     @property
     def _alike(self) -> bool:
-        """Whether all members are one."""
+        """True where all members are alike."""
         return self.rounding == "nearest" or not self._rounded
 
     def stored(self, name: str) -> Stored:
@@ -288,7 +288,7 @@ class LowPrecisionEnsemble(Ensemble):
 
     @property
     def base(self) -> str:
-        """Return the smallest of BASES from which a seeded file can draw the members."""
+        """The smallest of BASES from which a seeded file can draw the members."""
         systems = [planned.rounded_to for planned in self._rounded]
         return next(b for b in BASES if all(base_holds(b, system, self.rounding) for system in systems))
 

@@ -62,7 +62,9 @@ class PlannedTensor:
 
     @property
     def rounds(self) -> bool:
-        """True where its values in a member are others: it is quantised, to a number system that rounds."""
+        """True where the tensor's values change in a member: it is quantised, to a number system that
+        rounds.
+        """
         return not isinstance(self.system, FullPrecision)
 
     @property

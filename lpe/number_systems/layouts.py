@@ -65,7 +65,7 @@ class Layout:
 
     @property
     def by_rows(self) -> bool:
-        """Whether an output channel's weights lie side by side in memory."""
+        """True where an output channel's weights lie side by side in memory."""
         return self.output_axis == 0 or self.inputs == 1
 
     @property

@@ -592,7 +592,7 @@ class Layer:
 
     @property
     def size(self) -> int:
-        """Weights."""
+        """The number of weights."""
         return self.kernel**2 * self.inputs * self.outputs
 
     def constants(self) -> dict[str, Any]:
