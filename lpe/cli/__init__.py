@@ -12,6 +12,7 @@ A MODEL is timm/NAME, open_clip/ARCHITECTURE:WEIGHTS or hf/FOLDER_OR_NAME. Weigh
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def entry() -> None:
     """Run the console script."""
+    _notes_as_they_are()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
@@ -77,3 +79,10 @@ def entry() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     sys.exit(code)
+
+
+def _notes_as_they_are() -> None:
+    """Let notes be printed without a prefix, also where a library (open_clip) has set up logging."""
+    logger = logging.getLogger("lpe")
+    logger.addHandler(logging.StreamHandler())
+    logger.propagate = False
