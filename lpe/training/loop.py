@@ -90,14 +90,20 @@ def train(
         loss: (inputs, targets on the model's device) → scalar; None: the cross-entropy of the model's logits.
 
     Raises:
-        InputError: no batches, targets that are not as many as the logits, a clip_norm for an optimiser that
-            samples weights, epochs that do not suit the collector, or a loss that is NaN or infinite (with
-            the step, and what to do).
+        InputError: an optimiser of none of the model's parameters, no batches, targets that are not as many
+            as the logits, a clip_norm for an optimiser that samples weights, epochs that do not suit
+            the collector, or a loss that is NaN or infinite (with the step, and what to do).
     """
     epochs = check_integer("epochs", epochs, 0)
     seed = check_seed(seed)
     check_model(model)
     check_optimizer(optimizer)
+    own = {id(parameter) for parameter in model.parameters()}
+    if not any(id(each) in own for group in optimizer.param_groups for each in group["params"]):
+        raise InputError(
+            f"the {type(optimizer).__name__} has none of the model's parameters, so it would train another "
+            f"network or none; make it of this {type(model).__name__}'s parameters()"
+        )
     if not callable(batches):
         check_iterable(batches)
     for name, function, of in (

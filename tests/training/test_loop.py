@@ -148,6 +148,12 @@ def check_the_gradient_is_the_samples(optimizer_class: type[torch.optim.SGD]) ->
     torch.testing.assert_close(model.weight.detach().double(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_an_optimiser_of_another_networks_parameters_is_refused() -> None:
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    with pytest.raises(lpe.InputError, match="the SGD has none of the model's parameters"):
+        train(nn.Linear(2, 2), [(torch.ones(1, 2), torch.tensor([0]))], optimizer, 0.1, epochs=1)
+
+
 def test_an_optimiser_that_samples_takes_its_gradient_at_the_sample() -> None:
     check_the_gradient_is_the_samples(SampledSGD)
 
