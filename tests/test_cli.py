@@ -386,7 +386,9 @@ def test_a_note_says_once_that_statistics_are_as_the_network_has_them(
     [
         (["--refresh", "/nowhere"], "there is no folder /nowhere"),
         (["--refresh", "auto"], "train; give a folder of training images"),
-        (["--refresh-limit", "1"], "--refresh-limit must be 2 or more, not 1"),
+        (["--refresh-form", "absolute"], "--refresh-form says how --refresh DIR is done; give both"),
+        (["--refresh-limit", "9"], "--refresh-limit says how --refresh DIR is done; give both"),
+        (["--refresh", ".", "--refresh-limit", "1"], "--refresh-limit must be 2 or more, not 1"),
         (["--packed", "vit.lpe", "--refresh", "somewhere"], "--refresh is settled by the packed file"),
     ],
 )

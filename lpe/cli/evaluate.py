@@ -110,6 +110,9 @@ def evaluate(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
             check_writable(path.parent)
     if run.csv is not None and run.json is not None and run.csv.resolve() == run.json.resolve():
         raise InputError(f"--csv and --json are both {run.csv}; give two files")
+    for option in ("refresh_form", "refresh_limit"):
+        if hasattr(asked, option) and data_asked.refresh is None:
+            raise InputError(f"--{option.replace('_', '-')} says how --refresh DIR is done; give both")
     data_asked.check()
     if run.packed is None:
         ensemble_asked.check()
