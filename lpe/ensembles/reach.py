@@ -1,10 +1,11 @@
 """Checks that a member computes with its own tensors: once an ensemble, on an example of the first batch.
 
 A structural copy may still run the network that it was made of: a ``forward`` that was replaced by something
-bound to it (compiled, decorated, a lambda), values that were computed from its weights and kept. Then every
-member is the network itself, and nothing else would tell. A network that holds nothing but modules,
-parameters, buffers and plain values has nothing of that kind, and is not tried. Of any other, a copy whose
-parameters ask for gradients is run on an example while the network's own do too:
+bound to it (compiled, decorated, a lambda), values that were computed from its weights and kept, in a class
+or a module of Python's even. Then every member is the network itself, and nothing else would tell. A network
+of the modules of a library that keeps no weights, which holds nothing but modules, parameters, buffers and
+plain values, has nothing of that kind, and is not tried. Of any other, a copy whose parameters ask for
+gradients is run on an example while the network's own do too:
 
     a tensor of the network is reached      an error: the copy computes with it instead of its own
     a tensor of the copy is reached         right
@@ -140,11 +141,16 @@ _PLAIN_VALUES = (
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
+_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "open_clip")
+"""Packages whose modules compute with nothing but what they hold: no class or module keeps a weight."""
+
+
 def _may_hold_on(structure: Structure) -> bool:
     """Tell whether copies may share something with the network that makes them compute with its tensors."""
     registered = {id(entry) for entry in structure.held()}
     return not all(
-        structure.is_plain(module)
+        type(module).__module__.partition(".")[0] in _LIBRARIES
+        and structure.is_plain(module)
         and "forward" not in vars(module)
         and all(
             _is_inert(value, registered, shared=False)

@@ -424,8 +424,7 @@ def test_the_network_is_left_as_it_was(method: str) -> None:
     assert torch.equal(torch.get_rng_state(), state) and torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("about", [None, object()])
-def test_a_network_is_tried_once_an_ensemble_and_one_that_holds_plain_values_is_not(about: object) -> None:
+def test_a_network_of_ones_own_is_tried_once_an_ensemble() -> None:
     calls = []
 
     class Counting(Net):
@@ -433,12 +432,38 @@ def test_a_network_is_tried_once_an_ensemble_and_one_that_holds_plain_values_is_
             calls.append(len(inputs))
             return super().forward(inputs)
 
-    model = net(Counting)
+    ensemble = of(net(Counting))
+    ensemble.predict(INPUTS)
+    ensemble.predict(INPUTS)
+    assert calls == [1, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("about", [None, object()])
+def test_a_librarys_network_is_tried_only_where_it_holds_more_than_plain_values(about: object) -> None:
+    model = nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 4)).eval()
     model.about = about
+    calls = []
     ensemble = of(model)
+    model.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
     ensemble.predict(INPUTS)
-    ensemble.predict(INPUTS)
-    assert calls == [*([] if about is None else [1]), 3, 3, 3, 3]
+    assert calls == [*([] if about is None else [1]), 3, 3]
+
+
+def test_a_weight_that_a_class_keeps_for_all_its_networks_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    class Keeping(Net):
+        kept: dict[str, Tensor] = {}
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            layer = self.head
+            assert isinstance(layer, nn.Linear)
+            weight = self.kept.setdefault("head", layer.weight.detach().clone())
+            return nn.functional.linear(self.body(inputs), weight, layer.bias)
+
+    model = net(Keeping)
+    model(INPUTS)
+    notices.forget()
+    of(model).predict(INPUTS)
+    assert caplog.messages[0].startswith("note: Keeping: 'head.weight' (1 of 3 tensors")
 
 
 AROUND = net()

@@ -126,7 +126,8 @@ def test_logits_may_be_of_any_floating_point_type(dtype: torch.dtype) -> None:
 
 def test_the_batch_of_a_wrong_row_is_named() -> None:
     def second(logits: Tensor) -> Tensor:
-        return logits.where(torch.rand(()) > 2, math.nan) if seen.pop() else logits
+        # One example alone tries the copies.
+        return logits.where(torch.rand(()) > 2, math.nan) if len(logits) > 1 and seen.pop() else logits
 
     seen = [True, False]
     with pytest.raises(lpe.InputError, match="^batch 1: "):
@@ -142,12 +143,12 @@ def test_a_wrong_row_of_a_later_member_is_refused() -> None:
 
 
 class Narrowing(Net):
-    """Gives fewer classes from its second call on."""
+    """Gives fewer classes from its second call on, those of one example, which try it, not counted."""
 
     calls = 0
 
     def forward(self, inputs: Tensor) -> Tensor:
-        type(self).calls += 1
+        type(self).calls += len(inputs) > 1
         return super().forward(inputs)[:, : CLASSES if type(self).calls <= 1 else CLASSES - 1]
 
 

@@ -217,8 +217,10 @@ def test_a_model_in_training_mode_is_evaluated_in_eval_mode() -> None:
 def test_evaluation_builds_no_graph() -> None:
     grad_modes: list[bool] = []
     model = net()
+    ensemble = ensemble_of(model=model)
+    ensemble.check_reach(INPUTS)
     model.register_forward_hook(lambda *_: grad_modes.append(torch.is_grad_enabled()))
-    lpe.evaluate(ensemble_of(model=model), batches())
+    lpe.evaluate(ensemble, batches())
     assert not any(grad_modes)
 
 
@@ -258,8 +260,10 @@ def test_the_first_member_runs_over_a_batch_before_the_next_is_read() -> None:
             yield batch
 
     model = net()
+    ensemble = ensemble_of(2, model)
+    ensemble.check_reach(INPUTS)
     model.register_forward_hook(lambda *_: events.append("run"))
-    lpe.evaluate(ensemble_of(2, model), reading(), members="one-by-one")
+    lpe.evaluate(ensemble, reading(), members="one-by-one")
     assert events == ["read 0", "run", "read 1", "run", "run", "run"]
 
 
@@ -295,8 +299,9 @@ def test_members_in_another_order_would_be_seen(monkeypatch: pytest.MonkeyPatch)
 
 
 def passes(ensemble: lpe.Ensemble | Any, stream: Any, **options: Any) -> list[int]:
-    """The examples of every forward pass of ``ensemble.model``."""
+    """The examples of every forward pass of ``ensemble.model``, but for the one that tries its copies."""
     seen: list[int] = []
+    ensemble.check_reach(INPUTS)
     hook = ensemble.model.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
     lpe.evaluate(ensemble, stream, **options)
     hook.remove()
