@@ -507,6 +507,17 @@ def _caches_calls(kind: type[nn.Module]) -> bool:
 _CACHING: weakref.WeakKeyDictionary[type[nn.Module], bool] = weakref.WeakKeyDictionary()
 
 
+_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "open_clip", "lpe")
+
+
+def is_of_a_library(kind: type[nn.Module]) -> bool:
+    """Tell whether a module is of a package whose modules compute with nothing but what they hold.
+
+    Of anybody else's a class or a module of Python may keep a weight for all networks.
+    """
+    return kind.__module__.partition(".")[0] in _LIBRARIES
+
+
 class Snapshot:
     """A network as it was made, to tell whether whoever used it since has left it so.
 
@@ -527,7 +538,8 @@ class Snapshot:
         self._own = [tensor for key, tensor in held.items() if key in own]
         self._others = [tensor for key, tensor in held.items() if key not in own]
         self._contents = _Contents(_containers_in(self._modules))
-        self._hides = any(map(_caches_calls, {type(module) for module in self._modules}))
+        kinds = {type(module) for module in self._modules}
+        self._hides = not all(map(is_of_a_library, kinds)) or any(map(_caches_calls, kinds))
         self._written = self._versions()
 
     def _versions(self) -> list[tuple[Any, ...]]:

@@ -1055,3 +1055,14 @@ def test_ece_of_a_task_that_is_not_multiple_choice_is_refused(
     assert said.startswith(
         "error: texts is of type loglikelihood_rolling, not multiple choice, and has no ece"
     )
+
+
+@pytest.mark.parametrize("option", [("--system", "int4"), ("--scale-axis", "tensor")], ids=" ".join)
+def test_how_to_round_is_refused_where_nothing_is_rounded(
+    option: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["evaluate", "timm/test_vit", "--random-weights", "--method", "mc-dropout", *option]
+    assert cli.main(given) == 2
+    assert capsys.readouterr().err == (
+        f"error: {option[0]} says how weights are rounded, and mc-dropout rounds none\n"
+    )

@@ -31,6 +31,8 @@ from lpe.number_systems.naming import Systems, number_system
 from lpe.number_systems.rounding import ROUNDINGS
 
 KINDS = ("timm/NAME", "open_clip/ARCHITECTURE:WEIGHTS", "hf/FOLDER_OR_NAME")
+SYSTEM = "int5"
+
 METHODS = {"lpe": "LPE-BSR", "gaussian": "Gaussian", "mc-dropout": "MC-dropout"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -223,14 +225,15 @@ class EnsembleOptions:
 
     Args:
         method: a key of ``METHODS``. system: a number system's name, or ``pattern=name`` with commas
-            between them. scale_axis: see :func:`scale_axis`; None: the name's own, or per channel.
+            between them; None: ``SYSTEM``. scale_axis: see :func:`scale_axis`; None: the name's own, or per
+            channel.
         size: members; None: ``SIZE``, 1 where all are alike. rounding: lpe; None: bernoulli.
         std: gaussian, of the noise; None: that of the rounding. rate: mc-dropout; None: ``DROPOUT_RATE``.
         seed: of the random bits. include, exclude: patterns of tensors' names.
     """
 
     method: str = "lpe"
-    system: str = "int5"
+    system: str | None = None
     scale_axis: str | None = None
     size: int | None = None
     rounding: str | None = None
@@ -242,7 +245,9 @@ class EnsembleOptions:
 
     def number_system(self) -> Systems:
         """Return the number system with its scale axis, or one for each name pattern."""
-        return number_system(self.system, None if self.scale_axis is None else scale_axis(self.scale_axis))
+        return number_system(
+            self.system or SYSTEM, None if self.scale_axis is None else scale_axis(self.scale_axis)
+        )
 
     @property
     def patterns(self) -> Mapping[str, Any]:
@@ -263,6 +268,10 @@ class EnsembleOptions:
                 raise InputError(f"--{option} is for --method {method}, not {self.method}{also}")
         if self.method == "mc-dropout" and (self.include or self.exclude):
             raise InputError("--include and --exclude name tensors, and mc-dropout changes none")
+        for option in ("system", "scale_axis"):
+            if self.method == "mc-dropout" and getattr(self, option) is not None:
+                name = option.replace("_", "-")
+                raise InputError(f"--{name} says how weights are rounded, and mc-dropout rounds none")
         if self.size is not None:
             check_size(self.size)
         if self._alike() and self.size not in (None, 1):

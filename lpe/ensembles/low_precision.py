@@ -43,8 +43,8 @@ ALIGNMENT = 64
 """Elements: 128 bytes for 16-bit weights, what vectorised kernels ask of an address and more."""
 
 STALE = (
-    "the batch-norm statistics of {}'s rounded members are as the network has them; batches= (lpe evaluate: "
-    "--refresh) re-estimates them"
+    "the batch-norm statistics of {}'s rounded members are as the network has them, where batches= (lpe "
+    "evaluate: --refresh) does not re-estimate them"
 )
 
 BASES = {"int8": 8, "bf16": 16, "fp32": 32}
@@ -218,7 +218,8 @@ class LowPrecisionEnsemble(Ensemble):
         """Yield the members in order, in the modules and the memory of the first: each is gone with the next.
 
         A network that has changed in the meantime (it was cast or trained, or a module of it keeps what it
-        computed from its weights) is not used again: the next member is then made anew.
+        computed from its weights) is not used again: the next member is then made anew. So is each of a
+        network with classes of one's own, which may keep such things where nobody sees them.
         """
         if type(self).member is not LowPrecisionEnsemble.member:
             yield from super().in_turn()

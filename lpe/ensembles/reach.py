@@ -36,7 +36,7 @@ from torch.utils._pytree import tree_leaves
 from lpe.errors import InputError
 from lpe.modules import apply, device_of, tensors_in, to_device, tree_map
 from lpe.notices import note
-from lpe.structure import Structure, canonical_modules, holders, kept_tensors
+from lpe.structure import Structure, canonical_modules, holders, is_of_a_library, kept_tensors
 
 EXAMPLES = (1, 2)
 """Numbers of examples that are tried, before the whole batch where the network does not take so few."""
@@ -141,15 +141,11 @@ _PLAIN_VALUES = (
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
-_LIBRARIES = ("torch", "torchvision", "timm", "transformers", "open_clip")
-"""Packages whose modules compute with nothing but what they hold: no class or module keeps a weight."""
-
-
 def _may_hold_on(structure: Structure) -> bool:
     """Tell whether copies may share something with the network that makes them compute with its tensors."""
     registered = {id(entry) for entry in structure.held()}
     return not all(
-        type(module).__module__.partition(".")[0] in _LIBRARIES
+        is_of_a_library(type(module))
         and structure.is_plain(module)
         and "forward" not in vars(module)
         and all(

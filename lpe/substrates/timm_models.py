@@ -324,6 +324,6 @@ def check_sees(model: nn.Module, config: Mapping[str, Any]) -> None:
         raise
     except Exception as error:  # of whatever layer does not fit
         raise InputError(
-            f"{model_name(model)} takes no images of {size[1]} x {size[2]} pixels ({_first_line(error)}); "
-            "give another input size"
+            f"{model_name(model)} takes no images of {size[0]} channels and {size[1]} x {size[2]} pixels "
+            f"({_first_line(error)}); give another input size, or leave in_chans out"
         ) from None

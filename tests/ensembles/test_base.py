@@ -612,11 +612,17 @@ def test_in_turn_come_models_as_they_are_where_nothing_is_rounded() -> None:
 
 
 def test_members_in_turn_take_the_memory_of_the_first() -> None:
-    model = net()
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
     pointers = [[e.tensor.data_ptr() for e in named_tensors(m)] for m in ensemble_of(model).in_turn()]
     base = [entry.tensor.data_ptr() for entry in named_tensors(model)]
     assert pointers[0] == pointers[1] == pointers[2]
-    assert [a == b for a, b in zip(pointers[0], base, strict=True)].count(False) == len(OWN)
+    assert [a == b for a, b in zip(pointers[0], base, strict=True)] == [False, True, False, True]
+
+
+def test_members_in_turn_of_a_network_of_ones_own_are_modules_of_their_own() -> None:
+    turn = ensemble_of(net()).in_turn()
+    first = next(turn)
+    assert next(turn) is not first
 
 
 def test_in_turn_come_the_members_that_a_subclass_makes() -> None:

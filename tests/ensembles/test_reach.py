@@ -6,6 +6,7 @@ import copy
 import functools
 import logging
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -464,6 +465,27 @@ def test_a_weight_that_a_class_keeps_for_all_its_networks_is_named(caplog: pytes
     notices.forget()
     of(model).predict(INPUTS)
     assert caplog.messages[0].startswith("note: Keeping: 'head.weight' (1 of 3 tensors")
+
+
+KEPT: weakref.WeakKeyDictionary[nn.Module, Tensor] = weakref.WeakKeyDictionary()
+
+
+class KeptOutside(Net):
+    """Keeps its weight beside itself, by the network that it belongs to."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        layer = self.head
+        assert isinstance(layer, nn.Linear)
+        weight = KEPT.setdefault(self, layer.weight.detach() * 1)
+        return nn.functional.linear(self.body(inputs), weight, layer.bias)
+
+
+def test_members_one_by_one_do_not_compute_with_what_is_kept_of_another_outside() -> None:
+    ensemble = of(net(KeptOutside), 4)
+    expected = torch.stack([member(INPUTS).double().log_softmax(1) for member in ensemble])
+    found, _ = lpe.member_log_probs(ensemble, BATCHES)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert float((found[1] - found[0]).abs().max()) > 1e-3
 
 
 AROUND = net()

@@ -87,7 +87,7 @@ def test_preprocessing_out_of_its_range_is_refused(given: dict[str, Any], wanted
 def test_a_model_that_cannot_see_a_size_is_refused_in_a_line() -> None:
     model = timm_models.random_model(VIT)
     config = data_config(model, Preprocessing(input_size=(97, 97)))
-    assert "test_vit.r160_in1k takes no images of 97 x 97 pixels (" in message_of(
+    assert "test_vit.r160_in1k takes no images of 3 channels and 97 x 97 pixels (" in message_of(
         lambda: timm_models.check_sees(model, config)
     )
 
