@@ -55,6 +55,10 @@ def _identity(tensor: Tensor) -> tuple[Any, ...]:
 
 def named_tensors(model: nn.Module) -> list[NamedTensor]:
     """List every parameter and buffer once, in the model's order, under the first of its canonical names."""
+    return list(_by_identity(model).values())
+
+
+def _by_identity(model: nn.Module) -> dict[tuple[Any, ...], NamedTensor]:
     places = _places(model)
     canonical = _namer(places)
     found: dict[tuple[Any, ...], list[tuple[str, Tensor, str, bool]]] = {}
@@ -65,16 +69,16 @@ def named_tensors(model: nn.Module) -> list[NamedTensor]:
                     saved = name not in module._non_persistent_buffers_set
                     entry = (canonical(prefix + name), tensor, kind, saved)
                     found.setdefault(_identity(tensor), []).append(entry)
-    return [
-        NamedTensor(
+    return {
+        identity: NamedTensor(
             name=entries[0][0],
             tensor=entries[0][1],
             also=tuple(dict.fromkeys(entry[0] for entry in entries[1:] if entry[0] != entries[0][0])),
             kind=entries[0][2],
             saved=any(entry[3] for entry in entries),
         )
-        for entries in found.values()
-    ]
+        for identity, entries in found.items()
+    }
 
 
 def _places(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -293,7 +297,8 @@ class Structure:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model = unwrapped(model)
-        self.tensors = named_tensors(model)
+        by_identity = _by_identity(model)
+        self.tensors = list(by_identity.values())
         self._modules = list(model.modules())
         self._module_ids = {id(module) for module in self._modules}
         self._contents = _Contents(
@@ -306,16 +311,15 @@ class Structure:
         self._plain = [m for m in self._modules if _is_plain(type(m)) and _wrapped(m) is None]
         self._names = {name: entry.name for entry in self.tensors for name in (entry.name, *entry.also)}
         self._entries = {entry.name: entry for entry in self.tensors}
-        self._by_identity = {_identity(entry.tensor): entry.name for entry in self.tensors}
+        self._by_identity = {identity: entry.name for identity, entry in by_identity.items()}
         held: dict[int, _Held] = {}
         for module in self._modules:
             for tensors in (module._parameters, module._buffers):
                 for tensor in tensors.values():
                     if tensor is not None and id(tensor) not in held:
                         is_parameter = tensors is module._parameters
-                        name = self._by_identity[_identity(tensor)]
-                        saved = self._entries[name].saved
-                        held[id(tensor)] = _Held(tensor, name, is_parameter, saved, _seen(tensor))
+                        entry = by_identity[_identity(tensor)]
+                        held[id(tensor)] = _Held(tensor, entry.name, is_parameter, entry.saved, _seen(tensor))
         self._held = held
 
     def check_unchanged(self, values: Collection[str] | None = None) -> None:

@@ -102,7 +102,10 @@ class LowPrecisionEnsemble(Ensemble):
         model = self.model
         if not isinstance(self.system, FullPrecision):
             refuse_computed_weights(model, exclude)
-        self.plan: list[PlannedTensor] = select_tensors(model, self.system, include, exclude, output_axis)
+        assert self._structure is not None
+        self.plan: list[PlannedTensor] = select_tensors(
+            model, self.system, include, exclude, output_axis, self._structure.tensors
+        )
         self.batch_norm = MemberStatistics.of(model, batches, refresh, self._alike)
         weights = self._base_tensors()
         self._stored: dict[str, Stored] = {p.name: weights[p.name] for p in self._rounded}

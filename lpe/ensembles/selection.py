@@ -178,6 +178,7 @@ def select_tensors(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     output_axis: Mapping[str, OutputAxis] | None = None,
+    tensors: Sequence[NamedTensor] | None = None,
 ) -> list[PlannedTensor]:
     """Plan what becomes of every tensor of a model, in the model's order.
 
@@ -194,6 +195,7 @@ def select_tensors(
         output_axis: name pattern → the dimension that is "output" of the tensors that match, for what no rule
             knows or where one is wrong; the first pattern that matches counts. (0, k) gives each index of the
             first dimension (an expert, a head) outputs of its own along dimension k.
+        tensors: the model's, as :func:`lpe.structure.named_tensors` lists them, where they are at hand.
 
     Raises:
         InputError: a pattern that matches nothing; one of several systems that rounds no tensor, or that
@@ -203,7 +205,7 @@ def select_tensors(
     """
     included, excluded = _patterns(include), _patterns(exclude) or ()
     axes = _axes(output_axis)
-    tensors = named_tensors(model)
+    tensors = named_tensors(model) if tensors is None else tensors
     names_of = [(entry.name, *entry.also) for entry in tensors]
     every_name = [name for names in names_of for name in names]
     for pattern in (*(included or ()), *excluded, *axes):
