@@ -12,10 +12,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lpe.checks import shown
 from lpe.errors import InputError
-from lpe.structure import NamedTensor as NamedTensor
-from lpe.structure import canonical_modules as canonical_modules
-from lpe.structure import holders as holders
-from lpe.structure import named_tensors as named_tensors
+from lpe.networks import NamedTensor as NamedTensor
+from lpe.networks import canonical_modules as canonical_modules
+from lpe.networks import holders as holders
+from lpe.networks import named_tensors as named_tensors
 from lpe.structure import with_tensors as with_tensors
 
 SPATIAL_DIMENSIONS: dict[type[nn.Module], int] = {

@@ -22,7 +22,10 @@ from reproduce.points import Point, config_of, trained
 from reproduce.scales import CLIPTraining
 
 CLIP_CODE = (
+    "lpe/contents.py",
     "lpe/modules.py",
+    "lpe/networks.py",
+    "lpe/structure.py",
     "lpe/surroundings.py",
     "lpe/training",
     "lpe/substrates/digits.py",

@@ -50,7 +50,10 @@ BATCH = 100
 TIMED = 100
 """Examples of the timed batch, evenly spread over the scored ones."""
 CODE = (
+    "lpe/contents.py",
     "lpe/modules.py",
+    "lpe/networks.py",
+    "lpe/structure.py",
     "lpe/surroundings.py",
     "lpe/ensembles/selection.py",
     "lpe/number_systems/grids.py",

@@ -20,7 +20,10 @@ from reproduce.command import Session, source_hash
 from reproduce.points import Point, trained
 
 TRAINING_CODE = (
+    "lpe/contents.py",
     "lpe/modules.py",
+    "lpe/networks.py",
+    "lpe/structure.py",
     "lpe/surroundings.py",
     "lpe/training",
     "lpe/substrates/arithmetic.py",

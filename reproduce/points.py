@@ -26,7 +26,10 @@ from reproduce.scales import IVONTraining, SGDTraining, SnapshotTraining, SWAGTr
 
 POINTS = ("SGD", "SWAG", "IVON")
 TRAINING_CODE = (
+    "lpe/contents.py",
     "lpe/modules.py",
+    "lpe/networks.py",
+    "lpe/structure.py",
     "lpe/surroundings.py",
     "lpe/training",
     "lpe/substrates/digits.py",

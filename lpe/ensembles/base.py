@@ -25,7 +25,8 @@ from lpe.ensembles.reach import check_own_tensors
 from lpe.errors import InputError
 from lpe.logits import check_shape, check_values, examples_in
 from lpe.modules import apply, device_of, to_device
-from lpe.structure import Structure, network_of
+from lpe.networks import network_of
+from lpe.structure import Structure
 
 STORAGES = ("members", "generator")
 
@@ -76,7 +77,7 @@ class Ensemble(ABC, Sequence[nn.Module]):
         Where members are not made of all its tensors, ``_watched`` is to name those that they are made of.
 
         Raises:
-            InputError: see :func:`lpe.structure.network_of`.
+            InputError: see :func:`lpe.networks.network_of`.
         """
         network = network_of(model)
         self._structure = Structure(network)

@@ -21,7 +21,7 @@ from lpe.ensembles.batch_norm import (
 )
 from lpe.errors import InputError
 from lpe.modules import NamedTensor, named_tensors, tensor_bits, with_tensors
-from lpe.structure import network_of
+from lpe.networks import network_of
 from lpe.surroundings import apart
 
 

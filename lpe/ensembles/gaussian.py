@@ -31,13 +31,13 @@ from lpe.ensembles.batch_norm import MemberStatistics, fresh_statistics, statist
 from lpe.ensembles.selection import OutputAxis, PlannedTensor, select_tensors
 from lpe.errors import InputError
 from lpe.modules import named_tensors, tensor_bits
+from lpe.networks import refuse_computed_weights
 from lpe.number_systems.grids import FullPrecision, Grid, NumberSystem, grid_of
 from lpe.number_systems.kernels import reference
 from lpe.number_systems.kernels.arguments import Scales
 from lpe.number_systems.naming import Systems, check_system
 from lpe.number_systems.rounding import scales_of
 from lpe.number_systems.streams import check_seed, normal
-from lpe.structure import refuse_computed_weights
 from lpe.surroundings import apart
 
 CHUNK = 1 << 15

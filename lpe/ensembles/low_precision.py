@@ -25,6 +25,7 @@ from lpe.ensembles.on_the_fly import AllMembers
 from lpe.ensembles.selection import Coverage, OutputAxis, PlannedTensor, describe_plan, select_tensors
 from lpe.errors import InputError
 from lpe.modules import named_tensors
+from lpe.networks import refuse_computed_weights
 from lpe.number_systems.grids import FullPrecision, Int, LowPrecision, NumberSystem
 from lpe.number_systems.kernels.arguments import Draw, Stored
 from lpe.number_systems.naming import Systems, check_system
@@ -36,7 +37,7 @@ from lpe.number_systems.rounding import (
     scales_of,
 )
 from lpe.number_systems.streams import check_member, check_seed
-from lpe.structure import Snapshot, refuse_computed_weights
+from lpe.structure import Snapshot
 from lpe.surroundings import apart
 
 ALIGNMENT = 64

@@ -33,10 +33,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lpe.contents import is_of_a_library, kept_tensors
 from lpe.errors import InputError
 from lpe.modules import apply, device_of, tensors_in, to_device, tree_map
+from lpe.networks import canonical_modules, holders
 from lpe.notices import note
-from lpe.structure import Structure, canonical_modules, holders, is_of_a_library, kept_tensors
+from lpe.structure import Structure
 
 EXAMPLES = (1, 2)
 """Numbers of examples that are tried, before the whole batch where the network does not take so few."""

@@ -195,7 +195,7 @@ def select_tensors(
         output_axis: name pattern → the dimension that is "output" of the tensors that match, for what no rule
             knows or where one is wrong; the first pattern that matches counts. (0, k) gives each index of the
             first dimension (an expert, a head) outputs of its own along dimension k.
-        tensors: the model's, as :func:`lpe.structure.named_tensors` lists them, where they are at hand.
+        tensors: the model's, as :func:`lpe.networks.named_tensors` lists them, where they are at hand.
 
     Raises:
         InputError: a pattern that matches nothing; one of several systems that rounds no tensor, or that
