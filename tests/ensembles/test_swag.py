@@ -26,7 +26,10 @@ def numbers(shape: Iterable[int], seed: int) -> Tensor:
 
 
 def linear() -> nn.Linear:
-    return nn.utils.skip_init(nn.Linear, 2, 2)
+    layer = nn.utils.skip_init(nn.Linear, 2, 2)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)  # without values it would be whatever the memory held
+    return layer
 
 
 def tiny_statistics() -> SWAGStatistics:
