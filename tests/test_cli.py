@@ -19,6 +19,8 @@ from safetensors.torch import save_file
 
 import lpe
 from lpe import cli, notices
+from lpe.cli.models import placed
+from lpe.cli.options import ModelOptions
 from lpe.substrates import imagenet, timm_models
 from lpe.substrates.imagenet import data_config, evaluation_transform, validation
 
@@ -1066,3 +1068,11 @@ def test_how_to_round_is_refused_where_nothing_is_rounded(
     assert capsys.readouterr().err == (
         f"error: {option[0]} says how weights are rounded, and mc-dropout rounds none\n"
     )
+
+
+def test_a_dtype_that_does_not_hold_the_weights_is_refused() -> None:
+    model = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(model.bias, 1e5)
+    asked = ModelOptions(model="timm/some", dtype="float16")
+    with pytest.raises(lpe.InputError, match="--dtype float16 does not hold .* 'bias' would be infinite"):
+        placed(model, torch.device("cpu"), asked)

@@ -69,11 +69,23 @@ def zero_shot(
 
 
 def placed(model: nn.Module, device: torch.device, asked: ModelOptions) -> nn.Module:
-    """Return the model at the dtype asked for, on its device; a zero-shot head stays at float32."""
+    """Return the model at the dtype asked for, on its device; a zero-shot head stays at float32.
+
+    Raises:
+        InputError: a number of the model's is infinite in that dtype.
+    """
     from lpe.substrates.loading import parameter_bytes, require_memory
 
     if asked.torch_dtype is not None:
-        (model.get_submodule("visual") if asked.kind == "open_clip" else model).to(asked.torch_dtype)
+        part = model.get_submodule("visual") if asked.kind == "open_clip" else model
+        finite = {name for name, each in part.named_parameters() if bool(each.isfinite().all())}
+        part.to(asked.torch_dtype)
+        over = [n for n, each in part.named_parameters() if n in finite and not bool(each.isfinite().all())]
+        if over:
+            raise InputError(
+                f"--dtype {asked.dtype} does not hold all numbers of {asked.model}: {over[0]!r} would be "
+                "infinite; take bfloat16 or float32"
+            )
     if device.type != "cpu":
         require_memory(parameter_bytes(model), asked.model, device)
     return model.to(device)

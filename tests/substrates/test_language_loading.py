@@ -218,6 +218,15 @@ def test_of_a_file_of_two_dtypes_what_is_cast_is_noted(tmp_path: Path, said: Any
     assert "1 of 21 tensors in" in line and "are float32 and are loaded as bfloat16" in line
 
 
+def test_names_that_transformers_changes_are_noted(tmp_path: Path, said: Any) -> None:
+    weights = {name.removeprefix("model."): value for name, value in state(llama()).items()}
+    net, _ = load_model(folder_of(llama(), weights, tmp_path))
+    assert torch.equal(net.state_dict()["model.norm.weight"], weights["norm.weight"])
+    (line,) = said()
+    assert "20 of 21 tensors in" in line and "have other names than LlamaForCausalLM's" in line
+    assert "embed_tokens.weight" in line
+
+
 def test_a_dtype_that_is_asked_for_is_taken_without_a_note(tmp_path: Path, said: Any) -> None:
     folder = folder_of(llama(), half(llama()), tmp_path, dtype="float16")
     assert load_model(folder, dtype="float32")[0].dtype == torch.float32

@@ -306,6 +306,20 @@ def _say_what_differs(
                 f"{count} of {sum(floating.values())} tensors in {origin} are {_plain(its)} and are loaded "
                 f"as {_plain(dtype)}, the dtype of config.json; ask for a dtype to choose it"
             )
+    own = model.state_dict().keys()
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    renamed = [
+        name
+        for name, tensor in stored.items()
+        if name not in own
+        and not _is_derived(name, tensor)
+        and not any(re.search(each, name) for each in ignored)
+    ]
+    if renamed:
+        note(
+            f"{len(renamed)} of {len(stored)} tensors in {origin} have other names than "
+            f"{type(model).__name__}'s, and transformers loads them under those: {some(sorted(renamed))}"
+        )
     words, head = model.get_input_embeddings(), model.get_output_embeddings()
     if (
         model.config.get_text_config().tie_word_embeddings
