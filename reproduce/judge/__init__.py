@@ -1,0 +1,1 @@
+"""The judging of claims: intervals, the claims as data, and the ledger of their verdicts."""
