@@ -18,6 +18,7 @@ OTHERS = {
     "compiled": "whether torch.compile pays (six minutes, and a C++ compiler)",
     "coupling": "coupled against independent members, and members from 8 bits (an hour; LPE_ASSETS: more)",
     "gpu_training": "CIFAR-10 trainings side by side, images a second, their points (a CUDA device; minutes)",
+    "gpu_sweep": "which recipes CIFAR-10's trainings have, by validation images (a CUDA device; 9 minutes)",
     "gpu": "bandwidth, and decoding of 10 members against one pass (a CUDA device; minutes)",
     "language": "LPE-BSR on a pre-trained language model through lm-eval (LPE_ASSETS; 8 minutes)",
 }

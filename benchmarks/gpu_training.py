@@ -44,6 +44,7 @@ from lpe.records import write_table
 from lpe.substrates import cifar
 from lpe.substrates.cifar_networks import RESNET20, ResNet, ResNetShape, resnet_frn
 from lpe.training.flat import (
+    FlatAdamW,
     FlatIVON,
     FlatLayout,
     FlatSGD,
@@ -81,12 +82,15 @@ class Recipe:
     """A recipe by which a point is trained.
 
     Args:
-        rule: "sgd" or "ivon". lr: the peak. momentum, weight_decay: of SGD; IVON's weight decay.
+        rule: "sgd", "adamw" or "ivon". lr: the peak. momentum: SGD's. weight_decay: the rule's.
         augment: crops and flips. final: of the peak, at the end. cycles: of the learning rate.
-        noise: the share at the end of a cycle in which SGLD draws noise, at temperature 1.
-        kept: how many epochs at the end of a cycle leave a network each. swag_from: the share of the run
+        warm_cycles: whether each cycle begins with a warm-up, and not the first alone.
+        noise: the share at the end of a cycle in which SGLD draws noise, at temperature 1 and the learning
+            rate ``final``. kept: how many epochs at the end of a cycle leave a network each.
+        kept_every: epochs from one of them to the next. swag_from: the share of the run
             from which the learning rate stays at ``final`` and an epoch leaves an iterate; 1: none.
-        members: of a BatchEnsemble; 1: a plain network.
+        members: of a BatchEnsemble; 1: a plain network. fast_lr, fast_std: of its fast weights, the peak and
+            the spread at the start.
         ess, hess_init, beta1, beta2: IVON's.
     """
 
@@ -97,12 +101,15 @@ class Recipe:
     augment: bool = True
     final: float = 0.0
     cycles: int = 1
+    warm_cycles: bool = False
     noise: float = 0.0
     kept: int = 1
+    kept_every: int = 1
     swag_from: float = 1.0
     swag_rank: int = 20
     members: int = 1
     fast_lr: float = 0.05
+    fast_std: float = 0.5
     ess: float = cifar.TRAINING_IMAGES
     hess_init: float = 1.0
     beta1: float = 0.9
@@ -171,7 +178,7 @@ class Protocol:
 
 
 def learning_rate(recipe: Recipe, protocol: Protocol) -> Schedule:
-    """Return the recipe's learning rate at each update; only the run's beginning is warmed up."""
+    """Return the recipe's learning rate at each update."""
     updates, final = protocol.updates, recipe.lr * recipe.final
     warm = round(protocol.warm_up * updates)
     if recipe.swag_from < 1:
@@ -180,10 +187,13 @@ def learning_rate(recipe: Recipe, protocol: Protocol) -> Schedule:
     if recipe.cycles == 1:
         return warmup_cosine(recipe.lr, updates, protocol.warm_up, final)
     cycle = updates // recipe.cycles
+    explored = round((1 - recipe.noise) * cycle)
 
     def cyclical(step: int) -> float:
-        share = (1 + math.cos(math.pi * (step % cycle) / cycle)) / 2
-        return (final + (recipe.lr - final) * share) * min(1.0, (step + 1) / max(1, warm))
+        place = step % cycle
+        share = (1 + math.cos(math.pi * min(1.0, place / explored))) / 2
+        begun = place if recipe.warm_cycles else step
+        return (final + (recipe.lr - final) * share) * min(1.0, (begun + 1) / max(1, warm))
 
     return cyclical
 
@@ -191,9 +201,10 @@ def learning_rate(recipe: Recipe, protocol: Protocol) -> Schedule:
 def noise(recipe: Recipe, protocol: Protocol) -> Schedule:
     """Return the standard deviation of SGLD's noise at each update."""
     rate, cycle = learning_rate(recipe, protocol), protocol.updates // recipe.cycles
+    explored = round((1 - recipe.noise) * cycle)
 
     def std(step: int) -> float:
-        drawn = step % cycle >= (1 - recipe.noise) * cycle
+        drawn = step % cycle >= explored
         return noise_std(rate(step), 1.0, protocol.examples) if recipe.noise and drawn else 0.0
 
     return std
@@ -202,7 +213,10 @@ def noise(recipe: Recipe, protocol: Protocol) -> Schedule:
 def leaves_a_network(recipe: Recipe, protocol: Protocol, epoch: int) -> bool:
     """Tell whether the recipe keeps the weights after this epoch, as a snapshot or a sample."""
     cycle = protocol.epochs // recipe.cycles
-    return cycle > 0 and epoch < cycle * recipe.cycles and epoch % cycle >= cycle - recipe.kept
+    if cycle == 0 or epoch >= cycle * recipe.cycles:
+        return False
+    left = cycle - 1 - epoch % cycle
+    return left % recipe.kept_every == 0 and left // recipe.kept_every < recipe.kept
 
 
 @dataclass
@@ -236,20 +250,20 @@ class GroupRun:
     first_step: float
 
 
-def _batch_ensemble(net: ResNet, members: int, seed: int) -> lpe.BatchEnsemble:
-    return lpe.BatchEnsemble(net, members, seed=seed)
+def _batch_ensemble(net: ResNet, recipe: Recipe, seed: int) -> lpe.BatchEnsemble:
+    return lpe.BatchEnsemble(net, recipe.members, seed=seed, std=recipe.fast_std)
 
 
 def layout_of(recipe: Recipe, protocol: Protocol) -> FlatLayout:
     """Return the layout of the vector that a recipe trains."""
     net = resnet_frn(protocol.shape)
-    return FlatLayout.of(net if recipe.members == 1 else _batch_ensemble(net, recipe.members, 0).module)
+    return FlatLayout.of(net if recipe.members == 1 else _batch_ensemble(net, recipe, 0).module)
 
 
 def start(recipe: Recipe, protocol: Protocol, seed: int) -> Tensor:
     """Return the weights at the start of a training [n]."""
     net = resnet_frn(protocol.shape, seed)
-    module = net if recipe.members == 1 else _batch_ensemble(net, recipe.members, seed).module
+    module = net if recipe.members == 1 else _batch_ensemble(net, recipe, seed).module
     return layout_of(recipe, protocol).vector(dict(module.named_parameters()))
 
 
@@ -328,20 +342,23 @@ def _rule(
     generator: torch.Generator,
 ) -> Rule:
     first, rates = recipes[0], [learning_rate(recipe, protocol) for recipe in recipes]
+    decays = [recipe.weight_decay for recipe in recipes]
     if first.rule == "ivon":
         return FlatIVON(
             weights,
             protocol.updates,
             rates,
             first.ess,
-            first.hess_init,
-            first.weight_decay,
+            [recipe.hess_init for recipe in recipes],
+            decays,
             first.beta1,
-            first.beta2,
+            [recipe.beta2 for recipe in recipes],
             generator,
         )
+    if first.rule == "adamw":
+        return FlatAdamW(weights, protocol.updates, rates, decays)
     factor = None
-    decay: Any = [recipe.weight_decay for recipe in recipes]
+    decay: Any = decays
     if first.members > 1:
         fast = torch.cat(
             [
@@ -349,8 +366,9 @@ def _rule(
                 for name, shape in layout.shapes.items()
             ]
         ).to(weights.device)
-        factor = 1 + fast * (first.fast_lr / first.lr - 1)
-        decay = (1 - fast)[None] * first.weight_decay
+        ratios = torch.tensor([[recipe.fast_lr / recipe.lr] for recipe in recipes], device=weights.device)
+        factor = 1 + fast * (ratios - 1)
+        decay = (1 - fast) * torch.tensor(decays, device=weights.device)[:, None]
     noises = [noise(recipe, protocol) for recipe in recipes]
     drawn = any(recipe.noise for recipe in recipes)
     return FlatSGD(
@@ -400,7 +418,7 @@ def networks_of(recipe: Recipe, point: Collected, protocol: Protocol) -> dict[st
     """Return what is measured of a point: name → flat plain networks, whose probabilities are averaged."""
     layout = layout_of(replace(recipe, members=1), protocol)
     if recipe.members > 1:
-        ensemble = _batch_ensemble(resnet_frn(protocol.shape), recipe.members, 0)
+        ensemble = _batch_ensemble(resnet_frn(protocol.shape), recipe, 0)
         put(ensemble.module, layout_of(recipe, protocol), point.weights.cpu())
         members = [layout.vector(dict(member.named_parameters())) for member in ensemble]
         return {"first member": members[:1], "all members": members}

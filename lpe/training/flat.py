@@ -105,7 +105,8 @@ class FlatSGD:
         learning_rates: a schedule a training. momentum, weight_decay: a number a training; a weight decay may
             be a tensor that spreads over the weights. noise: step → standard deviation, a training; None: no
             noise.
-        lr_factor: of each weight [n], or None for 1. generator: of the noise, on the weights' device.
+        lr_factor: of each weight [n], or of each training's [trainings, n]; None for 1. generator: of the
+            noise, on the weights' device.
     """
 
     def __init__(
@@ -206,8 +207,8 @@ class FlatIVON:
 
     Args:
         weights: [trainings, n], the means. steps: of the whole run. learning_rates: a schedule a training.
-        ess: effective sample size. hess_init: h0. weight_decay, beta1, beta2: as above.
-        generator: of z, on the weights' device; None: torch's own.
+        ess: effective sample size. beta1: as above. hess_init, weight_decay, beta2: h0, wd and β2, of all or
+            of each. generator: of z, on the weights' device; None: torch's own.
         rescale_lr: False leaves out the factor (h0 + wd) of lr.
     """
 
@@ -217,22 +218,29 @@ class FlatIVON:
         steps: int,
         learning_rates: Sequence[Schedule],
         ess: float,
-        hess_init: float = 1.0,
-        weight_decay: float = 1e-4,
+        hess_init: float | Sequence[float] = 1.0,
+        weight_decay: float | Sequence[float] = 1e-4,
         beta1: float = 0.9,
-        beta2: float = 0.99999,
+        beta2: float | Sequence[float] = 0.99999,
         generator: torch.Generator | None = None,
         rescale_lr: bool = True,
     ) -> None:
         device = weights.device
-        rates = table(learning_rates, steps) * ((hess_init + weight_decay) if rescale_lr else 1.0)
+        start, decay, kept = (
+            torch.tensor(each, dtype=torch.float64).view(-1, 1).expand(len(weights), 1)
+            for each in (hess_init, weight_decay, beta2)
+        )
+        rates = table(learning_rates, steps) * ((start + decay) if rescale_lr else 1.0)
         taken = torch.arange(1, steps + 1, dtype=torch.float64).view(-1, 1, 1)
         self._rates = rates.float().to(device)
         self._corrections = (1 - beta1**taken).expand_as(rates).float().to(device)
-        self._ess, self._decay, self._beta1, self._beta2 = ess, weight_decay, beta1, beta2
+        self._ess, self._beta1 = ess, beta1
+        self._decay, self._kept, self._new, self._correction = (
+            each.float().to(device) for each in (decay, kept, 1 - kept, 0.5 * (1 - kept) ** 2)
+        )
         self._generator = generator
         self.momentum = torch.zeros_like(weights)
-        self.hessian = torch.full_like(weights, hess_init)
+        self.hessian = torch.zeros_like(weights) + start.float().to(device)
         self._drawn = torch.zeros_like(weights)
 
     def std(self) -> Tensor:
@@ -252,9 +260,8 @@ class FlatIVON:
         precision = self.hessian + self._decay
         estimate = self._drawn * gradient * precision * self._ess
         away = (self.hessian - estimate).square() / precision
-        self.hessian.mul_(self._beta2).add_(estimate, alpha=1 - self._beta2)
-        self.hessian.add_(away, alpha=0.5 * (1 - self._beta2) ** 2)
-        direction = torch.add(self.momentum / correction, weights, alpha=self._decay)
+        self.hessian.mul_(self._kept).addcmul_(estimate, self._new).addcmul_(away, self._correction)
+        direction = torch.addcmul(self.momentum / correction, weights, self._decay)
         weights.addcmul_(direction / (self.hessian + self._decay), rate, value=-1)
 
     def state(self) -> dict[str, Tensor]:

@@ -32,6 +32,25 @@ def noise_std(lr: float, temperature: float, examples: int) -> float:
     return math.sqrt(2 * lr * temperature / examples)
 
 
+def variance_share(learning_rates: Iterable[float], curvature: float) -> float:
+    """Return the share of the posterior's variance that the noise of so many steps has brought about.
+
+    Along a direction of curvature a the posterior has the variance T/(N·a). From a point on, in units of it,
+    v ← (1 − lr·a)²·v + 2·lr·a: 0 at the start, 1/(1 − lr·a/2) in the long run. Minibatch noise is left out.
+
+    Args:
+        learning_rates: of the steps that draw noise. curvature: a > 0, of the mean loss and the prior.
+
+    Raises:
+        InputError: a curvature that is not positive.
+    """
+    curvature = check_finite("curvature", curvature, above=True)
+    share = 0.0
+    for lr in learning_rates:
+        share = (1 - lr * curvature) ** 2 * share + 2 * lr * curvature
+    return share
+
+
 def _always(step: int) -> bool:
     return True
 

@@ -23,7 +23,7 @@ from lpe.training.resident import predictions
 
 PROTOCOL = bench.Protocol(shape=ResNetShape(1, 4, 2), updates=32, batch=4, examples=8)
 RECIPES = {
-    name: replace(recipe, swag_rank=2, members=min(recipe.members, 2))
+    name: replace(recipe, swag_rank=2, members=min(recipe.members, 2), kept_every=1)
     for name, recipe in bench.RECIPES.items()
 }
 GROUPS = (
@@ -146,19 +146,61 @@ def test_swag_falls_to_its_constant_rate_and_stays() -> None:
     assert [rate(599), rate(600), rate(999)] == pytest.approx([0.02] * 3, rel=1e-3)
 
 
+def test_a_batch_ensembles_fast_weights_start_as_wide_as_its_recipe_says() -> None:
+    for std in (0.5, 1.0):
+        recipe = replace(bench.RECIPES["be"], fast_std=std)
+        tensors = bench.layout_of(recipe, bench.Protocol()).views(bench.start(recipe, bench.Protocol(), 0))
+        fast = torch.cat([value.flatten() for name, value in tensors.items() if name.endswith("batch_r")])
+        # The standard error of a standard deviation of n draws is σ/√(2n); five of them.
+        assert abs(float(fast.std()) / std - 1) < 5 / math.sqrt(2 * fast.numel())
+
+
+def test_batch_ensembles_side_by_side_have_their_own_rates_of_fast_weights() -> None:
+    device = torch.device("cpu")
+    recipes = {name: replace(RECIPES["be"], fast_lr=lr) for name, lr in (("0", 0.0), ("1", 0.1))}
+    weights = torch.stack([bench.start(recipe, PROTOCOL, 0) for recipe in recipes.values()])
+    before = weights.clone()
+    layout = bench.layout_of(recipes["0"], PROTOCOL)
+    rule = bench._rule(list(recipes.values()), PROTOCOL, weights, layout, torch.Generator(device))
+    rule.update(weights, torch.ones_like(weights), torch.tensor([5]))
+    changed = [layout.views(row) for row in (weights - before)]
+    assert not changed[0]["network.conv1.batch_r"].any() and changed[1]["network.conv1.batch_r"].all()
+    assert torch.equal(changed[0]["network.conv1.weight"], changed[1]["network.conv1.weight"])
+
+
+CYCLES = replace(bench.SGD, lr=0.4, momentum=0.0, final=1e-3, cycles=4)
+
+
 def test_cycles_begin_at_the_peak_again_and_only_the_first_is_warmed_up() -> None:
-    rate = bench.learning_rate(bench.RECIPES["csgld"], bench.Protocol(updates=1000))
+    rate = bench.learning_rate(CYCLES, bench.Protocol(updates=1000))
     assert rate(0) == pytest.approx(0.4 / 20)
     assert [rate(250), rate(500), rate(750)] == pytest.approx([0.4] * 3)
     assert rate(249) == pytest.approx(4e-4, rel=0.1)
 
 
-def test_langevin_noise_is_drawn_in_the_last_fifth_of_a_cycle() -> None:
-    protocol = bench.Protocol(updates=1000)
-    recipe = bench.RECIPES["csgld"]
-    noise, rate = bench.noise(recipe, protocol), bench.learning_rate(recipe, protocol)
+def test_cycles_that_are_warmed_up_begin_below_the_peak_each() -> None:
+    rate = bench.learning_rate(replace(CYCLES, warm_cycles=True), bench.Protocol(updates=1000))
+    assert [rate(0), rate(250), rate(750)] == pytest.approx([0.4 / 20] * 3)
+    assert rate(269) == pytest.approx(0.4, rel=0.02)
+
+
+def test_the_rate_of_the_sampling_stage_is_constant() -> None:
+    rate = bench.learning_rate(replace(CYCLES, noise=0.2), bench.Protocol(updates=1000))
+    assert [rate(200), rate(249), rate(999)] == pytest.approx([4e-4] * 3)
+    assert rate(199) == pytest.approx(4e-4, rel=0.1) and rate(100) == pytest.approx(0.2, rel=0.01)
+
+
+def test_langevin_noise_is_drawn_in_the_last_share_of_a_cycle() -> None:
+    noise = bench.noise(replace(CYCLES, noise=0.2), bench.Protocol(updates=1000))
     assert [noise(0), noise(199), noise(250)] == [0, 0, 0]
-    assert noise(225) == pytest.approx(math.sqrt(2 * rate(225) / 40_960))
+    assert [noise(200), noise(249)] == pytest.approx([math.sqrt(2 * 4e-4 / 40_960)] * 2)
+
+
+def test_samples_are_left_at_the_end_of_a_cycle_so_many_epochs_apart() -> None:
+    protocol = bench.Protocol(updates=160 * 20)
+    recipe = replace(CYCLES, cycles=2, kept=3, kept_every=2)
+    kept = [epoch for epoch in range(20) if bench.leaves_a_network(recipe, protocol, epoch)]
+    assert kept == [5, 7, 9, 15, 17, 19]
 
 
 def test_a_group_that_would_not_end_in_time_is_not_begun(capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,7 +87,7 @@ def test_ivon_steps_as_ivon_opts_under_the_same_noise(rescale_lr: bool) -> None:
         [RATE],
         generator=torch.Generator().manual_seed(5),
         rescale_lr=rescale_lr,
-        **settings,  # type: ignore[arg-type]
+        **settings,
     )
     parameter = nn.Parameter(PLACES[0].clone())
     with torch.random.fork_rng(devices=[]):
@@ -104,6 +104,27 @@ def test_ivon_steps_as_ivon_opts_under_the_same_noise(rescale_lr: bool) -> None:
     torch.testing.assert_close(rule.hessian[0], official.param_groups[0]["hess"], rtol=1e-5, atol=1e-6)
     expected_std = (50.0 * (official.param_groups[0]["hess"] + 0.02)).rsqrt()
     torch.testing.assert_close(rule.std()[0], expected_std, rtol=1e-5, atol=1e-6)
+
+
+def test_ivons_side_by_side_each_step_by_their_own_settings() -> None:
+    settings: dict[str, tuple[float, ...]]
+    settings = {"hess_init": (0.3, 0.8), "beta2": (0.99, 0.9), "weight_decay": (0.02, 0.1)}
+    noise = torch.randn((STEPS, PLACES.shape[1]), generator=torch.Generator().manual_seed(5))
+
+    def trained(which: slice) -> tuple[Tensor, Tensor]:
+        own = {name: list(values[which]) for name, values in settings.items()}
+        weights = PLACES[:1].repeat(len(own["beta2"]), 1)
+        rule = FlatIVON(weights, STEPS, [RATE] * len(weights), 50.0, **own)  # type: ignore[arg-type]
+        for step, z in enumerate(noise):
+            # The same noise for each, which rules by themselves would not draw.
+            rule._drawn.copy_(z * rule.std())
+            rule.update(weights, pull(weights + rule._drawn), torch.tensor([step]))
+        return weights, rule.hessian
+
+    both, first, second = trained(slice(2)), trained(slice(1)), trained(slice(1, 2))
+    for together, *alone in zip(both, first, second, strict=True):
+        torch.testing.assert_close(together, torch.cat(alone), rtol=1e-6, atol=1e-7)
+    assert not torch.allclose(both[1][0], both[1][1])
 
 
 def noisy_steps(noise: float) -> Tensor:

@@ -300,3 +300,34 @@ def test_a_setting_that_is_no_finite_number_from_0_is_refused_with_its_value(
     settings = {"lr": LR, "examples": EXAMPLES, setting: value}
     with pytest.raises(lpe.InputError, match=f"{setting} must be a finite number ≥ 0, not {value}"):
         SGLD([parameter(2)], **settings)
+
+
+# How far the noise has come
+
+
+def test_the_share_of_the_variance_is_a_geometric_sum_at_a_constant_rate() -> None:
+    lr, curvature, steps = 0.03, 0.5, 40
+    expected = (1 - (1 - lr * curvature) ** (2 * steps)) / (1 - lr * curvature / 2)
+    assert sgld.variance_share([lr] * steps, curvature) == pytest.approx(expected)
+
+
+def test_the_share_of_the_variance_is_that_of_sgld_on_a_quadratic() -> None:
+    """Chains on U = ½·a·p² from 0, with a rate that changes: their variance over T/(N·a)."""
+    curvature, chains = 0.8, 20_000
+    rates = [0.4, 0.3, 0.2, 0.5]
+    moved = parameter(chains)
+    optimizer = SGLD([moved], LR, EXAMPLES, TEMPERATURE)
+    for rate in rates:
+        optimizer.param_groups[0]["lr"] = rate
+        moved.grad = curvature * moved.detach()
+        optimizer.step()
+    share = float(moved.detach().double().square().mean()) * EXAMPLES * curvature / TEMPERATURE
+    expected = sgld.variance_share(rates, curvature)
+    assert abs(share - expected) <= SIGMAS * expected * math.sqrt(2 / chains)
+    without_decay = 2 * curvature * sum(rates)
+    assert abs(share - without_decay) > SIGMAS * expected * math.sqrt(2 / chains)
+
+
+def test_no_curvature_has_no_share() -> None:
+    with pytest.raises(lpe.InputError, match="curvature must be a finite number above 0, not 0"):
+        sgld.variance_share([0.1], 0.0)
