@@ -1,0 +1,1 @@
+"""What a scale is, and how any scale is trained, measured and kept."""
