@@ -137,7 +137,7 @@ def system_name(ensemble: Ensemble) -> str:
 def _with_temperature(
     subject: Subject, single: Ensemble, measured: Sequence[Mapping[str, object]], method: str
 ) -> list[dict[str, object]]:
-    """Return the single model's rows with a temperature, fitted for each half of examples on the other."""
+    """Return the single model's rows with a temperature, fitted for each fold of examples on the others."""
     if subject.batches is not None:
         same = {column: measured[0][column] for column in UNSCALED if column in measured[0]}
         found = evaluate_temperature_scaled(single, subject.batches, options=subject.options)

@@ -195,18 +195,29 @@ def fit_temperature(log_probs: Tensor, targets: Tensor) -> float:
 
 
 def check_two_examples(targets: Tensor) -> None:
-    """Raise InputError for fewer than two examples, of which one half is to fit a temperature."""
+    """Raise InputError for fewer than two examples: those that fit a temperature are not those it scores."""
     if len(targets) < 2:
         raise InputError(
-            f"a temperature is fitted on one half of the examples; two or more are needed, not {len(targets)}"
+            f"a temperature is fitted on other examples than it scores; two or more are needed, not "
+            f"{len(targets)}"
         )
 
 
-def temperature_scaled(log_probs: Tensor, targets: Tensor) -> Tensor:
-    """Return temperature-scaled log-probabilities, each half of the examples by the other half's temperature.
+FEW_EXAMPLES = 2000
+"""Below so many examples a half is too few to fit on: its temperature can cost more than it gains."""
 
-    The halves are the examples at even and at odd positions. The NLL of the result is the calibrated NLL
-    (Ashukha et al. 2020, "Pitfalls of in-domain uncertainty estimation and ensembling").
+
+def temperature_folds(examples: int) -> int:
+    """Return the folds of the calibrated NLL: 2 from FEW_EXAMPLES on, else 10, or one an example below 10."""
+    return 2 if examples >= FEW_EXAMPLES else min(10, examples)
+
+
+def temperature_scaled(log_probs: Tensor, targets: Tensor) -> Tensor:
+    """Return temperature-scaled log-probabilities, each fold of the examples by the others' temperature.
+
+    Fold i of k holds the examples at positions i, i + k, i + 2k, …; k is :func:`temperature_folds`. The NLL
+    of the result is the calibrated NLL (Ashukha et al. 2020, "Pitfalls of in-domain uncertainty estimation
+    and ensembling", who have two halves).
 
     Args:
         log_probs: [examples, classes], of the mean of probabilities. targets: [examples]; 2 or more.
@@ -219,7 +230,10 @@ def temperature_scaled(log_probs: Tensor, targets: Tensor) -> Tensor:
     """
     check_two_examples(targets)
     scaled = torch.empty_like(log_probs, dtype=torch.float64)
-    for fitted, scored in ((0, 1), (1, 0)):
-        temperature = fit_temperature(log_probs[fitted::2], targets[fitted::2])
-        scaled[scored::2] = (log_probs[scored::2].double() / temperature).log_softmax(dim=-1)
+    folds = temperature_folds(len(targets))
+    fold = torch.arange(len(targets), device=targets.device) % folds
+    for scored in range(folds):
+        rest = fold != scored
+        temperature = fit_temperature(log_probs[rest], targets[rest])
+        scaled[~rest] = (log_probs[~rest].double() / temperature).log_softmax(dim=-1)
     return scaled

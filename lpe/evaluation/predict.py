@@ -546,15 +546,16 @@ def evaluate_temperature_scaled(
 
     Args:
         ensemble, batches, options: as in :func:`evaluate`.
-        validation: batches to fit the temperature on. None: it is fitted on one half of the batches' examples
-            and scored on the other, both ways, so that the NLL is the calibrated NLL.
+        validation: batches to fit the temperature on. None: each fold of the batches' examples is scored by
+            the temperature of the others (:func:`lpe.evaluation.metrics.temperature_scaled`), so that the NLL
+            is the calibrated NLL.
 
     Returns:
         nll, err, ece and brier by name. The decomposition into average loss and ambiguity is not defined for
         scaled probabilities and left out.
 
     Raises:
-        InputError: as :func:`evaluate`; fewer than two examples to fit on one half of.
+        InputError: as :func:`evaluate`; fewer than two examples and no validation.
     """
     log_probs, targets = member_log_probs(ensemble, batches, options)
     if validation is None:

@@ -18,6 +18,7 @@ from lpe.evaluation.metrics import (
     label_free_ambiguity,
     mean_log_probs,
     nll,
+    temperature_folds,
     temperature_scaled,
 )
 
@@ -316,48 +317,71 @@ def test_the_prior_holds_the_temperature_where_every_example_is_right() -> None:
     )
 
 
-def halves() -> tuple[Tensor, Tensor]:
-    """Even positions need temperature 4 and odd ones 0.5; both halves are 3 to 1."""
-    even, odd = overconfident(4.0), overconfident(0.5)
-    log_probs = torch.stack([even[0], odd[0]], dim=1).flatten(0, 1)
-    return log_probs, torch.stack([even[1], odd[1]], dim=1).flatten()
+def folds_of(number: int, each: int) -> tuple[Tensor, Tensor]:
+    """Folds that need temperatures .5, 1, 1.5, … each, dealt out in turn; each is 3 to 1."""
+    folds = [overconfident((fold + 1) / 2, each) for fold in range(number)]
+    log_probs = torch.stack([log_probs for log_probs, _ in folds], dim=1).flatten(0, 1)
+    return log_probs, torch.stack([targets for _, targets in folds], dim=1).flatten()
 
 
-def check_each_half_is_scaled_by_the_others_temperature(scale: Callable[[Tensor, Tensor], Tensor]) -> None:
-    log_probs, targets = halves()
+def check_each_fold_is_scaled_by_the_others_temperature(
+    scale: Callable[[Tensor, Tensor], Tensor], number: int, each: int
+) -> None:
+    """Every fold's scores, by its positions written out, against the temperature of all other examples."""
+    log_probs, targets = folds_of(number, each)
     scaled = scale(log_probs, targets)
-    for half, others_temperature in ((0, 0.5), (1, 4.0)):
-        expected = (log_probs[half::2] / others_temperature).log_softmax(dim=-1)
-        torch.testing.assert_close(scaled[half::2], expected, rtol=1e-3, atol=0)
+    for fold in range(number):
+        own = [fold + number * place for place in range(each)]
+        rest = [place for place in range(len(targets)) if place % number != fold]
+        temperature = fit_temperature(log_probs[rest], targets[rest])
+        expected = (log_probs[own] / temperature).log_softmax(dim=-1)
+        torch.testing.assert_close(scaled[own], expected, rtol=1e-6, atol=0)
 
 
-def test_each_half_is_scaled_by_the_other_halfs_temperature() -> None:
-    check_each_half_is_scaled_by_the_others_temperature(temperature_scaled)
+FOLDS = {"ten folds": (10, 8), "ten, as many as can be": (10, 199), "two halves": (2, 1000)}
 
 
-def test_the_check_of_the_halves_catches_fitting_and_scoring_on_the_same_half() -> None:
-    def leaking(log_probs: Tensor, targets: Tensor) -> Tensor:
-        scaled = torch.empty_like(log_probs)
-        for half in (0, 1):
-            temperature = fit_temperature(log_probs[half::2], targets[half::2])
-            scaled[half::2] = (log_probs[half::2] / temperature).log_softmax(dim=-1)
-        return scaled
+@pytest.mark.parametrize(("number", "each"), FOLDS.values(), ids=FOLDS.keys())
+def test_each_fold_is_scaled_by_the_others_temperature(number: int, each: int) -> None:
+    check_each_fold_is_scaled_by_the_others_temperature(temperature_scaled, number, each)
 
+
+def scored_where_fitted(log_probs: Tensor, targets: Tensor) -> Tensor:
+    scaled = torch.empty_like(log_probs)
+    for fold in range(10):
+        temperature = fit_temperature(log_probs[fold::10], targets[fold::10])
+        scaled[fold::10] = (log_probs[fold::10] / temperature).log_softmax(dim=-1)
+    return scaled
+
+
+def fitted_on_everything(log_probs: Tensor, targets: Tensor) -> Tensor:
+    return (log_probs / fit_temperature(log_probs, targets)).log_softmax(dim=-1)
+
+
+def in_two_halves(log_probs: Tensor, targets: Tensor) -> Tensor:
+    scaled = torch.empty_like(log_probs)
+    for fitted, scored in ((0, 1), (1, 0)):
+        temperature = fit_temperature(log_probs[fitted::2], targets[fitted::2])
+        scaled[scored::2] = (log_probs[scored::2] / temperature).log_softmax(dim=-1)
+    return scaled
+
+
+@pytest.mark.parametrize("faulty", [scored_where_fitted, fitted_on_everything, in_two_halves])
+def test_the_check_of_the_folds_catches_other_temperatures(faulty: Callable[..., Tensor]) -> None:
     with pytest.raises(AssertionError):
-        check_each_half_is_scaled_by_the_others_temperature(leaking)
+        check_each_fold_is_scaled_by_the_others_temperature(faulty, 10, 8)
 
 
-def test_the_check_of_the_halves_catches_one_temperature_fitted_on_everything() -> None:
-    def leaking(log_probs: Tensor, targets: Tensor) -> Tensor:
-        return (log_probs / fit_temperature(log_probs, targets)).log_softmax(dim=-1)
-
-    with pytest.raises(AssertionError):
-        check_each_half_is_scaled_by_the_others_temperature(leaking)
+@pytest.mark.parametrize(
+    ("examples", "folds"), [(2, 2), (3, 3), (9, 9), (10, 10), (1999, 10), (2000, 2), (50_000, 2)]
+)
+def test_few_examples_have_ten_folds_and_2000_have_two(examples: int, folds: int) -> None:
+    assert temperature_folds(examples) == folds
 
 
 def test_the_calibrated_nll_of_overconfident_logits_is_that_of_calibrated_ones() -> None:
     log_probs, targets = overconfident(5.0, 400)
-    # Shuffled, or the period of the targets would divide that of the halves.
+    # Shuffled, or the period of the targets would divide that of the folds.
     order = torch.from_numpy(np.random.default_rng(0).permutation(400))
     found = nll(temperature_scaled(log_probs[order], targets[order]), targets[order])
     calibrated = nll(overconfident(1.0, 400)[0], targets)

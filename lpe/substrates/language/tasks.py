@@ -166,7 +166,8 @@ def evaluate(
             examples before each question.
         metrics: names of columns; None: all that the tasks have.
         calibrated: also columns ``calibrated_nll``, ``calibrated_ece`` and ``calibrated_brier`` of multiple
-            choice, under a temperature fitted on the other half of the questions (NaN for a single question).
+            choice, each fold of the questions under the temperature of the others (ten folds below 2,000
+            questions, else two; NaN for a single question).
 
     Returns:
         A row per task and size 1 … M: task, size, the metrics, memory_bits; NaN where a task lacks a metric.
