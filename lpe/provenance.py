@@ -111,7 +111,7 @@ def provenance(
         "git": _git(),
         "python": platform.python_version(),
         "packages": _package_versions(),
-        "device": _device(device),
+        "device": machine(device),
         "threads": threads,
         "seeds": list(seeds),
         "config": _without_folders(plain_data(config, "config")),
@@ -182,7 +182,8 @@ def _package_versions() -> dict[str, str]:
     return versions
 
 
-def _device(device: str) -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
+    """Return a device as torch names it, the make of the processor and its cores, and of a card its name."""
     described: dict[str, Any] = {"device": device, "cpu": _cpu_model(), "cores": os.cpu_count()}
     if device.startswith("cuda"):
         import torch

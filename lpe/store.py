@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import safetensors.torch
 import torch
 
 from lpe.errors import InputError
-from lpe.provenance import REPOSITORY, plain_data
+from lpe.provenance import REPOSITORY, machine, plain_data
 from lpe.writing import check_writable, locked, remove_leftovers, replacing, write_text_atomic
 
 
@@ -32,11 +34,27 @@ class Entry:
         tensors: the weights by name, on the CPU.
         info: small JSON data about how they were made: last values of the training curve, backward passes.
         path: the safetensors file.
+        made: what making them took: "seconds", and the machine (see ``lpe.provenance.machine``); empty where
+            nobody measured it.
     """
 
     tensors: dict[str, torch.Tensor]
     info: dict[str, Any]
     path: Path
+    made: dict[str, Any]
+
+
+@dataclass(eq=False)
+class Use:
+    """What was taken from the store over some time.
+
+    Attributes:
+        made: of every entry, by its key, what making it took, whenever that was.
+        seconds: spent on making entries over that time.
+    """
+
+    made: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 class _DamagedError(Exception):
@@ -53,6 +71,7 @@ class Store:
 
     def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
         self.root = Path(root or os.environ.get("LPE_STORE") or REPOSITORY / "runs" / "store")
+        self._uses: list[Use] = []
 
     @staticmethod
     def key(config: Mapping[str, object]) -> str:
@@ -81,22 +100,43 @@ class Store:
         except _DamagedError as what:
             print(f"store: entry {key} is damaged ({what}); it is made again", file=sys.stderr)
             return None
-        return Entry(safetensors.torch.load_file(path), described["info"], path)
+        made = described.get("made", {})
+        for use in self._uses:
+            use.made[key] = made
+        return Entry(safetensors.torch.load_file(path), described["info"], path, made)
+
+    @contextmanager
+    def use(self) -> Iterator[Use]:
+        """Note what is taken from the store as long as the block lasts, by this object."""
+        noted = Use()
+        self._uses.append(noted)
+        try:
+            yield noted
+        finally:
+            self._uses.remove(noted)
 
     def put(
         self,
         config: Mapping[str, object],
         tensors: Mapping[str, torch.Tensor],
         info: Mapping[str, object] | None = None,
+        made: Mapping[str, object] | None = None,
     ) -> None:
         """Store tensors, on any device, and the information about them; replace what is there.
+
+        Args:
+            made: what making them took; see :class:`Entry`.
 
         Raises:
             InputError: the configuration or the information is not plain data, something is not a
                 tensor, or the folder cannot be written to.
         """
         path, description = self._files(self.key(config))
-        described = {"config": plain_data(config, "config"), "info": plain_data(info or {}, "info")}
+        described = {
+            "config": plain_data(config, "config"),
+            "info": plain_data(info or {}, "info"),
+            "made": plain_data(made or {}, "made"),
+        }
         for name, tensor in tensors.items():
             if not isinstance(tensor, torch.Tensor):
                 raise InputError(f"{name} is of type {type(tensor).__name__}; the store keeps tensors")
@@ -121,6 +161,7 @@ class Store:
         self,
         config: Mapping[str, object],
         make: Callable[[], tuple[dict[str, torch.Tensor], dict[str, Any]]],
+        device: str = "cpu",
     ) -> Entry:
         """Return the entry for a configuration, made and stored if there is none.
 
@@ -129,6 +170,7 @@ class Store:
 
         Args:
             make: returns the tensors and the information about them.
+            device: that it computes on, as torch names it; for what the entry says of how it was made.
 
         Raises:
             InputError: as ``put``; that the folder cannot be written to is found out before ``make``.
@@ -136,7 +178,12 @@ class Store:
         entry = self.get(config)
         if entry is None:
             check_writable(self.root)
-            self.put(config, *make())
+            started = time.perf_counter()
+            tensors, info = make()
+            seconds = time.perf_counter() - started
+            for use in self._uses:
+                use.seconds += seconds
+            self.put(config, tensors, info, {"seconds": round(seconds, 3), **machine(device)})
             entry = self.get(config)
         if entry is None:
             raise OSError(f"{self.root} does not give back what was written to it")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from lpe.errors import InputError
-from lpe.provenance import REPOSITORY
+from lpe.provenance import REPOSITORY, machine
 from lpe.store import Entry, Store
 
 CONFIG = {"method": "SWAG", "learning_rate": 0.1, "seed": 3, "layers": (64, 10)}
@@ -193,6 +195,37 @@ def test_a_damaged_entry_is_made_again_and_then_whole(store: Store, entry: Entry
 def test_what_is_stored_is_not_made_again(store: Store, entry: Entry) -> None:
     found = store.get_or_make(CONFIG, lambda: pytest.fail("it was made again"))
     assert found.info == entry.info
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes on by 2.5 seconds whenever somebody looks at it."""
+    times = itertools.count(0.0, 2.5)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(times))
+
+
+def test_an_entry_says_what_making_it_took(store: Store, clock: None) -> None:
+    entry = store.get_or_make(CONFIG, lambda: (tensors(), {}))
+    assert entry.made == {"seconds": 2.5, **machine("cpu")}
+
+
+def test_an_entry_that_was_put_says_nothing_of_what_it_took(entry: Entry) -> None:
+    assert entry.made == {}
+
+
+def test_a_use_has_the_entries_that_were_taken_while_it_lasted(store: Store, entry: Entry) -> None:
+    store.put({**CONFIG, "seed": 4}, tensors())
+    with store.use() as use:
+        got(store)
+    store.get({**CONFIG, "seed": 4})
+    assert use.made == {Store.key(CONFIG): {}}
+
+
+def test_a_use_has_the_seconds_of_making_what_was_not_there(store: Store, entry: Entry, clock: None) -> None:
+    with store.use() as use:
+        for seed in (3, 4, 5):
+            store.get_or_make({**CONFIG, "seed": seed}, lambda: (tensors(), {}))
+    assert use.seconds == 5.0
 
 
 def test_what_is_made_shares_no_memory_with_its_maker(store: Store) -> None:
