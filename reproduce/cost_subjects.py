@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import cifar_resnet, stories
+from benchmarks import stories
 from lpe.ensembles.batch_norm import refresh
+from lpe.substrates import cifar_resnet
 
 IMAGES = 5000
 TRAINING_IMAGES = 1000
@@ -171,7 +172,7 @@ SUBJECTS = {
         examples="images",
         units="images",
         config={"depths": (20, 32)},
-        code="benchmarks/cifar_resnet.py",
+        code="lpe/substrates/cifar_resnet.py",
     ),
     "resnets-relative": Subject(
         stem="cost_relative",
@@ -182,7 +183,7 @@ SUBJECTS = {
         examples="images",
         units="images",
         config={"depths": (20, 32), "training_images": TRAINING_IMAGES},
-        code="benchmarks/cifar_resnet.py",
+        code="lpe/substrates/cifar_resnet.py",
         size=5,
         training=_training,
         timed_as="resnets",
@@ -196,7 +197,7 @@ SUBJECTS = {
         examples="images",
         units="images",
         config={"depths": (20, 32), "training_images": TRAINING_IMAGES},
-        code="benchmarks/cifar_resnet.py",
+        code="lpe/substrates/cifar_resnet.py",
         size=5,
         training=_training,
         timed_as="resnets",

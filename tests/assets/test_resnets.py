@@ -12,7 +12,7 @@ import pytest
 from torch import nn
 
 import lpe
-from benchmarks import cifar_resnet
+from lpe.substrates import cifar_resnet
 
 SUBSET = 1000
 
