@@ -32,7 +32,6 @@ from torch import nn
 from tqdm import tqdm
 
 import lpe
-from benchmarks import stories
 from benchmarks.command import assets_folder, conditions, one_line_of_bad_input, parser
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import FORMS
@@ -41,7 +40,7 @@ from lpe.evaluation.predict import evaluate_temperature_scaled
 from lpe.evaluation.timing import MemberTimer
 from lpe.provenance import write_provenance
 from lpe.records import Records, write_table
-from lpe.substrates import cifar_resnet
+from lpe.substrates import cifar_resnet, stories
 from lpe.writing import check_writable
 
 SCALE = "assets"

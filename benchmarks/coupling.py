@@ -65,7 +65,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import lpe
-from benchmarks import stories
 from benchmarks.command import assets_folder, conditions, one_line_of_bad_input, parser
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.errors import InputError
@@ -74,7 +73,7 @@ from lpe.number_systems.kernels.reference import COUPLING
 from lpe.provenance import write_provenance
 from lpe.records import Records, write_table
 from lpe.store import Store
-from lpe.substrates import cifar_resnet, digits
+from lpe.substrates import cifar_resnet, digits, stories
 from lpe.tracking import Tracker
 from lpe.writing import check_writable, replacing
 from reproduce.claims import by_seed, interval

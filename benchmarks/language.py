@@ -2,7 +2,7 @@
 
     LPE_ASSETS=<folder> python -m benchmarks.language
 
-stories260k (see benchmarks/stories.py) on lm-eval tasks from local files, benchmarks/tasks: the likelihood
+stories260k (see lpe/substrates/stories.py) on lm-eval tasks from local files, benchmarks/tasks: the likelihood
 of the first 80 TinyStories, and the first 300 pairs of two BLiMP paradigms, which of two sentences is
 grammatical. FP32, RTN, and LPE-BSR of 1 to 16 members at INT-8 to INT-3. What was measured is not measured
 again.
@@ -26,12 +26,12 @@ from typing import Any
 import torch
 
 import lpe
-from benchmarks import stories
 from benchmarks.command import assets_folder, conditions, one_line_of_bad_input, parser
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.evaluation.timing import MemberTimer
 from lpe.provenance import write_provenance
 from lpe.records import Records
+from lpe.substrates import stories
 from lpe.writing import check_writable
 
 SCALE = "assets"

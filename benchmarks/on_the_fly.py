@@ -34,11 +34,11 @@ from torch import Tensor, nn
 
 import lpe
 from benchmarks.command import conditions, one_line_of_bad_input, parser, write_results
-from benchmarks.stories import LastToken
 from lpe.ensembles import on_the_fly
 from lpe.ensembles.base import text_table
 from lpe.evaluation.predict import evaluate, runs_together
 from lpe.substrates import digits
+from lpe.substrates.stories import LastToken
 from lpe.writing import check_writable
 
 BITS = 5

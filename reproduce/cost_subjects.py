@@ -21,9 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import stories
 from lpe.ensembles.batch_norm import refresh
-from lpe.substrates import cifar_resnet
+from lpe.substrates import cifar_resnet, stories
 
 IMAGES = 5000
 TRAINING_IMAGES = 1000
@@ -216,7 +215,7 @@ SUBJECTS = {
         examples="contexts",
         units="stories",
         config=_CONTEXTS,
-        code="benchmarks/stories.py",
+        code="lpe/substrates/stories.py",
     ),
 }
 """Subjects by the name that --only takes."""

@@ -17,9 +17,8 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import lpe
-from benchmarks import stories
 from lpe.modules import with_tensors
-from lpe.substrates import language
+from lpe.substrates import language, stories
 
 PARADIGM = "blimp_determiner_noun_agreement_1"
 PAIRS, STORIES = 100, 8

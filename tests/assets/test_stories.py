@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import lpe
-from benchmarks import stories
+from lpe.substrates import stories
 
 FP32 = 1.393789
 FP32_OF_16 = 1.395054

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lpe
-from benchmarks import stories
 from lpe.evaluation.metrics import mean_log_probs, nll
+from lpe.substrates import stories
 from reproduce import cost, cost_assets, cost_subjects, cost_times
 
 VOCABULARY = 30
