@@ -32,7 +32,7 @@ from torch import nn
 from tqdm import tqdm
 
 import lpe
-from benchmarks.command import assets_folder, conditions, one_line_of_bad_input, parser
+from benchmarks.command import conditions, one_line_of_bad_input, parser
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import FORMS
 from lpe.evaluation.metrics import METRICS
@@ -41,6 +41,7 @@ from lpe.evaluation.timing import MemberTimer
 from lpe.provenance import write_provenance
 from lpe.records import Records, write_table
 from lpe.substrates import cifar_resnet, stories
+from lpe.substrates.assets import assets_folder
 from lpe.writing import check_writable
 
 SCALE = "assets"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -68,20 +67,6 @@ def write_results(
     command = [f"benchmarks/{benchmark}.py"]
     threads = torch.get_num_threads() if threads is None else threads
     write_provenance(out / f"{benchmark}.json", command, dict(config), "cpu", [0], threads, started)
-
-
-def assets_folder() -> Path:
-    """Return the folder of real data and weights, from LPE_ASSETS.
-
-    Raises:
-        InputError: it is not set, or names no folder.
-    """
-    named = os.environ.get("LPE_ASSETS")
-    if not named:
-        raise InputError("LPE_ASSETS is not set; let it name the folder of real data and weights")
-    if not Path(named).is_dir():
-        raise InputError(f"LPE_ASSETS names {named}, which is no folder")
-    return Path(named)
 
 
 def conditions(provenance: Path) -> str:

@@ -65,7 +65,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import lpe
-from benchmarks.command import assets_folder, conditions, one_line_of_bad_input, parser
+from benchmarks.command import conditions, one_line_of_bad_input, parser
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.errors import InputError
 from lpe.modules import apply
@@ -74,6 +74,7 @@ from lpe.provenance import write_provenance
 from lpe.records import Records, write_table
 from lpe.store import Store
 from lpe.substrates import cifar_resnet, digits, stories
+from lpe.substrates.assets import assets_folder
 from lpe.tracking import Tracker
 from lpe.writing import check_writable, replacing
 from reproduce.claims import by_seed, interval

@@ -35,13 +35,14 @@ import torch
 from torch import Tensor
 
 import lpe
-from benchmarks.command import assets_folder, one_line_of_bad_input, parser
+from benchmarks.command import one_line_of_bad_input, parser
 from lpe.ensembles.base import text_table
 from lpe.ensembles.swag import SWAGCollector, SWAGStatistics
 from lpe.errors import InputError
 from lpe.provenance import write_provenance
 from lpe.records import write_table
 from lpe.substrates import cifar
+from lpe.substrates.assets import assets_folder
 from lpe.substrates.cifar_networks import RESNET20, ResNet, ResNetShape, resnet_frn
 from lpe.training.flat import (
     FlatAdamW,

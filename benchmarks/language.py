@@ -26,12 +26,13 @@ from typing import Any
 import torch
 
 import lpe
-from benchmarks.command import assets_folder, conditions, one_line_of_bad_input, parser
+from benchmarks.command import conditions, one_line_of_bad_input, parser
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.evaluation.timing import MemberTimer
 from lpe.provenance import write_provenance
 from lpe.records import Records
 from lpe.substrates import stories
+from lpe.substrates.assets import assets_folder
 from lpe.writing import check_writable
 
 SCALE = "assets"

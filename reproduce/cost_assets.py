@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import lpe
-from benchmarks.command import assets_folder
 from lpe.command_line import Parser
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY, write_provenance
 from lpe.records import COLUMNS, write_table
 from lpe.store import Store
+from lpe.substrates.assets import assets_folder
 from lpe.writing import check_writable
 from reproduce import cost_times, panels
 from reproduce.command import source_hash

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks.command import assets_folder
 from lpe.errors import InputError
+from lpe.substrates.assets import assets_folder
 
 if TYPE_CHECKING:
     import datasets
