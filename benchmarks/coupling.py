@@ -81,7 +81,7 @@ from reproduce.claims import by_seed, interval
 from reproduce.command import Session
 from reproduce.measurements import draw_seed
 from reproduce.points import point
-from reproduce.scales import DIGITS
+from reproduce.scales.digits.settings import DIGITS
 
 SIZES = (2, 3, 4, 5, 8, 13, 16, 20)
 """Members, M."""

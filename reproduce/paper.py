@@ -18,7 +18,7 @@ import torch
 
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
-from reproduce.scales import SCALES, Scale, scale
+from reproduce.scales.digits.settings import SCALES, Scale, scale
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The sweep behind ``reproduce/scales.py``: every method tuned by validation NLL.
+"""The sweep behind ``reproduce/scales/digits/settings.py``: every method tuned by validation NLL.
 
     python -m reproduce.tune --jobs 2
 
@@ -40,7 +40,7 @@ from reproduce.command import Session, open_session
 from reproduce.families import batch_ensemble_family, cyclical_sgld_family, snapshot_family
 from reproduce.parallel import workers
 from reproduce.points import POINTS, ivon_point, point, sgd_point, swag_point
-from reproduce.scales import CLIPTraining, scale
+from reproduce.scales.digits.settings import CLIPTraining, scale
 
 MEMBERS = 10
 KEY = ("method", "setting", "seed")

@@ -22,9 +22,10 @@ from lpe import tracking
 from lpe.errors import InputError
 from lpe.records import COLUMNS, Records
 from lpe.store import Store
-from reproduce import fig5, fig8, fig9, panels, scales
+from reproduce import fig5, fig8, fig9, panels
 from reproduce.command import Session
-from reproduce.scales import DIGITS
+from reproduce.scales.digits import settings as scales
+from reproduce.scales.digits.settings import DIGITS
 from reproduce.summaries import FP32, SCALED, Summary, What
 
 WEIGHTS, LEFTOVERS = 67_000, 70_000

@@ -18,7 +18,7 @@ import pytest
 from lpe.errors import InputError
 from reproduce import claims
 from reproduce.claims import Claim, NotRun, PerSeed, Rows, Settings, Side, all_claims, judge
-from reproduce.scales import DIGITS
+from reproduce.scales.digits.settings import DIGITS
 
 NETWORKS = tuple(f"net-{letter}" for letter in "TSBL")
 SETTINGS = Settings("net", NETWORKS, (5, 4), 5, compared_clip="clip", large_networks={"": NETWORKS})

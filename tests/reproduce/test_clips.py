@@ -19,7 +19,7 @@ from reproduce import clips, measurements, table6, tune
 from reproduce.clips import clip_point
 from reproduce.command import Session, open_session
 from reproduce.measurements import Unit, clip_units, measure, rows_of, units
-from reproduce.scales import DIGITS, Scale
+from reproduce.scales.digits.settings import DIGITS, Scale
 
 
 @pytest.fixture

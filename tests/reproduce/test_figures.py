@@ -12,7 +12,7 @@ import pytest
 import lpe
 from lpe.records import COLUMNS
 from reproduce import command, fig2, fig3, landscapes, points, table7
-from reproduce.scales import DIGITS, Scale
+from reproduce.scales.digits.settings import DIGITS, Scale
 
 RECORDS = {
     fig2: ("fig2.csv",),

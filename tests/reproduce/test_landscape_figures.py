@@ -20,7 +20,7 @@ from lpe.errors import InputError
 from lpe.evaluation.landscape import Surface, weight_vector
 from lpe.records import COLUMNS, write_table
 from lpe.substrates import digits
-from reproduce import fig1, fig4, fig6, panels, scales
+from reproduce import fig1, fig4, fig6, panels
 from reproduce.command import Session, open_session, run_figure
 from reproduce.landscapes import (
     CLOUD_COLUMNS,
@@ -32,7 +32,8 @@ from reproduce.landscapes import (
     squared_gradients,
     window_around,
 )
-from reproduce.scales import Landscape, Scale
+from reproduce.scales.digits import settings as scales
+from reproduce.scales.digits.settings import Landscape, Scale
 
 INT3 = lpe.Int(3)
 

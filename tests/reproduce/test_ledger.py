@@ -11,7 +11,7 @@ from lpe.errors import InputError
 from lpe.records import COLUMNS, Records
 from reproduce import ledger
 from reproduce.claims import Settings, all_claims
-from reproduce.scales import DIGITS
+from reproduce.scales.digits.settings import DIGITS
 
 ROW = {
     "scale": "digits",

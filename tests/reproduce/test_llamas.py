@@ -15,7 +15,7 @@ from lpe.store import Store
 from lpe.substrates import arithmetic, language
 from reproduce import llamas
 from reproduce.command import Session
-from reproduce.scales import DIGITS, Scale
+from reproduce.scales.digits.settings import DIGITS, Scale
 
 
 @pytest.fixture

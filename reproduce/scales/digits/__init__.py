@@ -1,0 +1,1 @@
+"""The scale ``digits``: small networks on scikit-learn's digits, minutes on two cores."""
