@@ -26,7 +26,7 @@ from reproduce.command import open_session, parser, run_figure, seeds_asked
 from reproduce.measurements import Unit, measure_all
 from reproduce.paper import any_scale, check_at_paper, rehearse
 from reproduce.parallel import Rendered
-from reproduce.scales.digits.settings import Scale
+from reproduce.study.scale import Scale
 
 FIGURES = (
     *(f"fig{number}" for number in range(1, 10)),

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from lpe.errors import InputError
-from reproduce.scales.digits.settings import Reported
+from reproduce.study.scale import Reported
 from reproduce.unrounded import FP32, PARAMETERS, other_names, own_names, parameters
 
 LEVEL = 0.95

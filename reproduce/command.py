@@ -32,7 +32,7 @@ from reproduce.paper import (
     pretrained_device,
     rehearse,
 )
-from reproduce.scales.digits.settings import Scale
+from reproduce.study.scale import Scale
 
 AnyScale = TypeVar("AnyScale", bound=Scale | PaperScale, default=Scale)
 

@@ -35,7 +35,7 @@ from reproduce.command import Session, run_figure
 from reproduce.fig2 import BIT_STYLES
 from reproduce.measurements import Unit, large_units, measure_all, selected, units
 from reproduce.paper import any_scale
-from reproduce.scales.digits.settings import Reported
+from reproduce.study.scale import Reported
 from reproduce.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
 from reproduce.unrounded import SYSTEMS
 

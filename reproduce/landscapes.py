@@ -21,7 +21,7 @@ from lpe.number_systems.grids import Int
 from lpe.number_systems.rounding import absmax_scales
 from lpe.records import write_table
 from reproduce.command import Session, source_hash
-from reproduce.scales.digits.settings import Landscape
+from reproduce.study.scale import Landscape
 
 CODE = ("lpe", "reproduce/landscapes.py")
 GRID_COLUMNS = ("x", "y", "metric", "value")

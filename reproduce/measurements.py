@@ -35,7 +35,7 @@ from reproduce.families import FAMILIES, Family, family, snapshot_family, with_l
 from reproduce.llamas import llama_point
 from reproduce.paper import PaperScale
 from reproduce.points import POINTS, Point, point
-from reproduce.scales.digits.settings import Scale
+from reproduce.study.scale import Scale
 from reproduce.unrounded import PARAMETERS, every_name
 from reproduce.unrounded import scaled as scaled_name
 

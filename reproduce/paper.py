@@ -18,7 +18,8 @@ import torch
 
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
-from reproduce.scales.digits.settings import SCALES, Scale, scale
+from reproduce.scales.digits.settings import SCALES, scale
+from reproduce.study.scale import Scale
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from lpe.records import COLUMNS, write_table
 from reproduce.command import Session, record_name, run_figure
 from reproduce.measurements import Unit, measure_all, network_units, selected, units
 from reproduce.paper import any_scale
-from reproduce.scales.digits.settings import Reported
+from reproduce.study.scale import Reported
 from reproduce.summaries import (
     FP32,
     SCALED,

@@ -26,7 +26,7 @@ from reproduce.command import Session, record_name, run_figure
 from reproduce.fig7 import METHODS, wanted
 from reproduce.measurements import measure_all, selected
 from reproduce.paper import any_scale
-from reproduce.scales.digits.settings import Reported
+from reproduce.study.scale import Reported
 from reproduce.summaries import (
     FP32,
     SCALED,

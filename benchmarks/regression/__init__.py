@@ -49,7 +49,8 @@ from reproduce.command import Session
 from reproduce.families import FAMILIES
 from reproduce.measurements import Unit, measure, rows_of, units
 from reproduce.points import POINTS, point
-from reproduce.scales.digits.settings import DIGITS, VIT, Scale
+from reproduce.scales.digits.settings import DIGITS, VIT
+from reproduce.study.scale import Scale
 
 FOLDER = Path(__file__).parent
 SEEDS = (0, 1, 2)

@@ -12,7 +12,8 @@ from lpe.substrates.arithmetic import LlamaShape
 from lpe.substrates.captioned_digits import DigitsCLIP
 from lpe.substrates.digits import DigitsNetwork, Jitter
 from reproduce.scales.digits import settings as scales
-from reproduce.scales.digits.settings import DIGITS, Landscape, Scale
+from reproduce.scales.digits.settings import DIGITS
+from reproduce.study.scale import Landscape, Scale
 
 TINY_VIT = DigitsNetwork(patch=4, width=8, depth=1, heads=2, mlp_ratio=1.0, position_std=1.0)
 

@@ -19,7 +19,8 @@ from reproduce import clips, measurements, table6, tune
 from reproduce.clips import clip_point
 from reproduce.command import Session, open_session
 from reproduce.measurements import Unit, clip_units, measure, rows_of, units
-from reproduce.scales.digits.settings import DIGITS, Scale
+from reproduce.scales.digits.settings import DIGITS
+from reproduce.study.scale import Scale
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from reproduce import cost, cost_measures, cost_times, cost_verdicts, panels
 from reproduce.command import open_session
 from reproduce.cost_measures import HEADLINE, Known, Prediction, Target, known
 from reproduce.cost_verdicts import Picture, Series, front, levels, share_of_gain
-from reproduce.scales.digits.settings import DIGITS, Scale
+from reproduce.scales.digits.settings import DIGITS
+from reproduce.study.scale import Scale
 
 CLASSES = 4
 

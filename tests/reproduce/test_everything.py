@@ -17,7 +17,7 @@ from lpe.provenance import REPOSITORY
 from reproduce import measurements, parallel, points
 from reproduce.command import open_session
 from reproduce.measurements import Unit, measure_all
-from reproduce.scales.digits.settings import Scale
+from reproduce.study.scale import Scale
 
 
 def test_units_in_two_processes_leave_the_same_records_as_in_one(

@@ -17,7 +17,8 @@ from reproduce import families, points
 from reproduce.command import Session, open_session
 from reproduce.families import FAMILIES, family, snapshot_family, with_low_precision
 from reproduce.measurements import DISAGREEMENT, Unit, measure, reported_sizes, rows_of, units
-from reproduce.scales.digits.settings import DIGITS, Scale
+from reproduce.scales.digits.settings import DIGITS
+from reproduce.study.scale import Scale
 
 
 @pytest.fixture

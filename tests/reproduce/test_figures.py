@@ -12,7 +12,8 @@ import pytest
 import lpe
 from lpe.records import COLUMNS
 from reproduce import command, fig2, fig3, landscapes, points, table7
-from reproduce.scales.digits.settings import DIGITS, Scale
+from reproduce.scales.digits.settings import DIGITS
+from reproduce.study.scale import Scale
 
 RECORDS = {
     fig2: ("fig2.csv",),

@@ -33,7 +33,7 @@ from reproduce.landscapes import (
     window_around,
 )
 from reproduce.scales.digits import settings as scales
-from reproduce.scales.digits.settings import Landscape, Scale
+from reproduce.study.scale import Landscape, Scale
 
 INT3 = lpe.Int(3)
 

@@ -23,7 +23,8 @@ from reproduce.answers import AnsweredEnsemble, Questions, Subject, arithmetic_q
 from reproduce.claims import interval
 from reproduce.command import Session, open_session
 from reproduce.measurements import Unit, measure, rows_of
-from reproduce.scales.digits.settings import DIGITS, Scale
+from reproduce.scales.digits.settings import DIGITS
+from reproduce.study.scale import Scale
 
 SEEDS = 4
 PARAMETERS = {"CLIP-S": 20_000, "CLIP-M": 80_000, "CLIP-L": 300_000}

@@ -15,7 +15,8 @@ from lpe.store import Store
 from lpe.substrates import arithmetic, language
 from reproduce import llamas
 from reproduce.command import Session
-from reproduce.scales.digits.settings import DIGITS, Scale
+from reproduce.scales.digits.settings import DIGITS
+from reproduce.study.scale import Scale
 
 
 @pytest.fixture
