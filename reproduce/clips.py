@@ -19,7 +19,7 @@ from lpe.training.loop import train
 from lpe.training.schedules import warmup_cosine
 from reproduce.command import Session, source_hash
 from reproduce.points import Point, config_of, trained
-from reproduce.scales.digits.settings import CLIPTraining
+from reproduce.study.recipes import CLIPTraining
 
 CLIP_CODE = (
     "lpe/contents.py",

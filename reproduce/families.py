@@ -31,7 +31,7 @@ from reproduce.points import (
     start,
     trained,
 )
-from reproduce.scales.digits.settings import BatchEnsembleTraining, CyclicalSGLDTraining, SnapshotTraining
+from reproduce.study.recipes import BatchEnsembleTraining, CyclicalSGLDTraining, SnapshotTraining
 
 FAMILIES = ("DE", "SSE", "CSGLD", "MultiIVON", "MultiSWAG", "BE")
 

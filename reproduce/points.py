@@ -22,7 +22,7 @@ from lpe.substrates import digits
 from lpe.training.loop import train
 from lpe.training.schedules import then_constant, warmup_cosine
 from reproduce.command import Session, source_hash
-from reproduce.scales.digits.settings import IVONTraining, SGDTraining, SnapshotTraining, SWAGTraining
+from reproduce.study.recipes import IVONTraining, SGDTraining, SnapshotTraining, SWAGTraining
 
 POINTS = ("SGD", "SWAG", "IVON")
 TRAINING_CODE = (

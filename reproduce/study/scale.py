@@ -10,7 +10,7 @@ from lpe.number_systems.grids import ScaleAxis
 from lpe.substrates.arithmetic import LlamaShape
 from lpe.substrates.captioned_digits import DigitsCLIP
 from lpe.substrates.digits import DigitsNetwork, Jitter
-from reproduce.scales.digits.settings import (
+from reproduce.study.recipes import (
     BatchEnsembleTraining,
     CLIPTraining,
     CyclicalSGLDTraining,
