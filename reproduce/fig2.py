@@ -22,7 +22,7 @@ from reproduce import claims, panels
 from reproduce.command import Session, run_figure
 from reproduce.measurements import Unit, measure_all, posterior_stds, selected, units
 from reproduce.points import POINTS
-from reproduce.scales.digits.settings import scale
+from reproduce.scales.find import scale
 from reproduce.summaries import claim_lines
 
 BIT_STYLES = {

@@ -32,7 +32,7 @@ from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
 from reproduce.landscapes import cloud_table, grid_table
 from reproduce.measurements import Unit, draw_seed, measure_all, posterior_stds, selected, units
 from reproduce.points import point
-from reproduce.scales.digits.settings import scale
+from reproduce.scales.find import scale
 from reproduce.study.scale import Scale
 from reproduce.summaries import claim_lines
 

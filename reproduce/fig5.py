@@ -29,7 +29,7 @@ from lpe.records import COLUMNS, write_table
 from reproduce import panels
 from reproduce.command import Session, run_figure
 from reproduce.measurements import Unit, measure_all, selected, units
-from reproduce.scales.digits.settings import scale
+from reproduce.scales.find import scale
 from reproduce.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, pass_size, read
 
 FAMILIES = ("SSE", "CSGLD")

@@ -30,7 +30,7 @@ from reproduce.command import Session, run_figure
 from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
 from reproduce.measurements import Unit, measure_all, selected, units
 from reproduce.points import POINTS
-from reproduce.scales.digits.settings import scale
+from reproduce.scales.find import scale
 from reproduce.study.scale import Scale
 from reproduce.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
 

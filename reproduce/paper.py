@@ -18,7 +18,7 @@ import torch
 
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
-from reproduce.scales.digits.settings import SCALES, scale
+from reproduce.scales.find import SCALES, scale
 from reproduce.study.scale import Scale
 
 

@@ -24,7 +24,7 @@ from lpe.evaluation.equivalent import deep_ensemble_equivalent
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Session, record_name, run_figure
 from reproduce.measurements import Unit, measure_all, selected, units
-from reproduce.scales.digits.settings import scale
+from reproduce.scales.find import scale
 from reproduce.study.scale import Scale
 from reproduce.summaries import (
     FP32,

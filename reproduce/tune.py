@@ -40,7 +40,7 @@ from reproduce.command import Session, open_session
 from reproduce.families import batch_ensemble_family, cyclical_sgld_family, snapshot_family
 from reproduce.parallel import workers
 from reproduce.points import POINTS, ivon_point, point, sgd_point, swag_point
-from reproduce.scales.digits.settings import scale
+from reproduce.scales.find import scale
 from reproduce.study.recipes import CLIPTraining
 
 MEMBERS = 10

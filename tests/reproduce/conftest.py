@@ -11,7 +11,7 @@ import pytest
 from lpe.substrates.arithmetic import LlamaShape
 from lpe.substrates.captioned_digits import DigitsCLIP
 from lpe.substrates.digits import DigitsNetwork, Jitter
-from reproduce.scales.digits import settings as scales
+from reproduce.scales import find
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.scale import Landscape, Scale
 
@@ -60,7 +60,7 @@ TINY = replace(
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Scale:
     """The reduced scale under the name "tiny", with a store of the test's own."""
-    monkeypatch.setitem(scales.SCALES, "tiny", TINY)
+    monkeypatch.setitem(find.SCALES, "tiny", TINY)
     monkeypatch.setenv("LPE_STORE", str(tmp_path / "work" / "store"))
     return TINY
 

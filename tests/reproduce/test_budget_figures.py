@@ -24,7 +24,7 @@ from lpe.records import COLUMNS, Records
 from lpe.store import Store
 from reproduce import fig5, fig8, fig9, panels
 from reproduce.command import Session
-from reproduce.scales.digits import settings as scales
+from reproduce.scales import find
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.summaries import FP32, SCALED, Summary, What
 
@@ -369,7 +369,7 @@ def test_no_text_of_a_figure_overlaps_another(module: object, drawn: Callable[[o
 def test_the_legend_of_figure_8_is_not_cut_off_however_many_bit_widths_there_are(
     widths: tuple[int, ...], whole: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(scales.SCALES, "digits", replace(DIGITS, bits=widths))
+    monkeypatch.setitem(find.SCALES, "digits", replace(DIGITS, bits=widths))
     figure, _ = draw(fig8, whole, tmp_path)
     with panels.style():
         figure.draw_without_rendering()

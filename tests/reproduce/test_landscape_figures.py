@@ -32,7 +32,7 @@ from reproduce.landscapes import (
     squared_gradients,
     window_around,
 )
-from reproduce.scales.digits import settings as scales
+from reproduce.scales import find
 from reproduce.study.scale import Landscape, Scale
 
 INT3 = lpe.Int(3)
@@ -405,7 +405,7 @@ def radial_record(module: ModuleType, folder: Path) -> None:
         for member in range(3)
     ]
     write_table(members, folder / f"{name}_members.csv", CLOUD_COLUMNS)
-    shape = scales.scale("tiny").landscape
+    shape = find.scale("tiny").landscape
     xs, ys = radial_lines(PLACES, replace(shape, resolution=6))
     grid = []
     for x, y in itertools.product(xs, ys):
@@ -421,7 +421,7 @@ def radial_record(module: ModuleType, folder: Path) -> None:
 
 def claim_rows(name: str) -> list[dict[str, object]]:
     """Rows of the claims of figures 4 and 6 at two seeds; the ratios are 3 / 4."""
-    scale = scales.scale("tiny")
+    scale = find.scale("tiny")
     common = {
         "scale": scale.name,
         "substrate": scale.substrate,

@@ -21,7 +21,7 @@ from lpe.store import Store
 from reproduce import table1, table2, table4, table5, table6, table7
 from reproduce.claims import interval
 from reproduce.command import Session, record_name
-from reproduce.scales.digits import settings as scales
+from reproduce.scales import find
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.summaries import FP32, SCALED, Summary, What, listed, megabits, system_bits, system_title
 from reproduce.tables import plain_number
@@ -486,7 +486,7 @@ def test_methods_without_a_common_training_seed_are_not_compared(tmp_path: Path)
 def test_the_tables_follow_the_scale_whose_name_they_are_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(scales.SCALES, "digits", replace(DIGITS, table_sizes=(5,)))
+    monkeypatch.setitem(find.SCALES, "digits", replace(DIGITS, table_sizes=(5,)))
     rows, _, _ = rendered(table2, record("table2"), tmp_path)
     assert {row["members"] for row in rows} == {"1", "5"}
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lpe.errors import InputError
 from lpe.number_systems.grids import PerBlock, PerChannel, PerTensor
 from lpe.substrates.arithmetic import LlamaShape
 from lpe.substrates.captioned_digits import DigitsCLIP
@@ -111,12 +110,3 @@ DIGITS = Scale(
     clip_gaussian_std=0.001,  # sweep: the least there is; validation likes no noise at all as well
     clip_dropout_rate=0.01,  # sweep
 )
-
-SCALES = {"digits": DIGITS}
-
-
-def scale(name: str) -> Scale:
-    """Return the scale of that name; InputError for another."""
-    if name not in SCALES:
-        raise InputError(f"unknown scale {name!r}; there are {', '.join(SCALES)}")
-    return SCALES[name]

@@ -1,0 +1,1 @@
+"""The scales: the only room that knows one by name."""
