@@ -75,14 +75,7 @@ def source_hash(*paths: str) -> str:
     return digest.hexdigest()[:16]
 
 
-MEASURING = (
-    "lpe",
-    *(
-        f"reproduce/{name}.py"
-        for name in ("scales", "points", "clips", "llamas", "families", "answers", "measurements")
-    ),
-    *(f"reproduce/{name}.py" for name in ("cost_measures", "paper", "pretrained")),
-)
+MEASURING = ("lpe", "reproduce")
 
 
 def working_folder(chosen: Scale | PaperScale, store: Store) -> Path:
