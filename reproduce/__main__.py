@@ -24,8 +24,8 @@ from lpe.writing import check_writable
 from reproduce import ledger, parallel
 from reproduce.command import open_session, parser, run_figure, seeds_asked
 from reproduce.measurements import Unit, measure_all
-from reproduce.paper import any_scale, check_at_paper, rehearse
 from reproduce.parallel import Rendered
+from reproduce.scales.paper.models import any_scale, check_at_paper, rehearse
 from reproduce.study.scale import Scale
 
 FIGURES = (

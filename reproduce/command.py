@@ -23,7 +23,7 @@ from lpe.errors import InputError
 from lpe.provenance import REPOSITORY, write_provenance
 from lpe.store import Store
 from lpe.writing import check_writable
-from reproduce.paper import (
+from reproduce.scales.paper.models import (
     PAPER,
     PaperScale,
     all_there,

@@ -33,8 +33,8 @@ from reproduce.clips import clip_point
 from reproduce.command import Session
 from reproduce.families import FAMILIES, Family, family, snapshot_family, with_low_precision
 from reproduce.llamas import llama_point
-from reproduce.paper import PaperScale
 from reproduce.points import POINTS, Point, point
+from reproduce.scales.paper.models import PaperScale
 from reproduce.study.scale import Scale
 from reproduce.unrounded import PARAMETERS, every_name
 from reproduce.unrounded import scaled as scaled_name

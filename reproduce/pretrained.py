@@ -20,7 +20,7 @@ from lpe.writing import write_text_atomic
 from reproduce.answers import task_questions
 from reproduce.command import Session
 from reproduce.measurements import Classification, Measurer, TestData, Unit
-from reproduce.paper import DATA, PaperModel, PaperScale, data_folder, pretrained_device
+from reproduce.scales.paper.models import DATA, PaperModel, PaperScale, data_folder, pretrained_device
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lpe.records import COLUMNS
 from reproduce.claims import Settings, all_claims, judge
 from reproduce.command import record_name
 from reproduce.panels import read_record
-from reproduce.paper import PaperScale
+from reproduce.scales.paper.models import PaperScale
 from reproduce.study.scale import Reported, Scale
 from reproduce.tables import mean_and_interval, plain_number
 from reproduce.unrounded import FP32, PARAMETERS, other_names, own_names, parameters

@@ -1,0 +1,1 @@
+"""The scale ``paper``: the paper's own models, given and not trained."""
