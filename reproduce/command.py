@@ -163,7 +163,7 @@ def run_figure(
             with open_session(figure, chosen, asked.seeds, out, asked.wandb, quiet) as session:
                 extra = dict(compute(session))
                 if isinstance(chosen, PaperScale):
-                    from reproduce.pretrained import descriptions
+                    from reproduce.scales.paper.loading import descriptions
 
                     extra["models"] = descriptions(session, figure)
                 record = out / record_name(figure)

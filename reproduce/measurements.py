@@ -446,7 +446,7 @@ def measure(session: Session[Any], unit: Unit) -> None:
     if finished.exists() and (session.working / unit.file).exists():
         return
     if isinstance(session.scale, PaperScale):
-        from reproduce.pretrained import measure_pretrained
+        from reproduce.scales.paper.loading import measure_pretrained
 
         measure_pretrained(session, unit)
     elif unit.what in POINTS:
