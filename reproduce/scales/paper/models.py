@@ -196,7 +196,7 @@ def rehearse(figures: Iterable[str], chosen: Scale | PaperScale) -> None:
     """Rehearse the models of figures, each once; InputError at a scale that has nothing to rehearse."""
     if isinstance(chosen, Scale):
         raise InputError(f"--random-weights is for --scale {PAPER.name}, not {chosen.name}")
-    from reproduce import rehearsal
+    from reproduce.scales.paper import rehearsal
 
     names = dict.fromkeys(name for figure in figures for name in chosen.figures[figure])
     rehearsal.rehearse({name: chosen.models[name] for name in names}, chosen.large_bits)
