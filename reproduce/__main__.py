@@ -25,7 +25,8 @@ from reproduce import ledger, parallel
 from reproduce.command import open_session, parser, run_figure, seeds_asked
 from reproduce.measurements import Unit, measure_all
 from reproduce.parallel import Rendered
-from reproduce.scales.paper.models import any_scale, check_at_paper, rehearse
+from reproduce.scales.find import any_scale, check_at_paper
+from reproduce.scales.paper.models import rehearse
 from reproduce.study.scale import Scale
 
 FIGURES = (

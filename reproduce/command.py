@@ -23,15 +23,8 @@ from lpe.errors import InputError
 from lpe.provenance import REPOSITORY, write_provenance
 from lpe.store import Store
 from lpe.writing import check_writable
-from reproduce.scales.paper.models import (
-    PAPER,
-    PaperScale,
-    all_there,
-    any_scale,
-    check_at_paper,
-    pretrained_device,
-    rehearse,
-)
+from reproduce.scales.find import any_scale, check_at_paper
+from reproduce.scales.paper.models import PAPER, PaperScale, all_there, pretrained_device, rehearse
 from reproduce.study.scale import Scale
 
 AnyScale = TypeVar("AnyScale", bound=Scale | PaperScale, default=Scale)

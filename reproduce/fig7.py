@@ -34,7 +34,7 @@ from reproduce.claims import interval
 from reproduce.command import Session, run_figure
 from reproduce.fig2 import BIT_STYLES
 from reproduce.measurements import Unit, large_units, measure_all, selected, units
-from reproduce.scales.paper.models import any_scale
+from reproduce.scales.find import any_scale
 from reproduce.study.scale import Reported
 from reproduce.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
 from reproduce.unrounded import SYSTEMS

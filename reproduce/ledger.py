@@ -26,7 +26,7 @@ from lpe.provenance import REPOSITORY
 from lpe.records import COLUMNS, KEY, MEASURED, Records
 from lpe.writing import check_writable
 from reproduce.claims import Settings, Verdict, all_claims, judge
-from reproduce.scales.paper.models import any_scale
+from reproduce.scales.find import any_scale
 from reproduce.tables import Cell, write_all
 
 PATTERNS = ("fig*.csv", "table*.csv")

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Session, record_name, run_figure
 from reproduce.measurements import Unit, measure_all, network_units, selected, units
-from reproduce.scales.paper.models import any_scale
+from reproduce.scales.find import any_scale
 from reproduce.study.scale import Reported
 from reproduce.summaries import (
     FP32,

@@ -25,7 +25,7 @@ from lpe.records import COLUMNS, write_table
 from reproduce.command import Session, record_name, run_figure
 from reproduce.fig7 import METHODS, wanted
 from reproduce.measurements import measure_all, selected
-from reproduce.scales.paper.models import any_scale
+from reproduce.scales.find import any_scale
 from reproduce.study.scale import Reported
 from reproduce.summaries import (
     FP32,

@@ -18,7 +18,6 @@ import torch
 
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
-from reproduce.scales.find import SCALES, scale
 from reproduce.study.scale import Scale
 
 
@@ -147,20 +146,6 @@ class PaperScale:
 
 
 PAPER = PaperScale()
-
-
-def any_scale(name: str) -> Scale | PaperScale:
-    """Return the scale of that name, ``paper`` among them; InputError for another."""
-    if name != PAPER.name and name not in SCALES:
-        raise InputError(f"unknown scale {name!r}; there are {', '.join([*SCALES, PAPER.name])}")
-    return PAPER if name == PAPER.name else scale(name)
-
-
-def check_at_paper(figures: Iterable[str], scale_name: str) -> None:
-    """Raise InputError for a figure that the scale ``paper`` does not have."""
-    for figure in figures:
-        if scale_name == PAPER.name and figure not in PAPER.figures:
-            raise InputError(f"{figure} needs trainings; scale {PAPER.name} has {', '.join(PAPER.figures)}")
 
 
 def pretrained_device() -> torch.device:
