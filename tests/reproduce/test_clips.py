@@ -15,10 +15,11 @@ import torch
 from lpe.errors import InputError
 from lpe.substrates import captioned_digits
 from lpe.substrates.clip import ZeroShotClassifier
-from reproduce import clips, measurements, table6, tune
-from reproduce.clips import clip_point
+from reproduce import measurements, table6, tune
 from reproduce.command import Session, open_session
 from reproduce.measurements import Unit, clip_units, measure, rows_of, units
+from reproduce.scales.digits import clips
+from reproduce.scales.digits.clips import clip_point
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.scale import Scale
 

@@ -32,7 +32,7 @@ CLIP_CODE = (
     "lpe/substrates/captioned_digits.py",
     "lpe/number_systems/streams.py",
     "reproduce/points.py",
-    "reproduce/clips.py",
+    "reproduce/scales/digits/clips.py",
 )
 
 
