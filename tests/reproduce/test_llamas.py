@@ -13,8 +13,8 @@ from lpe import tracking
 from lpe.provenance import plain_data
 from lpe.store import Store
 from lpe.substrates import arithmetic, language
-from reproduce import llamas
 from reproduce.command import Session
+from reproduce.scales.digits import llamas
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.scale import Scale
 

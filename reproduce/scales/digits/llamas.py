@@ -28,7 +28,7 @@ TRAINING_CODE = (
     "lpe/training",
     "lpe/substrates/arithmetic.py",
     "lpe/number_systems/streams.py",
-    "reproduce/llamas.py",
+    "reproduce/scales/digits/llamas.py",
 )
 
 
