@@ -318,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     asked, rest = own.parse_known_args(given)
     if asked.assets:
-        from reproduce.cost_assets import run
+        from reproduce.cost_given import run
 
         return run(rest, asked.time)
     return run_figure("cost", __doc__, partial(compute, again=asked.time), draw, rest)
