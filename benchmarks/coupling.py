@@ -77,8 +77,8 @@ from lpe.substrates import cifar_resnet, digits, stories
 from lpe.substrates.assets import assets_folder
 from lpe.tracking import Tracker
 from lpe.writing import check_writable, replacing
-from reproduce.claims import by_seed, interval
 from reproduce.command import Session
+from reproduce.judge.claims import by_seed, interval
 from reproduce.measurements import draw_seed
 from reproduce.points import point
 from reproduce.scales.digits.settings import DIGITS

@@ -12,8 +12,8 @@ import pandas as pd
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from reproduce import cost_times
-from reproduce.claims import LEVEL, interval
 from reproduce.cost_measures import HEADLINE, SHARE, cascade_name
+from reproduce.judge.claims import LEVEL, interval
 from reproduce.summaries import FP32, MEGABIT, SCALED
 from reproduce.tables import plain_number
 

@@ -30,9 +30,9 @@ from matplotlib.axes import Axes
 
 from lpe.records import COLUMNS, write_table
 from reproduce import panels
-from reproduce.claims import interval
 from reproduce.command import Session, run_figure
 from reproduce.fig2 import BIT_STYLES
+from reproduce.judge.claims import interval
 from reproduce.measurements import Unit, large_units, measure_all, selected, units
 from reproduce.scales.find import any_scale
 from reproduce.study.scale import Reported

@@ -15,8 +15,8 @@ from lpe.errors import InputError
 from lpe.number_systems.grids import PerChannel
 from lpe.number_systems.naming import ByPattern, number_system
 from lpe.records import COLUMNS
-from reproduce.claims import Settings, all_claims, judge
 from reproduce.command import record_name
+from reproduce.judge.claims import Settings, all_claims, judge
 from reproduce.panels import read_record
 from reproduce.scales.paper.models import PaperScale
 from reproduce.study.scale import Reported, Scale

@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 
 from lpe.errors import InputError
-from reproduce import claims
-from reproduce.claims import Claim, NotRun, PerSeed, Rows, Settings, Side, all_claims, judge
+from reproduce.judge import claims
+from reproduce.judge.claims import Claim, NotRun, PerSeed, Rows, Settings, Side, all_claims, judge
 from reproduce.scales.digits.settings import DIGITS
 
 NETWORKS = tuple(f"net-{letter}" for letter in "TSBL")

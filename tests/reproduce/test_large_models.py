@@ -20,8 +20,8 @@ from lpe.records import COLUMNS, write_table
 from lpe.substrates import arithmetic, language
 from reproduce import fig7, panels, table3
 from reproduce.answers import AnsweredEnsemble, Questions, Subject, arithmetic_questions, task_questions
-from reproduce.claims import interval
 from reproduce.command import Session, open_session
+from reproduce.judge.claims import interval
 from reproduce.measurements import Unit, measure, rows_of
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.scale import Scale

@@ -10,7 +10,7 @@ import pytest
 from lpe.errors import InputError
 from lpe.records import COLUMNS, Records
 from reproduce import ledger
-from reproduce.claims import Settings, all_claims
+from reproduce.judge.claims import Settings, all_claims
 from reproduce.scales.digits.settings import DIGITS
 
 ROW = {

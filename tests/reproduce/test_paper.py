@@ -11,8 +11,8 @@ import pytest
 from lpe.errors import InputError
 from reproduce import __main__ as everything
 from reproduce import fig2, table1
-from reproduce.claims import Settings
 from reproduce.command import run_figure
+from reproduce.judge.claims import Settings
 from reproduce.scales.paper import models as paper
 from reproduce.scales.paper import rehearsal
 from reproduce.scales.paper.models import DATA, PAPER, PaperModel

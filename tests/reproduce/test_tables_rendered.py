@@ -19,8 +19,8 @@ from lpe.errors import InputError
 from lpe.records import COLUMNS, KEY, Records
 from lpe.store import Store
 from reproduce import table1, table2, table4, table5, table6, table7
-from reproduce.claims import interval
 from reproduce.command import Session, record_name
+from reproduce.judge.claims import interval
 from reproduce.scales import find
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.summaries import FP32, SCALED, Summary, What, listed, megabits, system_bits, system_title

@@ -10,7 +10,7 @@ from torch import nn
 import lpe
 from lpe.modules import dtype_name, parameter_count
 from reproduce import unrounded
-from reproduce.claims import Claim, NotRun, PerSeed, Rows, Side, judge
+from reproduce.judge.claims import Claim, NotRun, PerSeed, Rows, Side, judge
 from reproduce.summaries import Summary, What
 
 
