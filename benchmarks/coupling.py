@@ -608,7 +608,7 @@ def recommendation_text(compared: pd.DataFrame) -> str:
 
 def draw(record: pd.DataFrame, path: Path) -> None:
     """Draw NLL against M, a row a network, a column a bit width; write it as PNG, whole or not at all."""
-    from reproduce import panels
+    from reproduce.draw import panels
 
     substrates = by_size(record)
     with panels.style():
@@ -634,7 +634,7 @@ def draw(record: pd.DataFrame, path: Path) -> None:
 
 def _draw_panel(ax: Any, letter: str, record: pd.DataFrame, substrate: str, bits: int) -> None:
     """Draw a panel. Bands: the 95 % interval of the paired difference to FP32, around FP32's mean."""
-    from reproduce import panels
+    from reproduce.draw import panels
 
     single = by_seed(record[record["substrate"] == substrate], method="FP32", metric="nll")
     fp32 = float(single.mean())

@@ -46,7 +46,7 @@ from matplotlib.lines import Line2D
 
 import lpe
 from lpe.records import COLUMNS, write_table
-from reproduce import cost_times, panels
+from reproduce import cost_times
 from reproduce.command import Session, run_figure
 from reproduce.cost_measures import (
     CASCADED,
@@ -69,6 +69,7 @@ from reproduce.cost_verdicts import (
     levels,
     table_lines,
 )
+from reproduce.draw import panels
 from reproduce.families import deep_family
 from reproduce.fig2 import BIT_STYLES
 from reproduce.measurements import COST, COST_RIVALS, Unit, draw_seed, log_sizes, measure_all, rows_of, units

@@ -27,7 +27,7 @@ from lpe.records import COLUMNS, write_table
 from lpe.store import Store
 from lpe.substrates.assets import assets_folder
 from lpe.writing import check_writable
-from reproduce import cost_times, panels
+from reproduce import cost_times
 from reproduce.command import source_hash
 from reproduce.cost_measures import (
     CASCADED,
@@ -38,6 +38,7 @@ from reproduce.cost_measures import (
     single_predictions,
 )
 from reproduce.cost_verdicts import Picture
+from reproduce.draw import panels
 from reproduce.scales.assets import SUBJECTS, Examples, Model, Subject
 
 SCALE = "assets"

@@ -37,8 +37,8 @@ import lpe
 from lpe.evaluation.landscape import Surface, grid_lines, weight_vector
 from lpe.records import write_table
 from lpe.substrates import digits
-from reproduce import panels
 from reproduce.command import Session, run_figure
+from reproduce.draw import panels
 from reproduce.landscapes import (
     GRID_COLUMNS,
     WeightPair,

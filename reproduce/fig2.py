@@ -18,8 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
-from reproduce import panels
 from reproduce.command import Session, run_figure
+from reproduce.draw import panels
 from reproduce.judge import claims
 from reproduce.measurements import Unit, measure_all, posterior_stds, selected, units
 from reproduce.points import POINTS

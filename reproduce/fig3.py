@@ -26,8 +26,8 @@ import lpe
 from lpe.evaluation.landscape import Surface, grid_lines, plane_through, radial_plane, weight_vector
 from lpe.records import COLUMNS, write_table
 from lpe.substrates import digits
-from reproduce import panels
 from reproduce.command import Session, run_figure
+from reproduce.draw import panels
 from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
 from reproduce.judge import claims
 from reproduce.landscapes import cloud_table, grid_table

@@ -27,8 +27,8 @@ import lpe
 from lpe.evaluation.landscape import Surface, radial_plane, weight_vector
 from lpe.records import COLUMNS, write_table
 from lpe.substrates import digits
-from reproduce import panels
 from reproduce.command import Session, run_figure
+from reproduce.draw import panels
 from reproduce.families import snapshot_family
 from reproduce.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table, radial_table, window_around
 from reproduce.measurements import DISAGREEMENT, Unit, draw_seed, measure_all, selected, units

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from matplotlib.axes import Axes
 
 from lpe.records import COLUMNS, write_table
-from reproduce import panels
 from reproduce.command import Session, run_figure
+from reproduce.draw import panels
 from reproduce.measurements import Unit, measure_all, selected, units
 from reproduce.scales.find import scale
 from reproduce.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, pass_size, read

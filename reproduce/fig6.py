@@ -26,8 +26,8 @@ import lpe
 from lpe.evaluation.landscape import Surface, radial_plane, weight_vector
 from lpe.records import COLUMNS, write_table
 from lpe.substrates import digits
-from reproduce import panels
 from reproduce.command import Session, run_figure
+from reproduce.draw import panels
 from reproduce.fig2 import BMA_STYLE
 from reproduce.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table, radial_table, window_around
 from reproduce.measurements import Unit, draw_seed, measure_all, posterior_stds, selected, units

@@ -29,8 +29,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from lpe.records import COLUMNS, write_table
-from reproduce import panels
 from reproduce.command import Session, run_figure
+from reproduce.draw import panels
 from reproduce.fig2 import BIT_STYLES
 from reproduce.judge.claims import interval
 from reproduce.measurements import Unit, large_units, measure_all, selected, units

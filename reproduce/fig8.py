@@ -25,8 +25,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from lpe.records import COLUMNS, write_table
-from reproduce import panels
 from reproduce.command import Session, run_figure
+from reproduce.draw import panels
 from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
 from reproduce.measurements import Unit, measure_all, selected, units
 from reproduce.points import POINTS

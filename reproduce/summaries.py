@@ -16,8 +16,8 @@ from lpe.number_systems.grids import PerChannel
 from lpe.number_systems.naming import ByPattern, number_system
 from lpe.records import COLUMNS
 from reproduce.command import record_name
+from reproduce.draw.panels import read_record
 from reproduce.judge.claims import Settings, all_claims, judge
-from reproduce.panels import read_record
 from reproduce.scales.paper.models import PaperScale
 from reproduce.study.scale import Reported, Scale
 from reproduce.tables import mean_and_interval, plain_number

@@ -22,8 +22,9 @@ from lpe import tracking
 from lpe.errors import InputError
 from lpe.records import COLUMNS, Records
 from lpe.store import Store
-from reproduce import fig5, fig8, fig9, panels
+from reproduce import fig5, fig8, fig9
 from reproduce.command import Session
+from reproduce.draw import panels
 from reproduce.scales import find
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.summaries import FP32, SCALED, Summary, What

@@ -20,8 +20,9 @@ from lpe.errors import InputError
 from lpe.evaluation.landscape import Surface, weight_vector
 from lpe.records import COLUMNS, write_table
 from lpe.substrates import digits
-from reproduce import fig1, fig4, fig6, panels
+from reproduce import fig1, fig4, fig6
 from reproduce.command import Session, open_session, run_figure
+from reproduce.draw import panels
 from reproduce.landscapes import (
     CLOUD_COLUMNS,
     GRID_COLUMNS,

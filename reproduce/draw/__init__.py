@@ -1,0 +1,1 @@
+"""How records become pictures and tables."""
