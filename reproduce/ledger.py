@@ -25,9 +25,9 @@ from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
 from lpe.records import COLUMNS, KEY, MEASURED, Records
 from lpe.writing import check_writable
+from reproduce.draw.tables import Cell, write_all
 from reproduce.judge.claims import Settings, Verdict, all_claims, judge
 from reproduce.scales.find import any_scale
-from reproduce.tables import Cell, write_all
 
 PATTERNS = ("fig*.csv", "table*.csv")
 OUTCOMES = ("holds", "fails", "undecided", "not run")

@@ -17,10 +17,10 @@ from lpe.number_systems.naming import ByPattern, number_system
 from lpe.records import COLUMNS
 from reproduce.command import record_name
 from reproduce.draw.panels import read_record
+from reproduce.draw.tables import mean_and_interval, plain_number
 from reproduce.judge.claims import Settings, all_claims, judge
 from reproduce.scales.paper.models import PaperScale
 from reproduce.study.scale import Reported, Scale
-from reproduce.tables import mean_and_interval, plain_number
 from reproduce.unrounded import FP32, PARAMETERS, other_names, own_names, parameters
 from reproduce.unrounded import SCALED as SCALED
 

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Session, record_name, run_figure
+from reproduce.draw.tables import Cell, write_all
 from reproduce.fig7 import METHODS, wanted
 from reproduce.measurements import measure_all, selected
 from reproduce.scales.find import any_scale
@@ -39,7 +40,6 @@ from reproduce.summaries import (
     read,
 )
 from reproduce.table2 import MEASURED, numbers
-from reproduce.tables import Cell, write_all
 from reproduce.unrounded import SYSTEMS
 
 HEADER = (

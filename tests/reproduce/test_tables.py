@@ -8,8 +8,8 @@ import pytest
 
 from lpe import writing
 from lpe.errors import InputError
-from reproduce import tables
-from reproduce.tables import Bold, latex, mark_best, markdown, mean_and_interval, plain_number, write_all
+from reproduce.draw import tables
+from reproduce.draw.tables import Bold, latex, mark_best, markdown, mean_and_interval, plain_number, write_all
 
 HEADER = ["method", "NLL (nats)", "members"]
 ROWS = [["FP32", 0.123456789, 1], ["LPE-BSR", Bold(".05 [.04, .06]"), 10], ["50 % & more", None, 4]]
