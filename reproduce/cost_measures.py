@@ -26,11 +26,11 @@ from lpe.ensembles.cascade import NOTHING, Window
 from lpe.evaluation.metrics import fit_temperature, mean_log_probs, temperature_scaled
 from lpe.substrates import digits
 from reproduce.command import Session
+from reproduce.draw.summaries import FP32, SCALED
 from reproduce.families import deep_family
 from reproduce.measurements import COST_RIVALS, Measurer, Unit
 from reproduce.points import Point, point
 from reproduce.study.scale import Scale
-from reproduce.summaries import FP32, SCALED
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20)
 """Ensemble sizes in the record."""

@@ -35,7 +35,7 @@ from reproduce.cost_measures import (
     first_of,
     tuned_cascade,
 )
-from reproduce.summaries import FP32
+from reproduce.draw.summaries import FP32
 
 COLUMNS = (
     "substrate",

@@ -13,9 +13,9 @@ from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from reproduce import cost_times
 from reproduce.cost_measures import HEADLINE, SHARE, cascade_name
+from reproduce.draw.summaries import FP32, MEGABIT, SCALED
 from reproduce.draw.tables import plain_number
 from reproduce.judge.claims import LEVEL, interval
-from reproduce.summaries import FP32, MEGABIT, SCALED
 
 METRICS = ("nll", "calibrated_nll")
 KINDS = {"bernoulli": "independent", "coupled": "coupled"}

@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Session, run_figure
 from reproduce.draw import panels
+from reproduce.draw.summaries import claim_lines
 from reproduce.judge import claims
 from reproduce.measurements import Unit, measure_all, posterior_stds, selected, units
 from reproduce.points import POINTS
 from reproduce.scales.find import scale
-from reproduce.summaries import claim_lines
 
 BIT_STYLES = {
     8: (panels.BLACK, "."),

@@ -28,6 +28,7 @@ from lpe.records import COLUMNS, write_table
 from lpe.substrates import digits
 from reproduce.command import Session, run_figure
 from reproduce.draw import panels
+from reproduce.draw.summaries import claim_lines
 from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
 from reproduce.judge import claims
 from reproduce.landscapes import cloud_table, grid_table
@@ -35,7 +36,6 @@ from reproduce.measurements import Unit, draw_seed, measure_all, posterior_stds,
 from reproduce.points import point
 from reproduce.scales.find import scale
 from reproduce.study.scale import Scale
-from reproduce.summaries import claim_lines
 
 POINTS = ("SWAG", "IVON")
 GRID_COLUMNS = ("point", "plane", "x", "y", "metric", "value")

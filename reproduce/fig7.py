@@ -31,12 +31,12 @@ from matplotlib.axes import Axes
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Session, run_figure
 from reproduce.draw import panels
+from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
 from reproduce.fig2 import BIT_STYLES
 from reproduce.judge.claims import interval
 from reproduce.measurements import Unit, large_units, measure_all, selected, units
 from reproduce.scales.find import any_scale
 from reproduce.study.scale import Reported
-from reproduce.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
 from reproduce.unrounded import SYSTEMS
 
 METHODS = (FP32, SCALED, "RTN", "LPE-BSR")

@@ -27,12 +27,12 @@ from matplotlib.axes import Axes
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Session, run_figure
 from reproduce.draw import panels
+from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
 from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
 from reproduce.measurements import Unit, measure_all, selected, units
 from reproduce.points import POINTS
 from reproduce.scales.find import scale
 from reproduce.study.scale import Scale
-from reproduce.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
 
 BESIDE = 1.12
 """Distance, as a factor, between two curves of one memory."""

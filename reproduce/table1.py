@@ -22,11 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Session, record_name, run_figure
-from reproduce.draw.tables import Cell, mark_best, write_all
-from reproduce.measurements import Unit, measure_all, network_units, selected, units
-from reproduce.scales.find import any_scale
-from reproduce.study.scale import Reported
-from reproduce.summaries import (
+from reproduce.draw.summaries import (
     FP32,
     SCALED,
     Summary,
@@ -41,6 +37,10 @@ from reproduce.summaries import (
     system_bits,
     system_title,
 )
+from reproduce.draw.tables import Cell, mark_best, write_all
+from reproduce.measurements import Unit, measure_all, network_units, selected, units
+from reproduce.scales.find import any_scale
+from reproduce.study.scale import Reported
 from reproduce.unrounded import SYSTEMS
 
 BITS = (6, 4)

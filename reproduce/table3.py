@@ -23,12 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Session, record_name, run_figure
-from reproduce.draw.tables import Cell, write_all
-from reproduce.fig7 import METHODS, wanted
-from reproduce.measurements import measure_all, selected
-from reproduce.scales.find import any_scale
-from reproduce.study.scale import Reported
-from reproduce.summaries import (
+from reproduce.draw.summaries import (
     FP32,
     SCALED,
     Summary,
@@ -39,6 +34,11 @@ from reproduce.summaries import (
     megabits,
     read,
 )
+from reproduce.draw.tables import Cell, write_all
+from reproduce.fig7 import METHODS, wanted
+from reproduce.measurements import measure_all, selected
+from reproduce.scales.find import any_scale
+from reproduce.study.scale import Reported
 from reproduce.table2 import MEASURED, numbers
 from reproduce.unrounded import SYSTEMS
 

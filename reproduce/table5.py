@@ -23,11 +23,7 @@ from lpe.errors import InputError
 from lpe.evaluation.equivalent import deep_ensemble_equivalent
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Session, record_name, run_figure
-from reproduce.draw.tables import Cell, write_all
-from reproduce.measurements import Unit, measure_all, selected, units
-from reproduce.scales.find import scale
-from reproduce.study.scale import Scale
-from reproduce.summaries import (
+from reproduce.draw.summaries import (
     FP32,
     SCALED,
     Summary,
@@ -39,6 +35,10 @@ from reproduce.summaries import (
     pass_size,
     read,
 )
+from reproduce.draw.tables import Cell, write_all
+from reproduce.measurements import Unit, measure_all, selected, units
+from reproduce.scales.find import scale
+from reproduce.study.scale import Scale
 
 FAMILIES = ("BE", "DE", "SSE", "CSGLD", "MultiIVON", "MultiSWAG")
 BY_SIZE = ("DE", "SSE")

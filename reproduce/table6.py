@@ -21,11 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Session, record_name, run_figure
-from reproduce.draw.tables import Cell, mark_best, write_all
-from reproduce.measurements import Unit, measure_all, selected, units
-from reproduce.scales.find import any_scale
-from reproduce.scales.paper.models import PaperScale
-from reproduce.summaries import (
+from reproduce.draw.summaries import (
     FP32,
     SCALED,
     What,
@@ -35,6 +31,10 @@ from reproduce.summaries import (
     megabits,
     read,
 )
+from reproduce.draw.tables import Cell, mark_best, write_all
+from reproduce.measurements import Unit, measure_all, selected, units
+from reproduce.scales.find import any_scale
+from reproduce.scales.paper.models import PaperScale
 
 RIVALS = ("Gaussian", "MC-dropout")
 METHODS = (FP32, SCALED, *RIVALS, "LPE-BSR")

@@ -19,10 +19,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from reproduce.command import Session, run_figure
+from reproduce.draw.summaries import Summary, What, read, substrates_by_size, system_bits
 from reproduce.draw.tables import write_all
 from reproduce.measurements import AXES, Unit, units
 from reproduce.scales.find import scale
-from reproduce.summaries import Summary, What, read, substrates_by_size, system_bits
 from reproduce.table1 import HEADER, block, rounding_notes, seeds_shown, write_record
 
 

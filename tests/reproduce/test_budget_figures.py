@@ -25,9 +25,9 @@ from lpe.store import Store
 from reproduce import fig5, fig8, fig9
 from reproduce.command import Session
 from reproduce.draw import panels
+from reproduce.draw.summaries import FP32, SCALED, Summary, What
 from reproduce.scales import find
 from reproduce.scales.digits.settings import DIGITS
-from reproduce.summaries import FP32, SCALED, Summary, What
 
 WEIGHTS, LEFTOVERS = 67_000, 70_000
 MODEL_BITS = 32 * WEIGHTS + LEFTOVERS

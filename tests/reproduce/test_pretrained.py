@@ -22,11 +22,11 @@ from lpe.substrates.captioned_digits import DigitsCLIP
 from lpe.substrates.imagenet import LabelledImages
 from reproduce import fig7, table1, table3, table6
 from reproduce.command import record_name, run_figure
+from reproduce.draw.summaries import read
 from reproduce.measurements import Measurer
 from reproduce.scales.paper import models as paper
 from reproduce.scales.paper.loading import load, tuned
 from reproduce.scales.paper.models import PAPER, PaperModel, PaperScale
-from reproduce.summaries import read
 
 IMAGES, STRIDE = 12, 3
 SMALL = replace(
