@@ -60,7 +60,8 @@ from reproduce.cost_measures import (
     larger_point,
     larger_substrate,
 )
-from reproduce.cost_verdicts import (
+from reproduce.draw import panels
+from reproduce.draw.cost_verdicts import (
     Picture,
     Series,
     cascade_lines,
@@ -69,7 +70,6 @@ from reproduce.cost_verdicts import (
     levels,
     table_lines,
 )
-from reproduce.draw import panels
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED
 from reproduce.families import deep_family
 from reproduce.fig2 import BIT_STYLES

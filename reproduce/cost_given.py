@@ -37,8 +37,8 @@ from reproduce.cost_measures import (
     rows_of_predictions,
     single_predictions,
 )
-from reproduce.cost_verdicts import Picture
 from reproduce.draw import panels
+from reproduce.draw.cost_verdicts import Picture
 from reproduce.scales.assets import SUBJECTS, Examples, Model, Subject
 
 SCALE = "assets"
