@@ -37,7 +37,7 @@ from reproduce.judge.claims import interval
 from reproduce.measurements import Unit, large_units, measure_all, selected, units
 from reproduce.scales.find import any_scale
 from reproduce.study.scale import Reported
-from reproduce.unrounded import SYSTEMS
+from reproduce.study.unrounded import SYSTEMS
 
 METHODS = (FP32, SCALED, "RTN", "LPE-BSR")
 COLUMNS_SHOWN = 3

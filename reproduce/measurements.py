@@ -36,8 +36,8 @@ from reproduce.scales.digits.clips import clip_point
 from reproduce.scales.digits.llamas import llama_point
 from reproduce.scales.paper.models import PaperScale
 from reproduce.study.scale import Scale
-from reproduce.unrounded import PARAMETERS, every_name
-from reproduce.unrounded import scaled as scaled_name
+from reproduce.study.unrounded import PARAMETERS, every_name
+from reproduce.study.unrounded import scaled as scaled_name
 
 MEASURED = [*METRICS, "calibrated_nll"]
 EVERY_SIZE = ("nll", "ece")

@@ -41,7 +41,7 @@ from reproduce.draw.tables import Cell, mark_best, write_all
 from reproduce.measurements import Unit, measure_all, network_units, selected, units
 from reproduce.scales.find import any_scale
 from reproduce.study.scale import Reported
-from reproduce.unrounded import SYSTEMS
+from reproduce.study.unrounded import SYSTEMS
 
 BITS = (6, 4)
 METHODS = (FP32, SCALED, "RTN", "LPE-BSR")

@@ -39,8 +39,8 @@ from reproduce.fig7 import METHODS, wanted
 from reproduce.measurements import measure_all, selected
 from reproduce.scales.find import any_scale
 from reproduce.study.scale import Reported
+from reproduce.study.unrounded import SYSTEMS
 from reproduce.table2 import MEASURED, numbers
-from reproduce.unrounded import SYSTEMS
 
 HEADER = (
     "model",

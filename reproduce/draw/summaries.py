@@ -21,8 +21,8 @@ from reproduce.draw.tables import mean_and_interval, plain_number
 from reproduce.judge.claims import Settings, all_claims, judge
 from reproduce.scales.paper.models import PaperScale
 from reproduce.study.scale import Reported, Scale
-from reproduce.unrounded import FP32, PARAMETERS, other_names, own_names, parameters
-from reproduce.unrounded import SCALED as SCALED
+from reproduce.study.unrounded import FP32, PARAMETERS, other_names, own_names, parameters
+from reproduce.study.unrounded import SCALED as SCALED
 
 MEGABIT = 1e6
 
@@ -97,7 +97,7 @@ class Summary:
         return text.replace(FP32, self.common_name())
 
     def parameters(self, what: What) -> float:
-        """Return how many parameters an unrounded network has; see :func:`reproduce.unrounded.parameters`."""
+        """Return how many parameters an unrounded network has; see :func:`reproduce.study.unrounded.parameters`."""
         has_count = self.has(what, PARAMETERS) or self.unrounded(what.substrate) != FP32
         return parameters(self.rows(what, PARAMETERS) if has_count else None, self.rows(what), what)
 

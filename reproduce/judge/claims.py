@@ -25,7 +25,7 @@ import pandas as pd
 
 from lpe.errors import InputError
 from reproduce.study.scale import Reported
-from reproduce.unrounded import FP32, PARAMETERS, other_names, own_names, parameters
+from reproduce.study.unrounded import FP32, PARAMETERS, other_names, own_names, parameters
 
 LEVEL = 0.95
 NO_NETWORKS = "no rows of figure 7: this scale names none of its models"

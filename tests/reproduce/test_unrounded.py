@@ -9,9 +9,9 @@ from torch import nn
 
 import lpe
 from lpe.modules import dtype_name, parameter_count
-from reproduce import unrounded
 from reproduce.draw.summaries import Summary, What
 from reproduce.judge.claims import Claim, NotRun, PerSeed, Rows, Side, judge
+from reproduce.study import unrounded
 
 
 def record(name: str, parameters: float | None = None) -> pd.DataFrame:
