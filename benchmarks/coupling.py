@@ -80,8 +80,8 @@ from lpe.writing import check_writable, replacing
 from reproduce.command import Session
 from reproduce.judge.claims import by_seed, interval
 from reproduce.measurements import draw_seed
-from reproduce.points import point
 from reproduce.scales.digits.settings import DIGITS
+from reproduce.study.points import point
 
 SIZES = (2, 3, 4, 5, 8, 13, 16, 20)
 """Members, M."""

@@ -74,8 +74,8 @@ from reproduce.draw.summaries import FP32, MEGABIT, SCALED
 from reproduce.families import deep_family
 from reproduce.fig2 import BIT_STYLES
 from reproduce.measurements import COST, COST_RIVALS, Unit, draw_seed, log_sizes, measure_all, rows_of, units
-from reproduce.points import point
 from reproduce.scales.find import scale
+from reproduce.study.points import point
 from reproduce.study.scale import Scale
 
 TIMES = "cost_times.csv"

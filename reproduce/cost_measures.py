@@ -29,7 +29,7 @@ from reproduce.command import Session
 from reproduce.draw.summaries import FP32, SCALED
 from reproduce.families import deep_family
 from reproduce.measurements import COST_RIVALS, Measurer, Unit
-from reproduce.points import Point, point
+from reproduce.study.points import Point, point
 from reproduce.study.scale import Scale
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20)

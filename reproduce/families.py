@@ -22,7 +22,7 @@ from lpe.training.loop import train
 from lpe.training.schedules import cyclical_cosine, warmup_cosine
 from lpe.training.sgld import SGLD
 from reproduce.command import Session
-from reproduce.points import (
+from reproduce.study.points import (
     REPLICAS,
     Point,
     config_of,

@@ -48,7 +48,7 @@ from reproduce.landscapes import (
     squared_gradients,
 )
 from reproduce.measurements import Unit
-from reproduce.points import point
+from reproduce.study.points import point
 
 CANDIDATES = 40
 """Pairs whose rise is measured; there is one of every output channel, hundreds in all."""

@@ -23,8 +23,8 @@ from reproduce.draw import panels
 from reproduce.draw.summaries import claim_lines
 from reproduce.judge import claims
 from reproduce.measurements import Unit, measure_all, posterior_stds, selected, units
-from reproduce.points import POINTS
 from reproduce.scales.find import scale
+from reproduce.study.points import POINTS
 
 BIT_STYLES = {
     8: (panels.BLACK, "."),

@@ -33,8 +33,8 @@ from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
 from reproduce.judge import claims
 from reproduce.landscapes import cloud_table, grid_table
 from reproduce.measurements import Unit, draw_seed, measure_all, posterior_stds, selected, units
-from reproduce.points import point
 from reproduce.scales.find import scale
+from reproduce.study.points import point
 from reproduce.study.scale import Scale
 
 POINTS = ("SWAG", "IVON")

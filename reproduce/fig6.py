@@ -32,8 +32,8 @@ from reproduce.draw.summaries import claim_lines
 from reproduce.fig2 import BMA_STYLE
 from reproduce.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table, radial_table, window_around
 from reproduce.measurements import Unit, draw_seed, measure_all, posterior_stds, selected, units
-from reproduce.points import point
 from reproduce.scales.find import scale
+from reproduce.study.points import point
 
 POINT, BMA, LOW = "IVON's point", "BMA member", "LPE-BSR member"
 STYLES = {

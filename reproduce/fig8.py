@@ -30,8 +30,8 @@ from reproduce.draw import panels
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
 from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
 from reproduce.measurements import Unit, measure_all, selected, units
-from reproduce.points import POINTS
 from reproduce.scales.find import scale
+from reproduce.study.points import POINTS
 from reproduce.study.scale import Scale
 
 BESIDE = 1.12

@@ -23,8 +23,8 @@ from reproduce.command import Session, record_name, run_figure
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, conditions, counted_seeds, read
 from reproduce.draw.tables import Cell, write_all
 from reproduce.measurements import Unit, measure_all, selected, units
-from reproduce.points import POINTS
 from reproduce.scales.find import scale
+from reproduce.study.points import POINTS
 from reproduce.study.scale import Scale
 
 METHODS = (FP32, SCALED, "BMA", "LPE-BSR")

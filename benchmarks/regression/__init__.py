@@ -48,8 +48,8 @@ from lpe.writing import write_text_atomic
 from reproduce.command import Session
 from reproduce.families import FAMILIES
 from reproduce.measurements import Unit, measure, rows_of, units
-from reproduce.points import POINTS, point
 from reproduce.scales.digits.settings import DIGITS, VIT
+from reproduce.study.points import POINTS, point
 from reproduce.study.scale import Scale
 
 FOLDER = Path(__file__).parent

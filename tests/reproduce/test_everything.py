@@ -14,9 +14,10 @@ import pytest
 
 import reproduce.__main__ as everything
 from lpe.provenance import REPOSITORY
-from reproduce import measurements, parallel, points
+from reproduce import measurements, parallel
 from reproduce.command import open_session
 from reproduce.measurements import Unit, measure_all
+from reproduce.study import points
 from reproduce.study.scale import Scale
 
 

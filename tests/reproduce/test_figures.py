@@ -11,8 +11,9 @@ import pytest
 
 import lpe
 from lpe.records import COLUMNS
-from reproduce import command, fig2, fig3, landscapes, points, table7
+from reproduce import command, fig2, fig3, landscapes, table7
 from reproduce.scales.digits.settings import DIGITS
+from reproduce.study import points
 from reproduce.study.scale import Scale
 
 RECORDS = {

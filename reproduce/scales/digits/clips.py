@@ -18,7 +18,7 @@ from lpe.substrates.clip import ZeroShotClassifier, zero_shot_head
 from lpe.training.loop import train
 from lpe.training.schedules import warmup_cosine
 from reproduce.command import Session, source_hash
-from reproduce.points import Point, config_of, trained
+from reproduce.study.points import Point, config_of, trained
 from reproduce.study.recipes import CLIPTraining
 
 CLIP_CODE = (
@@ -31,7 +31,7 @@ CLIP_CODE = (
     "lpe/substrates/digits.py",
     "lpe/substrates/captioned_digits.py",
     "lpe/number_systems/streams.py",
-    "reproduce/points.py",
+    "reproduce/study/points.py",
     "reproduce/scales/digits/clips.py",
 )
 

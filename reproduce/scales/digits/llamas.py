@@ -1,6 +1,6 @@
 """The trained weights of the small Llamas, of several sizes, on arithmetic sentences.
 
-Each comes out of the store where it is already there; see :mod:`reproduce.points`.
+Each comes out of the store where it is already there; see :mod:`reproduce.study.points`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lpe.substrates import arithmetic
 from lpe.training.loop import train
 from lpe.training.schedules import warmup_cosine
 from reproduce.command import Session, source_hash
-from reproduce.points import Point, trained
+from reproduce.study.points import Point, trained
 
 TRAINING_CODE = (
     "lpe/contents.py",

@@ -36,7 +36,7 @@ TRAINING_CODE = (
     "lpe/number_systems/streams.py",
     "lpe/ensembles/swag.py",
     "lpe/ensembles/ivon.py",
-    "reproduce/points.py",
+    "reproduce/study/points.py",
 )
 
 
