@@ -30,10 +30,10 @@ from lpe.records import COLUMNS, Records
 from lpe.substrates import captioned_digits, digits
 from reproduce.answers import arithmetic_questions
 from reproduce.command import Session
-from reproduce.families import FAMILIES, Family, family, snapshot_family, with_low_precision
 from reproduce.scales.digits.clips import clip_point
 from reproduce.scales.digits.llamas import llama_point
 from reproduce.scales.paper.models import PaperScale
+from reproduce.study.families import FAMILIES, Family, family, snapshot_family, with_low_precision
 from reproduce.study.points import POINTS, Point, point
 from reproduce.study.scale import Scale
 from reproduce.study.unrounded import PARAMETERS, every_name

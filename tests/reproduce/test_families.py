@@ -13,12 +13,11 @@ from torch import nn
 import lpe
 from lpe.errors import InputError
 from lpe.substrates import digits
-from reproduce import families
 from reproduce.command import Session, open_session
-from reproduce.families import FAMILIES, family, snapshot_family, with_low_precision
 from reproduce.measurements import DISAGREEMENT, Unit, measure, reported_sizes, rows_of, units
 from reproduce.scales.digits.settings import DIGITS
-from reproduce.study import points
+from reproduce.study import families, points
+from reproduce.study.families import FAMILIES, family, snapshot_family, with_low_precision
 from reproduce.study.scale import Scale
 
 
