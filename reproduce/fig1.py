@@ -39,7 +39,8 @@ from lpe.records import write_table
 from lpe.substrates import digits
 from reproduce.command import Session, run_figure
 from reproduce.draw import panels
-from reproduce.landscapes import (
+from reproduce.measurements import Unit
+from reproduce.study.landscapes import (
     GRID_COLUMNS,
     WeightPair,
     expected_rise,
@@ -47,7 +48,6 @@ from reproduce.landscapes import (
     rounding_pairs,
     squared_gradients,
 )
-from reproduce.measurements import Unit
 from reproduce.study.points import point
 
 CANDIDATES = 40

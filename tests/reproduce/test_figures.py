@@ -11,9 +11,9 @@ import pytest
 
 import lpe
 from lpe.records import COLUMNS
-from reproduce import command, fig2, fig3, landscapes, table7
+from reproduce import command, fig2, fig3, table7
 from reproduce.scales.digits.settings import DIGITS
-from reproduce.study import points
+from reproduce.study import landscapes, points
 from reproduce.study.scale import Scale
 
 RECORDS = {

@@ -23,7 +23,8 @@ from lpe.substrates import digits
 from reproduce import fig1, fig4, fig6
 from reproduce.command import Session, open_session, run_figure
 from reproduce.draw import panels
-from reproduce.landscapes import (
+from reproduce.scales import find
+from reproduce.study.landscapes import (
     CLOUD_COLUMNS,
     GRID_COLUMNS,
     WeightPair,
@@ -33,7 +34,6 @@ from reproduce.landscapes import (
     squared_gradients,
     window_around,
 )
-from reproduce.scales import find
 from reproduce.study.scale import Landscape, Scale
 
 INT3 = lpe.Int(3)

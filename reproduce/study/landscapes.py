@@ -23,7 +23,7 @@ from lpe.records import write_table
 from reproduce.command import Session, source_hash
 from reproduce.study.scale import Landscape
 
-CODE = ("lpe", "reproduce/landscapes.py")
+CODE = ("lpe", "reproduce/study/landscapes.py")
 GRID_COLUMNS = ("x", "y", "metric", "value")
 CLOUD_COLUMNS = ("method", "member", "x", "y", "distance_from_plane", "distance_from_point", "nll")
 
