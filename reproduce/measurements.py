@@ -28,11 +28,11 @@ from lpe.modules import dtype_name, parameter_count
 from lpe.number_systems.naming import Systems
 from lpe.records import COLUMNS, Records
 from lpe.substrates import captioned_digits, digits
-from reproduce.answers import arithmetic_questions
 from reproduce.command import Session
 from reproduce.scales.digits.clips import clip_point
 from reproduce.scales.digits.llamas import llama_point
 from reproduce.scales.paper.models import PaperScale
+from reproduce.study.answers import arithmetic_questions
 from reproduce.study.families import FAMILIES, Family, family, snapshot_family, with_low_precision
 from reproduce.study.points import POINTS, Point, point
 from reproduce.study.scale import Scale
