@@ -79,8 +79,8 @@ from lpe.tracking import Tracker
 from lpe.writing import check_writable, replacing
 from reproduce.command import Session
 from reproduce.judge.claims import by_seed, interval
-from reproduce.measurements import draw_seed
 from reproduce.scales.digits.settings import DIGITS
+from reproduce.study.measurements import draw_seed
 from reproduce.study.points import point
 
 SIZES = (2, 3, 4, 5, 8, 13, 16, 20)

@@ -23,10 +23,10 @@ from lpe.provenance import REPOSITORY
 from lpe.writing import check_writable
 from reproduce import ledger, parallel
 from reproduce.command import open_session, parser, run_figure, seeds_asked
-from reproduce.measurements import Unit, measure_all
 from reproduce.parallel import Rendered
 from reproduce.scales.find import any_scale, check_at_paper
 from reproduce.scales.paper.models import rehearse
+from reproduce.study.measurements import Unit, measure_all
 from reproduce.study.scale import Scale
 
 FIGURES = (

@@ -72,9 +72,18 @@ from reproduce.draw.cost_verdicts import (
 )
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED
 from reproduce.fig2 import BIT_STYLES
-from reproduce.measurements import COST, COST_RIVALS, Unit, draw_seed, log_sizes, measure_all, rows_of, units
 from reproduce.scales.find import scale
 from reproduce.study.families import deep_family
+from reproduce.study.measurements import (
+    COST,
+    COST_RIVALS,
+    Unit,
+    draw_seed,
+    log_sizes,
+    measure_all,
+    rows_of,
+    units,
+)
 from reproduce.study.points import point
 from reproduce.study.scale import Scale
 

@@ -27,8 +27,8 @@ from lpe.evaluation.metrics import fit_temperature, mean_log_probs, temperature_
 from lpe.substrates import digits
 from reproduce.command import Session
 from reproduce.draw.summaries import FP32, SCALED
-from reproduce.measurements import COST_RIVALS, Measurer, Unit
 from reproduce.study.families import deep_family
+from reproduce.study.measurements import COST_RIVALS, Measurer, Unit
 from reproduce.study.points import Point, point
 from reproduce.study.scale import Scale
 

@@ -39,7 +39,6 @@ from lpe.records import write_table
 from lpe.substrates import digits
 from reproduce.command import Session, run_figure
 from reproduce.draw import panels
-from reproduce.measurements import Unit
 from reproduce.study.landscapes import (
     GRID_COLUMNS,
     WeightPair,
@@ -48,6 +47,7 @@ from reproduce.study.landscapes import (
     rounding_pairs,
     squared_gradients,
 )
+from reproduce.study.measurements import Unit
 from reproduce.study.points import point
 
 CANDIDATES = 40

@@ -22,8 +22,8 @@ from reproduce.command import Session, run_figure
 from reproduce.draw import panels
 from reproduce.draw.summaries import claim_lines
 from reproduce.judge import claims
-from reproduce.measurements import Unit, measure_all, posterior_stds, selected, units
 from reproduce.scales.find import scale
+from reproduce.study.measurements import Unit, measure_all, posterior_stds, selected, units
 from reproduce.study.points import POINTS
 
 BIT_STYLES = {

@@ -31,9 +31,9 @@ from reproduce.draw import panels
 from reproduce.draw.summaries import claim_lines
 from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
 from reproduce.judge import claims
-from reproduce.measurements import Unit, draw_seed, measure_all, posterior_stds, selected, units
 from reproduce.scales.find import scale
 from reproduce.study.landscapes import cloud_table, grid_table
+from reproduce.study.measurements import Unit, draw_seed, measure_all, posterior_stds, selected, units
 from reproduce.study.points import point
 from reproduce.study.scale import Scale
 

@@ -30,10 +30,10 @@ from lpe.substrates import digits
 from reproduce.command import Session, run_figure
 from reproduce.draw import panels
 from reproduce.draw.summaries import claim_lines
-from reproduce.measurements import DISAGREEMENT, Unit, draw_seed, measure_all, selected, units
 from reproduce.scales.find import scale
 from reproduce.study.families import snapshot_family
 from reproduce.study.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table, radial_table, window_around
+from reproduce.study.measurements import DISAGREEMENT, Unit, draw_seed, measure_all, selected, units
 
 FIRST, SECOND, MEMBER = "1st snapshot", "2nd snapshot", "LPE-BSR member"
 STYLES = {

@@ -29,8 +29,8 @@ from lpe.records import COLUMNS, write_table
 from reproduce.command import Session, run_figure
 from reproduce.draw import panels
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, pass_size, read
-from reproduce.measurements import Unit, measure_all, selected, units
 from reproduce.scales.find import scale
+from reproduce.study.measurements import Unit, measure_all, selected, units
 
 FAMILIES = ("SSE", "CSGLD")
 COLUMNS_SHOWN = (("nll", "training"), ("ece", "training"), ("nll", "memory"), ("ece", "memory"))

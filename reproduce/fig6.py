@@ -30,9 +30,9 @@ from reproduce.command import Session, run_figure
 from reproduce.draw import panels
 from reproduce.draw.summaries import claim_lines
 from reproduce.fig2 import BMA_STYLE
-from reproduce.measurements import Unit, draw_seed, measure_all, posterior_stds, selected, units
 from reproduce.scales.find import scale
 from reproduce.study.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table, radial_table, window_around
+from reproduce.study.measurements import Unit, draw_seed, measure_all, posterior_stds, selected, units
 from reproduce.study.points import point
 
 POINT, BMA, LOW = "IVON's point", "BMA member", "LPE-BSR member"

@@ -34,8 +34,8 @@ from reproduce.draw import panels
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
 from reproduce.fig2 import BIT_STYLES
 from reproduce.judge.claims import interval
-from reproduce.measurements import Unit, large_units, measure_all, selected, units
 from reproduce.scales.find import any_scale
+from reproduce.study.measurements import Unit, large_units, measure_all, selected, units
 from reproduce.study.scale import Reported
 from reproduce.study.unrounded import SYSTEMS
 

@@ -29,8 +29,8 @@ from reproduce.command import Session, run_figure
 from reproduce.draw import panels
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
 from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
-from reproduce.measurements import Unit, measure_all, selected, units
 from reproduce.scales.find import scale
+from reproduce.study.measurements import Unit, measure_all, selected, units
 from reproduce.study.points import POINTS
 from reproduce.study.scale import Scale
 

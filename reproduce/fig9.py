@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from reproduce.command import Session, run_figure
 from reproduce.fig5 import compute_budgets, draw_budgets, units_of
-from reproduce.measurements import Unit
+from reproduce.study.measurements import Unit
 
 FAMILIES = ("SSE", "DE", "MultiIVON")
 

@@ -22,7 +22,7 @@ import torch
 
 from lpe.tracking import Tracker
 from reproduce.command import Session, run_figure
-from reproduce.measurements import Unit, measure
+from reproduce.study.measurements import Unit, measure
 
 
 class Collected(Tracker):

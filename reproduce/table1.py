@@ -38,8 +38,8 @@ from reproduce.draw.summaries import (
     system_title,
 )
 from reproduce.draw.tables import Cell, mark_best, write_all
-from reproduce.measurements import Unit, measure_all, network_units, selected, units
 from reproduce.scales.find import any_scale
+from reproduce.study.measurements import Unit, measure_all, network_units, selected, units
 from reproduce.study.scale import Reported
 from reproduce.study.unrounded import SYSTEMS
 

@@ -22,8 +22,8 @@ from lpe.records import COLUMNS, write_table
 from reproduce.command import Session, record_name, run_figure
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, conditions, counted_seeds, read
 from reproduce.draw.tables import Cell, write_all
-from reproduce.measurements import Unit, measure_all, selected, units
 from reproduce.scales.find import scale
+from reproduce.study.measurements import Unit, measure_all, selected, units
 from reproduce.study.points import POINTS
 from reproduce.study.scale import Scale
 

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from reproduce import table1
 from reproduce.command import Session, run_figure
-from reproduce.measurements import Unit
 from reproduce.scales.find import scale
+from reproduce.study.measurements import Unit
 from reproduce.study.scale import Scale
 
 

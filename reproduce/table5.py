@@ -36,8 +36,8 @@ from reproduce.draw.summaries import (
     read,
 )
 from reproduce.draw.tables import Cell, write_all
-from reproduce.measurements import Unit, measure_all, selected, units
 from reproduce.scales.find import scale
+from reproduce.study.measurements import Unit, measure_all, selected, units
 from reproduce.study.scale import Scale
 
 FAMILIES = ("BE", "DE", "SSE", "CSGLD", "MultiIVON", "MultiSWAG")

@@ -32,9 +32,9 @@ from reproduce.draw.summaries import (
     read,
 )
 from reproduce.draw.tables import Cell, mark_best, write_all
-from reproduce.measurements import Unit, measure_all, selected, units
 from reproduce.scales.find import any_scale
 from reproduce.scales.paper.models import PaperScale
+from reproduce.study.measurements import Unit, measure_all, selected, units
 
 RIVALS = ("Gaussian", "MC-dropout")
 METHODS = (FP32, SCALED, *RIVALS, "LPE-BSR")

@@ -46,9 +46,9 @@ from lpe.substrates import digits
 from lpe.tracking import Tracker
 from lpe.writing import write_text_atomic
 from reproduce.command import Session
-from reproduce.measurements import Unit, measure, rows_of, units
 from reproduce.scales.digits.settings import DIGITS, VIT
 from reproduce.study.families import FAMILIES
+from reproduce.study.measurements import Unit, measure, rows_of, units
 from reproduce.study.points import POINTS, point
 from reproduce.study.scale import Scale
 

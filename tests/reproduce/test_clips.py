@@ -15,12 +15,13 @@ import torch
 from lpe.errors import InputError
 from lpe.substrates import captioned_digits
 from lpe.substrates.clip import ZeroShotClassifier
-from reproduce import measurements, table6, tune
+from reproduce import table6, tune
 from reproduce.command import Session, open_session
-from reproduce.measurements import Unit, clip_units, measure, rows_of, units
 from reproduce.scales.digits import clips
 from reproduce.scales.digits.clips import clip_point
 from reproduce.scales.digits.settings import DIGITS
+from reproduce.study import measurements
+from reproduce.study.measurements import Unit, clip_units, measure, rows_of, units
 from reproduce.study.scale import Scale
 
 

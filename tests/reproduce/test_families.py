@@ -14,10 +14,10 @@ import lpe
 from lpe.errors import InputError
 from lpe.substrates import digits
 from reproduce.command import Session, open_session
-from reproduce.measurements import DISAGREEMENT, Unit, measure, reported_sizes, rows_of, units
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study import families, points
 from reproduce.study.families import FAMILIES, family, snapshot_family, with_low_precision
+from reproduce.study.measurements import DISAGREEMENT, Unit, measure, reported_sizes, rows_of, units
 from reproduce.study.scale import Scale
 
 
@@ -181,7 +181,7 @@ def test_swag_with_fewer_iterates_than_its_rank_is_refused_before_any_training(
 
 def test_a_finished_unit_is_not_looked_into_again(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     measure(session, Unit("SGD", 0))
-    monkeypatch.setattr("reproduce.measurements.point", None)
+    monkeypatch.setattr("reproduce.study.measurements.point", None)
     measure(session, Unit("SGD", 0))
 
 

@@ -23,10 +23,10 @@ from lpe.substrates.imagenet import LabelledImages
 from reproduce import fig7, table1, table3, table6
 from reproduce.command import record_name, run_figure
 from reproduce.draw.summaries import read
-from reproduce.measurements import Measurer
 from reproduce.scales.paper import models as paper
 from reproduce.scales.paper.loading import load, tuned
 from reproduce.scales.paper.models import PAPER, PaperModel, PaperScale
+from reproduce.study.measurements import Measurer
 
 IMAGES, STRIDE = 12, 3
 SMALL = replace(
