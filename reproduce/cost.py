@@ -48,18 +48,6 @@ import lpe
 from lpe.records import COLUMNS, write_table
 from reproduce import cost_times
 from reproduce.command import Session, run_figure
-from reproduce.cost_measures import (
-    CASCADED,
-    HEADLINE,
-    Known,
-    cascade_name,
-    digits_batches,
-    few_members,
-    known,
-    known_point,
-    larger_point,
-    larger_substrate,
-)
 from reproduce.draw import panels
 from reproduce.draw.cost_verdicts import (
     Picture,
@@ -73,6 +61,18 @@ from reproduce.draw.cost_verdicts import (
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED
 from reproduce.fig2 import BIT_STYLES
 from reproduce.scales.find import scale
+from reproduce.study.cost_measures import (
+    CASCADED,
+    HEADLINE,
+    Known,
+    cascade_name,
+    digits_batches,
+    few_members,
+    known,
+    known_point,
+    larger_point,
+    larger_substrate,
+)
 from reproduce.study.families import deep_family
 from reproduce.study.measurements import (
     COST,

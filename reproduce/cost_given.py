@@ -29,7 +29,10 @@ from lpe.substrates.assets import assets_folder
 from lpe.writing import check_writable
 from reproduce import cost_times
 from reproduce.command import source_hash
-from reproduce.cost_measures import (
+from reproduce.draw import panels
+from reproduce.draw.cost_verdicts import Picture
+from reproduce.scales.assets import SUBJECTS, Examples, Model, Subject
+from reproduce.study.cost_measures import (
     CASCADED,
     Known,
     Prediction,
@@ -37,9 +40,6 @@ from reproduce.cost_measures import (
     rows_of_predictions,
     single_predictions,
 )
-from reproduce.draw import panels
-from reproduce.draw.cost_verdicts import Picture
-from reproduce.scales.assets import SUBJECTS, Examples, Model, Subject
 
 SCALE = "assets"
 BITS = (5, 4)

@@ -24,7 +24,8 @@ from lpe.ensembles.base import Ensemble
 from lpe.modules import apply
 from lpe.provenance import write_provenance
 from lpe.records import write_table
-from reproduce.cost_measures import (
+from reproduce.draw.summaries import FP32
+from reproduce.study.cost_measures import (
     CASCADED,
     HEADLINE,
     ROUNDINGS,
@@ -35,7 +36,6 @@ from reproduce.cost_measures import (
     first_of,
     tuned_cascade,
 )
-from reproduce.draw.summaries import FP32
 
 COLUMNS = (
     "substrate",

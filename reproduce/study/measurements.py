@@ -458,7 +458,7 @@ def measure(session: Session[Any], unit: Unit) -> None:
     elif unit.what == DISAGREEMENT:
         measure_disagreement(session, unit)
     elif unit.what in (COST, COST_RIVALS):
-        from reproduce.cost_measures import measure_cost
+        from reproduce.study.cost_measures import measure_cost
 
         measure_cost(session, unit)
     elif unit.what in clip_units(session.scale):
