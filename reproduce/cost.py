@@ -46,7 +46,6 @@ from matplotlib.lines import Line2D
 
 import lpe
 from lpe.records import COLUMNS, write_table
-from reproduce import cost_times
 from reproduce.command import Session, run_figure
 from reproduce.draw import panels
 from reproduce.draw.cost_verdicts import (
@@ -61,6 +60,7 @@ from reproduce.draw.cost_verdicts import (
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED
 from reproduce.fig2 import BIT_STYLES
 from reproduce.scales.find import scale
+from reproduce.study import cost_times
 from reproduce.study.cost_measures import (
     CASCADED,
     HEADLINE,

@@ -27,11 +27,11 @@ from lpe.records import COLUMNS, write_table
 from lpe.store import Store
 from lpe.substrates.assets import assets_folder
 from lpe.writing import check_writable
-from reproduce import cost_times
 from reproduce.command import source_hash
 from reproduce.draw import panels
 from reproduce.draw.cost_verdicts import Picture
 from reproduce.scales.assets import SUBJECTS, Examples, Model, Subject
+from reproduce.study import cost_times
 from reproduce.study.cost_measures import (
     CASCADED,
     Known,

@@ -11,10 +11,10 @@ import pandas as pd
 
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
-from reproduce import cost_times
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED
 from reproduce.draw.tables import plain_number
 from reproduce.judge.claims import LEVEL, interval
+from reproduce.study import cost_times
 from reproduce.study.cost_measures import HEADLINE, SHARE, cascade_name
 
 METRICS = ("nll", "calibrated_nll")

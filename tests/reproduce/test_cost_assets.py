@@ -17,9 +17,10 @@ from torch import Tensor, nn
 import lpe
 from lpe.evaluation.metrics import mean_log_probs, nll
 from lpe.substrates import stories
-from reproduce import cost, cost_times
+from reproduce import cost
 from reproduce import cost_given as cost_assets
 from reproduce.scales import assets as cost_subjects
+from reproduce.study import cost_times
 
 VOCABULARY = 30
 
