@@ -14,9 +14,8 @@ import pytest
 
 import reproduce.__main__ as everything
 from lpe.provenance import REPOSITORY
-from reproduce import parallel
 from reproduce.command import open_session
-from reproduce.study import measurements, points
+from reproduce.study import measurements, parallel, points
 from reproduce.study.measurements import Unit, measure_all
 from reproduce.study.scale import Scale
 
