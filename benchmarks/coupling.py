@@ -78,7 +78,7 @@ from lpe.substrates.assets import assets_folder
 from lpe.tracking import Tracker
 from lpe.writing import check_writable, replacing
 from reproduce.command import Session
-from reproduce.judge.claims import by_seed, interval
+from reproduce.judge.intervals import by_seed, interval
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.measurements import draw_seed
 from reproduce.study.points import point

@@ -21,7 +21,7 @@ from lpe.records import COLUMNS, write_table
 from reproduce.command import Session, run_figure
 from reproduce.draw import panels
 from reproduce.draw.summaries import claim_lines
-from reproduce.judge import claims
+from reproduce.judge import intervals
 from reproduce.scales.find import scale
 from reproduce.study.measurements import Unit, measure_all, posterior_stds, selected, units
 from reproduce.study.points import POINTS
@@ -59,9 +59,9 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
         figure, axes = panels.plt.subplots(1, 3, figsize=(panels.TEXT_WIDTH, 2.35), sharey=False)
         for letter, ax, point in zip("abc", axes, POINTS, strict=True):
             nll = record[(record["point"] == point) & (record["metric"] == "nll")]
-            single = claims.by_seed(nll, method="FP32")
+            single = intervals.by_seed(nll, method="FP32")
             panels.nll_panel(ax, nll, single, chosen.bits, BIT_STYLES, BMA_STYLE)
-            low, high = claims.interval(single.to_numpy())
+            low, high = intervals.interval(single.to_numpy())
             spread = f" [{low:.3f}, {high:.3f}]" if n > 1 else ""
             panels.label_panel(ax, letter, f"{point}: FP32 {single.mean():.3f}{spread}")
         axes[0].set_ylabel("test NLL (nats per image)")

@@ -30,7 +30,7 @@ from reproduce.command import Session, run_figure
 from reproduce.draw import panels
 from reproduce.draw.summaries import claim_lines
 from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
-from reproduce.judge import claims
+from reproduce.judge import intervals
 from reproduce.scales.find import scale
 from reproduce.study.landscapes import cloud_table, grid_table
 from reproduce.study.measurements import Unit, draw_seed, measure_all, posterior_stds, selected, units
@@ -156,7 +156,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
         )
         for axes, name in zip(rows, POINTS, strict=True):
             nll = record[(record["point"] == name) & (record["metric"] == "nll")]
-            single = claims.by_seed(nll, method="FP32")
+            single = intervals.by_seed(nll, method="FP32")
             panels.nll_panel(axes[0], nll, single, chosen.bits, BIT_STYLES, BMA_STYLE)
             axes[0].set_ylabel("test NLL (nats)")
             panels.label_panel(axes[0], next(letters), f"{name}: NLL")

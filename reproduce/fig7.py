@@ -33,7 +33,7 @@ from reproduce.command import Session, run_figure
 from reproduce.draw import panels
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
 from reproduce.fig2 import BIT_STYLES
-from reproduce.judge.claims import interval
+from reproduce.judge.intervals import interval
 from reproduce.scales.find import any_scale
 from reproduce.study.measurements import Unit, large_units, measure_all, selected, units
 from reproduce.study.scale import Reported

@@ -28,7 +28,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from lpe.errors import InputError
 from lpe.writing import replacing
-from reproduce.judge.claims import by_seed, interval
+from reproduce.judge.intervals import by_seed, interval
 
 # Okabe & Ito's palette: told apart with any of the usual colour-vision deficiencies.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (

@@ -15,7 +15,7 @@ import numpy as np
 from lpe.errors import InputError
 from lpe.records import write_table
 from lpe.writing import write_text_atomic
-from reproduce.judge.claims import LEVEL, interval
+from reproduce.judge.intervals import LEVEL, interval
 
 Cell = str | float | int | None
 

@@ -24,10 +24,10 @@ import numpy as np
 import pandas as pd
 
 from lpe.errors import InputError
+from reproduce.judge.intervals import LEVEL, interval
 from reproduce.study.scale import Reported
 from reproduce.study.unrounded import FP32, PARAMETERS, other_names, own_names, parameters
 
-LEVEL = 0.95
 NO_NETWORKS = "no rows of figure 7: this scale names none of its models"
 
 
@@ -240,25 +240,6 @@ class Verdict:
             f"claimed {self.claimed()}, n = {self.n} training seed{'s' if self.n > 1 else ''}"
             + (f" ({self.note})" if self.note else "")
         )
-
-
-def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Return the two-sided interval of the mean of values [n], Student's t; NaN with fewer than two."""
-    from scipy.stats import t
-
-    n = len(values)
-    if n < 2:
-        return float("nan"), float("nan")
-    half = float(t.ppf(0.5 + level / 2, n - 1)) * float(np.std(values, ddof=1)) / np.sqrt(n)
-    return float(np.mean(values)) - half, float(np.mean(values)) + half
-
-
-def by_seed(record: pd.DataFrame, **equal: object) -> pd.Series:
-    """Return the values of the rows with these column values, indexed by training seed."""
-    rows = record
-    for column, value in equal.items():
-        rows = rows[rows[column] == value]
-    return rows.set_index("seed")["value"].sort_index()
 
 
 def judge(claim: Claim, record: pd.DataFrame, level: float = LEVEL) -> Verdict:

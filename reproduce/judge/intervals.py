@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 
 LEVEL = 0.95
 RESAMPLES = 10_000
@@ -286,3 +287,22 @@ def _standard_error(values: np.ndarray) -> float:
 def _check_pairs(numerators: np.ndarray, denominators: np.ndarray) -> None:
     if len(numerators) != len(denominators):
         raise ValueError(f"{len(numerators)} numerators and {len(denominators)} denominators; give pairs")
+
+
+def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Return the two-sided interval of the mean of values [n], Student's t; NaN with fewer than two."""
+    from scipy.stats import t
+
+    n = len(values)
+    if n < 2:
+        return float("nan"), float("nan")
+    half = float(t.ppf(0.5 + level / 2, n - 1)) * float(np.std(values, ddof=1)) / np.sqrt(n)
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
+def by_seed(record: pd.DataFrame, **equal: object) -> pd.Series:
+    """Return the values of the rows with these column values, indexed by training seed."""
+    rows = record
+    for column, value in equal.items():
+        rows = rows[rows[column] == value]
+    return rows.set_index("seed")["value"].sort_index()

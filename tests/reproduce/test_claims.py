@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from lpe.errors import InputError
-from reproduce.judge import claims
+from reproduce.judge import claims, intervals
 from reproduce.judge.claims import Claim, NotRun, PerSeed, Rows, Settings, Side, all_claims, judge
 from reproduce.scales.digits.settings import DIGITS
 
@@ -152,13 +152,13 @@ def outcome(values: Sequence[float], side: Side) -> str:
 def test_the_interval_is_student_t() -> None:
     # For 1 … 5: mean 3, standard error sqrt(2.5 / 5), t(0.975, 4) = 2.7764451.
     half = 2.7764451 * np.sqrt(0.5)
-    assert claims.interval(np.arange(1.0, 6.0)) == pytest.approx((3 - half, 3 + half))
+    assert intervals.interval(np.arange(1.0, 6.0)) == pytest.approx((3 - half, 3 + half))
 
 
 def test_the_interval_has_the_level_asked_for() -> None:
     # t(0.95, 4) = 2.1318468.
     half = 2.1318468 * np.sqrt(0.5)
-    assert claims.interval(np.arange(1.0, 6.0), 0.9) == pytest.approx((3 - half, 3 + half))
+    assert intervals.interval(np.arange(1.0, 6.0), 0.9) == pytest.approx((3 - half, 3 + half))
 
 
 BELOW, ABOVE, INSIDE = Side(high=0.0), Side(low=0.0), Side(-2.0, 2.0)
@@ -197,7 +197,7 @@ def test_the_interval_is_two_sided() -> None:
 
 
 def test_the_borderline_sample_catches_a_one_sided_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    two_sided = claims.interval
+    two_sided = intervals.interval
     monkeypatch.setattr(claims, "interval", lambda values, level: two_sided(values, 2 * level - 1))
     assert outcome(BORDERLINE, BELOW) == "holds"
 

@@ -21,7 +21,7 @@ from lpe.substrates import arithmetic, language
 from reproduce import fig7, table3
 from reproduce.command import Session, open_session
 from reproduce.draw import panels
-from reproduce.judge.claims import interval
+from reproduce.judge.intervals import interval
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.answers import AnsweredEnsemble, Questions, Subject, arithmetic_questions, task_questions
 from reproduce.study.measurements import Unit, measure, rows_of

@@ -22,7 +22,7 @@ from reproduce import table1, table2, table4, table5, table6, table7
 from reproduce.command import Session, record_name
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, listed, megabits, system_bits, system_title
 from reproduce.draw.tables import plain_number
-from reproduce.judge.claims import interval
+from reproduce.judge.intervals import interval
 from reproduce.scales import find
 from reproduce.scales.digits.settings import DIGITS
 
