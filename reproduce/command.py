@@ -25,6 +25,7 @@ from lpe.store import Store
 from lpe.writing import check_writable
 from reproduce.scales.find import any_scale, check_at_paper
 from reproduce.scales.paper.models import PAPER, PaperScale, all_there, pretrained_device, rehearse
+from reproduce.study.records import record_name
 from reproduce.study.scale import Scale
 
 AnyScale = TypeVar("AnyScale", bound=Scale | PaperScale, default=Scale)
@@ -82,11 +83,6 @@ def seeds_asked(chosen: Scale | PaperScale, count: int | None) -> tuple[list[int
     if count is not None and count < 1:
         raise InputError(f"--seeds must be 1 or more, not {count}")
     return list(range(count or chosen.seeds)), list(range(count or chosen.claim_seeds))
-
-
-def record_name(figure: str) -> str:
-    """Return the record's file that a figure or table is drawn from: a table's own name is the table's."""
-    return f"{figure}_record.csv" if figure.startswith("table") else f"{figure}.csv"
 
 
 def parser(figure: str, description: str | None) -> Parser:

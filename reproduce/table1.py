@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
-from reproduce.command import Session, record_name, run_figure
+from reproduce.command import Session, run_figure
 from reproduce.draw.summaries import (
     FP32,
     SCALED,
@@ -40,6 +40,7 @@ from reproduce.draw.summaries import (
 from reproduce.draw.tables import Cell, mark_best, write_all
 from reproduce.scales.find import any_scale
 from reproduce.study.measurements import Unit, measure_all, network_units, selected, units
+from reproduce.study.records import record_name
 from reproduce.study.scale import Reported
 from reproduce.study.unrounded import SYSTEMS
 

@@ -19,12 +19,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
-from reproduce.command import Session, record_name, run_figure
+from reproduce.command import Session, run_figure
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, conditions, counted_seeds, read
 from reproduce.draw.tables import Cell, write_all
 from reproduce.scales.find import scale
 from reproduce.study.measurements import Unit, measure_all, selected, units
 from reproduce.study.points import POINTS
+from reproduce.study.records import record_name
 from reproduce.study.scale import Scale
 
 METHODS = (FP32, SCALED, "BMA", "LPE-BSR")

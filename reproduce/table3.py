@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
-from reproduce.command import Session, record_name, run_figure
+from reproduce.command import Session, run_figure
 from reproduce.draw.summaries import (
     FP32,
     SCALED,
@@ -38,6 +38,7 @@ from reproduce.draw.tables import Cell, write_all
 from reproduce.fig7 import METHODS, wanted
 from reproduce.scales.find import any_scale
 from reproduce.study.measurements import measure_all, selected
+from reproduce.study.records import record_name
 from reproduce.study.scale import Reported
 from reproduce.study.unrounded import SYSTEMS
 from reproduce.table2 import MEASURED, numbers

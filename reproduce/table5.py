@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lpe.errors import InputError
 from lpe.evaluation.equivalent import deep_ensemble_equivalent
 from lpe.records import COLUMNS, write_table
-from reproduce.command import Session, record_name, run_figure
+from reproduce.command import Session, run_figure
 from reproduce.draw.summaries import (
     FP32,
     SCALED,
@@ -38,6 +38,7 @@ from reproduce.draw.summaries import (
 from reproduce.draw.tables import Cell, write_all
 from reproduce.scales.find import scale
 from reproduce.study.measurements import Unit, measure_all, selected, units
+from reproduce.study.records import record_name
 from reproduce.study.scale import Scale
 
 FAMILIES = ("BE", "DE", "SSE", "CSGLD", "MultiIVON", "MultiSWAG")

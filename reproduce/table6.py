@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
-from reproduce.command import Session, record_name, run_figure
+from reproduce.command import Session, run_figure
 from reproduce.draw.summaries import (
     FP32,
     SCALED,
@@ -35,6 +35,7 @@ from reproduce.draw.tables import Cell, mark_best, write_all
 from reproduce.scales.find import any_scale
 from reproduce.scales.paper.models import PaperScale
 from reproduce.study.measurements import Unit, measure_all, selected, units
+from reproduce.study.records import record_name
 
 RIVALS = ("Gaussian", "MC-dropout")
 METHODS = (FP32, SCALED, *RIVALS, "LPE-BSR")

@@ -21,12 +21,13 @@ from lpe.substrates import arithmetic, captioned_digits, clip, imagenet, languag
 from lpe.substrates.captioned_digits import DigitsCLIP
 from lpe.substrates.imagenet import LabelledImages
 from reproduce import fig7, table1, table3, table6
-from reproduce.command import record_name, run_figure
+from reproduce.command import run_figure
 from reproduce.draw.summaries import read
 from reproduce.scales.paper import models as paper
 from reproduce.scales.paper.loading import load, tuned
 from reproduce.scales.paper.models import PAPER, PaperModel, PaperScale
 from reproduce.study.measurements import Measurer
+from reproduce.study.records import record_name
 
 IMAGES, STRIDE = 12, 3
 SMALL = replace(
