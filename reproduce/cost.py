@@ -74,17 +74,9 @@ from reproduce.study.cost_measures import (
     larger_substrate,
 )
 from reproduce.study.families import deep_family
-from reproduce.study.measurements import (
-    COST,
-    COST_RIVALS,
-    Unit,
-    draw_seed,
-    log_sizes,
-    measure_all,
-    rows_of,
-    units,
-)
+from reproduce.study.measurements import COST, COST_RIVALS, Unit, draw_seed, measure_all, units
 from reproduce.study.points import point
+from reproduce.study.records import log_sizes, rows_of
 from reproduce.study.scale import Scale
 
 TIMES = "cost_times.csv"

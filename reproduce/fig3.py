@@ -33,8 +33,9 @@ from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
 from reproduce.judge import intervals
 from reproduce.scales.find import scale
 from reproduce.study.landscapes import cloud_table, grid_table
-from reproduce.study.measurements import Unit, draw_seed, measure_all, posterior_stds, selected, units
+from reproduce.study.measurements import Unit, draw_seed, measure_all, posterior_stds, units
 from reproduce.study.points import point
+from reproduce.study.records import selected
 from reproduce.study.scale import Scale
 
 POINTS = ("SWAG", "IVON")

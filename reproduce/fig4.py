@@ -33,7 +33,8 @@ from reproduce.draw.summaries import claim_lines
 from reproduce.scales.find import scale
 from reproduce.study.families import snapshot_family
 from reproduce.study.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table, radial_table, window_around
-from reproduce.study.measurements import DISAGREEMENT, Unit, draw_seed, measure_all, selected, units
+from reproduce.study.measurements import Unit, draw_seed, measure_all, units
+from reproduce.study.records import DISAGREEMENT, selected
 
 FIRST, SECOND, MEMBER = "1st snapshot", "2nd snapshot", "LPE-BSR member"
 STYLES = {

@@ -30,7 +30,8 @@ from reproduce.command import Session, run_figure
 from reproduce.draw import panels
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, pass_size, read
 from reproduce.scales.find import scale
-from reproduce.study.measurements import Unit, measure_all, selected, units
+from reproduce.study.measurements import Unit, measure_all, units
+from reproduce.study.records import selected
 
 FAMILIES = ("SSE", "CSGLD")
 COLUMNS_SHOWN = (("nll", "training"), ("ece", "training"), ("nll", "memory"), ("ece", "memory"))

@@ -35,7 +35,8 @@ from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim
 from reproduce.fig2 import BIT_STYLES
 from reproduce.judge.intervals import interval
 from reproduce.scales.find import any_scale
-from reproduce.study.measurements import Unit, large_units, measure_all, selected, units
+from reproduce.study.measurements import Unit, large_units, measure_all, units
+from reproduce.study.records import selected
 from reproduce.study.scale import Reported
 from reproduce.study.unrounded import SYSTEMS
 

@@ -30,8 +30,9 @@ from reproduce.draw import panels
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
 from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
 from reproduce.scales.find import scale
-from reproduce.study.measurements import Unit, measure_all, selected, units
+from reproduce.study.measurements import Unit, measure_all, units
 from reproduce.study.points import POINTS
+from reproduce.study.records import selected
 from reproduce.study.scale import Scale
 
 BESIDE = 1.12

@@ -39,8 +39,8 @@ from reproduce.draw.summaries import (
 )
 from reproduce.draw.tables import Cell, mark_best, write_all
 from reproduce.scales.find import any_scale
-from reproduce.study.measurements import Unit, measure_all, network_units, selected, units
-from reproduce.study.records import record_name
+from reproduce.study.measurements import Unit, measure_all, network_units, units
+from reproduce.study.records import record_name, selected
 from reproduce.study.scale import Reported
 from reproduce.study.unrounded import SYSTEMS
 

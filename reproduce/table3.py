@@ -37,8 +37,8 @@ from reproduce.draw.summaries import (
 from reproduce.draw.tables import Cell, write_all
 from reproduce.fig7 import METHODS, wanted
 from reproduce.scales.find import any_scale
-from reproduce.study.measurements import measure_all, selected
-from reproduce.study.records import record_name
+from reproduce.study.measurements import measure_all
+from reproduce.study.records import record_name, selected
 from reproduce.study.scale import Reported
 from reproduce.study.unrounded import SYSTEMS
 from reproduce.table2 import MEASURED, numbers

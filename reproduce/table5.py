@@ -37,8 +37,8 @@ from reproduce.draw.summaries import (
 )
 from reproduce.draw.tables import Cell, write_all
 from reproduce.scales.find import scale
-from reproduce.study.measurements import Unit, measure_all, selected, units
-from reproduce.study.records import record_name
+from reproduce.study.measurements import Unit, measure_all, units
+from reproduce.study.records import record_name, selected
 from reproduce.study.scale import Scale
 
 FAMILIES = ("BE", "DE", "SSE", "CSGLD", "MultiIVON", "MultiSWAG")

@@ -48,8 +48,9 @@ from lpe.writing import write_text_atomic
 from reproduce.command import Session
 from reproduce.scales.digits.settings import DIGITS, VIT
 from reproduce.study.families import FAMILIES
-from reproduce.study.measurements import Unit, measure, rows_of, units
+from reproduce.study.measurements import Unit, measure, units
 from reproduce.study.points import POINTS, point
+from reproduce.study.records import rows_of
 from reproduce.study.scale import Scale
 
 FOLDER = Path(__file__).parent

@@ -26,7 +26,7 @@ from lpe.evaluation.metrics import METRICS
 from lpe.evaluation.predict import evaluate_temperature_scaled
 from lpe.modules import dtype_name, parameter_count
 from lpe.number_systems.naming import Systems
-from lpe.records import COLUMNS, Records
+from lpe.records import Records
 from lpe.substrates import captioned_digits, digits
 from reproduce.command import Session
 from reproduce.scales.digits.clips import clip_point
@@ -35,13 +35,13 @@ from reproduce.scales.paper.models import PaperScale
 from reproduce.study.answers import arithmetic_questions
 from reproduce.study.families import FAMILIES, Family, family, snapshot_family, with_low_precision
 from reproduce.study.points import POINTS, Point, point
+from reproduce.study.records import DISAGREEMENT
 from reproduce.study.scale import Scale
-from reproduce.study.unrounded import PARAMETERS, every_name
+from reproduce.study.unrounded import PARAMETERS
 from reproduce.study.unrounded import scaled as scaled_name
 
 MEASURED = [*METRICS, "calibrated_nll"]
 EVERY_SIZE = ("nll", "ece")
-DISAGREEMENT = "disagreement"
 AXES = "scale axes"
 COST = "cost"
 COST_RIVALS = "cost rivals"
@@ -490,43 +490,3 @@ def posterior_stds(session: Session, names: Iterable[str]) -> dict[str, float]:
                 stds[f"{name} seed {seed}"] = info["median_posterior_std"]
                 print(f"{name} seed {seed}: median posterior std {info['median_posterior_std']:.3g}")
     return stds
-
-
-def rows_of(session: Session[Any], wanted: Iterable[Unit]) -> pd.DataFrame:
-    """Return the rows of these units, in the record's order."""
-    tables = [Records(session.working / unit.file).select() for unit in wanted]
-    table = pd.concat([t for t in tables if len(t)], ignore_index=True)
-    return table.sort_values(list(COLUMNS[:9]), ignore_index=True)
-
-
-def log_sizes(session: Session[Any], rows: pd.DataFrame) -> None:
-    """Mirror a record in W&B: the table itself, and each metric against ensemble size, mean over seeds."""
-    session.tracker.log_table("record", rows)
-    names = ["substrate", "point", "method", "number_system", "metric"]
-    for size, here in rows.groupby("size"):
-        means = here.groupby(names)["value"].mean()
-        values = {"/".join(map(str, name)): float(value) for name, value in means.items()}  # type: ignore[call-overload]
-        session.tracker.log({"size": float(str(size)), **values})
-
-
-def selected(
-    session: Session[Any],
-    wanted: Iterable[Unit],
-    every_size: Collection[str] = ("nll",),
-    methods: Collection[str] | None = None,
-) -> pd.DataFrame:
-    """Return the rows of these units that a figure is drawn from, of some methods or all; mirrored in W&B.
-
-    The metrics of ``every_size`` at every size, the others where all metrics are reported: enough for the
-    curves and the tables, and a tenth of the file.
-    """
-    rows = rows_of(session, wanted)
-    if methods is not None:
-        rows = rows[rows["method"].isin(every_name(methods))]
-    sized = rows[rows["metric"] == "ambiguity"][["substrate", "point", "method", "number_system", "size"]]
-    reported = set(sized.drop_duplicates().itertuples(index=False, name=None))
-    keys = rows[list(sized.columns)].itertuples(index=False, name=None)
-    always = rows["metric"].isin([*every_size, DISAGREEMENT, "file_bytes"]) | (rows["size"] == 1)
-    kept = rows[always | np.fromiter((key in reported for key in keys), bool, len(rows))]
-    log_sizes(session, kept)
-    return kept

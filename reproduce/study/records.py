@@ -2,7 +2,61 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lpe.records import COLUMNS, Records
+from reproduce.command import Session
+from reproduce.study.measurements import Unit
+from reproduce.study.unrounded import every_name
+
 
 def record_name(figure: str) -> str:
     """Return the record's file that a figure or table is drawn from: a table's own name is the table's."""
     return f"{figure}_record.csv" if figure.startswith("table") else f"{figure}.csv"
+
+
+DISAGREEMENT = "disagreement"
+
+
+def rows_of(session: Session[Any], wanted: Iterable[Unit]) -> pd.DataFrame:
+    """Return the rows of these units, in the record's order."""
+    tables = [Records(session.working / unit.file).select() for unit in wanted]
+    table = pd.concat([t for t in tables if len(t)], ignore_index=True)
+    return table.sort_values(list(COLUMNS[:9]), ignore_index=True)
+
+
+def log_sizes(session: Session[Any], rows: pd.DataFrame) -> None:
+    """Mirror a record in W&B: the table itself, and each metric against ensemble size, mean over seeds."""
+    session.tracker.log_table("record", rows)
+    names = ["substrate", "point", "method", "number_system", "metric"]
+    for size, here in rows.groupby("size"):
+        means = here.groupby(names)["value"].mean()
+        values = {"/".join(map(str, name)): float(value) for name, value in means.items()}  # type: ignore[call-overload]
+        session.tracker.log({"size": float(str(size)), **values})
+
+
+def selected(
+    session: Session[Any],
+    wanted: Iterable[Unit],
+    every_size: Collection[str] = ("nll",),
+    methods: Collection[str] | None = None,
+) -> pd.DataFrame:
+    """Return the rows of these units that a figure is drawn from, of some methods or all; mirrored in W&B.
+
+    The metrics of ``every_size`` at every size, the others where all metrics are reported: enough for the
+    curves and the tables, and a tenth of the file.
+    """
+    rows = rows_of(session, wanted)
+    if methods is not None:
+        rows = rows[rows["method"].isin(every_name(methods))]
+    sized = rows[rows["metric"] == "ambiguity"][["substrate", "point", "method", "number_system", "size"]]
+    reported = set(sized.drop_duplicates().itertuples(index=False, name=None))
+    keys = rows[list(sized.columns)].itertuples(index=False, name=None)
+    always = rows["metric"].isin([*every_size, DISAGREEMENT, "file_bytes"]) | (rows["size"] == 1)
+    kept = rows[always | np.fromiter((key in reported for key in keys), bool, len(rows))]
+    log_sizes(session, kept)
+    return kept

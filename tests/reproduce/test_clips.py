@@ -21,7 +21,8 @@ from reproduce.scales.digits import clips
 from reproduce.scales.digits.clips import clip_point
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study import measurements
-from reproduce.study.measurements import Unit, clip_units, measure, rows_of, units
+from reproduce.study.measurements import Unit, clip_units, measure, units
+from reproduce.study.records import rows_of
 from reproduce.study.scale import Scale
 
 

@@ -24,7 +24,8 @@ from reproduce.draw import panels
 from reproduce.judge.intervals import interval
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.answers import AnsweredEnsemble, Questions, Subject, arithmetic_questions, task_questions
-from reproduce.study.measurements import Unit, measure, rows_of
+from reproduce.study.measurements import Unit, measure
+from reproduce.study.records import rows_of
 from reproduce.study.scale import Scale
 
 SEEDS = 4
