@@ -77,11 +77,11 @@ from lpe.substrates import cifar_resnet, digits, stories
 from lpe.substrates.assets import assets_folder
 from lpe.tracking import Tracker
 from lpe.writing import check_writable, replacing
-from reproduce.command import Session
 from reproduce.judge.intervals import by_seed, interval
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.measurements import draw_seed
 from reproduce.study.points import point
+from reproduce.study.session import Session
 
 SIZES = (2, 3, 4, 5, 8, 13, 16, 20)
 """Members, M."""

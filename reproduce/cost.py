@@ -46,7 +46,7 @@ from matplotlib.lines import Line2D
 
 import lpe
 from lpe.records import COLUMNS, write_table
-from reproduce.command import Session, run_figure
+from reproduce.command import run_figure
 from reproduce.draw import panels
 from reproduce.draw.cost_verdicts import (
     Picture,
@@ -78,6 +78,7 @@ from reproduce.study.measurements import COST, COST_RIVALS, Unit, draw_seed, mea
 from reproduce.study.points import point
 from reproduce.study.records import log_sizes, rows_of
 from reproduce.study.scale import Scale
+from reproduce.study.session import Session
 
 TIMES = "cost_times.csv"
 

@@ -27,7 +27,6 @@ from lpe.records import COLUMNS, write_table
 from lpe.store import Store
 from lpe.substrates.assets import assets_folder
 from lpe.writing import check_writable
-from reproduce.command import source_hash
 from reproduce.draw import panels
 from reproduce.draw.cost_verdicts import Picture
 from reproduce.scales.assets import SUBJECTS, Examples, Model, Subject
@@ -40,6 +39,7 @@ from reproduce.study.cost_measures import (
     rows_of_predictions,
     single_predictions,
 )
+from reproduce.study.session import source_hash
 
 SCALE = "assets"
 BITS = (5, 4)

@@ -37,7 +37,7 @@ import lpe
 from lpe.evaluation.landscape import Surface, grid_lines, weight_vector
 from lpe.records import write_table
 from lpe.substrates import digits
-from reproduce.command import Session, run_figure
+from reproduce.command import run_figure
 from reproduce.draw import panels
 from reproduce.study.landscapes import (
     GRID_COLUMNS,
@@ -49,6 +49,7 @@ from reproduce.study.landscapes import (
 )
 from reproduce.study.measurements import Unit
 from reproduce.study.points import point
+from reproduce.study.session import Session
 
 CANDIDATES = 40
 """Pairs whose rise is measured; there is one of every output channel, hundreds in all."""

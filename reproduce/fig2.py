@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
-from reproduce.command import Session, run_figure
+from reproduce.command import run_figure
 from reproduce.draw import panels
 from reproduce.draw.summaries import claim_lines
 from reproduce.judge import intervals
@@ -26,6 +26,7 @@ from reproduce.scales.find import scale
 from reproduce.study.measurements import Unit, measure_all, posterior_stds, units
 from reproduce.study.points import POINTS
 from reproduce.study.records import selected
+from reproduce.study.session import Session
 
 BIT_STYLES = {
     8: (panels.BLACK, "."),

@@ -26,7 +26,7 @@ import lpe
 from lpe.evaluation.landscape import Surface, grid_lines, plane_through, radial_plane, weight_vector
 from lpe.records import COLUMNS, write_table
 from lpe.substrates import digits
-from reproduce.command import Session, run_figure
+from reproduce.command import run_figure
 from reproduce.draw import panels
 from reproduce.draw.summaries import claim_lines
 from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
@@ -37,6 +37,7 @@ from reproduce.study.measurements import Unit, draw_seed, measure_all, posterior
 from reproduce.study.points import point
 from reproduce.study.records import selected
 from reproduce.study.scale import Scale
+from reproduce.study.session import Session
 
 POINTS = ("SWAG", "IVON")
 GRID_COLUMNS = ("point", "plane", "x", "y", "metric", "value")

@@ -27,7 +27,7 @@ import lpe
 from lpe.evaluation.landscape import Surface, radial_plane, weight_vector
 from lpe.records import COLUMNS, write_table
 from lpe.substrates import digits
-from reproduce.command import Session, run_figure
+from reproduce.command import run_figure
 from reproduce.draw import panels
 from reproduce.draw.summaries import claim_lines
 from reproduce.scales.find import scale
@@ -35,6 +35,7 @@ from reproduce.study.families import snapshot_family
 from reproduce.study.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table, radial_table, window_around
 from reproduce.study.measurements import Unit, draw_seed, measure_all, units
 from reproduce.study.records import DISAGREEMENT, selected
+from reproduce.study.session import Session
 
 FIRST, SECOND, MEMBER = "1st snapshot", "2nd snapshot", "LPE-BSR member"
 STYLES = {

@@ -26,12 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from matplotlib.axes import Axes
 
 from lpe.records import COLUMNS, write_table
-from reproduce.command import Session, run_figure
+from reproduce.command import run_figure
 from reproduce.draw import panels
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, pass_size, read
 from reproduce.scales.find import scale
 from reproduce.study.measurements import Unit, measure_all, units
 from reproduce.study.records import selected
+from reproduce.study.session import Session
 
 FAMILIES = ("SSE", "CSGLD")
 COLUMNS_SHOWN = (("nll", "training"), ("ece", "training"), ("nll", "memory"), ("ece", "memory"))

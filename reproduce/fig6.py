@@ -26,7 +26,7 @@ import lpe
 from lpe.evaluation.landscape import Surface, radial_plane, weight_vector
 from lpe.records import COLUMNS, write_table
 from lpe.substrates import digits
-from reproduce.command import Session, run_figure
+from reproduce.command import run_figure
 from reproduce.draw import panels
 from reproduce.draw.summaries import claim_lines
 from reproduce.fig2 import BMA_STYLE
@@ -35,6 +35,7 @@ from reproduce.study.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table,
 from reproduce.study.measurements import Unit, draw_seed, measure_all, posterior_stds, units
 from reproduce.study.points import point
 from reproduce.study.records import selected
+from reproduce.study.session import Session
 
 POINT, BMA, LOW = "IVON's point", "BMA member", "LPE-BSR member"
 STYLES = {

@@ -29,7 +29,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from lpe.records import COLUMNS, write_table
-from reproduce.command import Session, run_figure
+from reproduce.command import run_figure
 from reproduce.draw import panels
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
 from reproduce.fig2 import BIT_STYLES
@@ -38,6 +38,7 @@ from reproduce.scales.find import any_scale
 from reproduce.study.measurements import Unit, large_units, measure_all, units
 from reproduce.study.records import selected
 from reproduce.study.scale import Reported
+from reproduce.study.session import Session
 from reproduce.study.unrounded import SYSTEMS
 
 METHODS = (FP32, SCALED, "RTN", "LPE-BSR")

@@ -25,7 +25,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from lpe.records import COLUMNS, write_table
-from reproduce.command import Session, run_figure
+from reproduce.command import run_figure
 from reproduce.draw import panels
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
 from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
@@ -34,6 +34,7 @@ from reproduce.study.measurements import Unit, measure_all, units
 from reproduce.study.points import POINTS
 from reproduce.study.records import selected
 from reproduce.study.scale import Scale
+from reproduce.study.session import Session
 
 BESIDE = 1.12
 """Distance, as a factor, between two curves of one memory."""

@@ -14,9 +14,10 @@ from pathlib import Path
 # A script runs its own checkout, whichever copy is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from reproduce.command import Session, run_figure
+from reproduce.command import run_figure
 from reproduce.fig5 import compute_budgets, draw_budgets, units_of
 from reproduce.study.measurements import Unit
+from reproduce.study.session import Session
 
 FAMILIES = ("SSE", "DE", "MultiIVON")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
-from reproduce.command import Session, run_figure
+from reproduce.command import run_figure
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, conditions, counted_seeds, read
 from reproduce.draw.tables import Cell, write_all
 from reproduce.scales.find import scale
@@ -27,6 +27,7 @@ from reproduce.study.measurements import Unit, measure_all, units
 from reproduce.study.points import POINTS
 from reproduce.study.records import record_name, selected
 from reproduce.study.scale import Scale
+from reproduce.study.session import Session
 
 METHODS = (FP32, SCALED, "BMA", "LPE-BSR")
 MEASURED = {

@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
-from reproduce.command import Session, run_figure
+from reproduce.command import run_figure
 from reproduce.draw.summaries import (
     FP32,
     SCALED,
@@ -40,6 +40,7 @@ from reproduce.scales.find import any_scale
 from reproduce.study.measurements import measure_all
 from reproduce.study.records import record_name, selected
 from reproduce.study.scale import Reported
+from reproduce.study.session import Session
 from reproduce.study.unrounded import SYSTEMS
 from reproduce.table2 import MEASURED, numbers
 

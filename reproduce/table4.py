@@ -15,10 +15,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from reproduce import table1
-from reproduce.command import Session, run_figure
+from reproduce.command import run_figure
 from reproduce.scales.find import scale
 from reproduce.study.measurements import Unit
 from reproduce.study.scale import Scale
+from reproduce.study.session import Session
 
 
 def bits(chosen: Scale) -> list[int]:

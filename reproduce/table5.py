@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lpe.errors import InputError
 from lpe.evaluation.equivalent import deep_ensemble_equivalent
 from lpe.records import COLUMNS, write_table
-from reproduce.command import Session, run_figure
+from reproduce.command import run_figure
 from reproduce.draw.summaries import (
     FP32,
     SCALED,
@@ -40,6 +40,7 @@ from reproduce.scales.find import scale
 from reproduce.study.measurements import Unit, measure_all, units
 from reproduce.study.records import record_name, selected
 from reproduce.study.scale import Scale
+from reproduce.study.session import Session
 
 FAMILIES = ("BE", "DE", "SSE", "CSGLD", "MultiIVON", "MultiSWAG")
 BY_SIZE = ("DE", "SSE")

@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
-from reproduce.command import Session, run_figure
+from reproduce.command import run_figure
 from reproduce.draw.summaries import (
     FP32,
     SCALED,
@@ -36,6 +36,7 @@ from reproduce.scales.find import any_scale
 from reproduce.scales.paper.models import PaperScale
 from reproduce.study.measurements import Unit, measure_all, units
 from reproduce.study.records import record_name, selected
+from reproduce.study.session import Session
 
 RIVALS = ("Gaussian", "MC-dropout")
 METHODS = (FP32, SCALED, *RIVALS, "LPE-BSR")

@@ -35,13 +35,13 @@ from lpe.records import write_table
 from lpe.substrates import captioned_digits, digits
 from lpe.tracking import Tracker
 from lpe.writing import check_writable
-from reproduce.command import Session, open_session
 from reproduce.scales.digits.clips import clip_point
 from reproduce.scales.find import scale
 from reproduce.study.families import batch_ensemble_family, cyclical_sgld_family, snapshot_family
 from reproduce.study.parallel import workers
 from reproduce.study.points import POINTS, ivon_point, point, sgd_point, swag_point
 from reproduce.study.recipes import CLIPTraining
+from reproduce.study.session import Session, open_session
 
 MEMBERS = 10
 KEY = ("method", "setting", "seed")

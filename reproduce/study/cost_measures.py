@@ -25,12 +25,12 @@ from lpe.ensembles.base import Ensemble
 from lpe.ensembles.cascade import NOTHING, Window
 from lpe.evaluation.metrics import fit_temperature, mean_log_probs, temperature_scaled
 from lpe.substrates import digits
-from reproduce.command import Session
 from reproduce.draw.summaries import FP32, SCALED
 from reproduce.study.families import deep_family
 from reproduce.study.measurements import COST_RIVALS, Measurer, Unit
 from reproduce.study.points import Point, point
 from reproduce.study.scale import Scale
+from reproduce.study.session import Session
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20)
 """Ensemble sizes in the record."""

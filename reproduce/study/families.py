@@ -21,7 +21,6 @@ from lpe.substrates import digits
 from lpe.training.loop import train
 from lpe.training.schedules import cyclical_cosine, warmup_cosine
 from lpe.training.sgld import SGLD
-from reproduce.command import Session
 from reproduce.study.points import (
     REPLICAS,
     Point,
@@ -32,6 +31,7 @@ from reproduce.study.points import (
     trained,
 )
 from reproduce.study.recipes import BatchEnsembleTraining, CyclicalSGLDTraining, SnapshotTraining
+from reproduce.study.session import Session
 
 FAMILIES = ("DE", "SSE", "CSGLD", "MultiIVON", "MultiSWAG", "BE")
 

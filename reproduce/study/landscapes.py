@@ -20,8 +20,8 @@ from lpe.modules import apply, named_tensors, with_tensors
 from lpe.number_systems.grids import Int
 from lpe.number_systems.rounding import absmax_scales
 from lpe.records import write_table
-from reproduce.command import Session, source_hash
 from reproduce.study.scale import Landscape
+from reproduce.study.session import Session, source_hash
 
 CODE = ("lpe", "reproduce/study/landscapes.py")
 GRID_COLUMNS = ("x", "y", "metric", "value")

@@ -28,7 +28,6 @@ from lpe.modules import dtype_name, parameter_count
 from lpe.number_systems.naming import Systems
 from lpe.records import Records
 from lpe.substrates import captioned_digits, digits
-from reproduce.command import Session
 from reproduce.scales.digits.clips import clip_point
 from reproduce.scales.digits.llamas import llama_point
 from reproduce.scales.paper.models import PaperScale
@@ -37,6 +36,7 @@ from reproduce.study.families import FAMILIES, Family, family, snapshot_family, 
 from reproduce.study.points import POINTS, Point, point
 from reproduce.study.records import DISAGREEMENT
 from reproduce.study.scale import Scale
+from reproduce.study.session import Session
 from reproduce.study.unrounded import PARAMETERS
 from reproduce.study.unrounded import scaled as scaled_name
 

@@ -21,8 +21,9 @@ from multiprocessing.connection import wait
 import torch
 
 from lpe.tracking import Tracker
-from reproduce.command import Session, run_figure
+from reproduce.command import run_figure
 from reproduce.study.measurements import Unit, measure
+from reproduce.study.session import Session
 
 
 class Collected(Tracker):

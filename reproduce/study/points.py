@@ -21,8 +21,8 @@ from lpe.store import Entry
 from lpe.substrates import digits
 from lpe.training.loop import train
 from lpe.training.schedules import then_constant, warmup_cosine
-from reproduce.command import Session, source_hash
 from reproduce.study.recipes import IVONTraining, SGDTraining, SnapshotTraining, SWAGTraining
+from reproduce.study.session import Session, source_hash
 
 POINTS = ("SGD", "SWAG", "IVON")
 TRAINING_CODE = (

@@ -23,11 +23,11 @@ from lpe.errors import InputError
 from lpe.records import COLUMNS, Records
 from lpe.store import Store
 from reproduce import fig5, fig8, fig9
-from reproduce.command import Session
 from reproduce.draw import panels
 from reproduce.draw.summaries import FP32, SCALED, Summary, What
 from reproduce.scales import find
 from reproduce.scales.digits.settings import DIGITS
+from reproduce.study.session import Session
 
 WEIGHTS, LEFTOVERS = 67_000, 70_000
 MODEL_BITS = 32 * WEIGHTS + LEFTOVERS

@@ -16,7 +16,6 @@ from lpe.errors import InputError
 from lpe.substrates import captioned_digits
 from lpe.substrates.clip import ZeroShotClassifier
 from reproduce import table6, tune
-from reproduce.command import Session, open_session
 from reproduce.scales.digits import clips
 from reproduce.scales.digits.clips import clip_point
 from reproduce.scales.digits.settings import DIGITS
@@ -24,6 +23,7 @@ from reproduce.study import measurements
 from reproduce.study.measurements import Unit, clip_units, measure, units
 from reproduce.study.records import rows_of
 from reproduce.study.scale import Scale
+from reproduce.study.session import Session, open_session
 
 
 @pytest.fixture

@@ -20,13 +20,13 @@ import lpe
 from lpe.evaluation.metrics import nll, temperature_scaled
 from lpe.records import COLUMNS
 from reproduce import cost
-from reproduce.command import open_session
 from reproduce.draw import cost_verdicts, panels
 from reproduce.draw.cost_verdicts import Picture, Series, front, levels, share_of_gain
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study import cost_measures, cost_times
 from reproduce.study.cost_measures import HEADLINE, Known, Prediction, Target, known
 from reproduce.study.scale import Scale
+from reproduce.study.session import open_session
 
 CLASSES = 4
 

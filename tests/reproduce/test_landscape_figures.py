@@ -21,7 +21,7 @@ from lpe.evaluation.landscape import Surface, weight_vector
 from lpe.records import COLUMNS, write_table
 from lpe.substrates import digits
 from reproduce import fig1, fig4, fig6
-from reproduce.command import Session, open_session, run_figure
+from reproduce.command import run_figure
 from reproduce.draw import panels
 from reproduce.scales import find
 from reproduce.study.landscapes import (
@@ -35,6 +35,7 @@ from reproduce.study.landscapes import (
     window_around,
 )
 from reproduce.study.scale import Landscape, Scale
+from reproduce.study.session import Session, open_session
 
 INT3 = lpe.Int(3)
 

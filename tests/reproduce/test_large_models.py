@@ -19,7 +19,6 @@ from lpe.errors import InputError
 from lpe.records import COLUMNS, write_table
 from lpe.substrates import arithmetic, language
 from reproduce import fig7, table3
-from reproduce.command import Session, open_session
 from reproduce.draw import panels
 from reproduce.judge.intervals import interval
 from reproduce.scales.digits.settings import DIGITS
@@ -27,6 +26,7 @@ from reproduce.study.answers import AnsweredEnsemble, Questions, Subject, arithm
 from reproduce.study.measurements import Unit, measure
 from reproduce.study.records import rows_of
 from reproduce.study.scale import Scale
+from reproduce.study.session import Session, open_session
 
 SEEDS = 4
 PARAMETERS = {"CLIP-S": 20_000, "CLIP-M": 80_000, "CLIP-L": 300_000}

@@ -13,10 +13,10 @@ from lpe import tracking
 from lpe.provenance import plain_data
 from lpe.store import Store
 from lpe.substrates import arithmetic, language
-from reproduce.command import Session
 from reproduce.scales.digits import llamas
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.scale import Scale
+from reproduce.study.session import Session
 
 
 @pytest.fixture

@@ -19,13 +19,13 @@ from lpe.errors import InputError
 from lpe.records import COLUMNS, KEY, Records
 from lpe.store import Store
 from reproduce import table1, table2, table4, table5, table6, table7
-from reproduce.command import Session
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, listed, megabits, system_bits, system_title
 from reproduce.draw.tables import plain_number
 from reproduce.judge.intervals import interval
 from reproduce.scales import find
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.records import record_name
+from reproduce.study.session import Session
 
 SEEDS = 4
 WEIGHTS = {"T": 12_000, "S": 30_000, "B": 69_000, "L": 206_000}
