@@ -17,10 +17,10 @@ from lpe.errors import InputError
 from lpe.provenance import REPOSITORY, write_provenance
 from lpe.writing import check_writable
 from reproduce.scales.find import any_scale, check_at_paper
-from reproduce.scales.paper.models import PAPER, PaperScale, all_there, pretrained_device, rehearse
+from reproduce.scales.paper.models import PAPER, PaperScale, all_there, rehearse
 from reproduce.study.records import record_name
 from reproduce.study.scale import Scale
-from reproduce.study.session import Session, open_session, seeds_asked
+from reproduce.study.session import Session, open_session, pretrained_device, seeds_asked
 
 
 def parser(figure: str, description: str | None) -> Parser:

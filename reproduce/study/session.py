@@ -101,3 +101,8 @@ def open_session(
     name = f"{figure}-{chosen.name}"
     with tracking.start(wandb_mode, "low-precision-ensembling", name, config) as tracker:
         yield Session(chosen, seeds, claim_seeds, out, working, store, tracker, quiet)
+
+
+def pretrained_device() -> torch.device:
+    """Return the device of pre-trained models: the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

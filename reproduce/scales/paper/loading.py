@@ -17,10 +17,10 @@ from lpe.ensembles.base import Ensemble
 from lpe.modules import dtype_name
 from lpe.provenance import plain_data
 from lpe.writing import write_text_atomic
-from reproduce.scales.paper.models import DATA, PaperModel, PaperScale, data_folder, pretrained_device
+from reproduce.scales.paper.models import DATA, PaperModel, PaperScale, data_folder
 from reproduce.study.answers import task_questions
 from reproduce.study.measurements import Classification, Measurer, TestData, Unit
-from reproduce.study.session import Session
+from reproduce.study.session import Session, pretrained_device
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
 from reproduce.study.scale import Scale
@@ -146,11 +144,6 @@ class PaperScale:
 
 
 PAPER = PaperScale()
-
-
-def pretrained_device() -> torch.device:
-    """Return the device of pre-trained models: the GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def data_folder() -> Path:

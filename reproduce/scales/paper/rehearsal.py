@@ -25,7 +25,8 @@ from lpe.errors import InputError
 from lpe.evaluation.timing import MemberTimer
 from lpe.modules import dtype_name, parameter_count, to_device
 from lpe.substrates.loading import available_bytes, parameter_bytes
-from reproduce.scales.paper.models import PaperModel, pretrained_device
+from reproduce.scales.paper.models import PaperModel
+from reproduce.study.session import pretrained_device
 
 MEMBERS = 2
 BATCHES = 2
