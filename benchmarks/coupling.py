@@ -79,9 +79,9 @@ from lpe.tracking import Tracker
 from lpe.writing import check_writable, replacing
 from reproduce.judge.intervals import by_seed, interval
 from reproduce.scales.digits.settings import DIGITS
-from reproduce.study.measurements import draw_seed
 from reproduce.study.points import point
 from reproduce.study.session import Session
+from reproduce.study.units import draw_seed
 
 SIZES = (2, 3, 4, 5, 8, 13, 16, 20)
 """Members, M."""

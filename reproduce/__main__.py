@@ -26,10 +26,11 @@ from reproduce.command import parser, run_figure
 from reproduce.scales.find import any_scale, check_at_paper
 from reproduce.scales.paper.models import rehearse
 from reproduce.study import parallel
-from reproduce.study.measurements import Unit, measure_all
+from reproduce.study.measurements import measure_all
 from reproduce.study.parallel import Rendered
 from reproduce.study.scale import Scale
 from reproduce.study.session import open_session, seeds_asked
+from reproduce.study.units import Unit
 
 FIGURES = (
     *(f"fig{number}" for number in range(1, 10)),

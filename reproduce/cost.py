@@ -74,11 +74,12 @@ from reproduce.study.cost_measures import (
     larger_substrate,
 )
 from reproduce.study.families import deep_family
-from reproduce.study.measurements import COST, COST_RIVALS, Unit, draw_seed, measure_all, units
+from reproduce.study.measurements import measure_all
 from reproduce.study.points import point
 from reproduce.study.records import log_sizes, rows_of
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
+from reproduce.study.units import COST, COST_RIVALS, Unit, draw_seed, units
 
 TIMES = "cost_times.csv"
 

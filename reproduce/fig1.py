@@ -47,9 +47,9 @@ from reproduce.study.landscapes import (
     rounding_pairs,
     squared_gradients,
 )
-from reproduce.study.measurements import Unit
 from reproduce.study.points import point
 from reproduce.study.session import Session
+from reproduce.study.units import Unit
 
 CANDIDATES = 40
 """Pairs whose rise is measured; there is one of every output channel, hundreds in all."""

@@ -23,10 +23,11 @@ from reproduce.draw import panels
 from reproduce.draw.summaries import claim_lines
 from reproduce.judge import intervals
 from reproduce.scales.find import scale
-from reproduce.study.measurements import Unit, measure_all, posterior_stds, units
+from reproduce.study.measurements import measure_all, posterior_stds
 from reproduce.study.points import POINTS
 from reproduce.study.records import selected
 from reproduce.study.session import Session
+from reproduce.study.units import Unit, units
 
 BIT_STYLES = {
     8: (panels.BLACK, "."),

@@ -33,11 +33,12 @@ from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
 from reproduce.judge import intervals
 from reproduce.scales.find import scale
 from reproduce.study.landscapes import cloud_table, grid_table
-from reproduce.study.measurements import Unit, draw_seed, measure_all, posterior_stds, units
+from reproduce.study.measurements import measure_all, posterior_stds
 from reproduce.study.points import point
 from reproduce.study.records import selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
+from reproduce.study.units import Unit, draw_seed, units
 
 POINTS = ("SWAG", "IVON")
 GRID_COLUMNS = ("point", "plane", "x", "y", "metric", "value")

@@ -33,9 +33,10 @@ from reproduce.draw.summaries import claim_lines
 from reproduce.scales.find import scale
 from reproduce.study.families import snapshot_family
 from reproduce.study.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table, radial_table, window_around
-from reproduce.study.measurements import Unit, draw_seed, measure_all, units
+from reproduce.study.measurements import measure_all
 from reproduce.study.records import DISAGREEMENT, selected
 from reproduce.study.session import Session
+from reproduce.study.units import Unit, draw_seed, units
 
 FIRST, SECOND, MEMBER = "1st snapshot", "2nd snapshot", "LPE-BSR member"
 STYLES = {

@@ -30,9 +30,10 @@ from reproduce.command import run_figure
 from reproduce.draw import panels
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, pass_size, read
 from reproduce.scales.find import scale
-from reproduce.study.measurements import Unit, measure_all, units
+from reproduce.study.measurements import measure_all
 from reproduce.study.records import selected
 from reproduce.study.session import Session
+from reproduce.study.units import Unit, units
 
 FAMILIES = ("SSE", "CSGLD")
 COLUMNS_SHOWN = (("nll", "training"), ("ece", "training"), ("nll", "memory"), ("ece", "memory"))

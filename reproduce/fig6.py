@@ -32,10 +32,11 @@ from reproduce.draw.summaries import claim_lines
 from reproduce.fig2 import BMA_STYLE
 from reproduce.scales.find import scale
 from reproduce.study.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table, radial_table, window_around
-from reproduce.study.measurements import Unit, draw_seed, measure_all, posterior_stds, units
+from reproduce.study.measurements import measure_all, posterior_stds
 from reproduce.study.points import point
 from reproduce.study.records import selected
 from reproduce.study.session import Session
+from reproduce.study.units import Unit, draw_seed, units
 
 POINT, BMA, LOW = "IVON's point", "BMA member", "LPE-BSR member"
 STYLES = {

@@ -35,10 +35,11 @@ from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim
 from reproduce.fig2 import BIT_STYLES
 from reproduce.judge.intervals import interval
 from reproduce.scales.find import any_scale
-from reproduce.study.measurements import Unit, large_units, measure_all, units
+from reproduce.study.measurements import measure_all
 from reproduce.study.records import selected
 from reproduce.study.scale import Reported
 from reproduce.study.session import Session
+from reproduce.study.units import Unit, large_units, units
 from reproduce.study.unrounded import SYSTEMS
 
 METHODS = (FP32, SCALED, "RTN", "LPE-BSR")

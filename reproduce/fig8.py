@@ -30,11 +30,12 @@ from reproduce.draw import panels
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
 from reproduce.fig2 import BIT_STYLES, BMA_STYLE, METHODS
 from reproduce.scales.find import scale
-from reproduce.study.measurements import Unit, measure_all, units
+from reproduce.study.measurements import measure_all
 from reproduce.study.points import POINTS
 from reproduce.study.records import selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
+from reproduce.study.units import Unit, units
 
 BESIDE = 1.12
 """Distance, as a factor, between two curves of one memory."""

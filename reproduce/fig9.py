@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from reproduce.command import run_figure
 from reproduce.fig5 import compute_budgets, draw_budgets, units_of
-from reproduce.study.measurements import Unit
 from reproduce.study.session import Session
+from reproduce.study.units import Unit
 
 FAMILIES = ("SSE", "DE", "MultiIVON")
 

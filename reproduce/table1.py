@@ -39,10 +39,11 @@ from reproduce.draw.summaries import (
 )
 from reproduce.draw.tables import Cell, mark_best, write_all
 from reproduce.scales.find import any_scale
-from reproduce.study.measurements import Unit, measure_all, network_units, units
+from reproduce.study.measurements import measure_all
 from reproduce.study.records import record_name, selected
 from reproduce.study.scale import Reported
 from reproduce.study.session import Session
+from reproduce.study.units import Unit, network_units, units
 from reproduce.study.unrounded import SYSTEMS
 
 BITS = (6, 4)

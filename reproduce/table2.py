@@ -23,11 +23,12 @@ from reproduce.command import run_figure
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, conditions, counted_seeds, read
 from reproduce.draw.tables import Cell, write_all
 from reproduce.scales.find import scale
-from reproduce.study.measurements import Unit, measure_all, units
+from reproduce.study.measurements import measure_all
 from reproduce.study.points import POINTS
 from reproduce.study.records import record_name, selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
+from reproduce.study.units import Unit, units
 
 METHODS = (FP32, SCALED, "BMA", "LPE-BSR")
 MEASURED = {

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from reproduce import table1
 from reproduce.command import run_figure
 from reproduce.scales.find import scale
-from reproduce.study.measurements import Unit
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
+from reproduce.study.units import Unit
 
 
 def bits(chosen: Scale) -> list[int]:

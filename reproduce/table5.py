@@ -37,10 +37,11 @@ from reproduce.draw.summaries import (
 )
 from reproduce.draw.tables import Cell, write_all
 from reproduce.scales.find import scale
-from reproduce.study.measurements import Unit, measure_all, units
+from reproduce.study.measurements import measure_all
 from reproduce.study.records import record_name, selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
+from reproduce.study.units import Unit, units
 
 FAMILIES = ("BE", "DE", "SSE", "CSGLD", "MultiIVON", "MultiSWAG")
 BY_SIZE = ("DE", "SSE")

@@ -34,9 +34,10 @@ from reproduce.draw.summaries import (
 from reproduce.draw.tables import Cell, mark_best, write_all
 from reproduce.scales.find import any_scale
 from reproduce.scales.paper.models import PaperScale
-from reproduce.study.measurements import Unit, measure_all, units
+from reproduce.study.measurements import measure_all
 from reproduce.study.records import record_name, selected
 from reproduce.study.session import Session
+from reproduce.study.units import Unit, units
 
 RIVALS = ("Gaussian", "MC-dropout")
 METHODS = (FP32, SCALED, *RIVALS, "LPE-BSR")

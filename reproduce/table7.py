@@ -22,8 +22,8 @@ from reproduce.command import run_figure
 from reproduce.draw.summaries import Summary, What, read, substrates_by_size, system_bits
 from reproduce.draw.tables import write_all
 from reproduce.scales.find import scale
-from reproduce.study.measurements import AXES, Unit, units
 from reproduce.study.session import Session
+from reproduce.study.units import AXES, Unit, units
 from reproduce.table1 import HEADER, block, rounding_notes, seeds_shown, write_record
 
 

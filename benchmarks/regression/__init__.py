@@ -47,11 +47,12 @@ from lpe.tracking import Tracker
 from lpe.writing import write_text_atomic
 from reproduce.scales.digits.settings import DIGITS, VIT
 from reproduce.study.families import FAMILIES
-from reproduce.study.measurements import Unit, measure, units
+from reproduce.study.measurements import measure
 from reproduce.study.points import POINTS, point
 from reproduce.study.records import rows_of
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
+from reproduce.study.units import Unit, units
 
 FOLDER = Path(__file__).parent
 SEEDS = (0, 1, 2)

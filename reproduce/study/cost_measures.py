@@ -27,10 +27,11 @@ from lpe.evaluation.metrics import fit_temperature, mean_log_probs, temperature_
 from lpe.substrates import digits
 from reproduce.draw.summaries import FP32, SCALED
 from reproduce.study.families import deep_family
-from reproduce.study.measurements import COST_RIVALS, Measurer, Unit
+from reproduce.study.measurements import Measurer
 from reproduce.study.points import Point, point
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
+from reproduce.study.units import COST_RIVALS, Unit
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20)
 """Ensemble sizes in the record."""

@@ -22,8 +22,9 @@ import torch
 
 from lpe.tracking import Tracker
 from reproduce.command import run_figure
-from reproduce.study.measurements import Unit, measure
+from reproduce.study.measurements import measure
 from reproduce.study.session import Session
+from reproduce.study.units import Unit
 
 
 class Collected(Tracker):

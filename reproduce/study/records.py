@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from lpe.records import COLUMNS, Records
-from reproduce.study.measurements import Unit
 from reproduce.study.session import Session
+from reproduce.study.units import Unit
 from reproduce.study.unrounded import every_name
 
 

@@ -20,10 +20,11 @@ from reproduce.scales.digits import clips
 from reproduce.scales.digits.clips import clip_point
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study import measurements
-from reproduce.study.measurements import Unit, clip_units, measure, units
+from reproduce.study.measurements import measure
 from reproduce.study.records import rows_of
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session, open_session
+from reproduce.study.units import Unit, clip_units, units
 
 
 @pytest.fixture

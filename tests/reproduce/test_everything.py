@@ -15,9 +15,10 @@ import pytest
 import reproduce.__main__ as everything
 from lpe.provenance import REPOSITORY
 from reproduce.study import measurements, parallel, points
-from reproduce.study.measurements import Unit, measure_all
+from reproduce.study.measurements import measure_all
 from reproduce.study.scale import Scale
 from reproduce.study.session import open_session
+from reproduce.study.units import Unit
 
 
 def test_units_in_two_processes_leave_the_same_records_as_in_one(

@@ -16,10 +16,11 @@ from lpe.substrates import digits
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study import families, points
 from reproduce.study.families import FAMILIES, family, snapshot_family, with_low_precision
-from reproduce.study.measurements import Unit, measure, reported_sizes, units
+from reproduce.study.measurements import measure
 from reproduce.study.records import DISAGREEMENT, rows_of
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session, open_session
+from reproduce.study.units import Unit, reported_sizes, units
 
 
 @pytest.fixture

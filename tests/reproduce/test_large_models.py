@@ -23,10 +23,11 @@ from reproduce.draw import panels
 from reproduce.judge.intervals import interval
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.answers import AnsweredEnsemble, Questions, Subject, arithmetic_questions, task_questions
-from reproduce.study.measurements import Unit, measure
+from reproduce.study.measurements import measure
 from reproduce.study.records import rows_of
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session, open_session
+from reproduce.study.units import Unit
 
 SEEDS = 4
 PARAMETERS = {"CLIP-S": 20_000, "CLIP-M": 80_000, "CLIP-L": 300_000}
