@@ -27,7 +27,7 @@ from lpe.evaluation.metrics import fit_temperature, mean_log_probs, temperature_
 from lpe.substrates import digits
 from reproduce.draw.summaries import FP32, SCALED
 from reproduce.study.families import deep_family
-from reproduce.study.measurements import Measurer
+from reproduce.study.measurer import Measurer
 from reproduce.study.points import Point, point
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session

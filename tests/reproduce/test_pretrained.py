@@ -26,7 +26,7 @@ from reproduce.draw.summaries import read
 from reproduce.scales.paper import models as paper
 from reproduce.scales.paper.loading import load, tuned
 from reproduce.scales.paper.models import PAPER, PaperModel, PaperScale
-from reproduce.study.measurements import Measurer
+from reproduce.study.measurer import Measurer
 from reproduce.study.records import record_name
 
 IMAGES, STRIDE = 12, 3

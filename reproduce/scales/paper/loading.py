@@ -19,7 +19,7 @@ from lpe.provenance import plain_data
 from lpe.writing import write_text_atomic
 from reproduce.scales.paper.models import DATA, PaperModel, PaperScale, data_folder
 from reproduce.study.answers import task_questions
-from reproduce.study.measurements import Classification, Measurer, TestData
+from reproduce.study.measurer import Classification, Measurer, TestData
 from reproduce.study.session import Session, pretrained_device
 from reproduce.study.units import Unit
 
