@@ -28,8 +28,8 @@ from lpe.substrates import digits
 from reproduce.draw.summaries import FP32, SCALED
 from reproduce.study.families import deep_family
 from reproduce.study.measurer import Measurer
-from reproduce.study.points import Point, point
-from reproduce.study.scale import Scale
+from reproduce.study.points import point
+from reproduce.study.scale import Point, Scale
 from reproduce.study.session import Session
 from reproduce.study.units import COST_RIVALS, Unit
 

@@ -21,16 +21,9 @@ from lpe.substrates import digits
 from lpe.training.loop import train
 from lpe.training.schedules import cyclical_cosine, warmup_cosine
 from lpe.training.sgld import SGLD
-from reproduce.study.points import (
-    REPLICAS,
-    Point,
-    config_of,
-    point,
-    sgd_optimizer,
-    start,
-    trained,
-)
+from reproduce.study.points import REPLICAS, config_of, point, sgd_optimizer, start, trained
 from reproduce.study.recipes import BatchEnsembleTraining, CyclicalSGLDTraining, SnapshotTraining
+from reproduce.study.scale import Point
 from reproduce.study.session import Session
 
 FAMILIES = ("DE", "SSE", "CSGLD", "MultiIVON", "MultiSWAG", "BE")

@@ -27,8 +27,9 @@ from reproduce.scales.paper.models import PaperScale
 from reproduce.study.answers import arithmetic_questions
 from reproduce.study.families import FAMILIES, Family, family, snapshot_family, with_low_precision
 from reproduce.study.measurer import Classification, Measurer
-from reproduce.study.points import POINTS, Point, point
+from reproduce.study.points import POINTS, point
 from reproduce.study.records import DISAGREEMENT
+from reproduce.study.scale import Point
 from reproduce.study.session import Session
 from reproduce.study.units import AXES, COST, COST_RIVALS, Unit, clip_units
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lpe.ensembles.base import Ensemble
 from lpe.ensembles.ivon import IVONEnsemble, posterior_std
 from lpe.ensembles.swag import SWAGCollector, SWAGEnsemble, SWAGStatistics
 from lpe.store import Entry
@@ -22,6 +20,7 @@ from lpe.substrates import digits
 from lpe.training.loop import train
 from lpe.training.schedules import then_constant, warmup_cosine
 from reproduce.study.recipes import IVONTraining, SGDTraining, SnapshotTraining, SWAGTraining
+from reproduce.study.scale import Point
 from reproduce.study.session import Session, source_hash
 
 POINTS = ("SGD", "SWAG", "IVON")
@@ -38,23 +37,6 @@ TRAINING_CODE = (
     "lpe/ensembles/ivon.py",
     "reproduce/study/points.py",
 )
-
-
-@dataclass(frozen=True)
-class Point:
-    """A solution: its network in eval mode, its posterior where it has one, and what it cost.
-
-    Args:
-        posterior: (size, seed) → ensemble of draws; None for a point estimate.
-        backward_passes: of the pre-training and the fine-tuning, one minibatch each.
-        info: what the store keeps beside the weights.
-    """
-
-    name: str
-    net: nn.Module
-    posterior: Callable[[int, int], Ensemble] | None
-    backward_passes: int
-    info: Mapping[str, Any]
 
 
 REPLICAS = 1_000_000

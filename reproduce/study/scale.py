@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+from torch import nn
+
+from lpe.ensembles.base import Ensemble
 from lpe.number_systems.grids import ScaleAxis
 from lpe.substrates.arithmetic import LlamaShape
 from lpe.substrates.captioned_digits import DigitsCLIP
@@ -119,3 +122,20 @@ class Scale:
         """The substrates of figure 7, the smallest first, by what they have in common."""
         kinds: dict[str, Iterable[str]] = {"CLIP": self.clips, "Llama": self.llamas}
         return {kind: tuple(f"{self.name} {kind}-{size}" for size in of) for kind, of in kinds.items()}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A solution: its network in eval mode, its posterior where it has one, and what it cost.
+
+    Args:
+        posterior: (size, seed) → ensemble of draws; None for a point estimate.
+        backward_passes: of the pre-training and the fine-tuning, one minibatch each.
+        info: what the store keeps beside the weights.
+    """
+
+    name: str
+    net: nn.Module
+    posterior: Callable[[int, int], Ensemble] | None
+    backward_passes: int
+    info: Mapping[str, Any]

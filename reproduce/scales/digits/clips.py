@@ -17,8 +17,9 @@ from lpe.substrates import captioned_digits
 from lpe.substrates.clip import ZeroShotClassifier, zero_shot_head
 from lpe.training.loop import train
 from lpe.training.schedules import warmup_cosine
-from reproduce.study.points import Point, config_of, trained
+from reproduce.study.points import config_of, trained
 from reproduce.study.recipes import CLIPTraining
+from reproduce.study.scale import Point
 from reproduce.study.session import Session, source_hash
 
 CLIP_CODE = (

@@ -16,7 +16,8 @@ from lpe.errors import InputError
 from lpe.substrates import arithmetic
 from lpe.training.loop import train
 from lpe.training.schedules import warmup_cosine
-from reproduce.study.points import Point, trained
+from reproduce.study.points import trained
+from reproduce.study.scale import Point
 from reproduce.study.session import Session, source_hash
 
 TRAINING_CODE = (
