@@ -57,8 +57,8 @@ from reproduce.draw.cost_verdicts import (
     levels,
     table_lines,
 )
+from reproduce.draw.style import BIT_STYLES
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED
-from reproduce.fig2 import BIT_STYLES
 from reproduce.scales.find import scale
 from reproduce.study import cost_times
 from reproduce.study.cost_measures import (

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lpe.records import COLUMNS, write_table
 from reproduce.command import run_figure
 from reproduce.draw import panels
+from reproduce.draw.style import BIT_STYLES, BMA_STYLE
 from reproduce.draw.summaries import claim_lines
 from reproduce.judge import intervals
 from reproduce.scales.find import scale
@@ -29,15 +30,6 @@ from reproduce.study.records import selected
 from reproduce.study.session import Session
 from reproduce.study.units import Unit, units
 
-BIT_STYLES = {
-    8: (panels.BLACK, "."),
-    6: (panels.PURPLE, "v"),
-    5: (panels.SKY, "D"),
-    4: (panels.BLUE, "o"),
-    3: (panels.GREEN, "s"),
-    2: (panels.YELLOW, "P"),
-}
-BMA_STYLE = (panels.VERMILION, "^")
 METHODS = ("FP32", "FP32 + temperature", "RTN", "LPE-BSR", "BMA")
 
 

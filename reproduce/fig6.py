@@ -28,8 +28,8 @@ from lpe.records import COLUMNS, write_table
 from lpe.substrates import digits
 from reproduce.command import run_figure
 from reproduce.draw import panels
+from reproduce.draw.style import BMA_STYLE
 from reproduce.draw.summaries import claim_lines
-from reproduce.fig2 import BMA_STYLE
 from reproduce.scales.find import scale
 from reproduce.study.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table, radial_table, window_around
 from reproduce.study.measurements import measure_all, posterior_stds

@@ -31,8 +31,8 @@ from matplotlib.axes import Axes
 from lpe.records import COLUMNS, write_table
 from reproduce.command import run_figure
 from reproduce.draw import panels
+from reproduce.draw.style import BIT_STYLES
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
-from reproduce.fig2 import BIT_STYLES
 from reproduce.judge.intervals import interval
 from reproduce.scales.find import any_scale
 from reproduce.study.measurements import measure_all
