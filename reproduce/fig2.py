@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lpe.records import COLUMNS, write_table
 from reproduce.command import run_figure
 from reproduce.draw import panels
-from reproduce.draw.style import BIT_STYLES, BMA_STYLE
+from reproduce.draw.style import BIT_STYLES, BMA_STYLE, METHODS
 from reproduce.draw.summaries import claim_lines
 from reproduce.judge import intervals
 from reproduce.scales.find import scale
@@ -29,8 +29,6 @@ from reproduce.study.points import POINTS
 from reproduce.study.records import selected
 from reproduce.study.session import Session
 from reproduce.study.units import Unit, units
-
-METHODS = ("FP32", "FP32 + temperature", "RTN", "LPE-BSR", "BMA")
 
 
 def wanted(session: Session) -> list[Unit]:

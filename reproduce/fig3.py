@@ -28,9 +28,8 @@ from lpe.records import COLUMNS, write_table
 from lpe.substrates import digits
 from reproduce.command import run_figure
 from reproduce.draw import panels
-from reproduce.draw.style import BIT_STYLES, BMA_STYLE
+from reproduce.draw.style import BIT_STYLES, BMA_STYLE, METHODS
 from reproduce.draw.summaries import claim_lines
-from reproduce.fig2 import METHODS
 from reproduce.judge import intervals
 from reproduce.scales.find import scale
 from reproduce.study.landscapes import cloud_table, grid_table

@@ -27,9 +27,8 @@ from matplotlib.axes import Axes
 from lpe.records import COLUMNS, write_table
 from reproduce.command import run_figure
 from reproduce.draw import panels
-from reproduce.draw.style import BIT_STYLES, BMA_STYLE
+from reproduce.draw.style import BIT_STYLES, BMA_STYLE, METHODS
 from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
-from reproduce.fig2 import METHODS
 from reproduce.scales.find import scale
 from reproduce.study.measurements import measure_all
 from reproduce.study.points import POINTS

@@ -15,3 +15,6 @@ BIT_STYLES = {
 
 
 BMA_STYLE = (panels.VERMILION, "^")
+
+
+METHODS = ("FP32", "FP32 + temperature", "RTN", "LPE-BSR", "BMA")
