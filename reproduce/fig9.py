@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from reproduce.command import run_figure
-from reproduce.fig5 import compute_budgets, draw_budgets, units_of
+from reproduce.draw.budgets import compute_budgets, draw_budgets, units_of
 from reproduce.study.session import Session
 from reproduce.study.units import Unit
 
