@@ -13,149 +13,25 @@ at each bit width. AMB is the ambiguity, 0 for a single model.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 # A script runs its own checkout, whichever copy is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lpe.records import COLUMNS, write_table
 from reproduce.command import run_figure
+from reproduce.draw.rounding_tables import BITS, write_networks, write_record
 from reproduce.draw.summaries import (
-    FP32,
-    SCALED,
-    Summary,
-    What,
     claim_lines,
-    conditions,
-    counted_seeds,
-    listed,
-    megabits,
-    read,
-    substrates_by_size,
-    system_bits,
-    system_title,
 )
-from reproduce.draw.tables import Cell, mark_best, write_all
 from reproduce.scales.find import any_scale
-from reproduce.study.measurements import measure_all
-from reproduce.study.records import record_name, selected
-from reproduce.study.scale import Reported
 from reproduce.study.session import Session
 from reproduce.study.units import Unit, network_units, units
-from reproduce.study.unrounded import SYSTEMS
-
-BITS = (6, 4)
-METHODS = (FP32, SCALED, "RTN", "LPE-BSR")
-HEADER = (
-    "network",
-    "parameters",
-    "number system",
-    "method",
-    "members",
-    "NLL (nats)",
-    "NLL − FP32's",
-    "ERR",
-    "AMB (nats)",
-    "memory (Mbit)",
-)
-NLL = HEADER.index("NLL (nats)")
 
 
 def wanted(session: Session[Any]) -> list[Unit]:
     """Return the units that the table shows."""
     return units(network_units(session.scale), session.claim_seeds)
-
-
-def write_record(
-    session: Session[Any], figure: str, the_units: Sequence[Unit], systems: Sequence[str]
-) -> None:
-    """Measure, and write the rows of the FP32 models and of these number systems (none: of all).
-
-    LPE-BSR has the claims' size alone: what the tables show, and a third of the file.
-    """
-    measure_all(session, the_units)
-    rows = selected(session, the_units, every_size=(), methods=METHODS)
-    rows = rows[(rows["method"] != "LPE-BSR") | (rows["size"] == session.scale.claim_size)]
-    if systems:
-        rows = rows[rows["number_system"].isin([*SYSTEMS, *systems])]
-    write_table(rows, session.out / record_name(figure), COLUMNS)
-
-
-def block(summary: Summary, substrate: str, systems: Sequence[str], size: int) -> list[list[Cell]]:
-    """Return a network's rows: the FP32 model, with temperature scaling too, RTN and LPE-BSR of each system.
-
-    The lower NLL of RTN and LPE-BSR is bold.
-    """
-    single = What(substrate, "SGD", FP32)
-    parameters = round(summary.parameters(single))
-
-    def row(what: What, title: str) -> list[Cell]:
-        system = (
-            summary.unrounded(substrate) if what.number_system == "fp32" else system_title(what.number_system)
-        )
-        return [
-            substrate,
-            parameters,
-            system,
-            title,
-            what.size,
-            summary.with_interval(what),
-            None if what == single else summary.difference(what, single),
-            summary.mean(what, "err"),
-            summary.mean(what, "ambiguity", 5),
-            megabits(summary.memory_bits(what)),
-        ]
-
-    rows = [row(single, "☆ single"), row(What(substrate, "SGD", SCALED), "single + temperature")]
-    for system in systems:
-        pair = [What(substrate, "SGD", "RTN", system), What(substrate, "SGD", "LPE-BSR", system, size)]
-        means = [float(summary.values(what).mean()) for what in pair]
-        rows += mark_best([row(what, what.method) for what in pair], NLL, means)
-    return rows
-
-
-def seeds_shown(summary: Summary) -> str:
-    """Return the training seeds of the FP32 models."""
-    return counted_seeds(
-        [summary.seeds(What(name, "SGD", FP32)) for name in summary.record["substrate"].unique()]
-    )
-
-
-def rounding_notes(chosen: Reported) -> list[str]:
-    """List what holds of the tables of RTN against LPE-BSR."""
-    return [
-        *conditions(chosen),
-        "NLL − FP32's: paired by training seed, against ☆ of the same network. Bold: the lower mean NLL of "
-        "RTN and LPE-BSR, however little they differ.",
-        "Memory: n stored members, scales and what stays in full precision counted once.",
-    ]
-
-
-def write_networks(
-    folder: Path, scale_name: str, figure: str, bits: Sequence[int]
-) -> tuple[list[Path], Summary]:
-    """Write the table of all networks at some bit widths, from its record."""
-    chosen = any_scale(scale_name)
-    summary = read(folder, figure)
-    systems = sorted(
-        (f"int{width}" for width in bits if f"int{width}" in set(summary.record["number_system"])),
-        key=system_bits,
-        reverse=True,
-    )
-    rows = [
-        row
-        for substrate in substrates_by_size(summary)
-        for row in block(summary, substrate, systems, chosen.claim_size)
-    ]
-    caption = (
-        f"RTN against LPE-BSR of {chosen.claim_size} members, "
-        f"{listed([f'INT-{system_bits(system)}' for system in systems])}, scale {chosen.name}, "
-        f"{seeds_shown(summary)} training seeds."
-    )
-    header, notes = ([*map(summary.named, texts)] for texts in (HEADER, rounding_notes(chosen)))
-    return write_all(folder, figure, header, rows, caption, notes), summary
 
 
 def compute(session: Session[Any]) -> dict[str, object]:

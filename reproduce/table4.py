@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from reproduce import table1
 from reproduce.command import run_figure
+from reproduce.draw import rounding_tables
 from reproduce.scales.find import scale
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
@@ -24,7 +25,7 @@ from reproduce.study.units import Unit
 
 def bits(chosen: Scale) -> list[int]:
     """Return the widths that table 1 does not show."""
-    return [width for width in chosen.table_bits if width not in table1.BITS]
+    return [width for width in chosen.table_bits if width not in rounding_tables.BITS]
 
 
 def wanted(session: Session) -> list[Unit]:
@@ -35,13 +36,13 @@ def wanted(session: Session) -> list[Unit]:
 def compute(session: Session) -> dict[str, object]:
     """Train and measure; write table4_record.csv."""
     systems = [f"int{width}" for width in bits(session.scale)]
-    table1.write_record(session, "table4", wanted(session), systems)
+    rounding_tables.write_record(session, "table4", wanted(session), systems)
     return {}
 
 
 def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
     """Write table4.csv, .md and .tex from the record; returns their paths."""
-    paths, _ = table1.write_networks(folder, scale_name, "table4", bits(scale(scale_name)))
+    paths, _ = rounding_tables.write_networks(folder, scale_name, "table4", bits(scale(scale_name)))
     return paths, []
 
 

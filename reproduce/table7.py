@@ -19,12 +19,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from reproduce.command import run_figure
+from reproduce.draw.rounding_tables import HEADER, block, rounding_notes, seeds_shown, write_record
 from reproduce.draw.summaries import Summary, What, read, substrates_by_size, system_bits
 from reproduce.draw.tables import write_all
 from reproduce.scales.find import scale
 from reproduce.study.session import Session
 from reproduce.study.units import AXES, Unit, units
-from reproduce.table1 import HEADER, block, rounding_notes, seeds_shown, write_record
 
 
 def wanted(session: Session) -> list[Unit]:

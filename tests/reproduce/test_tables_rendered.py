@@ -19,6 +19,7 @@ from lpe.errors import InputError
 from lpe.records import COLUMNS, KEY, Records
 from lpe.store import Store
 from reproduce import table1, table2, table4, table5, table6, table7
+from reproduce.draw import rounding_tables
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, listed, megabits, system_bits, system_title
 from reproduce.draw.tables import plain_number
 from reproduce.judge.intervals import interval
@@ -96,7 +97,7 @@ def record(name: str) -> pd.DataFrame:
     if name in ("table1", "table4"):
         for letter, weights in WEIGHTS.items():
             rows.single("SGD", weights, f"digits ViT-{letter}")
-            shown = table1.BITS if name == "table1" else table4.bits(DIGITS)
+            shown = rounding_tables.BITS if name == "table1" else table4.bits(DIGITS)
             rounded_pairs(rows, weights, f"digits ViT-{letter}", [f"int{bits}" for bits in shown])
     elif name == "table7":
         rows.single("SGD", 69_000, "digits ViT, scale axes")
@@ -210,7 +211,7 @@ def test_table_1_says_the_paired_difference_to_its_own_network(table: Callable[[
 def test_table_1_sets_the_lower_nll_of_each_pair_bold(table: Callable[[object], Table]) -> None:
     _, _, folder = table(table1)
     marked = [line for line in (folder / "table1.md").read_text().splitlines() if "**" in line]
-    assert len(marked) == len(WEIGHTS) * len(table1.BITS)
+    assert len(marked) == len(WEIGHTS) * len(rounding_tables.BITS)
     assert all("LPE-BSR" in line for line in marked)
 
 
@@ -434,7 +435,7 @@ def test_the_latex_has_balanced_braces_and_as_many_cells_in_every_row(
     text = (folder / f"{name}.tex").read_text(encoding="utf-8")
     bare = re.sub(r"\\[{}]", "", text)
     assert bare.count("{") == bare.count("}")
-    header = module.HEADER if hasattr(module, "HEADER") else table1.HEADER
+    header = module.HEADER if hasattr(module, "HEADER") else rounding_tables.HEADER
     cells = {len(re.split(r"(?<!\\)&", line)) for line in text.splitlines() if " & " in line}
     assert cells == {len(header)}
 
@@ -528,7 +529,7 @@ def test_the_record_of_the_networks_keeps_the_bit_widths_that_its_table_shows(
     module.compute(session)  # type: ignore[attr-defined]
     name = module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
     kept = Records(session.out / record_name(name)).select()
-    bits = table1.BITS if module is table1 else table4.bits(DIGITS)
+    bits = rounding_tables.BITS if module is table1 else table4.bits(DIGITS)
     assert set(kept["number_system"]) == {"fp32", *(f"int{width}" for width in bits)}
     assert set(kept["seed"]) == set(session.claim_seeds)
 
