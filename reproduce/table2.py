@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
 from reproduce.command import run_figure
-from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, conditions, counted_seeds, read
+from reproduce.draw.metric_tables import MEASURED, numbers
+from reproduce.draw.summaries import FP32, SCALED, What, claim_lines, conditions, counted_seeds, read
 from reproduce.draw.tables import Cell, write_all
 from reproduce.scales.find import scale
 from reproduce.study.measurements import measure_all
@@ -31,15 +32,6 @@ from reproduce.study.session import Session
 from reproduce.study.units import Unit, units
 
 METHODS = (FP32, SCALED, "BMA", "LPE-BSR")
-MEASURED = {
-    "average loss": "average_loss",
-    "AMB": "ambiguity",
-    "ensemble loss": "ensemble_loss",
-    "ERR": "err",
-    "ECE": "ece",
-    "Brier": "brier",
-    "calibrated NLL": "calibrated_nll",
-}
 HEADER = ("point", "method", "members", "NLL (nats)", "NLL − FP32's", *MEASURED)
 
 
@@ -65,13 +57,6 @@ def rows_of_point(chosen: Scale, point: str) -> list[tuple[What, str]]:
         (What(substrate, point, "LPE-BSR", f"int{bits}"), f"LPE-BSR, INT-{bits}") for bits in chosen.bits
     ]
     return shown + [(what.at(size), title) for what, title in several for size in chosen.table_sizes]
-
-
-def numbers(summary: Summary, what: What, single: What) -> list[Cell]:
-    """Return NLL with interval, its paired difference to the single FP32 model, and MEASURED's metrics."""
-    means = [summary.mean(what, metric, 5 if metric == "ambiguity" else 4) for metric in MEASURED.values()]
-    difference = None if what == single else summary.difference(what, single)
-    return [summary.with_interval(what), difference, *means]
 
 
 def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:

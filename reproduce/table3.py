@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
 from reproduce.command import run_figure
+from reproduce.draw.metric_tables import MEASURED, numbers
 from reproduce.draw.summaries import (
     FP32,
     SCALED,
@@ -42,7 +43,6 @@ from reproduce.study.records import record_name, selected
 from reproduce.study.scale import Reported
 from reproduce.study.session import Session
 from reproduce.study.unrounded import SYSTEMS
-from reproduce.table2 import MEASURED, numbers
 
 HEADER = (
     "model",
