@@ -223,7 +223,7 @@ def measure_subject(name: str, assets: Path, out: Path, arguments: Sequence[str]
 
 def draw(subject: Subject, folder: Path) -> list[str]:
     """Draw a subject's picture from its record and times; returns what there is to say."""
-    from reproduce.cost import draw_picture
+    from reproduce.draw.cost_picture import draw_picture
 
     record = panels.read_record(folder / f"{subject.stem}.csv", COLUMNS)
     timed = subject if subject.timed_as is None else SUBJECTS[subject.timed_as]

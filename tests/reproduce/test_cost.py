@@ -20,7 +20,7 @@ import lpe
 from lpe.evaluation.metrics import nll, temperature_scaled
 from lpe.records import COLUMNS
 from reproduce import cost
-from reproduce.draw import cost_verdicts, panels
+from reproduce.draw import cost_picture, cost_verdicts, panels
 from reproduce.draw.cost_verdicts import Picture, Series, front, levels, share_of_gain
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study import cost_measures, cost_times
@@ -410,7 +410,7 @@ def drawn_figure(
     """The figure, what is said, and the stem of the files."""
     saved: list[tuple[Figure, str]] = []
     monkeypatch.setattr(panels, "save", lambda figure, _, name: saved.append((figure, name)))
-    _, said = cost.draw_picture(record, times_of(record), picture, tmp_path)
+    _, said = cost_picture.draw_picture(record, times_of(record), picture, tmp_path)
     ((figure, name),) = saved
     panels.plt.close(figure)
     return figure, said, name
@@ -439,7 +439,7 @@ def test_a_cascade_from_which_nothing_goes_on_is_not_drawn_beside_its_first_stag
     for networks, shown in ((1.0, False), (1.1, True)):
         changed = record.assign(value=record["value"].mask(nothing, networks))
         at = levels(Series(changed, PICTURE), times_of(record))
-        methods = set(cost._drawn(at, PICTURE, cost_shown)["method"])
+        methods = set(cost_picture._drawn(at, PICTURE, cost_shown)["method"])
         assert ("cascade from FP32: 95 % of the gain" in methods) == shown
         assert "cascade from RTN: 95 % of the gain" in methods
 
