@@ -21,13 +21,13 @@ from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
 from lpe.writing import check_writable
-from reproduce import ledger
+from reproduce import ledger, rendering
 from reproduce.command import parser, run_figure
+from reproduce.rendering import Rendered
 from reproduce.scales.find import any_scale, check_at_paper
 from reproduce.scales.paper.models import rehearse
 from reproduce.study import parallel
 from reproduce.study.measurements import measure_all
-from reproduce.study.parallel import Rendered
 from reproduce.study.scale import Scale
 from reproduce.study.session import open_session, seeds_asked
 from reproduce.study.units import Unit
@@ -122,7 +122,7 @@ def _render(
     """Render every figure and table; print what each printed."""
     rendered = []
     if pool is not None:
-        for each in parallel.render(figures, arguments, pool):
+        for each in rendering.render(figures, arguments, pool):
             print(each.said, end="", file=sys.stderr if each.code else sys.stdout, flush=True)
             rendered.append(each)
         return rendered

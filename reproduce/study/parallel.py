@@ -7,21 +7,17 @@ comes back with its result. Units in flight when a run is killed are lost, all o
 from __future__ import annotations
 
 import contextlib
-import io
 import multiprocessing
 import os
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
-from importlib import import_module
+from dataclasses import replace
 from multiprocessing.connection import wait
 
 import torch
 
 from lpe.tracking import Tracker
-from reproduce.command import run_figure
 from reproduce.study.measurements import measure
 from reproduce.study.session import Session
 from reproduce.study.units import Unit
@@ -44,24 +40,6 @@ def _measured(session: Session, unit: Unit) -> tuple[Unit, list[dict[str, float]
     tracker = Collected()
     measure(replace(session, tracker=tracker, quiet=True), unit)
     return unit, tracker.logged
-
-
-def _rendered(figure: str, arguments: list[str]) -> Rendered:
-    module = import_module(f"reproduce.{figure}")
-    started, said = time.time(), io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = run_figure(figure, module.__doc__, module.compute, module.draw, arguments, quiet=True)
-    return Rendered(figure, code, time.time() - started, said.getvalue())
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """The end of a figure's or table's script: exit code, seconds, and what it printed."""
-
-    figure: str
-    code: int
-    seconds: float
-    said: str
 
 
 def _end_with_parent() -> None:
@@ -99,10 +77,3 @@ def measure_units(session: Session, wanted: Iterable[Unit], pool: ProcessPoolExe
                 session.tracker.log(values)
             bar.set_postfix_str(f"{unit.what}, seed {unit.seed}")
             bar.update()
-
-
-def render(figures: Iterable[str], arguments: list[str], pool: ProcessPoolExecutor) -> Iterator[Rendered]:
-    """Run the scripts of figures in the pool's processes: each one's outcome, in the order given."""
-    futures = [pool.submit(_rendered, figure, arguments) for figure in figures]
-    for future in futures:
-        yield future.result()
