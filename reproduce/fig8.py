@@ -28,11 +28,11 @@ from lpe.records import COLUMNS, write_table
 from reproduce.command import run_figure
 from reproduce.draw import panels
 from reproduce.draw.style import BIT_STYLES, BMA_STYLE, METHODS
-from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, read
+from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, read
 from reproduce.scales.find import scale
 from reproduce.study.measurements import measure_all
 from reproduce.study.points import POINTS
-from reproduce.study.records import selected
+from reproduce.study.records import MEGABIT, selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 from reproduce.study.units import Unit, units

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 
 from lpe.records import COLUMNS, write_table
 from reproduce.draw import panels
-from reproduce.draw.summaries import FP32, MEGABIT, SCALED, Summary, What, claim_lines, pass_size, read
+from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, pass_size, read
 from reproduce.scales.find import scale
 from reproduce.study.measurements import measure_all
-from reproduce.study.records import selected
+from reproduce.study.records import MEGABIT, selected
 from reproduce.study.session import Session
 from reproduce.study.units import Unit, units
 

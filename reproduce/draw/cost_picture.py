@@ -23,8 +23,9 @@ from reproduce.draw.cost_verdicts import (
     table_lines,
 )
 from reproduce.draw.style import BIT_STYLES
-from reproduce.draw.summaries import FP32, MEGABIT, SCALED
+from reproduce.draw.summaries import FP32, SCALED
 from reproduce.study.cost_measures import HEADLINE, cascade_name
+from reproduce.study.records import MEGABIT
 
 COSTS = (
     ("ms", 1.0, "milliseconds per example"),

@@ -11,11 +11,12 @@ import pandas as pd
 
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
-from reproduce.draw.summaries import FP32, MEGABIT, SCALED
+from reproduce.draw.summaries import FP32, SCALED
 from reproduce.draw.tables import plain_number
 from reproduce.judge.intervals import LEVEL, interval
 from reproduce.study import cost_times
 from reproduce.study.cost_measures import HEADLINE, SHARE, cascade_name
+from reproduce.study.records import MEGABIT
 
 METRICS = ("nll", "calibrated_nll")
 KINDS = {"bernoulli": "independent", "coupled": "coupled"}

@@ -19,12 +19,10 @@ from reproduce.draw.panels import read_record
 from reproduce.draw.tables import mean_and_interval, plain_number
 from reproduce.judge.claims import Settings, all_claims, judge
 from reproduce.scales.paper.models import PaperScale
-from reproduce.study.records import record_name
+from reproduce.study.records import MEGABIT, record_name
 from reproduce.study.scale import Reported, Scale
 from reproduce.study.unrounded import FP32, PARAMETERS, other_names, own_names, parameters
 from reproduce.study.unrounded import SCALED as SCALED
-
-MEGABIT = 1e6
 
 
 @dataclass(frozen=True)

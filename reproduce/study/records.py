@@ -60,3 +60,6 @@ def selected(
     kept = rows[always | np.fromiter((key in reported for key in keys), bool, len(rows))]
     log_sizes(session, kept)
     return kept
+
+
+MEGABIT = 1e6
