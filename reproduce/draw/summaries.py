@@ -95,7 +95,7 @@ class Summary:
         return text.replace(FP32, self.common_name())
 
     def parameters(self, what: What) -> float:
-        """Return how many parameters an unrounded network has; see :func:`reproduce.study.unrounded.parameters`."""
+        """Return how many parameters an unrounded network has; see ``unrounded.parameters``."""
         has_count = self.has(what, PARAMETERS) or self.unrounded(what.substrate) != FP32
         return parameters(self.rows(what, PARAMETERS) if has_count else None, self.rows(what), what)
 

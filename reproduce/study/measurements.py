@@ -34,12 +34,6 @@ from reproduce.study.session import Session
 from reproduce.study.units import AXES, COST, COST_RIVALS, Unit, clip_units
 
 
-def digits_data(seed: int) -> Classification:
-    """Return the test and validation images of a training seed, one batch each."""
-    data = digits.load(seed)
-    return Classification([data.test], [data.validation])
-
-
 def measure_point(session: Session, unit: Unit) -> None:
     """Measure the methods on one point of one training seed."""
     scale = session.scale

@@ -19,7 +19,7 @@ from lpe.evaluation.predict import evaluate_temperature_scaled
 from lpe.modules import dtype_name, parameter_count
 from lpe.number_systems.naming import Systems
 from lpe.records import Records
-from reproduce.study.measurements import digits_data
+from lpe.substrates import digits
 from reproduce.study.session import Session
 from reproduce.study.units import Unit, draw_seed, reported_sizes
 from reproduce.study.unrounded import PARAMETERS
@@ -198,3 +198,9 @@ class Measurer:
                     return made
 
                 self.measure(method, system.name, rounding, make, drawn=rounding == "bernoulli")
+
+
+def digits_data(seed: int) -> Classification:
+    """Return the test and validation images of a training seed, one batch each."""
+    data = digits.load(seed)
+    return Classification([data.test], [data.validation])
