@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 import lpe
-from benchmarks.command import assets_folder, one_line_of_bad_input, parser
+from benchmarks.command import one_line_of_bad_input, parser
 from benchmarks.gpu_training import (
     RECIPES,
     SGD,
@@ -58,6 +58,7 @@ from lpe.ensembles.base import text_table
 from lpe.provenance import write_provenance
 from lpe.records import write_table
 from lpe.substrates import cifar
+from lpe.substrates.assets import assets_folder
 from lpe.substrates.cifar_networks import resnet_frn
 from lpe.training.flat import FlatLayout, Gradient
 from lpe.training.resident import ResidentImages, predictions
