@@ -35,6 +35,7 @@ from lpe.errors import InputError
 from lpe.evaluation.batches import Batch
 from lpe.evaluation.batches import stream as checked_stream
 from lpe.evaluation.cascades import evaluate_cascade
+from lpe.evaluation.examples import ExampleMetrics
 from lpe.evaluation.metrics import (
     EnsembleMetrics,
     calibrated_sizes,
@@ -403,6 +404,7 @@ def evaluate(
     timer: MemberTimer | None = None,
     members: str = "auto",
     options: EvaluationOptions = PLAIN,
+    examples: ExampleMetrics | None = None,
 ) -> pd.DataFrame:
     """Return the metrics of every prefix of an ensemble.
 
@@ -422,6 +424,7 @@ def evaluate(
             "auto", together where :func:`runs_together` says so, the model can, and no timer is given. The
             numbers are the same up to float rounding.
         options: of the forward passes, see :class:`EvaluationOptions`; they may change numbers.
+        examples: takes up the values of each example; empty. Not of a cascade.
 
     Returns:
         A row per size 1 … M: size, nll, err (fraction), ece, average_loss, ambiguity, ensemble_loss, brier,
@@ -439,6 +442,8 @@ def evaluate(
     if not isinstance(timer, MemberTimer | None):
         raise InputError(f"timer must be a MemberTimer or None, not {shown(timer)}")
     check_options(options)
+    if not isinstance(examples, ExampleMetrics | None):
+        raise InputError(f"examples must be ExampleMetrics() or None, not {shown(examples)}")
     if chunk_bytes is not None and not (is_number(chunk_bytes) and chunk_bytes >= 0):
         raise InputError(f"chunk_bytes must be a number of bytes ≥ 0 or None, not {shown(chunk_bytes)}")
     if isinstance(ensemble, Cascade):
@@ -446,6 +451,8 @@ def evaluate(
             raise InputError("a cascade has no time a member; time its predict instead")
         if members != "auto" or options != PLAIN:
             raise InputError("a cascade runs its members in its own way; leave members and options out")
+        if examples is not None:
+            raise InputError("a cascade keeps no values of examples; leave examples out")
         budget = CHUNK_BYTES if chunk_bytes is None else chunk_bytes
         seen = [0]
         return evaluate_cascade(ensemble, _in_chunks(checked_stream(batches), budget, seen), seen, calibrated)
@@ -480,8 +487,12 @@ def evaluate(
         mean_log_probs = total / n
         member_nll = -mean_log_probs.gather(1, targets[:, None])[:, 0]
         metrics[index].update(mean, mean_log_probs, member_nll, targets)
+        if examples is not None:
+            examples.add("nll", n, -mean.gather(1, targets[:, None])[:, 0])
         if n in calibrated:
             kept[index].append(mean.cpu())
+            if examples is not None:
+                examples.add("ambiguity", n, -mean_log_probs.logsumexp(dim=-1))
     if not all_targets:
         raise InputError("the batches are empty; there is nothing to evaluate")
     rows = []
@@ -494,6 +505,8 @@ def evaluate(
             every_target = torch.cat(all_targets)
             scaled = temperature_scaled(torch.cat(kept[index]), every_target)
             row["calibrated_nll"] = nll(scaled, every_target)
+            if examples is not None:
+                examples.add("calibrated_nll", index + 1, -scaled.gather(1, every_target[:, None])[:, 0])
         rows.append(row)
     return pd.DataFrame(rows)
 
