@@ -41,6 +41,17 @@ PACKAGES = (
     "wandb",
 )
 
+KERNEL_VARIABLES = (
+    "ATEN_CPU_CAPABILITY",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+    "DNNL_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE",
+    "NPY_DISABLE_CPU_FEATURES",
+)
+"""Environment variables by which torch, MKL, oneDNN, OpenBLAS and numpy choose a CPU's kernels."""
+
 
 def plain_data(value: object, name: str) -> Any:
     """Return configuration as JSON data: a dataclass becomes its fields and its class's name, a tuple a list.
@@ -112,6 +123,7 @@ def provenance(
         "python": platform.python_version(),
         "packages": _package_versions(),
         "device": machine(device),
+        "kernels": kernels(),
         "threads": threads,
         "seeds": list(seeds),
         "config": _without_folders(plain_data(config, "config")),
@@ -130,6 +142,24 @@ def write_provenance(
     """Write ``provenance`` of the same arguments as JSON, atomically."""
     content = provenance(command, config, device, seeds, threads, started)
     write_text_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def kernels() -> dict[str, Any]:
+    """Return what chooses the kernels of this process on its CPU, of which the last bits of a result depend.
+
+    Returns:
+        ``make``: who made the CPU, as it says itself: "GenuineIntel", "AuthenticAMD". ``capability``: the
+        instructions that torch's own kernels use, as torch says: "AVX2", "AVX512". ``mkl``: whether torch has
+        MKL. ``variables``: those of KERNEL_VARIABLES that are set.
+    """
+    import torch
+
+    return {
+        "make": _of_cpu("vendor_id") or platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "mkl": torch.backends.mkl.is_available(),
+        "variables": {name: os.environ[name] for name in KERNEL_VARIABLES if name in os.environ},
+    }
 
 
 def _without_folders(value: Any) -> Any:
@@ -184,7 +214,8 @@ def _package_versions() -> dict[str, str]:
 
 def machine(device: str) -> dict[str, Any]:
     """Return a device as torch names it, the make of the processor and its cores, and of a card its name."""
-    described: dict[str, Any] = {"device": device, "cpu": _cpu_model(), "cores": os.cpu_count()}
+    cpu = _of_cpu("model name") or platform.processor() or platform.machine()
+    described: dict[str, Any] = {"device": device, "cpu": cpu, "cores": os.cpu_count()}
     if device.startswith("cuda"):
         import torch
 
@@ -192,11 +223,12 @@ def machine(device: str) -> dict[str, Any]:
     return described
 
 
-def _cpu_model() -> str:
+def _of_cpu(field: str) -> str:
+    """Return a field of the first processor in /proc/cpuinfo; empty where there is none."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
+            if line.startswith(field):
                 return line.partition(":")[2].strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    return ""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lpe import provenance as module
 from lpe.errors import InputError
@@ -69,6 +70,30 @@ def test_provenance_has_the_seconds_since_the_start() -> None:
 def test_provenance_names_the_processor_and_its_cores() -> None:
     device = provenance()["device"]
     assert device["cpu"] and device["cores"] == os.cpu_count()
+
+
+def test_provenance_names_the_variables_that_choose_kernels_and_are_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in module.KERNEL_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    assert provenance()["kernels"]["variables"] == {"MKL_CBWR": "COMPATIBLE"}
+
+
+def test_provenance_names_the_instructions_of_the_kernels_in_force_whatever_a_late_variable_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    in_force = torch.backends.cpu.get_cpu_capability()
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")
+    assert provenance()["kernels"]["capability"] == in_force != "DEFAULT"
+
+
+def test_provenance_names_who_made_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Path, "read_text", lambda *_, **__: "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: EPYC\n"
+    )
+    assert (module.kernels()["make"], module.machine("cpu")["cpu"]) == ("AuthenticAMD", "EPYC")
 
 
 def test_provenance_has_no_absolute_path() -> None:

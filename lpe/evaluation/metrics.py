@@ -187,11 +187,11 @@ def fit_temperature(log_probs: Tensor, targets: Tensor) -> float:
         return 1.0
 
     def loss(log_temperature: float) -> float:
-        fit = nll((scores / np.exp(log_temperature)).log_softmax(dim=-1), targets)
+        fit = nll((scores / math.exp(log_temperature)).log_softmax(dim=-1), targets)
         return fit + log_temperature**2 / (2 * len(targets))
 
     found = minimize_scalar(loss, bounds=(-5.0, 5.0), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
+    return math.exp(found.x)
 
 
 def check_two_examples(targets: Tensor) -> None:
