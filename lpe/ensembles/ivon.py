@@ -10,8 +10,14 @@ with g the gradient of the *mean* loss at θ, ḡ its running mean (β1, without
 coordinate of the fraction clipped to clip_radius. The factor h0 + wd is ``ivon-opt``'s ``rescale_lr``: the
 first steps are those of SGD at lr, whatever h0 is.
 
-The point is the mean. What matters: ess (N; smaller is a wider posterior), h0 (h's start), β2 (how fast h
-forgets h0: until the steps are many more than 1/(1 − β2), std is h0's).
+The point is the mean. The rate that multiplies the gradient is so lr·(h0 + wd)/(h + wd): it grows as h falls
+from h0.
+
+What matters: ess (N is the posterior; more is a colder one, at temperature N/ess), h0 (h's start), β2 (how
+fast h forgets h0: until the steps are many more than 1/(1 − β2), std is h0's). :func:`forgetting_std` is what
+std would be had h learnt nothing; a median ratio of the two near 1 says that the posterior is not learnt.
+``h`` is biased upwards by minibatch noise, by about ½ (1 − β2)·ess·E[g²]: little only where ess/N is small
+against the epochs.
 """
 
 from __future__ import annotations
@@ -23,7 +29,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpe.checks import check_finite, check_not_negative, check_optimizer, check_tensor, check_tensors
+from lpe.checks import (
+    check_finite,
+    check_integer,
+    check_not_negative,
+    check_optimizer,
+    check_tensor,
+    check_tensors,
+)
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import MemberStatistics, check_batches, fresh_statistics
 from lpe.errors import InputError
@@ -61,6 +74,20 @@ def posterior_std(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[st
                 )
             std[names[id(parameter)]] = part.reshape(parameter.shape).clone()
     return std
+
+
+def forgetting_std(hess_init: float, beta2: float, weight_decay: float, ess: float, steps: int) -> float:
+    """Return the posterior's std after steps whose gradients said nothing: h0's decay, ĥ = 0 at each.
+
+    Raises:
+        InputError: beta2 outside 0 … 1, another setting negative, or steps no number of steps.
+    """
+    if not 0 <= check_finite("beta2", beta2) <= 1:
+        raise InputError(f"beta2 must be 0 … 1, not {beta2}")
+    h, wd = check_finite("hess_init", hess_init), check_finite("weight_decay", weight_decay)
+    for _ in range(check_integer("steps", steps, 0)):
+        h = beta2 * h + 0.5 * (1 - beta2) ** 2 * h**2 / (h + wd)
+    return 1 / math.sqrt(check_finite("ess", ess) * (h + wd))
 
 
 class IVONEnsemble(Ensemble):

@@ -34,7 +34,10 @@ Batches = Iterable[tuple[Any, Tensor]] | Callable[[int], Iterable[tuple[Any, Ten
 
 
 class Collector(Protocol):
-    """A collector, which keeps something of the weights as a run goes on: SWAG, snapshots, cyclical SGLD."""
+    """A collector, which keeps something of the weights as a run goes on: SWAG, snapshots, cyclical SGLD.
+
+    One that counts steps has ``collect_step(model, step)`` as well, which is called after each (from 0).
+    """
 
     def check(self, epochs: int) -> None:
         """Raise InputError where a run of so many epochs does not suit it."""
@@ -126,6 +129,7 @@ def train(
         )
     if collector is not None:
         collector.check(epochs)
+    collect_step = getattr(collector, "collect_step", None)
     if not callable(learning_rate):
         learning_rate = constant(check_finite("learning_rate", learning_rate))
     if loss is None:
@@ -166,6 +170,8 @@ def train(
                 if clip_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
                 optimizer.step()
+                if collect_step is not None:
+                    collect_step(model, step)
                 total, count, step = total + value, count + 1, step + 1
             if not count:
                 raise InputError(f"epoch {epoch} has no batches; there is nothing to train on")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import lpe
-from lpe.ensembles.cyclical_sgld import CyclicalSGLDCollector
+from lpe.ensembles.cyclical_sgld import CyclicalSGLDCollector, SamplingStage, StageCollector
 from lpe.training.loop import train
 from lpe.training.schedules import cyclical_cosine
 from lpe.training.sgld import SGLD
@@ -20,7 +20,7 @@ STEPS = len(BATCHES)
 """An epoch."""
 
 
-def network() -> nn.Module:
+def network() -> nn.Linear:
     model = nn.Linear(3, 2)
     with torch.no_grad():
         model.weight.copy_(torch.arange(6.0).view(2, 3) / 6)
@@ -84,3 +84,50 @@ def test_more_or_fewer_samples_than_a_cycle_has_epochs_are_refused_before_traini
 def test_an_epoch_without_steps_is_refused(steps: int) -> None:
     with pytest.raises(lpe.InputError, match=f"steps_per_epoch must be a positive integer, not {steps}"):
         CyclicalSGLDCollector(3, 1).noise_steps(steps)
+
+
+# A sampling stage counted in steps
+
+
+def test_a_stage_draws_noise_in_the_last_steps_of_every_cycle() -> None:
+    stage = SamplingStage(steps_per_cycle=6, steps=4, samples=2, spacing=2)
+    assert [step for step in range(12) if stage.noise(step)] == [2, 3, 4, 5, 8, 9, 10, 11]
+
+
+def test_a_stages_samples_end_with_it_and_lie_the_spacing_apart() -> None:
+    stage = SamplingStage(steps_per_cycle=10, steps=8, samples=3, spacing=3)
+    assert [step for step in range(20) if stage.keeps(step)] == [3, 6, 9, 13, 16, 19]
+
+
+def test_a_stage_counts_the_noisy_steps_before_each_sample() -> None:
+    stage = SamplingStage(steps_per_cycle=10, steps=8, samples=3, spacing=3)
+    kept = [step for step in range(10) if stage.keeps(step)]
+    noisy = [sum(map(stage.noise, range(step + 1))) for step in kept]
+    assert stage.noisy_steps == noisy == [2, 5, 8]
+
+
+def test_training_leaves_a_stages_samples_as_the_weights_were_after_those_steps() -> None:
+    stage = SamplingStage(steps_per_cycle=5, steps=4, samples=2, spacing=3)
+    model, collector, states = network(), StageCollector(stage), []
+    optimizer = SGLD(model.parameters(), 0.5, len(INPUTS), noise=stage.noise)
+    optimizer.register_step_post_hook(lambda *_: states.append(model.weight.detach().clone()))
+    train(model, lambda epoch: BATCHES, optimizer, lambda step: 0.5, 5, seed=0, collector=collector)
+    assert collector.training_budget == [2, 5, 7, 10]
+    assert len(states) == 10
+    for sample, cost in zip(collector.samples, collector.training_budget, strict=True):
+        assert torch.equal(sample["weight"], states[cost - 1])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"steps": 11}, "a sampling stage of 11 steps is longer than its cycle of 10"),
+        ({"spacing": 4}, "3 samples 4 steps apart do not fit into 8 steps"),
+        ({"samples": 0}, "samples must be a positive integer, not 0"),
+        ({"spacing": 1.5}, "spacing must be a positive integer, not 1.5"),
+    ],
+)
+def test_a_stage_that_cannot_be_is_refused(wrong: dict[str, Any], said: str) -> None:
+    right: dict[str, Any] = {"steps_per_cycle": 10, "steps": 8, "samples": 3, "spacing": 3}
+    with pytest.raises(lpe.InputError, match=said):
+        SamplingStage(**{**right, **wrong})

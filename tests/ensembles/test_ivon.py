@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lpe
-from lpe.ensembles.ivon import IVONEnsemble, posterior_std
+from lpe.ensembles.ivon import IVONEnsemble, forgetting_std, posterior_std
 from lpe.training.loop import train
 
 DRAWS = 2000
@@ -465,3 +465,29 @@ def test_a_gradient_taken_at_the_mean_is_caught() -> None:
 def test_a_minibatch_size_given_for_the_number_of_examples_is_caught() -> None:
     with pytest.raises(AssertionError):
         check_the_learned_posterior(*learned(ess=EXAMPLES / 4))
+
+
+# What the std would be had nothing been learnt
+
+
+def test_the_forgetting_std_is_the_optimisers_own_where_gradients_are_zero() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = ivon.IVON(model.parameters(), lr=0.1, ess=40.0, hess_init=0.7, beta2=0.8, weight_decay=0.05)
+    for _ in range(6):
+        with optimizer.sampled_params(train=True):
+            (0.0 * model(torch.ones(1, 3)).sum()).backward()
+        optimizer.step()
+    expected = forgetting_std(0.7, 0.8, 0.05, 40.0, 6)
+    for std in posterior_std(optimizer, model).values():
+        torch.testing.assert_close(std, torch.full_like(std, expected), rtol=1e-5, atol=0)
+
+
+def test_a_posterior_that_forgets_everything_has_the_priors_std() -> None:
+    # The second-order term keeps h from falling faster than (1 − (1 − β2) + ½ (1 − β2)²) a step.
+    assert forgetting_std(2.0, 0.9, 0.05, 40.0, 1000) == pytest.approx(1 / math.sqrt(40 * 0.05), rel=1e-9)
+
+
+@pytest.mark.parametrize("beta2", [-0.1, 1.1])
+def test_a_forgetting_std_outside_of_beta2s_range_is_refused(beta2: float) -> None:
+    with pytest.raises(lpe.InputError, match="beta2"):
+        forgetting_std(2.0, beta2, 0.05, 40.0, 10)
