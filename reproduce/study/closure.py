@@ -19,6 +19,7 @@ where its methods matter, name it as a root as well.
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import gc
 import hashlib
@@ -35,7 +36,16 @@ from types import ModuleType
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
 
-Root = Callable[..., object] | type | ModuleType | str
+
+@dataclass(frozen=True)
+class Without:
+    """A class without methods whose results are in a key themselves, so that their code is not."""
+
+    of: type
+    methods: tuple[str, ...]
+
+
+Root = Callable[..., object] | type | Without | ModuleType | str
 """A function or class at the top of its module, a partial of one, a module, "module" or "module:name"."""
 
 PACKAGES = ("lpe", "reproduce", "benchmarks")
@@ -48,6 +58,8 @@ DEFINED_BY = {
 Tests hold them to it bit for bit: kernels that are faster make nothing new. ``kernels`` itself chooses
 between backends.
 """
+APART = ("reproduce.study.closure", "reproduce.study.keys")
+"""Modules that make keys: where a change of them matters, the keys change, and not for its code."""
 
 _IMPORTERS = ("importlib.import_module", "importlib.__import__", "__import__")
 _REFUSED = (*_IMPORTERS, "exec", "eval", "compile", "globals", "runpy", "importlib.util", "pkgutil")
@@ -119,12 +131,17 @@ class Project:
 
     Args:
         folder: that the packages are in. packages: their names. defined_by: see ``DEFINED_BY``.
+        apart: modules that do not count; see ``APART``.
     """
 
     def __init__(
-        self, folder: Path, packages: Sequence[str], defined_by: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        packages: Sequence[str],
+        defined_by: Mapping[str, str] | None = None,
+        apart: Sequence[str] = (),
     ) -> None:
-        self._packages, self._defined_by = tuple(packages), dict(defined_by or {})
+        self._packages, self._defined_by, self._apart = tuple(packages), dict(defined_by or {}), apart
         self._files: dict[str, tuple[Path, bytes]] = {}
         for package in packages:
             for path in sorted((folder / package).rglob("*.py")):
@@ -161,6 +178,9 @@ class Project:
         elif isinstance(root, ModuleType):
             self._add_loaded(root.__name__)
             yield root.__name__
+        elif isinstance(root, Without):
+            for name in self._names(root.of):
+                yield f"{name} without {' '.join(root.methods)}"
         else:
             named = root if hasattr(root, "__qualname__") else type(root)
             module, name = named.__module__, named.__qualname__
@@ -181,8 +201,10 @@ class Project:
     def _walk(self, roots: Iterable[str]) -> Closure:
         queue: list[_Target] = []
         for root in roots:
-            module, _, name = root.partition(":")
-            queue += self._resolve(module, (name,) if name else ())
+            whole, _, without = root.partition(" without ")
+            module, _, name = whole.partition(":")
+            found = self._resolve(module, (name,) if name else ())
+            queue += [_without(each, without.split()) for each in found] if without else found
         reached: dict[_Part, str] = {}
         packages: set[str] = set()
         while queue:
@@ -208,7 +230,7 @@ class Project:
     def _resolve(self, module: str, chain: _Chain, trail: tuple[object, ...] = ()) -> Iterator[_Target]:
         """Yield what ``module.chain`` refers to; without a chain, all of the module."""
         module, chain = (self._defined_by[module], ()) if module in self._defined_by else (module, chain)
-        if (module, chain) in trail:
+        if (module, chain) in trail or module in self._apart:
             return
         trail = (*trail, (module, chain))
         if module not in self._files:
@@ -277,6 +299,15 @@ class Project:
                 )
             for module in modules:
                 yield from self._resolve(module, ())
+
+
+def _without(target: _Target, methods: Sequence[str]) -> _Target:
+    """Return a class without some of its methods; anything else as it is."""
+    if isinstance(target, str) or not isinstance(target.node, ast.ClassDef):
+        return target
+    kept = copy.copy(target.node)
+    kept.body = [each for each in kept.body if getattr(each, "name", None) not in methods]
+    return _Part(target.module, f"{target.name} without {' '.join(methods)}", kept, target.scope)
 
 
 class _Reader:
@@ -461,4 +492,4 @@ def _no_collection() -> Iterator[None]:
 @functools.cache
 def project() -> Project:
     """Return the packages of this repository."""
-    return Project(REPOSITORY, PACKAGES, DEFINED_BY)
+    return Project(REPOSITORY, PACKAGES, DEFINED_BY, APART)

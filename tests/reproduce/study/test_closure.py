@@ -11,7 +11,7 @@ import pytest
 
 import lpe
 from lpe.errors import InputError
-from reproduce.study.closure import Project, project
+from reproduce.study.closure import Project, Without, project
 
 FILES = {
     "toy/__init__.py": "from toy.methods.deep import Deep\nfrom toy.methods.noisy import Noisy\n",
@@ -42,6 +42,7 @@ FILES = {
         def of(name):
             return importlib.import_module(f"toy.kernels.{name}")
     """,
+    "toy/apart.py": "def key():\n    return 1\n",
     "toy/kernels/reference.py": "def rounded(w):\n    return round(w)\n",
     "toy/kernels/fast.py": "def rounded(w):\n    return int(w + 0.5)\n",
     "toy/train.py": '''
@@ -101,7 +102,7 @@ def _project(folder: Path, *edits: Edit) -> Project:
     for file, text in texts.items():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(text)
-    return Project(folder, ["toy"], {"toy.kernels": "toy.kernels.reference"})
+    return Project(folder, ["toy"], {"toy.kernels": "toy.kernels.reference"}, ["toy.apart"])
 
 
 def test_a_comment_changes_nothing(code: Callable[..., str]) -> None:
@@ -158,6 +159,12 @@ def test_a_faster_kernel_changes_nothing(code: Callable[..., str]) -> None:
 def test_the_reference_of_the_kernels_counts_where_they_are_used(code: Callable[..., str]) -> None:
     root = "toy.train:rounded"
     assert code(root, ("toy/kernels/reference.py", "round(w)", "round(w, 0)")) != code(root)
+
+
+def test_a_module_that_is_set_apart_does_not_count(code: Callable[..., str]) -> None:
+    use = ("toy/train.py", "", "\n\ndef keyed():\n    from toy.apart import key\n    return key()\n")
+    root = "toy.train:keyed"
+    assert code(root, use, ("toy/apart.py", "return 1", "return 2")) == code(root, use)
 
 
 def test_what_a_module_does_when_it_is_imported_counts(code: Callable[..., str]) -> None:
@@ -247,6 +254,22 @@ def test_a_function_defined_inside_another_is_refused_as_a_root() -> None:
 
 def test_an_object_depends_on_its_class() -> None:
     assert "lpe.number_systems.grids:Int" in project().closure(lpe.Int(4).__class__).definitions
+
+
+class _Source:
+    """A class with two methods, each of which depends on something else."""
+
+    def load(self) -> object:
+        return lpe.evaluate
+
+    def network(self) -> object:
+        return lpe.train
+
+
+def test_a_class_may_count_without_a_method_whose_result_is_in_the_key() -> None:
+    definitions = project().closure(Without(_Source, ("load",))).definitions
+    assert "lpe.training.loop:train" in definitions
+    assert "lpe.evaluation.predict:evaluate" not in definitions
 
 
 def test_rounding_counts_the_reference_and_no_other_kernel() -> None:
