@@ -54,7 +54,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
             nll = record[(record["point"] == point) & (record["metric"] == "nll")]
             single = intervals.by_seed(nll, method="FP32")
             panels.nll_panel(ax, nll, single, chosen.bits, BIT_STYLES, BMA_STYLE)
-            low, high = intervals.interval(single.to_numpy())
+            low, high = intervals.student_interval(single.to_numpy())
             spread = f" [{low:.3f}, {high:.3f}]" if n > 1 else ""
             panels.label_panel(ax, letter, f"{point}: FP32 {single.mean():.3f}{spread}")
         axes[0].set_ylabel("test NLL (nats per image)")

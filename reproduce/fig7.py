@@ -33,7 +33,7 @@ from reproduce.command import run_figure
 from reproduce.draw import panels
 from reproduce.draw.style import BIT_STYLES
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, read
-from reproduce.judge.intervals import interval
+from reproduce.judge.intervals import student_interval
 from reproduce.scales.find import any_scale
 from reproduce.study.measurements import measure_all
 from reproduce.study.records import MEGABIT, selected
@@ -107,7 +107,7 @@ def _gain_panel(axes: Axes, summary: Summary, chosen: Reported, substrates: Sequ
     for substrate in substrates:
         single = What(substrate, "SGD", FP32)
         gain = (summary.values(_bsr(chosen, substrate, chosen.size)) - summary.values(single)).dropna()
-        low, high = interval(gain.to_numpy())
+        low, high = student_interval(gain.to_numpy())
         parameters.append(summary.parameters(single))
         means.append(float(gain.mean()))
         lows.append(low)

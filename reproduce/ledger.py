@@ -3,8 +3,12 @@
     python -m reproduce claims --scale digits
 
 Costs seconds: nothing is trained or measured. It reads every record fig*.csv and table*.csv of the folder,
-prints a row a claim with its verdict, and writes claims.csv, claims.md and claims.tex there. A claim whose
-rows do not exist is a row too: "not run".
+prints a row a claim with its verdict, and writes claims.csv (everything), claims.md and claims.tex (a short
+table, and below it what each claim compares) there. A claim whose rows do not exist is a row too: "not run".
+
+Intervals over test examples need the values of each example, which the working store holds while a scale is
+measured. What was estimated from them is kept in claims_examples.csv, each row with a hash of the rows of the
+record that it is of: so a folder is judged again without the store.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -23,11 +28,17 @@ from lpe.command_line import Parser
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
-from lpe.records import COLUMNS, KEY, MEASURED, Records
-from lpe.writing import check_writable
-from reproduce.draw.tables import Cell, write_all
-from reproduce.judge.claims import Settings, Verdict, all_claims, judge
+from lpe.records import COLUMNS, KEY, MEASURED, Records, write_table
+from lpe.store import Store
+from lpe.writing import check_writable, write_text_atomic
+from reproduce.draw.tables import Cell, latex, markdown, plain_number
+from reproduce.judge.claims import Settings, all_claims
+from reproduce.judge.statistics import notes
+from reproduce.judge.verdicts import KEPT, UNITS, Estimate, Verdict, judge_all, kept_estimates
 from reproduce.scales.find import any_scale
+from reproduce.study.examples import find
+from reproduce.study.scale import Reported
+from reproduce.study.session import working_folder
 
 PATTERNS = ("fig*.csv", "table*.csv")
 OUTCOMES = ("holds", "fails", "undecided", "not run")
@@ -79,53 +90,172 @@ def _is_record(path: Path) -> bool:
 HEADER = (
     "claim",
     "statistic",
+    "claimed side",
     "effect",
     "95 % low",
     "95 % high",
     "unit",
-    "claimed side",
     "n",
+    "interval over",
     "verdict",
+    "p",
+    "evidence",
+    "FP32 instead",
+    "FP32 low",
+    "FP32 high",
+    "FP32 verdict",
+    "Holm p",
+    "Holm verdict",
+    "needed n",
+    "examples low",
+    "examples high",
+    "examples n",
+    "examples verdict",
+    "same as",
     "note",
 )
+SHORT = ("claim", "verdict", "effect", "unit", "FP32 instead", "Holm", "n", "needed n")
+KEPT_FILE = "claims_examples.csv"
 
 
 def _row(verdict: Verdict) -> list[Cell]:
-    effect, low, high = (None if math.isnan(x) else x for x in (verdict.effect, verdict.low, verdict.high))
+    found, instead, examples = verdict.found, verdict.instead, verdict.examples
     return [
         verdict.claim,
         verdict.statistic,
-        effect,
-        low,
-        high,
-        verdict.unit,
         verdict.claimed(),
+        *_numbers(found, "effect", "low", "high"),
+        verdict.unit,
         verdict.n,
+        verdict.over,
         verdict.verdict,
+        *_numbers(found, "level"),
+        verdict.evidence,
+        *_numbers(instead, "effect", "low", "high"),
+        "" if instead is None else instead.verdict,
+        None if math.isnan(verdict.holm_level) else verdict.holm_level,
+        verdict.holm,
+        verdict.needed,
+        *_numbers(examples, "low", "high"),
+        None if examples is None else examples.n,
+        "" if examples is None else examples.verdict,
+        verdict.same_as,
         verdict.note,
     ]
 
 
-def _printed(verdicts: Sequence[Verdict], title: str) -> str:
-    lines = []
+def _numbers(estimate: Estimate | None, *names: str) -> list[Cell]:
+    found = [math.nan if estimate is None else getattr(estimate, name) for name in names]
+    return [None if math.isnan(number) else number for number in found]
+
+
+def _short_row(verdict: Verdict, beside: bool) -> list[Cell]:
+    found, instead = verdict.found, verdict.instead
+    told = {"not evidence": ", not evidence", "not known": ", evidence not known"}.get(verdict.evidence, "")
+    cells: list[Cell] = [
+        verdict.claim,
+        verdict.verdict + told,
+        "" if found is None else _shown(found),
+        "" if found is None else verdict.unit,
+        ("" if found is None else "not available")
+        if instead is None
+        else f"{plain_number(instead.effect, DIGITS)}, {instead.verdict}",
+        verdict.holm or "",
+        "" if found is None else str(found.n),
+        verdict.needed,
+    ]
+    if beside:
+        cells.insert(4, "" if verdict.examples is None else _interval(verdict.examples))
+    return cells
+
+
+DIGITS = 4
+"""Decimals of the short table."""
+
+
+def _shown(estimate: Estimate) -> str:
+    effect = "not defined" if math.isnan(estimate.effect) else plain_number(estimate.effect, DIGITS)
+    return f"{effect} {_interval(estimate)}".rstrip()
+
+
+def _interval(estimate: Estimate) -> str:
+    if math.isnan(estimate.low):
+        return ""
+    low, high = (
+        ("-" if limit < 0 else "") + "∞" if math.isinf(limit) else plain_number(limit, DIGITS)
+        for limit in (estimate.low, estimate.high)
+    )
+    return f"[{low}, {high}]"
+
+
+def _definitions(verdicts: Sequence[Verdict]) -> list[str]:
+    """Say what each claim compares, claims of one wording in one line."""
+    named: dict[tuple[str, str], list[str]] = {}
     for verdict in verdicts:
-        known = not math.isnan(verdict.effect)
-        interval = "" if math.isnan(verdict.low) else f"[{verdict.low:+.5f}, {verdict.high:+.5f}]"
-        effect = f"{verdict.effect:+.5f} {verdict.unit}" if known else ""
-        lines.append(
-            (
-                verdict.claim,
-                verdict.verdict,
-                effect,
-                interval,
-                verdict.claimed(),
-                str(verdict.n),
-                verdict.note,
-            )
+        named.setdefault((verdict.statistic, verdict.claimed()), []).append(verdict.claim)
+    return [
+        f"{', '.join(names)}: {statistic}; claimed {claimed}" for (statistic, claimed), names in named.items()
+    ]
+
+
+def _remarks(verdicts: Sequence[Verdict]) -> list[str]:
+    """Say what was compared or is missing, claims with one remark in one line."""
+    named: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        same = f"the very rows of {verdict.same_as}, counted once" if verdict.same_as else ""
+        if said := notes(same, verdict.note):
+            named.setdefault(said, []).append(verdict.claim)
+    return [f"{', '.join(names)}: {said}" for said, names in named.items()]
+
+
+def counts(verdicts: Sequence[Verdict]) -> str:
+    """Count the verdicts, of comparisons that two claims share only one."""
+    own = [verdict for verdict in verdicts if not verdict.same_as]
+    counted = Counter(verdict.verdict for verdict in own)
+    parts = [
+        f"{counted[each]} {each}" for each in (*OUTCOMES, "reported") if counted[each] or each in OUTCOMES
+    ]
+    empty = sum(verdict.evidence == "not evidence" for verdict in own)
+    parts[0] += f" ({empty} not evidence: FP32 instead holds as well)"
+    adjusted = Counter(verdict.holm for verdict in own)
+    return f"{', '.join(parts)}; after Holm {adjusted['holds']} hold, {adjusted['fails']} fail"
+
+
+def _notes(verdicts: Sequence[Verdict], chosen: Reported, files: Sequence[str]) -> list[str]:
+    over, beside = UNITS[chosen.unit]
+    by_seeds = "; Student's t, of ratios Fieller's"
+    how = {"example": "s, by the paired bootstrap (10,000 resamples, percentile)"}
+    said = [
+        *filter(None, [chosen.standing]),
+        f"{counts(verdicts)}.",
+        "The effect is the mean of the statistic, in brackets its two-sided 95 % interval, of "
+        f"n = {over}{how.get(chosen.unit, by_seeds)}. A claim holds if the interval lies wholly on the "
+        "claimed side, fails if it lies wholly on the other, else it is undecided.",
+        "FP32 instead: the same statistic and test with the unrounded network in LPE-BSR's place (in "
+        "X + LPE-BSR with X's own members). A claim that it satisfies as well is no evidence for LPE-BSR.",
+        "Holm: the verdict after adjusting for the number of claims. Needed n: with so many units four "
+        "fifths of runs would decide the claim, were effect and spread as observed.",
+    ]
+    if beside:
+        why = list(dict.fromkeys(verdict.why for verdict in verdicts if verdict.why))
+        available = any(verdict.examples is not None for verdict in verdicts)
+        said.append(
+            f"The interval {beside} is a bootstrap over test examples (10,000 resamples, percentile), each "
+            "example's values averaged over the seeds that tested it."
+            if available
+            else f"An interval {beside} is not available: {why[0] if why else 'no claim was judged'}."
         )
-    header = ("claim", "verdict", "effect", "95 % interval", "claimed side", "n", "note")
-    counted = Counter(verdict.verdict for verdict in verdicts)
-    return text_table(title, header, lines, ", ".join(f"{counted[each]} {each}" for each in OUTCOMES))
+    return [*said, *_definitions(verdicts), *_remarks(verdicts), f"Read from {', '.join(files)}."]
+
+
+def _kept(out: Path) -> pd.DataFrame | None:
+    path = out / KEPT_FILE
+    if not path.is_file():
+        return None
+    table = pd.read_csv(path, dtype={"claim": str, "rows": str})
+    if tuple(table.columns) != KEPT:
+        raise InputError(f"{path} has other columns than {', '.join(KEPT)}; delete it and judge again")
+    return table
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -146,20 +276,43 @@ def main(arguments: Sequence[str]) -> int:
         record, files = read_records(out, chosen.name)
         check_writable(out)
         settings = Settings.of(chosen)
-        verdicts = [judge(claim, record, settings.level) for claim in all_claims(settings)]
-        title = f"Claims at scale {chosen.name}"
-        notes = (
-            "The effect is the mean of the statistic over n training seeds; its interval is Student's t, "
-            "two-sided. A claim holds if the interval lies wholly on the claimed side, fails if it lies "
-            "wholly on the other, else it is undecided.",
-            "Each claim is judged by itself: no interval is widened for the number of claims.",
-            f"Read from {', '.join(files)}.",
+        verdicts = judge_all(
+            all_claims(settings),
+            record,
+            chosen.unit,
+            settings.level,
+            partial(find, working_folder(chosen, Store())),
+            _kept(out),
         )
-        paths = write_all(out, "claims", HEADER, [_row(verdict) for verdict in verdicts], title, notes)
+        paths = _write(out, verdicts, chosen, files)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(_printed(verdicts, title))
+    beside = any(verdict.examples is not None for verdict in verdicts)
+    header = list(SHORT)
+    if beside:
+        header.insert(4, UNITS[chosen.unit][1])
+    rows = [[str(cell) for cell in _short_row(verdict, beside)] for verdict in verdicts]
+    print(text_table(f"Claims at scale {chosen.name}", header, rows, counts(verdicts)))
     for path in paths:
         print(f"wrote {os.path.relpath(path)}")
     return 0
+
+
+def _write(out: Path, verdicts: Sequence[Verdict], chosen: Reported, files: Sequence[str]) -> list[Path]:
+    names = [out / f"claims.{kind}" for kind in ("csv", "md", "tex")]
+    write_table([dict(zip(HEADER, _row(verdict), strict=True)) for verdict in verdicts], names[0], HEADER)
+    beside = any(verdict.examples is not None for verdict in verdicts)
+    header = [*SHORT[:2], "effect [95 % interval]", *SHORT[3:]]
+    if beside:
+        header.insert(4, UNITS[chosen.unit][1])
+    rows = [_short_row(verdict, beside) for verdict in verdicts]
+    title = f"Claims at scale {chosen.name}"
+    said = _notes(verdicts, chosen, files)
+    write_text_atomic(names[1], markdown(header, rows, title, said))
+    write_text_atomic(names[2], latex("claims", header, rows, title, said))
+    kept = kept_estimates(verdicts)
+    if kept:
+        write_table(kept, out / KEPT_FILE, KEPT)
+        names.append(out / KEPT_FILE)
+    return names

@@ -28,7 +28,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from lpe.errors import InputError
 from lpe.writing import replacing
-from reproduce.judge.intervals import by_seed, interval
+from reproduce.judge.intervals import by_seed, student_interval
 
 # Okabe & Ito's palette: told apart with any of the usual colour-vision deficiencies.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -121,7 +121,7 @@ def paired_curve(
     for size in sizes:
         values = by_seed(rows, size=size)
         difference = (values - reference).dropna()
-        low, high = interval(difference.to_numpy())
+        low, high = student_interval(difference.to_numpy())
         means.append(values.mean())
         lows.append(reference.mean() + low)
         highs.append(reference.mean() + high)
@@ -246,7 +246,7 @@ def budget_table(rows: pd.DataFrame, reference: pd.Series, budget: str) -> pd.Da
         if kept.empty:
             raise InputError(f"size {size} shares no training seed with the single FP32 model; run both anew")
         base = float(reference[kept.index].mean())
-        low, high = interval(kept.to_numpy())
+        low, high = student_interval(kept.to_numpy())
         lines.append((size, base + float(kept.mean()), base + low, base + high))
     curve = pd.DataFrame(lines, columns=["size", "mean", "low", "high"])
     curve.insert(1, "budget", rows.groupby("size")[budget].mean().to_numpy(float))

@@ -17,7 +17,8 @@ from lpe.number_systems.naming import ByPattern, number_system
 from lpe.records import COLUMNS
 from reproduce.draw.panels import read_record
 from reproduce.draw.tables import mean_and_interval, plain_number
-from reproduce.judge.claims import Settings, all_claims, judge
+from reproduce.judge.claims import Settings, all_claims
+from reproduce.judge.verdicts import judge_all
 from reproduce.scales.paper.models import PaperScale
 from reproduce.study.records import MEGABIT, record_name
 from reproduce.study.scale import Reported, Scale
@@ -172,7 +173,8 @@ def claim_lines(record: pd.DataFrame, chosen: Reported, beginnings: Sequence[str
     """List the verdicts of claims such as "C1" (a, b, c) and "C10 (Gaussian" on a record, a line each."""
     settings = Settings.of(chosen)
     wanted = re.compile(rf"({'|'.join(map(re.escape, beginnings))})(?!\d)")
-    return [judge(claim, record).line() for claim in all_claims(settings) if wanted.match(claim.name)]
+    claims = [claim for claim in all_claims(settings) if wanted.match(claim.name)]
+    return [verdict.line() for verdict in judge_all(claims, record, chosen.unit)]
 
 
 def substrates_by_size(summary: Summary) -> list[str]:

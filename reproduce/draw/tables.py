@@ -15,7 +15,7 @@ import numpy as np
 from lpe.errors import InputError
 from lpe.records import write_table
 from lpe.writing import write_text_atomic
-from reproduce.judge.intervals import LEVEL, interval
+from reproduce.judge.intervals import LEVEL, student_interval
 
 Cell = str | float | int | None
 
@@ -78,7 +78,7 @@ def mean_and_interval(values: Sequence[float] | np.ndarray, digits: int, level: 
     mean = plain_number(float(given.mean()), digits)
     if len(given) == 1:
         return mean
-    low, high = (plain_number(limit, digits) for limit in interval(given, level))
+    low, high = (plain_number(limit, digits) for limit in student_interval(given, level))
     return f"{mean} [{low}, {high}]"
 
 

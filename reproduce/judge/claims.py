@@ -1,38 +1,32 @@
-"""The claims, as data, and the one test of them.
+"""The claims, as data: each a statistic, a direction and a threshold, fixed before the run.
 
-A claim is a statistic, a direction and a threshold fixed before the run. The unit is a training seed, with
-rounding seeds and draws averaged within it; the interval of the statistic's mean over training seeds is the
-two-sided 95 % interval of Student's t:
-
-    mean ± t(.975, n − 1) · s / √n
-
-The claim *holds* if the interval lies wholly on the claimed side, *fails* if wholly on the other, and is
-*undecided* otherwise: also where the interval touches a limit, and with one seed, which has no interval. It
-is *not run* where its rows are not in the record, and then says which.
-
-Every statistic is paired: each training seed gives one value, from rows of that seed alone.
+The statistics are in :mod:`reproduce.judge.statistics`, the test of them all in
+:mod:`reproduce.judge.verdicts`. A claim is never reworded after a run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import numpy as np
-import pandas as pd
-
-from lpe.errors import InputError
-from reproduce.judge.intervals import LEVEL, interval
+from reproduce.judge import statistics
+from reproduce.judge.intervals import LEVEL
+from reproduce.judge.statistics import Rows, StatisticOf
 from reproduce.study.scale import Reported
-from reproduce.study.unrounded import FP32, PARAMETERS, other_names, own_names, parameters
 
-NO_NETWORKS = "no rows of figure 7: this scale names none of its models"
+BETTER_THAN_RTN = "better_than_rtn"
+"""C14's metric: the share of an ensemble's members whose NLL is below RTN's."""
 
-
-class NotRun(Exception):
-    """An error where the record lacks what a claim needs; the message says what."""
+EQUAL_BITS = (
+    (2, 4, "int8", "members stored one by one"),
+    (4, 4, "bf16", "members stored one by one"),
+    (3, 5, "bf16", "members stored one by one"),
+    (12, 4, "bf16", "members stored as planes, b + M bits a weight"),
+    (11, 5, "bf16", "members stored as planes, b + M bits a weight"),
+)
+"""C13's comparisons: members, their bits, the one network's number system, and how members are stored."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +36,15 @@ class Side:
     low: float = -math.inf
     high: float = math.inf
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is no threshold: the statistic is reported, and nothing claimed of it."""
+        return self.low == -math.inf and self.high == math.inf
+
     def outcome(self, low: float, high: float) -> str:
-        """Say of an interval "holds", "fails" or "undecided" (NaN limits: no interval)."""
+        """Say of an interval "holds", "fails" or "undecided" (NaN limits: no interval); or "reported"."""
+        if self.is_open:
+            return "reported"
         if self.low < low and high < self.high:
             return "holds"
         return "fails" if high < self.low or low > self.high else "undecided"
@@ -53,7 +54,9 @@ class Side:
         return Side(self.low * factor, self.high * factor)
 
     def text(self) -> str:
-        """Return the side in words, such as "below 0", "above 0.1" or "inside [0.5, 2]"."""
+        """Return the side in words, such as "below 0", "above 0.1", "inside [0.5, 2]" or "no threshold"."""
+        if self.is_open:
+            return "no threshold"
         if self.low == -math.inf:
             return f"below {self.high:.4g}"
         return (
@@ -76,6 +79,7 @@ class Settings:
         large_networks: the substrates of figure 7, by what they have in common, such as "CLIP" ("": one group
             of all); C6 is judged on each group, and not run without any. large_bits, large_size: C6's.
         margin: C2's and C12's, as a share of the single FP32 model's NLL.
+        noise_share: C12's instead, as a share of LPE-BSR's gain over FP32; None: it goes by the margin.
         least_disagreement: C3's. ambiguity: C5's limits.
     """
 
@@ -93,6 +97,7 @@ class Settings:
     large_bits: int = 5
     large_size: int = 20
     margin: float = 0.01
+    noise_share: float | None = None
     least_disagreement: float = 0.1
     ambiguity: tuple[float, float] = (0.5, 2.0)
 
@@ -114,82 +119,12 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A choice of the record's rows: one method at one point of one substrate, one metric.
-
-    Args:
-        rounding: None: any. size: None: every size.
-    """
-
-    substrate: str
-    point: str
-    method: str
-    number_system: str
-    rounding: str | None = None
-    size: int | None = None
-    metric: str = "nll"
-
-    def __str__(self) -> str:
-        size = "" if self.size is None else f", size {self.size}"
-        return (
-            f"{self.metric} of {self.method}, {self.number_system}{size}, at {self.point} of {self.substrate}"
-        )
-
-    def at(self, size: int) -> Rows:
-        """Return the same choice at one size."""
-        return replace(self, size=size)
-
-    def table(self, record: pd.DataFrame) -> pd.DataFrame:
-        """Return the rows, indexed by training seed, by increasing size.
-
-        Raises:
-            NotRun: there are none. InputError: a seed has two of one size.
-        """
-        mask = self._mask(record)
-        if not mask.any():  # a network that is not in float32 has names of its own
-            names = own_names(other_names(record), self.substrate, self.method, self.number_system)
-            mask = replace(self, method=names[0], number_system=names[1])._mask(record)
-        found = record[mask].sort_values(["seed", "size"])
-        if found.empty:
-            raise NotRun(f"no rows: {self}")
-        twice = found[found.duplicated(["seed", "size"])]
-        if len(twice):
-            raise InputError(
-                f"{self}: two rows of seed {twice['seed'].iloc[0]}; one is expected, take out the other"
-            )
-        return found.set_index("seed")
-
-    def _mask(self, record: pd.DataFrame) -> pd.Series:
-        mask = pd.Series(True, index=record.index)
-        for column in ("substrate", "point", "method", "number_system", "rounding", "size", "metric"):
-            if (wanted := getattr(self, column)) is not None:
-                mask &= record[column] == wanted
-        return mask
-
-    def are_in(self, record: pd.DataFrame) -> bool:
-        """Tell whether there are any such rows, under these very names."""
-        return bool(self._mask(record).any())
-
-    def values(self, record: pd.DataFrame) -> pd.Series:
-        """Return the values, indexed by training seed."""
-        return self.table(record)["value"]
-
-
-@dataclass(frozen=True)
-class PerSeed:
-    """A statistic's value per training seed, with what is to be said of it."""
-
-    values: pd.Series
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class Claim:
     """A claim.
 
     Args:
         name: such as "C2 (SWAG)". statistic: in words, with its parameters. side: the claimed one.
-        unit: of the statistic. per_seed: the statistic of a record.
+        unit: of the statistic. of: the statistic of a record.
         reference: where given, the side's limits are shares of the mean of these rows' values over the
             training seeds judged; reference_name: what that is.
     """
@@ -198,210 +133,9 @@ class Claim:
     statistic: str
     side: Side
     unit: str
-    per_seed: Callable[[pd.DataFrame], PerSeed]
+    of: StatisticOf
     reference: Rows | None = None
     reference_name: str = ""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A claim's outcome.
-
-    Args:
-        claim, statistic, unit: the claim's.
-        effect, low, high: the mean over training seeds and its interval; NaN where there is none.
-        side: in the statistic's unit. n: training seeds.
-        verdict: holds, fails, undecided or not run. note: what is missing, or what was compared.
-    """
-
-    claim: str
-    statistic: str
-    unit: str
-    effect: float
-    low: float
-    high: float
-    side: Side
-    n: int
-    verdict: str
-    note: str = ""
-    relative_to: str = ""
-
-    def claimed(self) -> str:
-        """Return the claimed side in words."""
-        return self.side.text() + (f" × {self.relative_to}" if self.relative_to else "")
-
-    def line(self) -> str:
-        """Return the verdict as one line for the terminal."""
-        if self.verdict == "not run":
-            return f"{self.claim}: not run. {self.statistic}: {self.note}"
-        interval = f"95 % [{self.low:+.5f}, {self.high:+.5f}]" if self.n > 1 else "(no interval from 1 seed)"
-        return (
-            f"{self.claim}: {self.verdict}. {self.statistic} = {self.effect:+.5f} {self.unit}, {interval}, "
-            f"claimed {self.claimed()}, n = {self.n} training seed{'s' if self.n > 1 else ''}"
-            + (f" ({self.note})" if self.note else "")
-        )
-
-
-def judge(claim: Claim, record: pd.DataFrame, level: float = LEVEL) -> Verdict:
-    """Judge a claim by the one test: does the interval of the statistic's mean lie on the claimed side?
-
-    Args:
-        record: long-form rows of one scale. level: of the interval.
-
-    Raises:
-        InputError: the record contradicts itself, such as two rows where one is expected.
-    """
-    side, nothing = claim.side, float("nan")
-    statistic = claim.statistic
-    if FP32 in statistic and other_names(record):  # of networks in other dtypes
-        statistic = statistic.replace(FP32, "unrounded")
-    words = (claim.name, statistic, claim.unit)
-    try:
-        sample = claim.per_seed(record)
-        seeds = sample.values.index
-        if claim.reference is not None:
-            single = claim.reference.values(record).reindex(seeds)
-            if single.isna().any():
-                raise NotRun(f"no rows of some seeds: {claim.reference}")
-            side = side.times(float(single.mean()))
-    except NotRun as missing:
-        return Verdict(
-            *words, nothing, nothing, nothing, side, 0, "not run", str(missing), claim.reference_name
-        )
-    values = sample.values.to_numpy(float)
-    if not np.isfinite(values).all():
-        # Leaving the seed out would be a choice by outcome.
-        at = ", ".join(str(seed) for seed in seeds[~np.isfinite(values)])
-        note = f"not defined at seed {at}: its denominator is 0"
-        return Verdict(*words, nothing, nothing, nothing, side, len(values), "undecided", note)
-    low, high = interval(values, level)
-    effect = float(np.mean(values))
-    return Verdict(*words, effect, low, high, side, len(values), side.outcome(low, high), sample.note)
-
-
-# Statistics: each a function of the record, with what it compares bound to it.
-
-
-def _aligned(*series: pd.Series) -> tuple[list[pd.Series], str]:
-    """Return the series at the training seeds that all have, and a note on the others."""
-    seeds = series[0].index
-    every = series[0].index
-    for other in series[1:]:
-        seeds, every = seeds.intersection(other.index), every.union(other.index)
-    if seeds.empty:
-        raise NotRun("no training seed has all of its rows")
-    left_out = [str(seed) for seed in every.difference(seeds)]
-    note = f"without seed {', '.join(left_out)}: no rows of all it compares" if left_out else ""
-    return [each.loc[seeds] for each in series], note
-
-
-def _notes(*notes: str) -> str:
-    return "; ".join(note for note in notes if note)
-
-
-def _difference(first: Rows, second: Rows, record: pd.DataFrame) -> PerSeed:
-    (a, b), note = _aligned(first.values(record), second.values(record))
-    return PerSeed(a - b, note)
-
-
-def _ratio(first: Rows, second: Rows, record: pd.DataFrame) -> PerSeed:
-    (a, b), note = _aligned(first.values(record), second.values(record))
-    return PerSeed(a / b, note)
-
-
-def _change(before: tuple[Rows, Rows], after: tuple[Rows, Rows], record: pd.DataFrame) -> PerSeed:
-    """Return the difference of two differences: after − before, each of first − second."""
-    (a, b, c, d), note = _aligned(*(rows.values(record) for rows in (*after, *before)))
-    return PerSeed((a - b) - (c - d), note)
-
-
-def _slope(networks: Sequence[tuple[Rows, Rows, Rows]], record: pd.DataFrame) -> PerSeed:
-    """Fit the slope of first − second in the log of the single FP32 model's parameters, by least squares.
-
-    Args:
-        networks: (first, second, single FP32 model) of each network.
-    """
-    if len(networks) < 2:
-        raise NotRun(NO_NETWORKS if not networks else "a slope needs two networks or more")
-    series = [rows.values(record) for first, second, _ in networks for rows in (first, second)]
-    aligned, note = _aligned(*series)
-    differences = np.array(
-        [(first - second).to_numpy() for first, second in zip(aligned[::2], aligned[1::2], strict=True)]
-    )
-    log_parameters = np.log([_parameters(single, record) for *_, single in networks])
-    centred = log_parameters - log_parameters.mean()
-    if not centred.any():
-        raise InputError("the networks of a slope all have the same number of parameters; give others")
-    return PerSeed(pd.Series(centred @ differences / (centred @ centred), index=aligned[0].index), note)
-
-
-def _parameters(single: Rows, record: pd.DataFrame) -> float:
-    """Count a network's parameters, or derive the number from its single model's memory in float32."""
-    counted = replace(single, metric=PARAMETERS)
-    is_counted = single.substrate in other_names(record) or counted.are_in(record)
-    return parameters(counted.table(record) if is_counted else None, single.table(record), single)
-
-
-def _largest_difference(networks: Sequence[tuple[Rows, Rows, Rows]], record: pd.DataFrame) -> PerSeed:
-    """Return first − second of the network with the most parameters."""
-    if not networks:
-        raise NotRun(NO_NETWORKS)
-    first, second, _ = max(networks, key=lambda network: _parameters(network[2], record))
-    return _difference(first, second, record)
-
-
-def _equal_budget(base: Rows, expanded: Rows, record: pd.DataFrame) -> PerSeed:
-    """Return expanded − base, each with all its members: the largest training budget that both have."""
-    models = int(base.table(record)["size"].max())
-    members = int(expanded.table(record)["size"].max())
-    if members % models:
-        raise InputError(
-            f"{members} members of {expanded.method} are no multiple of {models} of {base.method}; "
-            "every base must have as many members"
-        )
-    stored, low = base.at(models).table(record), expanded.at(members).table(record)
-    (ours, theirs), note = _aligned(low["value"], stored["value"])
-    for seed in ours.index:
-        mine, other = (int(table["backward_passes"].loc[seed]) for table in (low, stored))
-        if mine != other or mine < 1:
-            raise InputError(
-                f"{expanded.method} of {members} cost {mine} backward passes and {base.method} of {models} "
-                f"{other} at seed {seed}; one positive number is expected of both"
-            )
-    return PerSeed(ours - theirs, _notes(f"{members} members against {models}", note))
-
-
-def _equal_memory(base: Rows, expanded: Rows, models: int, record: pd.DataFrame) -> PerSeed:
-    """Return expanded − base: its largest prefix that fits into the memory of ``models`` base members."""
-    stored, low = base.at(models).table(record), expanded.table(record)
-    _, note = _aligned(stored["value"], low["value"].groupby(level="seed").first())
-    differences: dict[int, float] = {}
-    sizes = set()
-    for seed in stored.index.intersection(low.index):
-        limit = int(stored["memory_bits"].loc[seed])
-        own = low.loc[[seed]]
-        fitting = own[own["memory_bits"] <= limit]
-        if fitting.empty:
-            least = int(own["memory_bits"].min())
-            raise NotRun(
-                f"the smallest {expanded.method} takes {least} bits, more than the {limit} of "
-                f"{models} of {base.method}"
-            )
-        largest = fitting.iloc[-1]
-        differences[seed] = float(largest["value"]) - float(stored["value"].loc[seed])
-        sizes.add(int(largest["size"]))
-    members = "–".join(str(size) for size in sorted({min(sizes), max(sizes)}))
-    return PerSeed(pd.Series(differences), _notes(f"{members} members against {models}", note))
-
-
-def _beyond_share(single: Rows, low: Rows, deep: Rows, record: pd.DataFrame) -> PerSeed:
-    """Return low's gain over the single model, less its share of deep's memory times all of deep's gain."""
-    models = int(deep.table(record)["size"].max())
-    ours, whole = low.table(record), deep.at(models).table(record)
-    (alone, a, b), note = _aligned(single.values(record), ours["value"], whole["value"])
-    share = ours["memory_bits"].loc[a.index] / whole["memory_bits"].loc[a.index]
-    said = f"DE of {models}, {share.mean():.3g} of its memory, mean gain {(alone - b).mean():+.3g} nats"
-    return PerSeed((alone - a) - share * (alone - b), _notes(said, note))
 
 
 # The claims, in the order of their numbers.
@@ -430,7 +164,11 @@ def _c1(settings: Settings) -> list[Claim]:
         pairs = pair(network, few)
         gains.append(
             Claim(
-                f"C1a ({network})", f"{gain} at INT-{few}", Side(high=0), "nats", partial(_difference, *pairs)
+                f"C1a ({network})",
+                f"{gain} at INT-{few}",
+                Side(high=0),
+                "nats",
+                partial(statistics.difference, *pairs),
             )
         )
         changes.append(
@@ -439,7 +177,7 @@ def _c1(settings: Settings) -> list[Claim]:
                 f"change of {gain} from INT-{more} to INT-{few}",
                 Side(high=0),
                 "nats",
-                partial(_change, pair(network, more), pairs),
+                partial(statistics.change, pair(network, more), pairs),
             )
         )
     series = [
@@ -451,7 +189,7 @@ def _c1(settings: Settings) -> list[Claim]:
         f"least-squares slope of {gain} at INT-{few} in log(parameters), over {', '.join(settings.networks)}",
         Side(high=0),
         "nats per e-fold",
-        partial(_slope, series),
+        partial(statistics.slope, series),
     )
     return [*gains, *changes, slope]
 
@@ -463,7 +201,7 @@ def _c2(settings: Settings, substrate: str, bits: int, size: int, point: str) ->
         f"NLL(LPE-BSR INT-{bits}, {size}) − NLL(BMA {size}), same point (non-inferiority)",
         Side(high=settings.margin),
         "nats",
-        partial(_difference, low, _fp32(settings, "BMA", point, size, substrate=substrate)),
+        partial(statistics.difference, low, _fp32(settings, "BMA", point, size, substrate=substrate)),
         _fp32(settings, "FP32", point, 1, substrate=substrate),
         f"NLL(FP32 at {point})",
     )
@@ -477,7 +215,7 @@ def _c3(settings: Settings, bits: int) -> Claim:
         f"SSE, INT-{bits}",
         Side(low=settings.least_disagreement),
         "ratio",
-        partial(_ratio, member, replace(member, number_system="fp32")),
+        partial(statistics.ratio, member, replace(member, number_system="fp32")),
     )
 
 
@@ -492,13 +230,13 @@ def _budgets(settings: Settings, number: str, names: Sequence[str]) -> list[Clai
             difference = f"NLL({name} + LPE-BSR INT-{bits}) − NLL({name})"
             if letter == "a":
                 words = f"{difference} at equal training budget: the largest, all members of both"
-                statistic = partial(_equal_budget, base, expanded)
+                statistic = partial(statistics.equal_budget, base, expanded)
             else:
                 words = (
                     f"{difference} at equal memory: the most members that fit, base by base, into the memory "
                     f"of {models} of {name}"
                 )
-                statistic = partial(_equal_memory, base, expanded, models)
+                statistic = partial(statistics.equal_memory, base, expanded, models)
             made.append(Claim(f"{number}{letter} ({name})", words, Side(high=0), "nats", statistic))
     return made
 
@@ -511,7 +249,7 @@ def _c5(settings: Settings, bits: int) -> Claim:
         Side(*settings.ambiguity),
         "ratio",
         partial(
-            _ratio,
+            statistics.ratio,
             _bsr(settings, bits, "IVON", size, metric="ambiguity"),
             _fp32(settings, "BMA", "IVON", size, metric="ambiguity"),
         ),
@@ -534,7 +272,7 @@ def _c6(settings: Settings) -> list[Claim]:
                 f"{gain} for the largest model",
                 Side(high=0),
                 "nats",
-                partial(_largest_difference, networks),
+                partial(statistics.largest_difference, networks),
             )
         )
         slopes.append(
@@ -543,7 +281,7 @@ def _c6(settings: Settings) -> list[Claim]:
                 f"least-squares slope of {gain} in log(parameters)",
                 Side(high=0),
                 "nats per e-fold",
-                partial(_slope, networks),
+                partial(statistics.slope, networks),
             )
         )
     return [*largest, *slopes]
@@ -558,7 +296,7 @@ def _c7(settings: Settings, point: str, bits: int) -> Claim:
         Side(high=0),
         "nats",
         partial(
-            _equal_memory,
+            statistics.equal_memory,
             _fp32(settings, "BMA", point, None),
             _bsr(settings, bits, point, None),
             models,
@@ -576,7 +314,7 @@ def _c9(settings: Settings) -> Claim:
         Side(low=0),
         "nats",
         partial(
-            _beyond_share,
+            statistics.beyond_share,
             _fp32(settings, "FP32", "SGD", 1),
             _bsr(settings, bits, "SGD", size),
             _fp32(settings, "DE", "DE", None),
@@ -593,7 +331,7 @@ def _c10(settings: Settings, rival: str, bits: int, substrate: str) -> Claim:
         f"NLL(LPE-BSR INT-{bits}, {size}) − NLL({rival} {size}, tuned)",
         Side(high=0),
         "nats",
-        partial(_difference, low, _fp32(settings, rival, "SGD", size, substrate=substrate)),
+        partial(statistics.tuned_difference, low, _fp32(settings, rival, "SGD", size, substrate=substrate)),
     )
 
 
@@ -602,11 +340,11 @@ def _c11(settings: Settings, bits: int) -> Claim:
     return Claim(
         f"C11 (INT-{bits})",
         f"calibrated NLL(LPE-BSR INT-{bits}, {size}) − NLL(FP32 with temperature scaling): both calibrated, "
-        "each half of the test examples at the temperature fitted on the other half",
+        "each fold of the test examples at the temperature fitted on the others",
         Side(high=0),
         "nats",
         partial(
-            _difference,
+            statistics.difference,
             _bsr(settings, bits, "SGD", size, metric=metric),
             _fp32(settings, "FP32", "SGD", 1, metric=metric),
         ),
@@ -616,15 +354,57 @@ def _c11(settings: Settings, bits: int) -> Claim:
 def _c12(settings: Settings, bits: int) -> Claim:
     size = settings.claim_size
     low = _bsr(settings, bits, "SGD", size)
+    matched = replace(low, method="Gaussian, matched", rounding=None)
+    single = _fp32(settings, "FP32", "SGD", 1)
+    name = f"C12 (INT-{bits})"
+    of_both = f"NLL(LPE-BSR INT-{bits}, {size}) − NLL(Gaussian, variance-matched per weight, {size})"
+    asked = "is it the rounding, or only the noise? (equivalence)"
+    if settings.noise_share is not None:
+        return Claim(
+            name,
+            f"({of_both}) / (NLL(FP32) − NLL(LPE-BSR)): {asked}",
+            Side(-settings.noise_share, settings.noise_share),
+            "ratio",
+            partial(statistics.share_of_gain, low, matched, single),
+        )
     return Claim(
-        f"C12 (INT-{bits})",
-        f"NLL(LPE-BSR INT-{bits}, {size}) − NLL(Gaussian, variance-matched per weight, {size}): is it the "
-        "rounding, or only the noise? (equivalence)",
+        name,
+        f"{of_both}: {asked}",
         Side(-settings.margin, settings.margin),
         "nats",
-        partial(_difference, low, replace(low, method="Gaussian, matched", rounding=None)),
-        _fp32(settings, "FP32", "SGD", 1),
+        partial(statistics.difference, low, matched),
+        single,
         "NLL(FP32)",
+    )
+
+
+def _c13(settings: Settings) -> list[Claim]:
+    """Make claim 13: members against one network of as many bits a weight, rounded to nearest."""
+    made = []
+    for members, bits, system, stored in EQUAL_BITS:
+        rival = Rows(settings.substrate, "SGD", "RTN", system, "nearest", 1)
+        named = system.upper().replace("INT", "INT-")
+        made.append(
+            Claim(
+                f"C13 ({members} × INT-{bits}, {named})",
+                f"at equal stored bits, NLL(LPE-BSR INT-{bits}, {members}) − NLL(one network in {named}): "
+                f"{stored}",
+                Side(high=0),
+                "nats",
+                partial(statistics.difference, _bsr(settings, bits, "SGD", members), rival),
+            )
+        )
+    return made
+
+
+def _c14(settings: Settings) -> Claim:
+    bits, size = settings.few_bits, settings.claim_size
+    return Claim(
+        "C14",
+        f"share of single BSR members, {size} a draw, with a lower NLL than RTN at INT-{bits}",
+        Side(),
+        "share",
+        partial(statistics.level_of, _bsr(settings, bits, "SGD", size, metric=BETTER_THAN_RTN)),
     )
 
 
@@ -649,4 +429,6 @@ def all_claims(settings: Settings) -> tuple[Claim, ...]:
         ),
         *(_c11(settings, width) for width in bits),
         *(_c12(settings, width) for width in bits),
+        *_c13(settings),
+        _c14(settings),
     )

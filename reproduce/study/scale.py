@@ -42,6 +42,10 @@ class Reported(Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def unit(self) -> str: ...
+    @property
+    def standing(self) -> str: ...
+    @property
     def substrate(self) -> str: ...
     @property
     def size(self) -> int: ...
@@ -69,9 +73,16 @@ class Reported(Protocol):
 
 @dataclass(frozen=True)
 class Scale:
-    """All that determines the numbers of a scale."""
+    """All that determines the numbers of a scale.
+
+    Args:
+        unit: what an interval is of, a key of :data:`reproduce.judge.verdicts.UNITS`. standing: a sentence on
+            what its verdicts are worth; "": nothing is to be said.
+    """
 
     name: str
+    unit: str
+    standing: str
     substrate: str
     threads: int
     seeds: int

@@ -20,7 +20,7 @@ from lpe.records import COLUMNS, write_table
 from lpe.substrates import arithmetic, language
 from reproduce import fig7, table3
 from reproduce.draw import panels
-from reproduce.judge.intervals import interval
+from reproduce.judge.intervals import student_interval
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.answers import AnsweredEnsemble, Questions, Subject, arithmetic_questions, task_questions
 from reproduce.study.measurements import measure
@@ -244,4 +244,4 @@ def test_the_gain_panel_has_the_interval_of_the_paired_difference(drawn: matplot
     low = own[(own["method"] == "LPE-BSR") & (own["size"] == 20)].set_index("seed")["value"]
     single = own[own["method"] == "FP32"].set_index("seed")["value"]
     segments = drawn.axes[-2].collections[0].get_segments()  # type: ignore[attr-defined]
-    assert segments[0][:, 1] == pytest.approx(interval((low - single).to_numpy()))
+    assert segments[0][:, 1] == pytest.approx(student_interval((low - single).to_numpy()))

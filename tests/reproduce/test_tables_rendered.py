@@ -22,7 +22,7 @@ from reproduce import table1, table2, table4, table5, table6, table7
 from reproduce.draw import metric_tables, rounding_tables
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, listed, megabits, system_bits, system_title
 from reproduce.draw.tables import plain_number
-from reproduce.judge.intervals import interval
+from reproduce.judge.intervals import student_interval
 from reproduce.scales import find
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.records import record_name
@@ -174,7 +174,7 @@ def values(name: str, metric: str = "nll", **equal: object) -> pd.Series:
 
 def with_interval(numbers: pd.Series) -> str:
     """Mean and interval to four decimals."""
-    low, high = interval(numbers.to_numpy())
+    low, high = student_interval(numbers.to_numpy())
     return f"{plain_number(float(numbers.mean()), 4)} [{plain_number(low, 4)}, {plain_number(high, 4)}]"
 
 

@@ -81,6 +81,8 @@ class PaperScale:
     """The scale ``paper``: one checkpoint of each model, no training."""
 
     name: str = "paper"
+    unit: str = "example"
+    standing: str = ""
     substrate: str = "paper ViT-B"
     seeds: int = 1  # one checkpoint
     claim_seeds: int = 1

@@ -229,7 +229,7 @@ def test_with_one_limit_the_power_is_the_noncentral_ts(units: int) -> None:
     beyond = stats.t.ppf(0.975, units - 1)
     shifted = stats.nct(units - 1, noncentrality)
     expected = shifted.cdf(-beyond) + shifted.sf(beyond)
-    assert deciding_power(units, effect, spread, -math.inf, limit) == pytest.approx(expected, abs=2e-4)
+    assert deciding_power(units, effect, spread, -math.inf, limit) == pytest.approx(expected, abs=1e-4)
 
 
 def test_between_two_limits_the_power_is_the_share_of_simulated_runs_that_decide() -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from lpe.errors import InputError
 from lpe.records import COLUMNS, Records
+from lpe.store import Store
 from reproduce import ledger
 from reproduce.judge.claims import Settings, all_claims
 from reproduce.scales.digits.settings import DIGITS
+from reproduce.study.examples import keep
+from reproduce.study.session import working_folder
 
 ROW = {
     "scale": "digits",
@@ -115,9 +120,10 @@ def test_the_terminal_shows_each_verdict_and_the_count(
     assert ledger.main(["--out", str(folder)]) == 0
     printed = capsys.readouterr().out
     row = next(line for line in printed.splitlines() if line.startswith(CLAIM))
-    assert row.split()[2:5] == ["holds", "-0.04900", "nats"]
+    assert row.split()[2:6] == ["holds", "-.0490", "[-.0515,", "-.0465]"]
     others = len(all_claims(Settings.of(DIGITS))) - 1
-    assert f"1 holds, 0 fails, 0 undecided, {others} not run" in printed
+    counted = f"1 holds (0 not evidence: FP32 instead holds as well), 0 fails, 0 undecided, {others} not run"
+    assert f"{counted}; after Holm 1 hold, 0 fail" in printed
 
 
 def test_all_three_files_are_written_and_a_second_run_writes_the_same_bytes(folder: Path) -> None:
@@ -147,3 +153,73 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert (code, message.count("\n"), message.startswith("error: ")) == (2, 1, True)
     assert said in message
     assert not list(tmp_path.iterdir())
+
+
+def test_the_short_tables_row_says_all_that_decides(folder: Path) -> None:
+    assert ledger.main(["--out", str(folder)]) == 0
+    written = (folder / "claims.md").read_text()
+    row = next(line for line in written.splitlines() if line.startswith(f"| {CLAIM}"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells == [CLAIM, "holds", "-.0490 [-.0515, -.0465]", "nats", ".0000, undecided", "holds", "3", ""]
+
+
+def test_definitions_stand_below_the_table_and_not_in_it(folder: Path) -> None:
+    assert ledger.main(["--out", str(folder)]) == 0
+    table, _, below = (folder / "claims.md").read_text().partition("\n\n- ")
+    assert "temperature fitted on the others" not in table
+    assert f"- {CLAIM}: calibrated NLL(LPE-BSR" in below
+
+
+def test_the_short_table_fits_a_page(folder: Path) -> None:
+    assert ledger.main(["--out", str(folder)]) == 0
+    lines = (folder / "claims.md").read_text().splitlines()
+    assert max(len(line) for line in lines if line.startswith("|")) <= 170
+
+
+def test_the_ledger_says_what_the_quick_scale_is_worth(folder: Path) -> None:
+    assert ledger.main(["--out", str(folder)]) == 0
+    assert "the evidence comes from CIFAR-10" in (folder / "claims.md").read_text()
+
+
+def test_a_folder_without_the_values_of_examples_says_that_they_are_not_available(folder: Path) -> None:
+    assert ledger.main(["--out", str(folder)]) == 0
+    assert (
+        "An interval for new images is not available: the values of single examples were not kept"
+        in (folder / "claims.md").read_text()
+    )
+    assert not (folder / ledger.KEPT_FILE).exists()
+
+
+def test_what_was_kept_by_something_else_is_an_error(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / ledger.KEPT_FILE).write_text("claim,low\nC1,0\n")
+    assert ledger.main(["--out", str(folder)]) == 2
+    assert "claims_examples.csv has other columns than claim, rows, n" in capsys.readouterr().err
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the values of 40 images for each of the folder's rows."""
+    monkeypatch.setenv("LPE_STORE", str(tmp_path / "work" / "store"))
+    return working_folder(DIGITS, Store())
+
+
+def keep_values(working: Path, row: dict[str, object]) -> None:
+    value = float(str(row["value"]))
+    values = value + 0.02 * torch.linspace(-1, 1, 40)[torch.randperm(40)][None]
+    numbers = torch.arange(40), {str(row["metric"]): (torch.tensor([row["size"]]), values)}
+    keep(working, {"rounding": "", **row}, *numbers)
+
+
+def test_intervals_for_new_images_are_kept_and_outlive_the_store(folder: Path, store: Path) -> None:
+    for seed in range(3):
+        for row in (single(seed), low(seed, 0.05 + 0.001 * seed)):
+            keep_values(store, row)
+    assert ledger.main(["--out", str(folder)]) == 0
+    first = pd.read_csv(folder / "claims.csv").set_index("claim").loc[CLAIM]
+    assert first["examples n"] == 40
+    assert first["examples low"] < -0.049 < first["examples high"]
+    shutil.rmtree(store)
+    assert ledger.main(["--out", str(folder)]) == 0
+    assert pd.read_csv(folder / "claims.csv").set_index("claim").loc[CLAIM].equals(first)

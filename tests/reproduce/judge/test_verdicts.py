@@ -1,0 +1,211 @@
+"""Units of intervals, intervals over examples, needed numbers, Holm's adjustment, what is counted once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from reproduce.judge.claims import Claim, Side
+from reproduce.judge.intervals import percentile_interval, resampled_means
+from reproduce.judge.statistics import Rows, difference, ratio
+from reproduce.judge.verdicts import KEPT, Verdict, judge_all, kept_estimates
+
+LOW, RTN, FP32 = (
+    Rows("net", "SGD", method, system, None, 1)
+    for method, system in (("LPE-BSR", "int4"), ("RTN", "int4"), ("FP32", "fp32"))
+)
+BELOW = Claim("A", "s", Side(high=0.0), "nats", lambda record: difference(LOW, RTN, record))
+RATIO = Claim("R", "s", Side(0.5, 2.0), "ratio", lambda record: ratio(LOW, RTN, record))
+OFFSETS = {"LPE-BSR": -0.06, "RTN": 0.0, "FP32": 0.1}
+EXAMPLES = 200
+
+
+class World:
+    """A record of some seeds, and the values of the examples that its values are the means of."""
+
+    def __init__(self, seeds: int, fresh: bool = False) -> None:
+        """Make it; ``fresh``: each seed tests images of its own."""
+        draws = np.random.default_rng(5)
+        hardness = draws.gamma(0.5, size=EXAMPLES)
+        rows, self.kept = [], {}
+        for seed in range(seeds):
+            for method, offset in OFFSETS.items():
+                values = hardness * (1 + offset) + 0.1 * draws.normal(size=EXAMPLES)
+                values = values.astype(np.float32).astype(float)
+                which = np.arange(EXAMPLES) + (seed * EXAMPLES if fresh else 0)
+                self.kept[method, seed] = (which, values)
+                system = "fp32" if method == "FP32" else "int4"
+                named = {"scale": "s", "substrate": "net", "point": "SGD", "method": method, "size": 1}
+                named |= {"number_system": system, "rounding": "", "seed": seed, "metric": "nll"}
+                costs = {"memory_bits": 1, "backward_passes": 1}
+                rows.append({**named, "value": values.mean(), **costs})
+        self.record = pd.DataFrame(rows)
+
+    def find(self, row: Mapping[str, object]) -> tuple[np.ndarray, np.ndarray] | None:
+        return self.kept.get((str(row["method"]), int(str(row["seed"]))))
+
+    def differences(self, seed: int, low: str = "LPE-BSR") -> np.ndarray:
+        return np.asarray(self.kept[low, seed][1] - self.kept["RTN", seed][1])
+
+
+def judged(world: World, unit: str, claim: Claim = BELOW) -> Verdict:
+    return judge_all([claim], world.record, unit, examples=world.find)[0]
+
+
+def test_one_checkpoint_is_decided_by_the_paired_bootstrap_over_its_examples() -> None:
+    world = World(seeds=1)
+    verdict = judged(world, "example")
+    expected = percentile_interval(resampled_means(world.differences(0)[:, None])[:, 0])
+    assert (verdict.low, verdict.high) == pytest.approx(expected)
+    assert (verdict.n, verdict.over, verdict.verdict) == (EXAMPLES, "test example", "holds")
+
+
+def test_the_null_of_one_checkpoint_is_bootstrapped_as_well() -> None:
+    world = World(seeds=1)
+    verdict = judged(world, "example")
+    expected = percentile_interval(resampled_means(world.differences(0, "FP32")[:, None])[:, 0])
+    assert verdict.instead is not None
+    assert (verdict.instead.low, verdict.instead.high) == pytest.approx(expected)
+    assert verdict.instead.verdict == "fails"
+
+
+def test_one_checkpoint_without_its_examples_has_no_interval_and_says_why() -> None:
+    verdict = judge_all([BELOW], World(seeds=1).record, "example", examples=lambda row: None)[0]
+    assert verdict.verdict == "undecided"
+    assert math.isnan(verdict.low)
+    assert verdict.note.startswith("no interval: the values of single examples were not kept (net SGD")
+
+
+def test_seeds_decide_where_they_are_the_unit_and_examples_stand_beside() -> None:
+    world = World(seeds=3)
+    verdict = judged(world, "seed")
+    assert (verdict.n, verdict.over) == (3, "training seed")
+    averaged = np.mean([world.differences(seed) for seed in range(3)], axis=0)
+    expected = percentile_interval(resampled_means(averaged[:, None])[:, 0])
+    assert verdict.examples is not None
+    assert (verdict.examples.low, verdict.examples.high) == pytest.approx(expected)
+    assert verdict.examples.n == EXAMPLES
+
+
+def test_images_of_several_seeds_count_each() -> None:
+    examples = judged(World(seeds=3, fresh=True), "same images").examples
+    assert examples is not None
+    assert examples.n == 3 * EXAMPLES
+
+
+def test_of_a_ratio_the_bootstrap_draws_both_means_together() -> None:
+    world = World(seeds=1)
+    verdict = judged(world, "example", RATIO)
+    both = np.stack([world.kept[method, 0][1] for method in ("LPE-BSR", "RTN")], axis=1)
+    draws = resampled_means(both)
+    assert (verdict.low, verdict.high) == pytest.approx(percentile_interval(draws[:, 0] / draws[:, 1]))
+    assert verdict.effect == pytest.approx(both[:, 0].mean() / both[:, 1].mean())
+
+
+def test_values_of_another_run_are_not_taken_for_the_records() -> None:
+    world = World(seeds=1)
+    which, values = world.kept["RTN", 0]
+    world.kept["RTN", 0] = which, values + 0.001
+    assert "the values of single examples are of another run" in judged(world, "example").note
+
+
+def test_values_of_other_examples_are_not_paired() -> None:
+    world = World(seeds=1)
+    which, values = world.kept["RTN", 0]
+    world.kept["RTN", 0] = which + 1, values
+    assert "its rows of seed 0 are of different examples" in judged(world, "example").note
+
+
+# Estimates that a folder keeps.
+
+
+def kept_of(verdicts: list[Verdict]) -> pd.DataFrame:
+    return pd.DataFrame(kept_estimates(verdicts), columns=list(KEPT))
+
+
+@pytest.mark.parametrize("unit", ["seed", "example"])
+def test_what_was_kept_gives_the_same_verdicts_without_the_examples(unit: str) -> None:
+    world = World(seeds=1 if unit == "example" else 3)
+    first = judge_all([BELOW, RATIO], world.record, unit, examples=world.find)
+    again = judge_all([BELOW, RATIO], world.record, unit, kept=kept_of(first))
+    assert again == first
+
+
+def test_what_was_kept_of_other_values_is_not_taken_up() -> None:
+    world = World(seeds=3)
+    kept = kept_of(judge_all([BELOW], world.record, "seed", examples=world.find))
+    changed = world.record.assign(value=world.record["value"] + 1e-6)
+    assert judge_all([BELOW], changed, "seed", kept=kept)[0].examples is None
+    assert judge_all([BELOW], world.record, "seed", kept=kept)[0].examples is not None
+
+
+# Needed numbers.
+
+
+def of_values(values: list[float], name: str = "A", shift: float = 0.0) -> tuple[Claim, pd.DataFrame]:
+    """A claim that LPE-BSR is better, and its record: LPE-BSR − RTN has these values."""
+    rows = []
+    for seed, value in enumerate(values):
+        for method, of_method in (("LPE-BSR", value), ("RTN", 0.0)):
+            named = {"scale": "s", "substrate": name, "point": "SGD", "method": method, "size": 1}
+            named |= {"number_system": "int4", "rounding": "", "seed": seed, "metric": "nll"}
+            rows.append({**named, "value": of_method + shift, "memory_bits": 1, "backward_passes": 1})
+    low, rtn = (Rows(name, "SGD", method, "int4", None, 1) for method in ("LPE-BSR", "RTN"))
+    claim = Claim(name, "s", Side(high=0.0), "nats", lambda record: difference(low, rtn, record))
+    return claim, pd.DataFrame(rows)
+
+
+def needed(values: list[float]) -> str:
+    claim, record = of_values(values)
+    return judge_all([claim], record, "seed")[0].needed
+
+
+def test_an_undecided_claim_says_how_many_seeds_would_decide_it() -> None:
+    # Mean −.5, std 1: 34 pairs, as in the textbooks.
+    assert needed([-1.5, 0.5, -1.5, 0.5, -0.5]) == "34"
+
+
+def test_a_claim_that_hardly_differs_is_never_decided() -> None:
+    assert needed([-1.01, 0.99, -1.01, 0.99, -0.01]) == "never"
+
+
+def test_a_decided_claim_needs_no_more() -> None:
+    assert needed([-1.0, -1.1, -0.9]) == ""
+
+
+def test_one_seed_has_no_spread_to_tell_from() -> None:
+    assert needed([-1.0]) == ""
+
+
+# Many claims.
+
+
+def test_holm_takes_back_what_many_claims_find_by_chance() -> None:
+    sure, borderline = [-1.0, -1.01, -0.99, -1.0], [-1.0, -0.6, -1.3, -0.4]
+    pairs = [of_values(sure, "A"), *(of_values(borderline, name) for name in "BCD")]
+    record = pd.concat([each for _, each in pairs], ignore_index=True)
+    verdicts = judge_all([claim for claim, _ in pairs], record, "seed")
+    assert [verdict.verdict for verdict in verdicts] == ["holds"] * 4
+    assert [verdict.holm for verdict in verdicts] == ["holds", *["undecided"] * 3]
+    # The smallest of three that are left.
+    assert verdicts[1].found is not None
+    assert verdicts[1].holm_level == pytest.approx(3 * verdicts[1].found.level)
+
+
+def test_two_claims_of_the_very_same_rows_are_counted_once() -> None:
+    claim, record = of_values([-1.0, -0.6, -1.3, -0.4])
+    same = Claim("again", "another wording", claim.side, claim.unit, claim.of)
+    alone, (first, second) = judge_all([claim], record, "seed")[0], judge_all([claim, same], record, "seed")
+    assert (first.same_as, second.same_as) == ("", "A")
+    assert first.holm_level == second.holm_level == alone.holm_level
+
+
+def test_claims_that_are_not_run_count_for_nothing() -> None:
+    claim, record = of_values([-1.0, -0.6, -1.3, -0.4])
+    absent, _ = of_values([], "absent")
+    verdicts = judge_all([claim, absent], record, "seed")
+    assert (verdicts[0].holm, verdicts[1].holm, verdicts[1].verdict) == ("holds", "", "not run")

@@ -1,0 +1,52 @@
+"""The store of single examples' values: what is kept is found, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reproduce.study.examples import FOLDER, find, keep
+
+ROW = {
+    "scale": "s",
+    "substrate": "net",
+    "point": "SGD",
+    "method": "LPE-BSR",
+    "number_system": "int4",
+    "rounding": "bernoulli",
+    "seed": 3,
+}
+WHICH = torch.tensor([7, 3, 9])
+NLL = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
+
+
+@pytest.fixture
+def working(tmp_path: Path) -> Path:
+    keep(tmp_path, ROW, WHICH, {"nll": (torch.tensor([1, 10]), NLL)})
+    return tmp_path
+
+
+def test_the_values_of_a_row_are_those_of_its_size(working: Path) -> None:
+    found = find(working, {**ROW, "metric": "nll", "size": np.int64(10)})
+    assert found is not None
+    assert found[0].tolist() == [7, 3, 9]
+    np.testing.assert_allclose(found[1], NLL[1])
+
+
+@pytest.mark.parametrize(
+    "other", [{"size": 5}, {"metric": "ambiguity"}, {"seed": 4}, {"method": "RTN"}, {"rounding": "coupled"}]
+)
+def test_what_was_not_kept_is_not_found(working: Path, other: dict[str, object]) -> None:
+    assert find(working, {**ROW, "metric": "nll", "size": 1, **other}) is None
+
+
+def test_a_damaged_file_is_said_and_not_found(working: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (path,) = (working / FOLDER).glob("*.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert find(working, {**ROW, "metric": "nll", "size": 1}) is None
+    assert "is damaged" in capsys.readouterr().err
