@@ -43,8 +43,8 @@ def test_mean_and_interval_of_a_known_sample() -> None:
 
 
 def test_the_known_sample_catches_a_one_sided_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    two_sided = tables.interval
-    monkeypatch.setattr(tables, "interval", lambda values, level: two_sided(values, 2 * level - 1))
+    two_sided = tables.student_interval
+    monkeypatch.setattr(tables, "student_interval", lambda values, level: two_sided(values, 2 * level - 1))
     assert mean_and_interval(SAMPLE, 4) != OF_SAMPLE
 
 
