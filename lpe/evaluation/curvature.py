@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ def fisher_diagonal(model: nn.Module, inputs: Tensor, seed: int = 0) -> dict[str
     for each example, keyed by the seed: n examples give n squares to average.
 
     Args:
-        model: in eval mode, whose weights get no gradients from this. inputs: [examples, …], one backward
+        model: in eval mode; it is copied. inputs: [examples, …], one backward
             pass each.
 
     Raises:
@@ -32,7 +34,9 @@ def fisher_diagonal(model: nn.Module, inputs: Tensor, seed: int = 0) -> dict[str
     with torch.no_grad():
         probabilities = apply(model, inputs).double().softmax(dim=-1).cpu()
     labels = torch.multinomial(probabilities, 1, generator=draws).to(inputs.device)
-    parameters = {e.name: e.tensor for e in named_tensors(model) if e.tensor.requires_grad}
+    # A copy: members' weights want no gradients.
+    model = copy.deepcopy(model).requires_grad_()
+    parameters = {e.name: e.tensor for e in named_tensors(model) if isinstance(e.tensor, nn.Parameter)}
     squares = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     with torch.inference_mode(False), torch.enable_grad():
         for example, label in zip(inputs.split(1), labels, strict=True):

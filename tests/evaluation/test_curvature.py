@@ -50,6 +50,12 @@ def test_labels_that_are_the_data_s_would_be_seen() -> None:
         check_the_known_fisher(found)
 
 
+def test_weights_that_want_no_gradient_as_a_members_do_have_a_curvature_too() -> None:
+    member = lpe.DeepEnsemble([logistic()])[0].requires_grad_(False)
+    check_the_known_fisher(fisher_diagonal(member, X.expand(EXAMPLES, 2)))
+    assert not any(parameter.requires_grad for parameter in member.parameters())
+
+
 def test_no_gradient_is_left_in_the_model() -> None:
     model = logistic()
     fisher_diagonal(model, X.expand(3, 2))
