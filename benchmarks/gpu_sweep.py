@@ -55,6 +55,7 @@ from benchmarks.gpu_training import (
     train_group,
 )
 from lpe.ensembles.base import text_table
+from lpe.ensembles.ivon import forgetting_std
 from lpe.provenance import write_provenance
 from lpe.records import write_table
 from lpe.substrates import cifar
@@ -319,8 +320,8 @@ def draws(recipe: Recipe, point: Collected, protocol: Protocol, count: int = DRA
 def posterior_columns(recipe: Recipe, updates: int, std: Tensor) -> Row:
     """Return how far IVON's posterior is from h0's remainder and from the prior."""
     median = float(std.median())
-    start = recipe.hess_init * recipe.beta2**updates + recipe.weight_decay
-    to_start = median * math.sqrt(recipe.ess * start)
+    start = forgetting_std(recipe.hess_init, recipe.beta2, recipe.weight_decay, recipe.ess, updates)
+    to_start = median / start
     long_enough = updates * (1 - recipe.beta2) >= LENGTHS
     return {
         "median_std": median,

@@ -115,7 +115,7 @@ IVON = Recipe("ivon", lr=0.1, momentum=0.9, weight_decay=0.01, ess=100, hess_ini
 def test_a_std_that_is_h0s_remainder_is_not_learnt() -> None:
     std = torch.full((7,), (100 * (0.5 * 0.99**600 + 0.01)) ** -0.5)
     row = bench.posterior_columns(IVON, 600, std)
-    assert row["std_to_start"] == pytest.approx(1.0) and row["learnt"] is False
+    assert row["std_to_start"] == pytest.approx(1.0, rel=0.01) and row["learnt"] is False
 
 
 def test_a_std_at_half_of_the_priors_is_learnt_after_enough_updates() -> None:
