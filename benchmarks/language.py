@@ -4,8 +4,8 @@
 
 stories260k (see lpe/substrates/stories.py) on lm-eval tasks from local files, benchmarks/tasks: the
 likelihood of the first 80 TinyStories, and the first 300 pairs of two BLiMP paradigms, which of two
-sentences is grammatical. FP32, RTN, and LPE-BSR of 1 to 16 members at INT-8 to INT-3. What was measured is not measured
-again.
+sentences is grammatical. FP32, RTN, and LPE-BSR of 1 to 16 members at INT-8 to INT-3. What was measured is
+not measured again.
 
 Costs about 8 minutes of one core. It writes benchmarks/results/assets_language.csv, and beside it the JSON
 with the milliseconds an example (of a story's own tokens). It prints NLL a token of the stories (FP32 1.4230
