@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
 
 from lpe.ensembles.base import text_table
@@ -22,15 +21,13 @@ from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
 from lpe.writing import check_writable
 from reproduce import ledger, rendering
-from reproduce.command import parser, run_figure
+from reproduce.command import Script, all_there, opened, parser, rehearse, run_figure
 from reproduce.rendering import Rendered
-from reproduce.scales.find import any_scale, check_at_paper
-from reproduce.scales.paper.models import rehearse
+from reproduce.scales import find
 from reproduce.study import parallel
 from reproduce.study.measurements import measure_all
 from reproduce.study.scale import Scale
-from reproduce.study.session import open_session, seeds_asked
-from reproduce.study.units import Unit
+from reproduce.study.session import seeds_asked
 
 FIGURES = (
     *(f"fig{number}" for number in range(1, 10)),
@@ -49,24 +46,29 @@ def main(arguments: list[str]) -> int:
     options.add_argument("--jobs", type=int, default=1, help="processes, one thread each (default: 1)")
     try:
         asked = options.parse_args(arguments)
-        chosen = any_scale(asked.scale)
+        chosen = find.scale(asked.scale)
         seeds_asked(chosen, asked.seeds)
         if asked.jobs < 1:
             raise InputError(f"--jobs must be 1 or more, not {asked.jobs}")
-        every = FIGURES if isinstance(chosen, Scale) else tuple(chosen.figures)
-        figures = list(every) if asked.only is None else asked.only.split(",")
-        for name in figures:
-            if name not in FIGURES:
-                raise InputError(f"unknown figure or table {name!r}; there are {', '.join(every)}")
-        check_at_paper(figures, chosen.name)
-        if asked.jobs > 1 and not isinstance(chosen, Scale):
+        scripts = [rendering.script_of(name) for name in FIGURES]
+        if asked.only is None:
+            scripts = [script for script in scripts if not script.lacks(chosen)]
+        else:
+            names = asked.only.split(",")
+            for name in names:
+                if name not in FIGURES:
+                    raise InputError(f"unknown figure or table {name!r}; there are {', '.join(FIGURES)}")
+            scripts = [rendering.script_of(name) for name in names]
+            for script in scripts:
+                script.check(chosen)
+        if asked.jobs > 1 and chosen.device != "cpu":
             raise InputError(f"scale {chosen.name} runs one model at a time; leave --jobs {asked.jobs} out")
         if asked.random_weights:
-            rehearse(figures, chosen)
+            rehearse(scripts, chosen)
             return 0
         out = asked.out or REPOSITORY / "figures" / chosen.name
         check_writable(out)
-        passed_on = ["--scale", chosen.name, "--out", str(out)]
+        passed_on = ["--scale", asked.scale, "--out", str(out)]
         for option in ("seeds", "wandb"):
             if getattr(asked, option) is not None:
                 passed_on += [f"--{option}", str(getattr(asked, option))]
@@ -75,16 +77,18 @@ def main(arguments: list[str]) -> int:
         with pool as processes:
             if asked.plot_only:
                 passed_on.append("--plot-only")
-            elif isinstance(chosen, Scale):
-                _measure(figures, chosen, asked.seeds, out, asked.wandb, processes)
+            else:
+                if not all([all_there(script, chosen) for script in scripts]):
+                    return 2
+                _measure(scripts, chosen, asked.seeds, out, asked.wandb, processes)
             measured = time.time() - started
-            rendered = _render(figures, passed_on, processes)
+            rendered = _render(scripts, passed_on, processes)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     codes = [each.code for each in rendered if each.code]
     if not codes and asked.only is None:
-        codes = [code for code in [ledger.main(["--scale", chosen.name, "--out", str(out)])] if code]
+        codes = [code for code in [ledger.main(["--scale", asked.scale, "--out", str(out)])] if code]
     rows = [(each.figure, f"{each.seconds:.1f}", "failed" if each.code else "") for each in rendered]
     print(
         text_table(
@@ -98,7 +102,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _measure(
-    figures: list[str],
+    scripts: list[Script],
     chosen: Scale,
     seeds: int | None,
     out: Path,
@@ -106,10 +110,8 @@ def _measure(
     pool: parallel.ProcessPoolExecutor | None,
 ) -> None:
     """Measure all units of the figures, each once."""
-    with open_session("all", chosen, seeds, out, wandb) as session:
-        wanted: dict[Unit, None] = {}
-        for figure in figures:
-            wanted |= dict.fromkeys(import_module(f"reproduce.{figure}").wanted(session))
+    with opened("all", chosen, seeds, out, wandb) as session:
+        wanted = list(dict.fromkeys(unit for script in scripts for unit in script.wanted(session)))
         if pool is None:
             measure_all(session, wanted)
         else:
@@ -117,20 +119,19 @@ def _measure(
 
 
 def _render(
-    figures: list[str], arguments: list[str], pool: parallel.ProcessPoolExecutor | None
+    scripts: list[Script], arguments: list[str], pool: parallel.ProcessPoolExecutor | None
 ) -> list[Rendered]:
     """Render every figure and table; print what each printed."""
     rendered = []
     if pool is not None:
-        for each in rendering.render(figures, arguments, pool):
+        for each in rendering.render([script.name for script in scripts], arguments, pool):
             print(each.said, end="", file=sys.stderr if each.code else sys.stdout, flush=True)
             rendered.append(each)
         return rendered
-    for figure in figures:
-        module = import_module(f"reproduce.{figure}")
+    for script in scripts:
         started = time.time()
-        code = run_figure(figure, module.__doc__, module.compute, module.draw, arguments)
-        rendered.append(Rendered(figure, code, time.time() - started, ""))
+        code = run_figure(script, arguments)
+        rendered.append(Rendered(script.name, code, time.time() - started, ""))
     return rendered
 
 

@@ -1,13 +1,14 @@
-"""Shared parts of the figure scripts: their options, their session, and how they end."""
+"""Shared parts of the figure scripts: what a script is, its options, and how it runs and ends."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,23 +16,52 @@ from lpe import tracking
 from lpe.command_line import Parser
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY, write_provenance
+from lpe.store import Store
 from lpe.writing import check_writable
-from reproduce.scales.find import any_scale, check_at_paper
-from reproduce.scales.paper.models import PAPER, PaperScale, all_there, rehearse
+from reproduce.scales import find
+from reproduce.study.measurements import working_folder
 from reproduce.study.records import record_name
-from reproduce.study.scale import Scale
-from reproduce.study.session import Session, open_session, pretrained_device, seeds_asked
+from reproduce.study.scale import Scale, Substrate
+from reproduce.study.session import Session, open_session, seeds_asked
+from reproduce.study.units import Unit
+
+
+@dataclass(frozen=True)
+class Script:
+    """A figure or table.
+
+    Args:
+        name: such as "fig3". description: its docstring, for ``--help``.
+        lacks: what a scale lacks for it, in words; "": nothing.
+        wanted: the units that it shows. compute: measures and writes the record's CSV files into
+            ``session.out``; returns what the provenance should hold beside the scale.
+        draw: (folder, scale) → paths written and lines to print, from the record alone.
+    """
+
+    name: str
+    description: str | None
+    lacks: Callable[[Scale], str]
+    wanted: Callable[[Session], list[Unit]]
+    compute: Callable[[Session], Mapping[str, object]]
+    draw: Callable[[Path, Scale], tuple[list[Path], list[str]]]
+
+    def check(self, chosen: Scale) -> None:
+        """Raise InputError for a scale that does not have it."""
+        if lacking := self.lacks(chosen):
+            raise InputError(f"{self.name} needs {lacking}; scale {chosen.name} has none")
 
 
 def parser(figure: str, description: str | None) -> Parser:
-    """Return a parser of every figure script's options, with ``paper``'s where that scale has the figure."""
+    """Return a parser of every figure script's options."""
     made = Parser(
         prog=f"reproduce/{figure}.py",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
-        "--scale", default="digits", help="which substrate and hyper-parameters (default: digits)"
+        "--scale",
+        default=find.DEFAULT,
+        help=f"which substrates and hyper-parameters: {', '.join(find.SCALES)} (default: {find.DEFAULT})",
     )
     made.add_argument(
         "--seeds",
@@ -45,65 +75,132 @@ def parser(figure: str, description: str | None) -> Parser:
         choices=tracking.MODES,
         help="Weights & Biases (default: WANDB_MODE; else online with WANDB_API_KEY; else offline)",
     )
-    if figure in (*PAPER.figures, "__main__"):
-        made.add_argument(
-            "--random-weights",
-            action="store_true",
-            help="with --scale paper: rehearse at the true shapes, with random weights and synthetic inputs",
-        )
+    made.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="where weights are given: rehearse at the true shapes, with random weights and synthetic inputs",
+    )
     return made
 
 
-def run_figure(
-    figure: str,
-    description: str | None,
-    compute: Callable[[Session[Any]], Mapping[str, object]],
-    draw: Callable[[Path, str], tuple[list[Path], list[str]]],
-    arguments: Sequence[str] | None = None,
+@contextmanager
+def opened(
+    name: str,
+    chosen: Scale,
+    count: int | None,
+    out: Path,
+    wandb_mode: str | None,
     quiet: bool = False,
-) -> int:
+) -> Iterator[Session]:
+    """Open a session on the store and the scale's working records."""
+    store = Store()
+    working = working_folder(chosen, store)
+    with open_session(name, chosen, count, out, wandb_mode, working, store, quiet) as session:
+        yield session
+
+
+def seedless(chosen: Scale) -> Session:
+    """Return a session that nothing can be trained or measured in: to ask which units a figure wants."""
+    seeds, claim_seeds = seeds_asked(chosen, 1)
+    nowhere = Path()
+    return Session(
+        store=Store(),
+        tracker=tracking.Tracker(None),
+        threads=chosen.threads,
+        device="cpu",
+        scale=chosen,
+        seeds=seeds,
+        claim_seeds=claim_seeds,
+        out=nowhere,
+        working=nowhere,
+    )
+
+
+def substrates_of(scripts: Iterable[Script], chosen: Scale) -> list[Substrate]:
+    """List the substrates that figures show, each once."""
+    session = seedless(chosen)
+    names = dict.fromkeys(unit.substrate for script in scripts for unit in script.wanted(session))
+    return [chosen.substrates[name] for name in names]
+
+
+def all_there(script: Script, chosen: Scale) -> bool:
+    """Print what a figure needs that lies elsewhere, on stderr a line for each missing piece.
+
+    Returns:
+        Whether nothing is missing.
+    """
+    pieces = [each.pieces for each in substrates_of([script], chosen) if each.pieces is not None]
+    if not pieces:
+        return True
+    print(f"{script.name} at scale {chosen.name} needs")
+    for line in _once(each.needed() for each in pieces):
+        print(f"  {line}")
+    missing = _once(each.missing() for each in pieces)
+    for line in missing:
+        print(f"missing: {line}", file=sys.stderr)
+    if missing:
+        counted = f"{len(missing)} piece{'s are' if len(missing) > 1 else ' is'} missing, nothing was run"
+        way_out = "; --random-weights rehearses without" if chosen.rehearse else ""
+        print(f"error: {counted}{way_out}", file=sys.stderr)
+    return not missing
+
+
+def _once(lines: Iterable[tuple[str, ...]]) -> list[str]:
+    """List lines, each once and none empty: the first of every tuple, then the second of every tuple."""
+    return [
+        line for line in dict.fromkeys(line for kind in zip(*lines, strict=True) for line in kind) if line
+    ]
+
+
+def rehearse(scripts: Sequence[Script], chosen: Scale) -> None:
+    """Rehearse the models of figures, each once; InputError at a scale that has nothing to rehearse."""
+    if chosen.rehearse is None:
+        able = [name for name, scale in find.SCALES.items() if scale.rehearse is not None]
+        raise InputError(f"--random-weights is for --scale {' and '.join(able)}, not {chosen.name}")
+    chosen.rehearse(substrates_of(scripts, chosen))
+
+
+def run_figure(script: Script, arguments: Sequence[str] | None = None, quiet: bool = False) -> int:
     """Run a figure script: measure what is not measured yet, write the record, draw it, say the verdict.
 
     Args:
-        figure: its name, such as "fig3". description: the script's docstring, for ``--help``.
-        compute: measures and writes the record's CSV files into ``session.out``; returns what the
-            provenance should hold beside the scale.
-        draw: (folder, scale's name) → paths written and lines to print, from the record alone.
         arguments: the command line; None: this process's. quiet: no progress bars.
+
     Returns:
         The exit code: 0, or 2 after one line about bad input.
     """
+    figure = script.name
     try:
-        asked = parser(figure, description).parse_args(arguments)
-        check_at_paper([figure], asked.scale)
-        chosen = any_scale(asked.scale)
+        asked = parser(figure, script.description).parse_args(arguments)
+        chosen = find.scale(asked.scale)
+        script.check(chosen)
         seeds_asked(chosen, asked.seeds)
         out = asked.out or REPOSITORY / "figures" / chosen.name
         started = time.time()
-        if figure in PAPER.figures and asked.random_weights:
-            rehearse([figure], chosen)
+        if asked.random_weights:
+            rehearse([script], chosen)
             return 0
         check_writable(out)
         if not asked.plot_only:
-            if isinstance(chosen, PaperScale) and not all_there(figure, chosen):
+            if not all_there(script, chosen):
                 return 2
-            with open_session(figure, chosen, asked.seeds, out, asked.wandb, quiet) as session:
-                extra = dict(compute(session))
-                if isinstance(chosen, PaperScale):
-                    from reproduce.scales.paper.loading import descriptions
-
-                    extra["models"] = descriptions(session, figure)
+            with opened(figure, chosen, asked.seeds, out, asked.wandb, quiet) as session:
+                extra = dict(script.compute(session))
+                shown = [each.name for each in substrates_of([script], chosen)]
+                if models := session.descriptions(shown):
+                    extra["models"] = models
                 record = out / record_name(figure)
+                landscape = [] if chosen.main is None else [chosen.settings.landscape.seed]
                 write_provenance(
                     out / f"{figure}.json",
                     sys.argv if arguments is None else [f"reproduce/{figure}.py", *arguments],
-                    {"scale": chosen, **extra},
-                    "cpu" if isinstance(chosen, Scale) else str(pretrained_device()),
-                    _seeds_of(record) or ([chosen.landscape.seed] if isinstance(chosen, Scale) else []),
+                    {"scale": chosen.described(), **extra},
+                    session.device,
+                    _seeds_of(record) or landscape,
                     torch.get_num_threads(),
                     started,
                 )
-                paths, lines = draw(out, chosen.name)
+                paths, lines = script.draw(out, chosen)
                 written = [record, out / f"{figure}.json", *paths]
                 session.tracker.artifact(f"{figure}-{chosen.name}", "figure", written)
         else:
@@ -111,7 +208,7 @@ def run_figure(
                 raise InputError(
                     f"there is no record {record_name(figure)} in {out}; run without --plot-only first"
                 )
-            written, lines = draw(out, chosen.name)
+            written, lines = script.draw(out, chosen)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -30,6 +30,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -37,35 +38,31 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-import lpe
 from lpe.records import COLUMNS, write_table
-from reproduce.command import run_figure
+from reproduce.command import Script, run_figure
 from reproduce.draw import panels
 from reproduce.draw.cost_picture import draw_picture
 from reproduce.draw.cost_verdicts import (
     Picture,
 )
-from reproduce.scales.find import scale
 from reproduce.study import cost_times
 from reproduce.study.cost_measures import (
-    CASCADED,
-    Known,
-    digits_batches,
-    few_members,
     known,
     known_point,
-    larger_point,
-    larger_substrate,
 )
-from reproduce.study.families import deep_family
+from reproduce.study.cost_units import DEEP, few_members, timed_low_precision
 from reproduce.study.measurements import measure_all
-from reproduce.study.points import point
 from reproduce.study.records import log_sizes, rows_of
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 from reproduce.study.units import COST, COST_RIVALS, Unit, draw_seed, units
 
 TIMES = "cost_times.csv"
+
+
+def lacks(chosen: Scale) -> str:
+    """Say what a scale lacks for the picture; "" where it has all."""
+    return "" if chosen.points else "a main network"
 
 
 def seeds_of(session: Session) -> list[int]:
@@ -77,7 +74,8 @@ def seeds_of(session: Session) -> list[int]:
 
 def wanted(session: Session) -> list[Unit]:
     """Return the units that the picture shows, all at the same seeds."""
-    return units([COST, COST_RIVALS], seeds_of(session))
+    rivals = [COST_RIVALS] if DEEP in session.scale.families or session.scale.next_larger else []
+    return units([session.scale.main], [COST, *rivals], seeds_of(session))
 
 
 def compute(session: Session, again: bool = False) -> dict[str, object]:
@@ -93,36 +91,33 @@ def compute(session: Session, again: bool = False) -> dict[str, object]:
 
 def measure_times(session: Session) -> None:
     """Write cost_times.csv and its conditions: all at the first seed, the tuned cascades at every seed."""
-    started, chosen, seeds = time.time(), session.scale, seeds_of(session)
+    started, settings, main, seeds = time.time(), session.scale.settings, session.main, seeds_of(session)
     items: list[cost_times.Timed] = []
-    # The folds of the images differ by one: every time is of as many.
-    examples = min(len(digits_batches(seed)[1][0][1]) for seed in seeds)
+    # Folds of one set of examples may differ by one: every time is of as many.
+    examples = min(len(main.source.load(seed).test[0][1]) for seed in seeds)
+    larger = session.scale.next_larger
     for seed in seeds:
-        batches = digits_batches(seed)
-        inputs = batches[1][0][0][:examples]
-        solution = point(session, "SGD", seed)
-        deep = known(deep_family(session, seed).make(0), *batches)
+        data = main.source.load(seed)
+        inputs = data.test[0][0][:examples]
+        solution = main.point(session, main.estimate, seed)
+        deep = None
+        if DEEP in main.families:
+            deep = known(main.family(session, DEEP, seed).make(0), data.validation, data.test)
         if seed == seeds[0]:
             items += cost_times.timed_methods(
-                (chosen.substrate, solution.net),
-                (larger_substrate(chosen), larger_point(session, seed).net),
-                deep.ensemble,
-                chosen.bits,
-                chosen.size,
+                (main.name, solution.net),
+                None if larger is None else (larger.name, larger.point(session, larger.estimate, seed).net),
+                None if deep is None else deep.ensemble,
+                settings.bits,
+                settings.size,
                 inputs,
                 seed,
             )
-        members: list[tuple[Known, Known]] = []
-        for bits in chosen.bits:
-            drawn, nearest = (
-                lpe.LowPrecisionEnsemble(solution.net, lpe.Int(bits), size, draw_seed(seed, 0), rounding)
-                for size, rounding in ((chosen.size, CASCADED), (1, "nearest"))
-            )
-            members.append((known(drawn, *batches), known(nearest, *batches)))
-        single = known_point(solution, batches)
-        few, is_first = few_members(chosen), seed == seeds[0]
+        members = timed_low_precision(session, seed, solution.net, draw_seed(seed, 0))
+        single = known_point(solution, data.validation, data.test)
+        few, is_first = few_members(settings), seed == seeds[0]
         items += cost_times.timed_cascades(
-            chosen.substrate, single, deep, members, few, inputs, seed, all_targets=is_first
+            main.name, single, deep, members, few, inputs, seed, all_targets=is_first
         )
     with session.progress(0, "times") as bar:
         rows = cost_times.rows_of_times(items, examples, bar)
@@ -131,24 +126,27 @@ def measure_times(session: Session) -> None:
 
 def picture_of(chosen: Scale) -> Picture:
     """Return what the picture of a scale is of."""
-    larger = larger_substrate(chosen)
-    names = (f"ViT-{own_name(chosen)}", larger.split(" ", 1)[1])
-    return Picture(chosen.substrate, larger, chosen.bits, chosen.size, names)
+    main, larger = chosen.main, chosen.next_larger
+    assert main is not None
+    names = ((chosen.own_size or main).short, *([] if larger is None else [larger.short]))
+    return Picture(
+        main.name,
+        None if larger is None else larger.name,
+        chosen.settings.bits,
+        chosen.settings.size,
+        names,
+        example=main.example,
+    )
 
 
-def own_name(chosen: Scale) -> str:
-    """Return table 1's name of the scale's own network."""
-    return next(name for name, shape in chosen.networks.items() if shape == chosen.network)
-
-
-# The picture.
-
-
-def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Draw cost.pdf and cost.png from cost.csv and cost_times.csv; returns their paths and the verdicts."""
     record = panels.read_record(folder / "cost.csv", COLUMNS)
     times = panels.read_record(folder / TIMES, cost_times.COLUMNS)
-    return draw_picture(record, times, picture_of(scale(scale_name)), folder)
+    return draw_picture(record, times, picture_of(chosen), folder)
+
+
+SCRIPT = Script("cost", __doc__, lacks, wanted, compute, draw)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,7 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from reproduce.cost_given import run
 
         return run(rest, asked.time)
-    return run_figure("cost", __doc__, partial(compute, again=asked.time), draw, rest)
+    again = replace(SCRIPT, compute=partial(compute, again=asked.time))
+    return run_figure(again, rest)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ from lpe.store import Store
 from lpe.substrates.assets import assets_folder
 from lpe.writing import check_writable
 from reproduce.draw import panels
+from reproduce.draw.cost_picture import draw_picture
 from reproduce.draw.cost_verdicts import Picture
+from reproduce.scales import assets
 from reproduce.scales.assets import SUBJECTS, Examples, Model, Subject
 from reproduce.study import cost_times
 from reproduce.study.cost_measures import (
@@ -39,7 +41,7 @@ from reproduce.study.cost_measures import (
     rows_of_predictions,
     single_predictions,
 )
-from reproduce.study.session import source_hash
+from reproduce.study.keys import data_hash, determinants
 
 SCALE = "assets"
 BITS = (5, 4)
@@ -50,18 +52,6 @@ BLOCKS = 20
 BATCH = 100
 TIMED = 100
 """Examples of the timed batch, evenly spread over the scored ones."""
-CODE = (
-    "lpe/contents.py",
-    "lpe/modules.py",
-    "lpe/networks.py",
-    "lpe/structure.py",
-    "lpe/surroundings.py",
-    "lpe/ensembles/selection.py",
-    "lpe/number_systems/grids.py",
-    "lpe/number_systems/layouts.py",
-    "lpe/number_systems/streams.py",
-)
-"""Code that log-probabilities depend on, beside the subject's. Not the kernels: the codes are the same."""
 
 
 def size_of(subject: Subject) -> int:
@@ -98,6 +88,11 @@ class Measuring:
     bar: tqdm
     training: list[Any] | None = None
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """All tensors of the networks."""
+        return [tensor for net in self.nets for tensor in net.state_dict().values()]
+
     def known(self, ensemble: Ensemble, model: Model) -> Known:
         """Return an ensemble of networks of a model with its members' log-probabilities."""
         examples = self.examples
@@ -106,9 +101,14 @@ class Measuring:
             **model.config,
             self.subject.examples: len(examples.targets),
             "members": len(ensemble),
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "code": source_hash(*CODE, self.subject.code),
+            **determinants(
+                lpe.member_log_probs,
+                lpe.DeepEnsemble,
+                lpe.LowPrecisionEnsemble,
+                assets,
+                data=data_hash(examples.inputs, examples.targets, *self.weights),
+                threads=torch.get_num_threads(),
+            ),
         }
         if isinstance(ensemble, lpe.LowPrecisionEnsemble):
             config |= {
@@ -223,8 +223,6 @@ def measure_subject(name: str, assets: Path, out: Path, arguments: Sequence[str]
 
 def draw(subject: Subject, folder: Path) -> list[str]:
     """Draw a subject's picture from its record and times; returns what there is to say."""
-    from reproduce.draw.cost_picture import draw_picture
-
     record = panels.read_record(folder / f"{subject.stem}.csv", COLUMNS)
     timed = subject if subject.timed_as is None else SUBJECTS[subject.timed_as]
     times = panels.read_record(folder / f"{timed.stem}_times.csv", cost_times.COLUMNS)
@@ -246,9 +244,9 @@ def run(arguments: Sequence[str], again: bool) -> int:
         torch.set_num_threads(1)
         for name in [asked.only] if asked.only else SUBJECTS:
             if not asked.plot_only:
-                assets = assets_folder()
+                place = assets_folder()
                 check_writable(asked.out)
-                measure_subject(name, assets, asked.out, arguments, again)
+                measure_subject(name, place, asked.out, arguments, again)
             print("\n".join(draw(SUBJECTS[name], asked.out)), flush=True)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

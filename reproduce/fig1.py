@@ -26,6 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 import torch
@@ -36,9 +37,9 @@ from matplotlib.ticker import MultipleLocator
 import lpe
 from lpe.evaluation.landscape import Surface, grid_lines, weight_vector
 from lpe.records import write_table
-from lpe.substrates import digits
-from reproduce.command import run_figure
+from reproduce.command import Script, run_figure
 from reproduce.draw import panels
+from reproduce.draw.summaries import noun
 from reproduce.study.landscapes import (
     GRID_COLUMNS,
     WeightPair,
@@ -47,7 +48,7 @@ from reproduce.study.landscapes import (
     rounding_pairs,
     squared_gradients,
 )
-from reproduce.study.points import point
+from reproduce.study.scale import Batch, Scale, Split
 from reproduce.study.session import Session
 from reproduce.study.units import Unit
 
@@ -76,6 +77,13 @@ POINT_COLUMNS = (
 TRAINED, NEAREST, NEIGHBOUR = "trained", "nearest", "neighbour"
 
 
+def lacks(chosen: Scale) -> str:
+    """Say what a scale lacks for the figure; "" where it has all."""
+    if chosen.main is None:
+        return "a main network"
+    return "" if chosen.main.has_training else "training examples"
+
+
 def wanted(session: Session) -> list[Unit]:
     """Return the units that the figure shows: none, it measures a landscape only."""
     return []
@@ -83,13 +91,15 @@ def wanted(session: Session) -> list[Unit]:
 
 def compute(session: Session) -> dict[str, object]:
     """Find the plane and measure it; write fig1.csv, its points, and fig1_landscape.csv, its grid."""
-    shape = session.scale.landscape
-    net = point(session, "SGD", shape.seed).net
-    data = digits.load(shape.seed)
+    shape = session.scale.settings.landscape
+    main = session.main
+    net = main.point(session, main.estimate, shape.seed).net
+    data = main.source.load(shape.seed)
+    assert data.train is not None
     weights = weight_vector(net)
-    system = lpe.Int(min(session.scale.bits))
-    pair = _searched(session, net, system, data.train)
-    surface = Surface(net, [data.test])
+    system = lpe.Int(min(session.scale.settings.bits))
+    pair = _searched(session, net, system, data.train, data.statistics or ())
+    surface = Surface(net, data.test, statistics=data.statistics or ())
     plane = pair.plane(weights)
 
     rows = [_row(pair, TRAINED, pair.codes, pair.values, 0.0, surface.measure(weights)["nll"])]
@@ -107,17 +117,19 @@ def compute(session: Session) -> dict[str, object]:
         reach = [-system.largest_code - BEYOND, system.largest_code + BEYOND, low, low + 1 + 2 * AROUND]
         around = [edge * pair.step for edge in reach]
         lines.append(grid_lines(sorted(set(points[letter])), shape.resolution, 0.0, around))
-    images = f"test images of seed {shape.seed}"
-    grid = grid_table(session, surface, plane, lines[0], lines[1], images, "plane of two weights")
+    seen = f"test {main.example}s of seed {shape.seed}"
+    grid = grid_table(session, surface, plane, lines[0], lines[1], seen, "plane of two weights")
     grid = grid[grid["metric"] == "nll"]
     write_table(grid[list(GRID_COLUMNS)], session.out / "fig1_landscape.csv", GRID_COLUMNS)
     write_table(points[list(POINT_COLUMNS)], session.out / "fig1.csv", POINT_COLUMNS)
     return {"candidates": CANDIDATES}
 
 
-def _searched(session: Session, net: torch.nn.Module, system: lpe.Int, train: digits.Split) -> WeightPair:
+def _searched(
+    session: Session, net: torch.nn.Module, system: lpe.Int, train: Split, statistics: Sequence[Batch]
+) -> WeightPair:
     candidates = rounding_pairs(net, system, squared_gradients(net, *train), CANDIDATES)
-    surface, weights = Surface(net, [train]), weight_vector(net)
+    surface, weights = Surface(net, [train], statistics=statistics), weight_vector(net)
     with session.progress(len(candidates), "pairs of weights") as bar:
 
         def rise(pair: WeightPair) -> float:
@@ -151,7 +163,7 @@ def _row(
     }
 
 
-def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Draw fig1.pdf and fig1.png from the record; returns their paths, the plane and its points in words."""
     points = panels.read_record(folder / "fig1.csv", POINT_COLUMNS)
     grid = panels.read_record(folder / "fig1_landscape.csv", GRID_COLUMNS)
@@ -200,7 +212,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
             _neighbour(axes[3], trained, neighbour)
         axes[3].set_xlim(left, left + side)
         axes[3].set_ylim(below, below + side)
-        panels.colour_bar(figure, filled, bar, "test NLL (nats per image)", levels[1::2])
+        panels.colour_bar(figure, filled, bar, f"test NLL (nats per {noun(chosen)})", levels[1::2])
         paths = panels.save(figure, folder, "fig1")
     place = f"{trained['tensor']}, output channel {trained['channel']}, inputs {trained['x_input']} and "
     lines = [
@@ -236,5 +248,7 @@ def _neighbour(axes: Axes, trained: pd.Series, place: pd.Series) -> None:
     panels.outlined(axes, place["x_code"], place["y_code"], text, (7 if right else -7, 15 if up else -15))
 
 
+SCRIPT = Script("fig1", __doc__, lacks, wanted, compute, draw)
+
 if __name__ == "__main__":
-    sys.exit(run_figure("fig1", __doc__, compute, draw))
+    sys.exit(run_figure(SCRIPT))

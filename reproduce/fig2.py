@@ -18,50 +18,58 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
-from reproduce.command import run_figure
+from reproduce.command import Script, run_figure
 from reproduce.draw import panels
 from reproduce.draw.style import BIT_STYLES, BMA_STYLE, METHODS
-from reproduce.draw.summaries import claim_lines
+from reproduce.draw.summaries import claim_lines, noun
 from reproduce.judge import intervals
-from reproduce.scales.find import scale
 from reproduce.study.measurements import measure_all, posterior_stds
-from reproduce.study.points import POINTS
 from reproduce.study.records import selected
+from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 from reproduce.study.units import Unit, units
 
 
+def lacks(chosen: Scale) -> str:
+    """Say what a scale lacks for the figure; "" where it has all."""
+    return "" if chosen.points else "a main network"
+
+
 def wanted(session: Session) -> list[Unit]:
     """Return the units that the figure shows."""
-    return units(POINTS, session.seeds)
+    return units([session.scale.main], session.scale.points, session.seeds)
 
 
 def compute(session: Session) -> dict[str, object]:
     """Train and measure; write fig2.csv."""
     measure_all(session, wanted(session))
     write_table(selected(session, wanted(session), methods=METHODS), session.out / "fig2.csv", COLUMNS)
-    return {"median_posterior_std": posterior_stds(session, POINTS)}
+    return {"median_posterior_std": posterior_stds(session, session.scale.posteriors)}
 
 
-def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Draw fig2.pdf and fig2.png from fig2.csv; returns their paths and claim C2's verdicts."""
-    chosen = scale(scale_name)
     record = panels.read_record(folder / "fig2.csv", COLUMNS)
     n = record["seed"].nunique()
     with panels.style():
-        figure, axes = panels.plt.subplots(1, 3, figsize=(panels.TEXT_WIDTH, 2.35), sharey=False)
-        for letter, ax, point in zip("abc", axes, POINTS, strict=True):
+        figure, row = panels.plt.subplots(
+            1, len(chosen.points), figsize=(panels.TEXT_WIDTH, 2.35), sharey=False, squeeze=False
+        )
+        axes = row[0]
+        for letter, ax, point in zip("abcdefgh", axes, chosen.points, strict=False):
             nll = record[(record["point"] == point) & (record["metric"] == "nll")]
             single = intervals.by_seed(nll, method="FP32")
-            panels.nll_panel(ax, nll, single, chosen.bits, BIT_STYLES, BMA_STYLE)
+            panels.nll_panel(ax, nll, single, chosen.settings.bits, BIT_STYLES, BMA_STYLE)
             low, high = intervals.student_interval(single.to_numpy())
             spread = f" [{low:.3f}, {high:.3f}]" if n > 1 else ""
             panels.label_panel(ax, letter, f"{point}: FP32 {single.mean():.3f}{spread}")
-        axes[0].set_ylabel("test NLL (nats per image)")
+        axes[0].set_ylabel(f"test NLL (nats per {noun(chosen)})")
         panels.legend_below(figure, axes[::-1])
         paths = panels.save(figure, folder, "fig2")
     return paths, claim_lines(record, chosen, ["C2"])
 
 
+SCRIPT = Script("fig2", __doc__, lacks, wanted, compute, draw)
+
 if __name__ == "__main__":
-    sys.exit(run_figure("fig2", __doc__, compute, draw))
+    sys.exit(run_figure(SCRIPT))

@@ -25,22 +25,18 @@ from matplotlib.figure import Figure
 import lpe
 from lpe.evaluation.landscape import Surface, grid_lines, plane_through, radial_plane, weight_vector
 from lpe.records import COLUMNS, write_table
-from lpe.substrates import digits
-from reproduce.command import run_figure
+from reproduce.command import Script, run_figure
 from reproduce.draw import panels
 from reproduce.draw.style import BIT_STYLES, BMA_STYLE, METHODS
 from reproduce.draw.summaries import claim_lines
 from reproduce.judge import intervals
-from reproduce.scales.find import scale
 from reproduce.study.landscapes import cloud_table, grid_table
 from reproduce.study.measurements import measure_all, posterior_stds
-from reproduce.study.points import point
 from reproduce.study.records import selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 from reproduce.study.units import Unit, draw_seed, units
 
-POINTS = ("SWAG", "IVON")
 GRID_COLUMNS = ("point", "plane", "x", "y", "metric", "value")
 CLOUD_COLUMNS = (
     "point",
@@ -55,32 +51,42 @@ CLOUD_COLUMNS = (
 )
 
 
+def lacks(chosen: Scale) -> str:
+    """Say what a scale lacks for the figure; "" where it has all."""
+    return "" if chosen.posteriors else "a posterior"
+
+
 def wanted(session: Session) -> list[Unit]:
     """Return the units that the figure shows."""
-    return units(POINTS, session.seeds)
+    return units([session.scale.main], session.scale.posteriors, session.seeds)
 
 
 def compute(session: Session) -> dict[str, object]:
     """Train and measure; write fig3.csv, fig3_landscape.csv and fig3_members.csv."""
     chosen = session.scale
     measure_all(session, wanted(session))
-    shape = chosen.landscape
-    test = digits.load(shape.seed).test
+    shape = chosen.settings.landscape
+    data = session.main.source.load(shape.seed)
+    seen = f"test {session.main.example}s of seed {shape.seed}"
     grids, clouds = [], []
-    for name in POINTS:
-        solution = point(session, name, shape.seed)
+    for name in chosen.posteriors:
+        solution = session.main.point(session, name, shape.seed)
         assert solution.posterior is not None
         drawn = draw_seed(shape.seed, 0)
         methods = {
             "BMA": solution.posterior(shape.cloud, drawn),
             "LPE-BSR": lpe.LowPrecisionEnsemble(
-                solution.net, lpe.Int(chosen.best_bits), shape.cloud, seed=drawn
+                solution.net,
+                lpe.Int(chosen.settings.best_bits),
+                shape.cloud,
+                seed=drawn,
+                batches=data.statistics,
             ),
         }
         centre, bma, low = (
             weight_vector(net) for net in (solution.net, methods["BMA"][0], methods["LPE-BSR"][0])
         )
-        surface = Surface(solution.net, [test])
+        surface = Surface(solution.net, data.test, statistics=data.statistics or ())
         for kind, plane in (("radial", radial_plane(bma, low)), ("members", plane_through(centre, bma, low))):
             itself = cloud_table(plane, [solution.net], solution.net, surface, "point")
             drawn_clouds = [
@@ -101,14 +107,12 @@ def compute(session: Session) -> dict[str, object]:
                 )
                 for axis in ("x", "y")
             )
-            grid = grid_table(
-                session, surface, plane, xs, ys, f"test images of seed {shape.seed}", f"{name}: {kind} plane"
-            )
+            grid = grid_table(session, surface, plane, xs, ys, seen, f"{name}: {kind} plane")
             grids.append(grid.assign(point=name, plane=kind))
     write_table(pd.concat(grids)[list(GRID_COLUMNS)], session.out / "fig3_landscape.csv", GRID_COLUMNS)
     write_table(pd.concat(clouds)[list(CLOUD_COLUMNS)], session.out / "fig3_members.csv", CLOUD_COLUMNS)
     write_table(selected(session, wanted(session), methods=METHODS), session.out / "fig3.csv", COLUMNS)
-    return {"median_posterior_std": posterior_stds(session, POINTS)}
+    return {"median_posterior_std": posterior_stds(session, session.scale.posteriors)}
 
 
 STYLES = {
@@ -145,22 +149,25 @@ def _off_plane(members: pd.DataFrame, method: str) -> str:
     return f"{method} {low}" if low == high else f"{method} {low}–{high}"
 
 
-def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Draw fig3.pdf and fig3.png from the record; returns their paths and claim C2's verdicts."""
-    chosen: Scale = scale(scale_name)
     record = panels.read_record(folder / "fig3.csv", COLUMNS)
     grids = panels.read_record(folder / "fig3_landscape.csv", GRID_COLUMNS)
     clouds = panels.read_record(folder / "fig3_members.csv", CLOUD_COLUMNS)
-    letters = iter("abcdefgh")
-    best = f"INT-{chosen.best_bits}"
+    letters = iter("abcdefghijklmnopqrstuvwxyz")
+    best = f"INT-{chosen.settings.best_bits}"
     with panels.style():
         figure, rows = panels.plt.subplots(
-            2, 4, figsize=(panels.TEXT_WIDTH, 3.8), width_ratios=(1.1, 1, 1, 1)
+            len(chosen.posteriors),
+            4,
+            figsize=(panels.TEXT_WIDTH, 1.9 * len(chosen.posteriors)),
+            width_ratios=(1.1, 1, 1, 1),
+            squeeze=False,
         )
-        for axes, name in zip(rows, POINTS, strict=True):
+        for axes, name in zip(rows, chosen.posteriors, strict=True):
             nll = record[(record["point"] == name) & (record["metric"] == "nll")]
             single = intervals.by_seed(nll, method="FP32")
-            panels.nll_panel(axes[0], nll, single, chosen.bits, BIT_STYLES, BMA_STYLE)
+            panels.nll_panel(axes[0], nll, single, chosen.settings.bits, BIT_STYLES, BMA_STYLE)
             axes[0].set_ylabel("test NLL (nats)")
             panels.label_panel(axes[0], next(letters), f"{name}: NLL")
 
@@ -205,5 +212,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
     return paths, claim_lines(record, chosen, ["C2"])
 
 
+SCRIPT = Script("fig3", __doc__, lacks, wanted, compute, draw)
+
 if __name__ == "__main__":
-    sys.exit(run_figure("fig3", __doc__, compute, draw))
+    sys.exit(run_figure(SCRIPT))

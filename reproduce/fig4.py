@@ -15,7 +15,6 @@ disagreement of the networks themselves, over many training seeds.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 # A script runs its own checkout, whichever copy is installed.
@@ -26,17 +25,15 @@ import pandas as pd
 import lpe
 from lpe.evaluation.landscape import Surface, radial_plane, weight_vector
 from lpe.records import COLUMNS, write_table
-from lpe.substrates import digits
-from reproduce.command import run_figure
+from reproduce.command import Script, run_figure
 from reproduce.draw import panels
 from reproduce.draw.summaries import claim_lines
-from reproduce.scales.find import scale
-from reproduce.study.families import snapshot_family
 from reproduce.study.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table, radial_table, window_around
-from reproduce.study.measurements import measure_all
-from reproduce.study.records import DISAGREEMENT, selected
+from reproduce.study.measurements import first_snapshots, measure_all
+from reproduce.study.records import selected
+from reproduce.study.scale import Scale
 from reproduce.study.session import Session
-from reproduce.study.units import Unit, draw_seed, units
+from reproduce.study.units import DISAGREEMENT_UNIT, Unit, draw_seed, units
 
 FIRST, SECOND, MEMBER = "1st snapshot", "2nd snapshot", "LPE-BSR member"
 STYLES = {
@@ -46,9 +43,14 @@ STYLES = {
 }
 
 
+def lacks(chosen: Scale) -> str:
+    """Say what a scale lacks for the figure; "" where it has all."""
+    return "" if "SSE" in chosen.families else "snapshots (SSE)"
+
+
 def wanted(session: Session) -> list[Unit]:
     """Return the units that the figure shows: claim C3's."""
-    return units([DISAGREEMENT], session.claim_seeds)
+    return units([session.scale.main], [DISAGREEMENT_UNIT], session.claim_seeds)
 
 
 def compute(session: Session) -> dict[str, object]:
@@ -56,39 +58,40 @@ def compute(session: Session) -> dict[str, object]:
     measure_all(session, wanted(session))
     measure_landscape(session)
     write_table(selected(session, wanted(session)), session.out / "fig4.csv", COLUMNS)
-    return {"landscape_bits": session.scale.best_bits}
+    return {"landscape_bits": session.scale.settings.best_bits}
 
 
 def measure_landscape(session: Session) -> None:
     """Measure the plane at the landscapes' training seed; write fig4_landscape.csv and fig4_members.csv."""
     chosen = session.scale
-    seed = chosen.landscape.seed
-    snapshots = snapshot_family(session, seed, replace(chosen.snapshot, cycles=2)).make(0)
+    seed = chosen.settings.landscape.seed
+    data = session.main.source.load(seed)
+    snapshots = first_snapshots(session, session.main, seed)
     first = snapshots[0]
     # The first of the members that the record's disagreement is a mean over.
-    system = lpe.Int(chosen.best_bits)
-    member = lpe.LowPrecisionEnsemble(first, system, 1, draw_seed(seed, 0))[0]
+    system = lpe.Int(chosen.settings.best_bits)
+    member = lpe.LowPrecisionEnsemble(first, system, 1, draw_seed(seed, 0), batches=data.statistics)[0]
     nets = {FIRST: first, SECOND: snapshots[1], MEMBER: member}
     anchors = {name: weight_vector(net) for name, net in nets.items()}
     plane = radial_plane(anchors[FIRST], anchors[SECOND])
-    surface = Surface(first, [digits.load(seed).test], anchors)
+    surface = Surface(first, data.test, anchors, data.statistics or ())
     members = pd.concat([cloud_table(plane, [net], first, surface, name) for name, net in nets.items()])
-    images = f"test images of seed {seed}"
-    grid = radial_table(session, surface, plane, anchors, images, "radial plane")
+    seen = f"test {session.main.example}s of seed {seed}"
+    grid = radial_table(session, surface, plane, anchors, seen, "radial plane")
     write_table(grid[list(GRID_COLUMNS)], session.out / "fig4_landscape.csv", GRID_COLUMNS)
     write_table(members[list(CLOUD_COLUMNS)], session.out / "fig4_members.csv", CLOUD_COLUMNS)
 
 
-def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Draw fig4.pdf and fig4.png from the record; returns their paths, distances, and claim C3's verdicts."""
-    chosen = scale(scale_name)
     record = panels.read_record(folder / "fig4.csv", COLUMNS)
     grid = panels.read_record(folder / "fig4_landscape.csv", GRID_COLUMNS)
     members = panels.read_record(folder / "fig4_members.csv", CLOUD_COLUMNS)
-    legends = {MEMBER: f"LPE-BSR member of the 1st snapshot, INT-{chosen.best_bits}"}
+    legends = {MEMBER: f"LPE-BSR member of the 1st snapshot, INT-{chosen.settings.best_bits}"}
     shown = panels.anchors_of(members, STYLES, legends)
-    window = window_around([anchor.place for anchor in shown], chosen.landscape.margin)
-    images = len(digits.split_indices(chosen.landscape.seed)[2])
+    window = window_around([anchor.place for anchor in shown], chosen.settings.landscape.margin)
+    assert chosen.main is not None
+    images = chosen.main.source.load(chosen.settings.landscape.seed).test_count
     with panels.style():
         figure = panels.radial_landscape(grid, shown, window, images)
         paths = panels.save(figure, folder, "fig4")
@@ -100,5 +103,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
     return paths, lines + claim_lines(record, chosen, ["C3"])
 
 
+SCRIPT = Script("fig4", __doc__, lacks, wanted, compute, draw)
+
 if __name__ == "__main__":
-    sys.exit(run_figure("fig4", __doc__, compute, draw))
+    sys.exit(run_figure(SCRIPT))

@@ -23,12 +23,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-from reproduce.command import run_figure
-from reproduce.draw.budgets import compute_budgets, draw_budgets, units_of
+from reproduce.command import Script, run_figure
+from reproduce.draw.budgets import compute_budgets, draw_budgets, families_of, units_of
+from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 from reproduce.study.units import Unit
 
 FAMILIES = ("SSE", "CSGLD")
+
+
+def lacks(chosen: Scale) -> str:
+    """Say what a scale lacks for the figure; "" where it has all."""
+    return "" if families_of(chosen, FAMILIES) else "families of SSE, CSGLD"
 
 
 def wanted(session: Session) -> list[Unit]:
@@ -41,10 +47,12 @@ def compute(session: Session) -> dict[str, object]:
     return compute_budgets(session, "fig5", FAMILIES)
 
 
-def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Draw fig5.pdf and fig5.png from fig5.csv; returns their paths and claim C4's verdicts."""
-    return draw_budgets(folder, scale_name, "fig5", FAMILIES, "C4")
+    return draw_budgets(folder, chosen, "fig5", FAMILIES, "C4")
 
+
+SCRIPT = Script("fig5", __doc__, lacks, wanted, compute, draw)
 
 if __name__ == "__main__":
-    sys.exit(run_figure("fig5", __doc__, compute, draw))
+    sys.exit(run_figure(SCRIPT))

@@ -25,16 +25,14 @@ import pandas as pd
 import lpe
 from lpe.evaluation.landscape import Surface, radial_plane, weight_vector
 from lpe.records import COLUMNS, write_table
-from lpe.substrates import digits
-from reproduce.command import run_figure
+from reproduce.command import Script, run_figure
 from reproduce.draw import panels
 from reproduce.draw.style import BMA_STYLE
 from reproduce.draw.summaries import claim_lines
-from reproduce.scales.find import scale
 from reproduce.study.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table, radial_table, window_around
 from reproduce.study.measurements import measure_all, posterior_stds
-from reproduce.study.points import point
 from reproduce.study.records import selected
+from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 from reproduce.study.units import Unit, draw_seed, units
 
@@ -47,9 +45,14 @@ STYLES = {
 METHODS = ("FP32", "LPE-BSR", "BMA")
 
 
+def lacks(chosen: Scale) -> str:
+    """Say what a scale lacks for the figure; "" where it has all."""
+    return "" if "IVON" in chosen.posteriors else "IVON's posterior"
+
+
 def wanted(session: Session) -> list[Unit]:
     """Return the units that the figure shows: claim C5's."""
-    return units(["IVON"], session.seeds)
+    return units([session.scale.main], ["IVON"], session.seeds)
 
 
 def compute(session: Session) -> dict[str, object]:
@@ -58,44 +61,45 @@ def compute(session: Session) -> dict[str, object]:
     measure_landscape(session)
     write_table(selected(session, wanted(session), methods=METHODS), session.out / "fig6.csv", COLUMNS)
     stds = posterior_stds(session, ["IVON"])
-    return {"landscape_bits": session.scale.best_bits, "median_posterior_std": stds}
+    return {"landscape_bits": session.scale.settings.best_bits, "median_posterior_std": stds}
 
 
 def measure_landscape(session: Session) -> None:
     """Measure the plane at the landscapes' training seed; write fig6_landscape.csv and fig6_members.csv."""
     chosen = session.scale
-    shape = chosen.landscape
-    solution = point(session, "IVON", shape.seed)
+    shape = chosen.settings.landscape
+    data = session.main.source.load(shape.seed)
+    solution = session.main.point(session, "IVON", shape.seed)
     assert solution.posterior is not None
     drawn = draw_seed(shape.seed, 0)
-    system = lpe.Int(chosen.best_bits)
+    system = lpe.Int(chosen.settings.best_bits)
     methods = {
         BMA: solution.posterior(shape.cloud, drawn),
-        LOW: lpe.LowPrecisionEnsemble(solution.net, system, shape.cloud, seed=drawn),
+        LOW: lpe.LowPrecisionEnsemble(solution.net, system, shape.cloud, seed=drawn, batches=data.statistics),
     }
     anchors = {POINT: weight_vector(solution.net)}
     anchors |= {name: weight_vector(ensemble[0]) for name, ensemble in methods.items()}
     plane = radial_plane(anchors[BMA], anchors[LOW])
-    surface = Surface(solution.net, [digits.load(shape.seed).test], anchors)
+    surface = Surface(solution.net, data.test, anchors, data.statistics or ())
     members = pd.concat(
         cloud_table(plane, nets, solution.net, surface, name)
         for name, nets in ((POINT, [solution.net]), *methods.items())
     )
-    images = f"test images of seed {shape.seed}"
-    grid = radial_table(session, surface, plane, anchors, images, "radial plane")
+    seen = f"test {session.main.example}s of seed {shape.seed}"
+    grid = radial_table(session, surface, plane, anchors, seen, "radial plane")
     write_table(grid[list(GRID_COLUMNS)], session.out / "fig6_landscape.csv", GRID_COLUMNS)
     write_table(members[list(CLOUD_COLUMNS)], session.out / "fig6_members.csv", CLOUD_COLUMNS)
 
 
-def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Draw fig6.pdf and fig6.png from the record; returns their paths, distances, and claim C5's verdicts."""
-    chosen = scale(scale_name)
     record = panels.read_record(folder / "fig6.csv", COLUMNS)
     grid = panels.read_record(folder / "fig6_landscape.csv", GRID_COLUMNS)
     members = panels.read_record(folder / "fig6_members.csv", CLOUD_COLUMNS)
-    shown = panels.anchors_of(members, STYLES, {LOW: f"LPE-BSR member, INT-{chosen.best_bits}"})
-    window = window_around([anchor.place for anchor in shown], chosen.landscape.margin)
-    images = len(digits.split_indices(chosen.landscape.seed)[2])
+    shown = panels.anchors_of(members, STYLES, {LOW: f"LPE-BSR member, INT-{chosen.settings.best_bits}"})
+    window = window_around([anchor.place for anchor in shown], chosen.settings.landscape.margin)
+    assert chosen.main is not None
+    images = chosen.main.source.load(chosen.settings.landscape.seed).test_count
     # The first member of each method is the anchor.
     clouds = {name: members[(members["method"] == name) & (members["member"] > 0)] for name in (BMA, LOW)}
     with panels.style():
@@ -124,5 +128,7 @@ def _legend(name: str, cloud: pd.DataFrame) -> str:
     return f"{name}s (inset): {low if low == high else f'{low}–{high}'} off plane"
 
 
+SCRIPT = Script("fig6", __doc__, lacks, wanted, compute, draw)
+
 if __name__ == "__main__":
-    sys.exit(run_figure("fig6", __doc__, compute, draw))
+    sys.exit(run_figure(SCRIPT))

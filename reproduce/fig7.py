@@ -20,7 +20,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 # A script runs its own checkout, whichever copy is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,35 +28,34 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from lpe.records import COLUMNS, write_table
-from reproduce.command import run_figure
+from reproduce.command import Script, run_figure
 from reproduce.draw import panels
+from reproduce.draw.large_models import large_rows, large_units
 from reproduce.draw.style import BIT_STYLES
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, read
 from reproduce.judge.intervals import student_interval
-from reproduce.scales.find import any_scale
-from reproduce.study.measurements import measure_all
-from reproduce.study.records import MEGABIT, selected
-from reproduce.study.scale import Reported
+from reproduce.study.records import MEGABIT
+from reproduce.study.scale import Scale
 from reproduce.study.session import Session
-from reproduce.study.units import Unit, large_units, units
-from reproduce.study.unrounded import SYSTEMS
+from reproduce.study.units import Unit
 
-METHODS = (FP32, SCALED, "RTN", "LPE-BSR")
 COLUMNS_SHOWN = 3
 
 
-def wanted(session: Session[Any]) -> list[Unit]:
+def lacks(chosen: Scale) -> str:
+    """Say what a scale lacks for the figure; "" where it has all."""
+    return "" if chosen.large else "large models"
+
+
+def wanted(session: Session) -> list[Unit]:
     """Return the units that the figure shows: table 6's CLIP at every training seed it is measured at."""
-    compared = session.scale.compared_clip.removeprefix(f"{session.scale.name} ")
-    return list(dict.fromkeys([*large_units(session), *units([compared], session.claim_seeds)]))
+    return large_units(session)
 
 
-def compute(session: Session[Any]) -> dict[str, object]:
+def compute(session: Session) -> dict[str, object]:
     """Train and measure; write fig7.csv."""
-    measure_all(session, wanted(session))
-    rows = selected(session, wanted(session), methods=METHODS)
-    systems = [*SYSTEMS, f"int{session.scale.large_bits}"]
-    write_table(rows[rows["number_system"].isin(systems)], session.out / "fig7.csv", COLUMNS)
+    rows = large_rows(session, ("nll",))
+    write_table(rows, session.out / "fig7.csv", COLUMNS)
     return {}
 
 
@@ -76,23 +74,25 @@ def _parameters(number: float) -> str:
     return f"{number:g}"
 
 
-def _bsr(chosen: Reported, substrate: str, size: int = 1) -> What:
-    return What(substrate, "SGD", "LPE-BSR", f"int{chosen.large_bits}", size)
+def _bsr(chosen: Scale, substrate: str, size: int = 1) -> What:
+    return What(substrate, "SGD", "LPE-BSR", f"int{chosen.settings.large_bits}", size)
 
 
-def _sizes_panel(axes: Axes, summary: Summary, chosen: Reported, substrate: str) -> None:
+def _sizes_panel(axes: Axes, summary: Summary, chosen: Scale, substrate: str) -> None:
     rows = summary.record[(summary.record["substrate"] == substrate) & (summary.record["metric"] == "nll")]
     single = summary.values(What(substrate, "SGD", FP32))
     name = summary.unrounded(substrate)
-    panels.nll_panel(axes, rows, single, [chosen.large_bits], BIT_STYLES, (panels.VERMILION, "^"), name)
+    panels.nll_panel(
+        axes, rows, single, [chosen.settings.large_bits], BIT_STYLES, (panels.VERMILION, "^"), name
+    )
 
 
-def _memory_panel(axes: Axes, summary: Summary, chosen: Reported, substrate: str) -> None:
+def _memory_panel(axes: Axes, summary: Summary, chosen: Scale, substrate: str) -> None:
     single = What(substrate, "SGD", FP32)
     reference = summary.values(single)
-    colour, marker = BIT_STYLES[chosen.large_bits]
+    colour, marker = BIT_STYLES[chosen.settings.large_bits]
     curve = panels.budget_table(summary.every_size(_bsr(chosen, substrate)), reference, "memory_bits")
-    panels.draw_budget(axes, curve, colour, marker, f"LPE-BSR, INT-{chosen.large_bits}", MEGABIT)
+    panels.draw_budget(axes, curve, colour, marker, f"LPE-BSR, INT-{chosen.settings.large_bits}", MEGABIT)
     name = summary.unrounded(substrate)
     level, scaled = float(reference.mean()), float(summary.values(What(substrate, "SGD", SCALED)).mean())
     panels.single_models(axes, summary.memory_bits(single) / MEGABIT, level, scaled, "memory", name)
@@ -100,13 +100,15 @@ def _memory_panel(axes: Axes, summary: Summary, chosen: Reported, substrate: str
     panels.memory_axis(axes, "memory of n stored members (Mbit)")
 
 
-def _gain_panel(axes: Axes, summary: Summary, chosen: Reported, substrates: Sequence[str]) -> None:
+def _gain_panel(axes: Axes, summary: Summary, chosen: Scale, substrates: Sequence[str]) -> None:
     """Draw the largest ensemble's NLL less FP32's, with its interval, against the number of parameters."""
-    colour, marker = BIT_STYLES[chosen.large_bits]
+    colour, marker = BIT_STYLES[chosen.settings.large_bits]
     parameters, means, lows, highs = [], [], [], []
     for substrate in substrates:
         single = What(substrate, "SGD", FP32)
-        gain = (summary.values(_bsr(chosen, substrate, chosen.size)) - summary.values(single)).dropna()
+        gain = (
+            summary.values(_bsr(chosen, substrate, chosen.settings.size)) - summary.values(single)
+        ).dropna()
         low, high = student_interval(gain.to_numpy())
         parameters.append(summary.parameters(single))
         means.append(float(gain.mean()))
@@ -121,14 +123,13 @@ def _gain_panel(axes: Axes, summary: Summary, chosen: Reported, substrates: Sequ
     axes.set_xticks(parameters, [_parameters(number) for number in parameters])
     axes.minorticks_off()
     axes.set_xlim(0.6 * min(parameters), 1.7 * max(parameters))
-    axes.set_ylabel(f"NLL({chosen.size} members)\n− NLL({summary.common_name()})")
+    axes.set_ylabel(f"NLL({chosen.settings.size} members)\n− NLL({summary.common_name()})")
 
 
-def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Draw fig7.pdf and fig7.png from fig7.csv; returns their paths and claim C6's verdicts."""
-    chosen = any_scale(scale_name)
     summary = read(folder, "fig7")
-    groups = chosen.large_networks
+    groups = {group: [each.name for each in of] for group, of in chosen.large.items()}
     heights = 2 * len(groups) + 1
     letters = iter("abcdefghijklmnopqrstuvwxyz")
     with panels.style():
@@ -156,5 +157,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
     return paths, claim_lines(summary.record, chosen, ["C6"])
 
 
+SCRIPT = Script("fig7", __doc__, lacks, wanted, compute, draw)
+
 if __name__ == "__main__":
-    sys.exit(run_figure("fig7", __doc__, compute, draw))
+    sys.exit(run_figure(SCRIPT))

@@ -25,13 +25,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from lpe.records import COLUMNS, write_table
-from reproduce.command import run_figure
+from reproduce.command import Script, run_figure
 from reproduce.draw import panels
 from reproduce.draw.style import BIT_STYLES, BMA_STYLE, METHODS
-from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, read
-from reproduce.scales.find import scale
+from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, noun, read
 from reproduce.study.measurements import measure_all
-from reproduce.study.points import POINTS
 from reproduce.study.records import MEGABIT, selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
@@ -41,9 +39,14 @@ BESIDE = 1.12
 """Distance, as a factor, between two curves of one memory."""
 
 
+def lacks(chosen: Scale) -> str:
+    """Say what a scale lacks for the figure; "" where it has all."""
+    return "" if chosen.points else "a main network"
+
+
 def wanted(session: Session) -> list[Unit]:
     """Return the units that the figure shows."""
-    return units(POINTS, session.seeds)
+    return units([session.scale.main], session.scale.points, session.seeds)
 
 
 def compute(session: Session) -> dict[str, object]:
@@ -56,8 +59,12 @@ def compute(session: Session) -> dict[str, object]:
 
 def curves_of(chosen: Scale, point: str) -> list[tuple[What, str, str, str]]:
     """List what a point's panels show: (what, colour, marker, label)."""
-    shown = [(What(chosen.substrate, point, "BMA"), *BMA_STYLE, "BMA, FP32")] if point != "SGD" else []
-    for bits in chosen.bits:
+    shown = (
+        [(What(chosen.substrate, point, "BMA"), *BMA_STYLE, "BMA, FP32")]
+        if point in chosen.posteriors
+        else []
+    )
+    for bits in chosen.settings.bits:
         what = What(chosen.substrate, point, "LPE-BSR", f"int{bits}")
         shown.append((what, *BIT_STYLES[bits], f"LPE-BSR, INT-{bits}"))
     return shown
@@ -128,24 +135,26 @@ def _finish(axes: Axes, summary: Summary, chosen: Scale, point: str, curves: lis
     panels.limit_values(axes, curves, [level, scaled])
 
 
-def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Draw fig8.pdf and fig8.png from fig8.csv; returns their paths and claim C7's verdicts."""
-    chosen = scale(scale_name)
     summary = read(folder, "fig8")
     with panels.style():
-        figure, rows = panels.plt.subplots(2, 3, figsize=(panels.TEXT_WIDTH, 3.9))
-        for place, point in enumerate(POINTS):
+        count = len(chosen.points)
+        figure, rows = panels.plt.subplots(2, count, figsize=(panels.TEXT_WIDTH, 3.9), squeeze=False)
+        for place, point in enumerate(chosen.points):
             reference = summary.values(What(chosen.substrate, point, FP32))
             _members_panel(rows[0][place], summary, chosen, point, reference)
-            panels.label_panel(rows[0][place], "abc"[place], f"{point}: stored members")
+            panels.label_panel(rows[0][place], "abcdefgh"[place], f"{point}: stored members")
             _generator_panel(rows[1][place], summary, chosen, point, reference)
-            panels.label_panel(rows[1][place], "def"[place], f"{point}: smallest to draw from")
+            panels.label_panel(
+                rows[1][place], "abcdefghijklmnop"[count + place], f"{point}: smallest to draw from"
+            )
             limits = [limit for ax in rows[:, place] for limit in ax.get_xlim()]
             for ax in rows[:, place]:
                 ax.set_xlim(min(limits), max(limits))
         for first in rows[:, 0]:
-            first.set_ylabel("test NLL (nats per image)")
-        rows[0][1].plot(
+            first.set_ylabel(f"test NLL (nats per {noun(chosen)})")
+        rows[0][-1 if count < 2 else 1].plot(
             [],
             [],
             marker="o",
@@ -154,10 +163,12 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
             linestyle="none",
             label="size of a real file",
         )
-        panels.legend_in_columns(figure, [rows[0][1], rows[0][0]], 4)
+        panels.legend_in_columns(figure, [rows[0][1], rows[0][0]] if count > 1 else [rows[0][0]], 4)
         paths = panels.save(figure, folder, "fig8")
     return paths, claim_lines(summary.record, chosen, ["C7"])
 
 
+SCRIPT = Script("fig8", __doc__, lacks, wanted, compute, draw)
+
 if __name__ == "__main__":
-    sys.exit(run_figure("fig8", __doc__, compute, draw))
+    sys.exit(run_figure(SCRIPT))

@@ -14,12 +14,18 @@ from pathlib import Path
 # A script runs its own checkout, whichever copy is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from reproduce.command import run_figure
-from reproduce.draw.budgets import compute_budgets, draw_budgets, units_of
+from reproduce.command import Script, run_figure
+from reproduce.draw.budgets import compute_budgets, draw_budgets, families_of, units_of
+from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 from reproduce.study.units import Unit
 
 FAMILIES = ("SSE", "DE", "MultiIVON")
+
+
+def lacks(chosen: Scale) -> str:
+    """Say what a scale lacks for the figure; "" where it has all."""
+    return "" if families_of(chosen, FAMILIES) else "families of SSE, DE, MultiIVON"
 
 
 def wanted(session: Session) -> list[Unit]:
@@ -32,10 +38,12 @@ def compute(session: Session) -> dict[str, object]:
     return compute_budgets(session, "fig9", FAMILIES)
 
 
-def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Draw fig9.pdf and fig9.png from fig9.csv; returns their paths and claim C8's verdicts."""
-    return draw_budgets(folder, scale_name, "fig9", FAMILIES, "C8")
+    return draw_budgets(folder, chosen, "fig9", FAMILIES, "C8")
 
+
+SCRIPT = Script("fig9", __doc__, lacks, wanted, compute, draw)
 
 if __name__ == "__main__":
-    sys.exit(run_figure("fig9", __doc__, compute, draw))
+    sys.exit(run_figure(SCRIPT))

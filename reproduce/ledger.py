@@ -35,10 +35,10 @@ from reproduce.draw.tables import Cell, latex, markdown, plain_number
 from reproduce.judge.claims import Settings, all_claims
 from reproduce.judge.statistics import notes
 from reproduce.judge.verdicts import KEPT, UNITS, Estimate, Verdict, judge_all, kept_estimates
-from reproduce.scales.find import any_scale
-from reproduce.study.examples import find
-from reproduce.study.scale import Reported
-from reproduce.study.session import working_folder
+from reproduce.scales import find
+from reproduce.study import examples
+from reproduce.study.measurements import working_folder
+from reproduce.study.scale import Scale
 
 PATTERNS = ("fig*.csv", "table*.csv")
 OUTCOMES = ("holds", "fails", "undecided", "not run")
@@ -221,7 +221,7 @@ def counts(verdicts: Sequence[Verdict]) -> str:
     return f"{', '.join(parts)}; after Holm {adjusted['holds']} hold, {adjusted['fails']} fail"
 
 
-def _notes(verdicts: Sequence[Verdict], chosen: Reported, files: Sequence[str]) -> list[str]:
+def _notes(verdicts: Sequence[Verdict], chosen: Scale, files: Sequence[str]) -> list[str]:
     over, beside = UNITS[chosen.unit]
     by_seeds = "; Student's t, of ratios Fieller's"
     how = {"example": "s, by the paired bootstrap (10,000 resamples, percentile)"}
@@ -265,13 +265,15 @@ def main(arguments: Sequence[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    options.add_argument("--scale", default="digits", help="whose claims (default: digits)")
+    options.add_argument(
+        "--scale", default=find.DEFAULT, help=f"whose claims (default: {find.DEFAULT})"
+    )
     options.add_argument(
         "--out", type=Path, help="folder of the records and of claims.* (default: figures/SCALE)"
     )
     asked = options.parse_args(arguments)
     try:
-        chosen = any_scale(asked.scale)
+        chosen = find.scale(asked.scale)
         out = asked.out or REPOSITORY / "figures" / chosen.name
         record, files = read_records(out, chosen.name)
         check_writable(out)
@@ -281,7 +283,7 @@ def main(arguments: Sequence[str]) -> int:
             record,
             chosen.unit,
             settings.level,
-            partial(find, working_folder(chosen, Store())),
+            partial(examples.find, working_folder(chosen, Store())),
             _kept(out),
         )
         paths = _write(out, verdicts, chosen, files)
@@ -299,7 +301,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _write(out: Path, verdicts: Sequence[Verdict], chosen: Reported, files: Sequence[str]) -> list[Path]:
+def _write(out: Path, verdicts: Sequence[Verdict], chosen: Scale, files: Sequence[str]) -> list[Path]:
     names = [out / f"claims.{kind}" for kind in ("csv", "md", "tex")]
     write_table([dict(zip(HEADER, _row(verdict), strict=True)) for verdict in verdicts], names[0], HEADER)
     beside = any(verdict.examples is not None for verdict in verdicts)

@@ -10,14 +10,19 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
 
-from reproduce.command import run_figure
+from reproduce.command import Script, run_figure
+
+
+def script_of(figure: str) -> Script:
+    """Return a figure's or table's script by its name."""
+    script: Script = import_module(f"reproduce.{figure}").SCRIPT
+    return script
 
 
 def _rendered(figure: str, arguments: list[str]) -> Rendered:
-    module = import_module(f"reproduce.{figure}")
     started, said = time.time(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = run_figure(figure, module.__doc__, module.compute, module.draw, arguments, quiet=True)
+        code = run_figure(script_of(figure), arguments, quiet=True)
     return Rendered(figure, code, time.time() - started, said.getvalue())
 
 

@@ -14,37 +14,43 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 # A script runs its own checkout, whichever copy is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from reproduce.command import run_figure
+from reproduce.command import Script, run_figure
 from reproduce.draw.rounding_tables import BITS, write_networks, write_record
 from reproduce.draw.summaries import (
     claim_lines,
 )
-from reproduce.scales.find import any_scale
+from reproduce.study.scale import Scale
 from reproduce.study.session import Session
-from reproduce.study.units import Unit, network_units, units
+from reproduce.study.units import ROUNDING, Unit, units
 
 
-def wanted(session: Session[Any]) -> list[Unit]:
+def lacks(chosen: Scale) -> str:
+    """Say what a scale lacks for the figure; "" where it has all."""
+    return "" if chosen.sizes else "networks of several sizes"
+
+
+def wanted(session: Session) -> list[Unit]:
     """Return the units that the table shows."""
-    return units(network_units(session.scale), session.claim_seeds)
+    return units(session.scale.sizes, [ROUNDING], session.claim_seeds)
 
 
-def compute(session: Session[Any]) -> dict[str, object]:
+def compute(session: Session) -> dict[str, object]:
     """Train and measure; write table1_record.csv."""
     write_record(session, "table1", wanted(session), [f"int{width}" for width in BITS])
     return {}
 
 
-def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Write table1.csv, .md and .tex from the record; returns their paths and claim C1's verdicts."""
-    paths, summary = write_networks(folder, scale_name, "table1", BITS)
-    return paths, claim_lines(summary.record, any_scale(scale_name), ["C1"])
+    paths, summary = write_networks(folder, chosen, "table1", BITS)
+    return paths, claim_lines(summary.record, chosen, ["C1"])
 
+
+SCRIPT = Script("table1", __doc__, lacks, wanted, compute, draw)
 
 if __name__ == "__main__":
-    sys.exit(run_figure("table1", __doc__, compute, draw))
+    sys.exit(run_figure(SCRIPT))

@@ -19,13 +19,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
-from reproduce.command import run_figure
+from reproduce.command import Script, run_figure
 from reproduce.draw.metric_tables import MEASURED, numbers
-from reproduce.draw.summaries import FP32, SCALED, What, claim_lines, conditions, counted_seeds, read
+from reproduce.draw.summaries import FP32, SCALED, What, claim_lines, counted_seeds, read
 from reproduce.draw.tables import Cell, write_all
-from reproduce.scales.find import scale
 from reproduce.study.measurements import measure_all
-from reproduce.study.points import POINTS
 from reproduce.study.records import record_name, selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
@@ -35,9 +33,14 @@ METHODS = (FP32, SCALED, "BMA", "LPE-BSR")
 HEADER = ("point", "method", "members", "NLL (nats)", "NLL − FP32's", *MEASURED)
 
 
+def lacks(chosen: Scale) -> str:
+    """Say what a scale lacks for the figure; "" where it has all."""
+    return "" if chosen.points else "a main network"
+
+
 def wanted(session: Session) -> list[Unit]:
     """Return the units that the table shows."""
-    return units(POINTS, session.seeds)
+    return units([session.scale.main], session.scale.points, session.seeds)
 
 
 def compute(session: Session) -> dict[str, object]:
@@ -52,20 +55,20 @@ def rows_of_point(chosen: Scale, point: str) -> list[tuple[What, str]]:
     """List what a point's block shows, with its title."""
     substrate = chosen.substrate
     shown = [(What(substrate, point, FP32), "☆ single FP32"), (What(substrate, point, SCALED), SCALED)]
-    several = [(What(substrate, point, "BMA"), "BMA, FP32")] if point != "SGD" else []
+    several = [(What(substrate, point, "BMA"), "BMA, FP32")] if point in chosen.posteriors else []
     several += [
-        (What(substrate, point, "LPE-BSR", f"int{bits}"), f"LPE-BSR, INT-{bits}") for bits in chosen.bits
+        (What(substrate, point, "LPE-BSR", f"int{bits}"), f"LPE-BSR, INT-{bits}")
+        for bits in chosen.settings.bits
     ]
-    return shown + [(what.at(size), title) for what, title in several for size in chosen.table_sizes]
+    return shown + [(what.at(size), title) for what, title in several for size in chosen.settings.table_sizes]
 
 
-def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Write table2.csv, .md and .tex from the record; returns their paths and the claims' verdicts."""
-    chosen = scale(scale_name)
     summary = read(folder, "table2")
     rows: list[list[Cell]] = []
     seeds = []
-    for point in POINTS:
+    for point in chosen.points:
         for what, title in rows_of_point(chosen, point):
             single = What(chosen.substrate, point, FP32)
             rows.append(
@@ -82,7 +85,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
         f"{counted_seeds(seeds)} training seeds."
     )
     notes = [
-        *conditions(chosen),
+        *chosen.conditions,
         "NLL − FP32's: paired by training seed, against ☆ of the same point. Average loss, AMB (ambiguity) "
         "and ensemble loss in nats; they are not defined for scaled probabilities.",
         "Calibrated NLL: each half of the test images at the temperature fitted on the other half; that of ☆ "
@@ -93,5 +96,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
     )
 
 
+SCRIPT = Script("table2", __doc__, lacks, wanted, compute, draw)
+
 if __name__ == "__main__":
-    sys.exit(run_figure("table2", __doc__, compute, draw))
+    sys.exit(run_figure(SCRIPT))

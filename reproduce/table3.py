@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 # A script runs its own checkout, whichever copy is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
-from reproduce.command import run_figure
+from reproduce.command import Script, run_figure
+from reproduce.draw.large_models import large_rows, large_units
 from reproduce.draw.metric_tables import MEASURED, numbers
 from reproduce.draw.summaries import (
     FP32,
@@ -30,19 +30,15 @@ from reproduce.draw.summaries import (
     Summary,
     What,
     claim_lines,
-    conditions,
     counted_seeds,
     megabits,
     read,
 )
 from reproduce.draw.tables import Cell, write_all
-from reproduce.fig7 import METHODS, wanted
-from reproduce.scales.find import any_scale
-from reproduce.study.measurements import measure_all
-from reproduce.study.records import record_name, selected
-from reproduce.study.scale import Reported
+from reproduce.study.records import record_name
+from reproduce.study.scale import Scale
 from reproduce.study.session import Session
-from reproduce.study.unrounded import SYSTEMS
+from reproduce.study.units import Unit
 
 HEADER = (
     "model",
@@ -56,35 +52,41 @@ HEADER = (
 )
 
 
-def compute(session: Session[Any]) -> dict[str, object]:
+def lacks(chosen: Scale) -> str:
+    """Say what a scale lacks for the figure; "" where it has all."""
+    return "" if chosen.large else "large models"
+
+
+def wanted(session: Session) -> list[Unit]:
+    """Return the units that the table shows: figure 7's."""
+    return large_units(session)
+
+
+def compute(session: Session) -> dict[str, object]:
     """Train and measure; write table3_record.csv."""
-    measure_all(session, wanted(session))
-    rows = selected(session, wanted(session), every_size=(), methods=METHODS)
-    systems = [*SYSTEMS, f"int{session.scale.large_bits}"]
-    rows = rows[rows["number_system"].isin(systems)]
+    rows = large_rows(session, ())
     write_table(rows, session.out / record_name("table3"), COLUMNS)
     return {}
 
 
-def rows_of_model(chosen: Reported, summary: Summary, substrate: str) -> list[tuple[What, str]]:
+def rows_of_model(chosen: Scale, summary: Summary, substrate: str) -> list[tuple[What, str]]:
     """List what a model's block shows, with its title."""
-    system, words = f"int{chosen.large_bits}", f"INT-{chosen.large_bits}"
+    system, words = f"int{chosen.settings.large_bits}", f"INT-{chosen.settings.large_bits}"
     shown = [
         (What(substrate, "SGD", FP32), f"☆ single {summary.unrounded(substrate)}"),
         (What(substrate, "SGD", SCALED), summary.title(substrate, SCALED)),
         (What(substrate, "SGD", "RTN", system), f"RTN, {words}"),
     ]
     low = What(substrate, "SGD", "LPE-BSR", system)
-    return shown + [(low.at(size), f"LPE-BSR, {words}") for size in chosen.table_sizes]
+    return shown + [(low.at(size), f"LPE-BSR, {words}") for size in chosen.settings.table_sizes]
 
 
-def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Write table3.csv, .md and .tex from the record; returns their paths and claim C6's verdicts."""
-    chosen = any_scale(scale_name)
     summary = read(folder, "table3")
     rows: list[list[Cell]] = []
     seeds = []
-    for substrate in [name for names in chosen.large_networks.values() for name in names]:
+    for substrate in [each.name for of in chosen.large.values() for each in of]:
         single = What(substrate, "SGD", FP32)
         for what, title in rows_of_model(chosen, summary, substrate):
             rows.append(
@@ -100,7 +102,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
             seeds.append(summary.seeds(what))
     caption = f"The numbers behind figure 7, scale {chosen.name}, {counted_seeds(seeds)} training seeds."
     notes = [
-        *conditions(chosen),
+        *chosen.conditions,
         summary.named("NLL − FP32's: paired by training seed, against ☆ of the same model. Average loss, ")
         + "AMB (ambiguity) and ensemble loss in nats; they are not defined for scaled probabilities.",
         "CLIP: zero-shot classification of test images; members differ in the image tower. Llama: a "
@@ -112,5 +114,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
     )
 
 
+SCRIPT = Script("table3", __doc__, lacks, wanted, compute, draw)
+
 if __name__ == "__main__":
-    sys.exit(run_figure("table3", __doc__, compute, draw))
+    sys.exit(run_figure(SCRIPT))

@@ -14,23 +14,28 @@ from pathlib import Path
 # A script runs its own checkout, whichever copy is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from reproduce import table1
-from reproduce.command import run_figure
+from reproduce.command import Script, run_figure
 from reproduce.draw import rounding_tables
-from reproduce.scales.find import scale
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
-from reproduce.study.units import Unit
+from reproduce.study.units import ROUNDING, Unit, units
 
 
 def bits(chosen: Scale) -> list[int]:
     """Return the widths that table 1 does not show."""
-    return [width for width in chosen.table_bits if width not in rounding_tables.BITS]
+    return [width for width in chosen.settings.table_bits if width not in rounding_tables.BITS]
+
+
+def lacks(chosen: Scale) -> str:
+    """Say what a scale lacks for the figure; "" where it has all."""
+    if not chosen.sizes:
+        return "networks of several sizes"
+    return "" if bits(chosen) else "bit widths beside table 1's"
 
 
 def wanted(session: Session) -> list[Unit]:
     """Return the units that the table shows."""
-    return table1.wanted(session)
+    return units(session.scale.sizes, [ROUNDING], session.claim_seeds)
 
 
 def compute(session: Session) -> dict[str, object]:
@@ -40,11 +45,13 @@ def compute(session: Session) -> dict[str, object]:
     return {}
 
 
-def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Write table4.csv, .md and .tex from the record; returns their paths."""
-    paths, _ = rounding_tables.write_networks(folder, scale_name, "table4", bits(scale(scale_name)))
+    paths, _ = rounding_tables.write_networks(folder, chosen, "table4", bits(chosen))
     return paths, []
 
 
+SCRIPT = Script("table4", __doc__, lacks, wanted, compute, draw)
+
 if __name__ == "__main__":
-    sys.exit(run_figure("table4", __doc__, compute, draw))
+    sys.exit(run_figure(SCRIPT))

@@ -22,21 +22,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lpe.errors import InputError
 from lpe.evaluation.equivalent import deep_ensemble_equivalent
 from lpe.records import COLUMNS, write_table
-from reproduce.command import run_figure
+from reproduce.command import Script, run_figure
+from reproduce.draw.budgets import families_of
 from reproduce.draw.summaries import (
     FP32,
     SCALED,
     Summary,
     What,
     claim_lines,
-    conditions,
     counted_seeds,
     megabits,
     pass_size,
     read,
 )
 from reproduce.draw.tables import Cell, write_all
-from reproduce.scales.find import scale
 from reproduce.study.measurements import measure_all
 from reproduce.study.records import record_name, selected
 from reproduce.study.scale import Scale
@@ -66,9 +65,17 @@ HEADER = (
 )
 
 
+def lacks(chosen: Scale) -> str:
+    """Say what a scale lacks for the figure; "" where it has all."""
+    return "" if chosen.families else "families of trained networks"
+
+
 def wanted(session: Session) -> list[Unit]:
     """Return the units that the table shows: those of one training at more seeds."""
-    return [*units(["SGD"], session.claim_seeds), *units(FAMILIES, session.seeds)]
+    return [
+        *units([session.scale.main], [session.main.estimate], session.claim_seeds),
+        *units([session.scale.main], families_of(session.scale, FAMILIES), session.seeds),
+    ]
 
 
 def compute(session: Session) -> dict[str, object]:
@@ -86,19 +93,22 @@ def rows_shown(summary: Summary, chosen: Scale) -> list[tuple[What, str]]:
         return What(chosen.substrate, "SGD", method, system, size)
 
     shown = [(at_sgd(FP32), "☆ MAP"), (at_sgd(SCALED), "MAP + temperature")]
-    for name in FAMILIES:
+    for name in families_of(chosen, FAMILIES):
         whole = What(chosen.substrate, name, name)
-        sizes = summary.sizes(whole) or [chosen.members]
+        sizes = summary.sizes(whole)
         shown += [(whole.at(size), name) for size in (sizes if name in BY_SIZE else sizes[-1:])]
-    best, size = chosen.best_bits, chosen.claim_size
-    shown += [(at_sgd("LPE-BSR", f"int{best}", each), f"LPE-BSR, INT-{best}") for each in chosen.table_sizes]
-    others = [bits for bits in chosen.bits if bits != best]
+    best, size = chosen.settings.best_bits, chosen.settings.claim_size
+    shown += [
+        (at_sgd("LPE-BSR", f"int{best}", each), f"LPE-BSR, INT-{best}")
+        for each in chosen.settings.table_sizes
+    ]
+    others = [bits for bits in chosen.settings.bits if bits != best]
     shown += [(at_sgd("LPE-BSR", f"int{bits}", size), f"LPE-BSR, INT-{bits}") for bits in others]
     shown += [
         (at_sgd("Gaussian", "fp32", size), "Gaussian, tuned"),
         *(
             (at_sgd("Gaussian, matched", f"int{bits}", size), f"Gaussian, matched to INT-{bits}")
-            for bits in chosen.bits
+            for bits in chosen.settings.bits
         ),
         (at_sgd("MC-dropout", "fp32", size), "MC-dropout, tuned"),
     ]
@@ -125,9 +135,8 @@ def equivalent(summary: Summary, what: What, deep: What) -> str | None:
     return deep_ensemble_equivalent(float(values.loc[shared].mean()), means).text()
 
 
-def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Write table5.csv, .md and .tex from the record; returns their paths and the claims' verdicts."""
-    chosen = scale(scale_name)
     summary = read(folder, "table5")
     single = What(chosen.substrate, "SGD", FP32)
     deep = What(chosen.substrate, "DE", "DE")
@@ -159,7 +168,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
         "training seeds (column n)."
     )
     notes = [
-        *conditions(chosen),
+        *chosen.conditions,
         "NLL − MAP's: paired by training seed, over the seeds that both have. Rows of different n differ "
         "in their test images too: compare them by this column.",
         "Calibrated NLL: each half of the test images at the temperature fitted on the other half. DEE "
@@ -173,5 +182,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
     )
 
 
+SCRIPT = Script("table5", __doc__, lacks, wanted, compute, draw)
+
 if __name__ == "__main__":
-    sys.exit(run_figure("table5", __doc__, compute, draw))
+    sys.exit(run_figure(SCRIPT))

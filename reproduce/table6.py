@@ -14,30 +14,27 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 # A script runs its own checkout, whichever copy is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lpe.records import COLUMNS, write_table
-from reproduce.command import run_figure
+from reproduce.command import Script, run_figure
 from reproduce.draw.summaries import (
     FP32,
     SCALED,
     What,
     claim_lines,
-    conditions,
     counted_seeds,
     megabits,
     read,
 )
 from reproduce.draw.tables import Cell, mark_best, write_all
-from reproduce.scales.find import any_scale
-from reproduce.scales.paper.models import PaperScale
 from reproduce.study.measurements import measure_all
 from reproduce.study.records import record_name, selected
+from reproduce.study.scale import Scale
 from reproduce.study.session import Session
-from reproduce.study.units import Unit, units
+from reproduce.study.units import LARGE, Unit, units
 
 RIVALS = ("Gaussian", "MC-dropout")
 METHODS = (FP32, SCALED, *RIVALS, "LPE-BSR")
@@ -55,12 +52,17 @@ HEADER = (
 NLL = HEADER.index("NLL (nats)")
 
 
-def wanted(session: Session[Any]) -> list[Unit]:
+def lacks(chosen: Scale) -> str:
+    """Say what a scale lacks for the figure; "" where it has all."""
+    return "" if chosen.compared is not None and chosen.compared.rivals else "a large model with tuned rivals"
+
+
+def wanted(session: Session) -> list[Unit]:
     """Return the units that the table shows."""
-    return units([session.scale.compared_clip.removeprefix(f"{session.scale.name} ")], session.claim_seeds)
+    return units([session.scale.compared], [LARGE], session.claim_seeds)
 
 
-def compute(session: Session[Any]) -> dict[str, object]:
+def compute(session: Session) -> dict[str, object]:
     """Train and measure; write table6_record.csv."""
     measure_all(session, wanted(session))
     rows = selected(session, wanted(session), every_size=(), methods=METHODS)
@@ -68,11 +70,12 @@ def compute(session: Session[Any]) -> dict[str, object]:
     return {}
 
 
-def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Write table6.csv, .md and .tex from the record; returns their paths and claim C10's verdicts."""
-    chosen = any_scale(scale_name)
     summary = read(folder, "table6")
-    substrate = chosen.compared_clip
+    compared = chosen.compared
+    assert compared is not None and compared.rivals is not None
+    substrate = compared.name
     single = What(substrate, "SGD", FP32)
 
     def row(what: What, title: str) -> list[Cell]:
@@ -90,26 +93,29 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
         ]
 
     rows = [row(single, "☆ single"), row(What(substrate, "SGD", SCALED), "single + temperature")]
-    for size in sorted({chosen.claim_size, chosen.size}):
+    for size in sorted({chosen.settings.claim_size, chosen.settings.size}):
         shown = [(What(substrate, "SGD", rival, "fp32", size), f"{rival}, tuned") for rival in RIVALS]
         shown += [
             (What(substrate, "SGD", "LPE-BSR", f"int{bits}", size), f"LPE-BSR, INT-{bits}")
-            for bits in chosen.bits
+            for bits in chosen.settings.bits
         ]
         means = [float(summary.values(what).mean()) for what, _ in shown]
         rows += mark_best([row(*each) for each in shown], NLL, means)
-    if isinstance(chosen, PaperScale):
-        # Tuned in the run itself, whose record says what was chosen.
-        tuned = [What(substrate, "SGD", rival, "fp32", chosen.size) for rival in RIVALS]
-        std, rate = (float(summary.values(what, "setting").iloc[0]) for what in tuned)
-    else:
-        std, rate = chosen.clip_gaussian_std, chosen.clip_dropout_rate
+    std, rate = (
+        # What was chosen in the run itself is in its record.
+        grid[0]
+        if len(grid) == 1
+        else float(
+            summary.values(What(substrate, "SGD", rival, "fp32", chosen.settings.size), "setting").iloc[0]
+        )
+        for rival, grid in zip(RIVALS, (compared.rivals.stds, compared.rivals.rates), strict=True)
+    )
     caption = (
         f"Training-free ensembles of a zero-shot CLIP, {substrate}, scale {chosen.name}, "
         f"{counted_seeds([summary.seeds(single)])} training seeds."
     )
     notes = [
-        *conditions(chosen),
+        *chosen.conditions,
         "Members differ in the image tower; the head, made of captions of the class names, is computed once "
         "at full precision.",
         summary.named("NLL − FP32's: paired by training seed, against ☆. ")
@@ -123,5 +129,7 @@ def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
     return paths, claim_lines(summary.record, chosen, [f"C10 ({substrate}"])
 
 
+SCRIPT = Script("table6", __doc__, lacks, wanted, compute, draw)
+
 if __name__ == "__main__":
-    sys.exit(run_figure("table6", __doc__, compute, draw))
+    sys.exit(run_figure(SCRIPT))

@@ -18,18 +18,23 @@ from pathlib import Path
 # A script runs its own checkout, whichever copy is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from reproduce.command import run_figure
+from reproduce.command import Script, run_figure
 from reproduce.draw.rounding_tables import HEADER, block, rounding_notes, seeds_shown, write_record
 from reproduce.draw.summaries import Summary, What, read, substrates_by_size, system_bits
 from reproduce.draw.tables import write_all
-from reproduce.scales.find import scale
+from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 from reproduce.study.units import AXES, Unit, units
 
 
+def lacks(chosen: Scale) -> str:
+    """Say what a scale lacks for the figure; "" where it has all."""
+    return "" if chosen.main is not None and chosen.settings.number_systems else "other number systems"
+
+
 def wanted(session: Session) -> list[Unit]:
     """Return the units that the table shows."""
-    return units([AXES], session.claim_seeds)
+    return units([session.scale.main], [AXES], session.claim_seeds)
 
 
 def systems_of(summary: Summary, substrate: str) -> list[str]:
@@ -52,21 +57,22 @@ def compute(session: Session) -> dict[str, object]:
     return {}
 
 
-def draw(folder: Path, scale_name: str) -> tuple[list[Path], list[str]]:
+def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Write table7.csv, .md and .tex from the record; returns their paths."""
-    chosen = scale(scale_name)
     summary = read(folder, "table7")
     rows = [
         row
         for substrate in substrates_by_size(summary)
-        for row in block(summary, substrate, systems_of(summary, substrate), chosen.claim_size)
+        for row in block(summary, substrate, systems_of(summary, substrate), chosen.settings.claim_size)
     ]
     caption = (
-        f"RTN against LPE-BSR of {chosen.claim_size} members under other scale axes and number systems, "
-        f"scale {chosen.name}, {seeds_shown(summary)} training seeds."
+        f"RTN against LPE-BSR of {chosen.settings.claim_size} members under other scale axes and number "
+        f"systems, scale {chosen.name}, {seeds_shown(summary)} training seeds."
     )
     return write_all(folder, "table7", HEADER, rows, caption, rounding_notes(chosen)), []
 
 
+SCRIPT = Script("table7", __doc__, lacks, wanted, compute, draw)
+
 if __name__ == "__main__":
-    sys.exit(run_figure("table7", __doc__, compute, draw))
+    sys.exit(run_figure(SCRIPT))

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from lpe.records import COLUMNS, write_table
 from reproduce.draw import panels
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, pass_size, read
-from reproduce.scales.find import scale
 from reproduce.study.measurements import measure_all
 from reproduce.study.records import MEGABIT, selected
+from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 from reproduce.study.units import Unit, units
 
@@ -34,15 +34,23 @@ LOW_STYLE = (panels.BLUE, "o")
 THOUSAND = 1e3
 
 
+def families_of(chosen: Scale, families: Sequence[str]) -> list[str]:
+    """Return those of these families that the scale has."""
+    return [name for name in families if name in chosen.families]
+
+
 def units_of(session: Session, families: Sequence[str]) -> list[Unit]:
     """Return the units of the families, and of the single FP32 model that they are compared with."""
-    return units(("SGD", *families), session.seeds)
+    scale = session.scale
+    assert scale.main is not None
+    return units([scale.main], (scale.main.estimate, *families_of(scale, families)), session.seeds)
 
 
 def compute_budgets(session: Session, figure: str, families: Sequence[str]) -> dict[str, object]:
     """Train and measure; write the figure's record."""
     the_units = units_of(session, families)
     measure_all(session, the_units)
+    families = families_of(session.scale, families)
     methods = [FP32, SCALED, *families, *(f"{name} + LPE-BSR" for name in families)]
     rows = selected(session, the_units, every_size=("nll", "ece"), methods=methods)
     write_table(rows, session.out / f"{figure}.csv", COLUMNS)
@@ -81,12 +89,11 @@ def budget_panel(
 
 
 def draw_budgets(
-    folder: Path, scale_name: str, figure: str, families: Sequence[str], claim: str
+    folder: Path, chosen: Scale, figure: str, families: Sequence[str], claim: str
 ) -> tuple[list[Path], list[str]]:
     """Draw families × (NLL, ECE) × (training, memory) from the record; paths, and lines to print."""
-    chosen = scale(scale_name)
     summary = read(folder, figure)
-    system = f"int{chosen.best_bits}"
+    system = f"int{chosen.settings.best_bits}"
     letters = iter("abcdefghijklmnopqrst")
     with panels.style():
         drawn, rows = panels.plt.subplots(
@@ -96,7 +103,7 @@ def draw_budgets(
             base = What(chosen.substrate, name, name)
             expanded = What(chosen.substrate, name, f"{name} + LPE-BSR", system)
             for ax, (metric, budget) in zip(axes, COLUMNS_SHOWN, strict=True):
-                labels = ("X, FP32 members", f"X + LPE-BSR, INT-{chosen.best_bits}")
+                labels = ("X, FP32 members", f"X + LPE-BSR, INT-{chosen.settings.best_bits}")
                 budget_panel(ax, summary, base, expanded, metric, budget, labels)
                 panels.label_panel(ax, next(letters), f"{name}: {TITLES[metric]}")
                 ax.set_ylabel(Y_LABELS[metric])

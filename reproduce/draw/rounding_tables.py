@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lpe.records import COLUMNS, write_table
 from reproduce.draw.summaries import (
@@ -12,7 +11,6 @@ from reproduce.draw.summaries import (
     SCALED,
     Summary,
     What,
-    conditions,
     counted_seeds,
     listed,
     megabits,
@@ -22,10 +20,9 @@ from reproduce.draw.summaries import (
     system_title,
 )
 from reproduce.draw.tables import Cell, mark_best, write_all
-from reproduce.scales.find import any_scale
 from reproduce.study.measurements import measure_all
 from reproduce.study.records import record_name, selected
-from reproduce.study.scale import Reported
+from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 from reproduce.study.units import Unit
 from reproduce.study.unrounded import SYSTEMS
@@ -53,16 +50,14 @@ HEADER = (
 NLL = HEADER.index("NLL (nats)")
 
 
-def write_record(
-    session: Session[Any], figure: str, the_units: Sequence[Unit], systems: Sequence[str]
-) -> None:
+def write_record(session: Session, figure: str, the_units: Sequence[Unit], systems: Sequence[str]) -> None:
     """Measure, and write the rows of the FP32 models and of these number systems (none: of all).
 
     LPE-BSR has the claims' size alone: what the tables show, and a third of the file.
     """
     measure_all(session, the_units)
     rows = selected(session, the_units, every_size=(), methods=METHODS)
-    rows = rows[(rows["method"] != "LPE-BSR") | (rows["size"] == session.scale.claim_size)]
+    rows = rows[(rows["method"] != "LPE-BSR") | (rows["size"] == session.scale.settings.claim_size)]
     if systems:
         rows = rows[rows["number_system"].isin([*SYSTEMS, *systems])]
     write_table(rows, session.out / record_name(figure), COLUMNS)
@@ -108,10 +103,10 @@ def seeds_shown(summary: Summary) -> str:
     )
 
 
-def rounding_notes(chosen: Reported) -> list[str]:
+def rounding_notes(chosen: Scale) -> list[str]:
     """List what holds of the tables of RTN against LPE-BSR."""
     return [
-        *conditions(chosen),
+        *chosen.conditions,
         "NLL − FP32's: paired by training seed, against ☆ of the same network. Bold: the lower mean NLL of "
         "RTN and LPE-BSR, however little they differ.",
         "Memory: n stored members, scales and what stays in full precision counted once.",
@@ -119,10 +114,9 @@ def rounding_notes(chosen: Reported) -> list[str]:
 
 
 def write_networks(
-    folder: Path, scale_name: str, figure: str, bits: Sequence[int]
+    folder: Path, chosen: Scale, figure: str, bits: Sequence[int]
 ) -> tuple[list[Path], Summary]:
     """Write the table of all networks at some bit widths, from its record."""
-    chosen = any_scale(scale_name)
     summary = read(folder, figure)
     systems = sorted(
         (f"int{width}" for width in bits if f"int{width}" in set(summary.record["number_system"])),
@@ -132,10 +126,10 @@ def write_networks(
     rows = [
         row
         for substrate in substrates_by_size(summary)
-        for row in block(summary, substrate, systems, chosen.claim_size)
+        for row in block(summary, substrate, systems, chosen.settings.claim_size)
     ]
     caption = (
-        f"RTN against LPE-BSR of {chosen.claim_size} members, "
+        f"RTN against LPE-BSR of {chosen.settings.claim_size} members, "
         f"{listed([f'INT-{system_bits(system)}' for system in systems])}, scale {chosen.name}, "
         f"{seeds_shown(summary)} training seeds."
     )

@@ -19,9 +19,8 @@ from reproduce.draw.panels import read_record
 from reproduce.draw.tables import mean_and_interval, plain_number
 from reproduce.judge.claims import Settings, all_claims
 from reproduce.judge.verdicts import judge_all
-from reproduce.scales.paper.models import PaperScale
 from reproduce.study.records import MEGABIT, record_name
-from reproduce.study.scale import Reported, Scale
+from reproduce.study.scale import Scale
 from reproduce.study.unrounded import FP32, PARAMETERS, other_names, own_names, parameters
 from reproduce.study.unrounded import SCALED as SCALED
 
@@ -169,7 +168,7 @@ def read(folder: Path, figure: str) -> Summary:
     return Summary(figure, read_record(folder / record_name(figure), COLUMNS))
 
 
-def claim_lines(record: pd.DataFrame, chosen: Reported, beginnings: Sequence[str]) -> list[str]:
+def claim_lines(record: pd.DataFrame, chosen: Scale, beginnings: Sequence[str]) -> list[str]:
     """List the verdicts of claims such as "C1" (a, b, c) and "C10 (Gaussian" on a record, a line each."""
     settings = Settings.of(chosen)
     wanted = re.compile(rf"({'|'.join(map(re.escape, beginnings))})(?!\d)")
@@ -224,27 +223,17 @@ def counted_seeds(numbers: Sequence[int]) -> str:
     return f"n = {low}" if low == high else f"n = {low}–{high}"
 
 
-def conditions(chosen: Reported) -> list[str]:
-    """List what holds of every table of a scale, a line each."""
-    if isinstance(chosen, PaperScale):
-        return [
-            "One checkpoint of each model, so there are no intervals. NLL in nats (natural logarithm), ERR "
-            f"and ECE as shares of 1; ECE in 15 bins. {chosen.draws} ensembles of other rounding seeds are "
-            "averaged.",
-            f"Every {chosen.tuning_stride}th example is scored by no row: on these the temperature is fitted "
-            "and noise and dropout are tuned.",
-        ]
-    return [
-        "Means over training seeds; in brackets the two-sided 95 % interval of Student's t. NLL in nats "
-        "(natural logarithm) a test example, ERR and ECE as shares of 1; ECE in 15 bins.",
-        f"Within a training seed, {chosen.draws} ensembles of other rounding or posterior seeds are averaged "
-        "where members are drawn. Temperature scaling: fitted on the validation examples.",
-    ]
-
-
 def pass_size(chosen: Scale) -> str:
     """Say what a backward pass is: the minibatches' sizes."""
-    fine, pre = chosen.sgd.batch, chosen.pre_training.batch
-    return f"one backward pass: the gradient of {fine} images" + (
-        "" if fine == pre else f" (of {pre} in the pre-training)"
+    assert chosen.main is not None
+    recipe, start = chosen.main.points[chosen.main.estimate], chosen.main.start
+    fine, pre = (getattr(each, "batch", None) for each in (recipe, start))
+    return f"one backward pass: the gradient of {fine} {chosen.main.example}s" + (
+        "" if pre in (fine, None) else f" (of {pre} in the pre-training)"
     )
+
+
+def noun(chosen: Scale) -> str:
+    """Return what a nat is per: the main substrate's example."""
+    assert chosen.main is not None
+    return chosen.main.example

@@ -14,7 +14,7 @@ from functools import partial
 from reproduce.judge import statistics
 from reproduce.judge.intervals import LEVEL
 from reproduce.judge.statistics import Rows, StatisticOf
-from reproduce.study.scale import Reported
+from reproduce.study.scale import Scale
 
 BETTER_THAN_RTN = "better_than_rtn"
 """C14's metric: the share of an ensemble's members whose NLL is below RTN's."""
@@ -102,19 +102,22 @@ class Settings:
     ambiguity: tuple[float, float] = (0.5, 2.0)
 
     @classmethod
-    def of(cls, scale: Reported) -> Settings:
+    def of(cls, scale: Scale) -> Settings:
         """Return the settings of a scale."""
+        settings = scale.settings
         return cls(
             substrate=scale.substrate,
-            networks=tuple(f"{scale.name} ViT-{letter}" for letter in scale.networks),
-            bits=scale.bits,
-            best_bits=scale.best_bits,
-            claim_size=scale.claim_size,
-            memory_models=scale.memory_models,
-            compared_clip=scale.compared_clip,
-            large_networks=scale.large_networks,
-            large_bits=scale.large_bits,
-            large_size=scale.size,
+            networks=tuple(each.name for each in scale.sizes),
+            bits=settings.bits,
+            best_bits=settings.best_bits,
+            claim_size=settings.claim_size,
+            memory_models=settings.memory_models,
+            compared_clip="" if scale.compared is None else scale.compared.name,
+            large_networks={
+                group: tuple(each.name for each in members) for group, members in scale.large.items()
+            },
+            large_bits=settings.large_bits,
+            large_size=settings.size,
         )
 
 

@@ -69,7 +69,7 @@ class Subject:
         stem: its files' names begin with it. own: the model. larger: the next larger single one.
         load: the examples, from the assets' folder. example: what a nat is per.
         examples, units: what examples, and what blocks are made of, are called.
-        config: for the provenance of the record. code: beside the library, what log-probabilities depend on.
+        config: for the provenance of the record.
         size: members of the largest ensembles.
         training: from the assets' folder: batches on which the batch-norm statistics of RTN and the members
             are re-estimated, relative to the model's. None: they are as they are.
@@ -84,7 +84,6 @@ class Subject:
     examples: str
     units: str
     config: Mapping[str, object]
-    code: str
     size: int = 20
     training: Callable[[Path], list[Any]] | None = None
     timed_as: str | None = None
@@ -171,7 +170,6 @@ SUBJECTS = {
         examples="images",
         units="images",
         config={"depths": (20, 32)},
-        code="lpe/substrates/cifar_resnet.py",
     ),
     "resnets-relative": Subject(
         stem="cost_relative",
@@ -182,7 +180,6 @@ SUBJECTS = {
         examples="images",
         units="images",
         config={"depths": (20, 32), "training_images": TRAINING_IMAGES},
-        code="lpe/substrates/cifar_resnet.py",
         size=5,
         training=_training,
         timed_as="resnets",
@@ -196,7 +193,6 @@ SUBJECTS = {
         examples="images",
         units="images",
         config={"depths": (20, 32), "training_images": TRAINING_IMAGES},
-        code="lpe/substrates/cifar_resnet.py",
         size=5,
         training=_training,
         timed_as="resnets",
@@ -215,7 +211,6 @@ SUBJECTS = {
         examples="contexts",
         units="stories",
         config=_CONTEXTS,
-        code="lpe/substrates/stories.py",
     ),
 }
 """Subjects by the name that --only takes."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 import lpe
 from lpe.ensembles.base import Ensemble
 from lpe.evaluation.predict import evaluate_temperature_scaled
-from lpe.substrates import arithmetic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,28 +118,6 @@ class Questions:
             for subject in self.answers(ensemble, True)
         ]
         return {name: float(np.mean([each[name] for each in found])) for name in found[0]}
-
-
-def arithmetic_questions(seed: int) -> Questions:
-    """Return the test questions of a training seed; its validation questions fit temperatures."""
-    tokenizer = arithmetic.tokenizer()
-
-    def answers(ensemble: Ensemble, tuning: bool) -> list[Subject]:
-        splits = ("test", "validation") if tuning else ("test",)
-        parts = [_only(ensemble, tokenizer, [arithmetic.task(seed, split)]) for split in splits]
-        logits = torch.cat([part.logits for part in parts], dim=1)
-        targets = torch.cat([part.targets for part in parts])
-        tested = len(parts[0].targets)
-        return [Subject(logits, targets, torch.arange(tested), torch.arange(tested, len(targets)))]
-
-    return Questions(answers)
-
-
-def _only(ensemble: Ensemble, tokenizer: PreTrainedTokenizerBase, tasks: list[Any]) -> Any:
-    from lpe.substrates import language
-
-    (found,) = language.choices(ensemble, tokenizer, tasks, batch_size=BATCH)
-    return found
 
 
 def task_questions(

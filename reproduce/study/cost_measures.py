@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +23,8 @@ import lpe
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.cascade import NOTHING, Window
 from lpe.evaluation.metrics import fit_temperature, mean_log_probs, temperature_scaled
-from lpe.substrates import digits
-from reproduce.draw.summaries import FP32, SCALED
-from reproduce.study.families import deep_family
-from reproduce.study.measurer import Measurer
-from reproduce.study.points import point
-from reproduce.study.scale import Point, Scale
-from reproduce.study.session import Session
-from reproduce.study.units import COST_RIVALS, Unit
+from reproduce.study.scale import Batch, Point
+from reproduce.study.unrounded import FP32, SCALED
 
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20)
 """Ensemble sizes in the record."""
@@ -41,8 +34,6 @@ GOING = (0.02, 0.05, 0.1, 0.2, 0.4)
 ROUNDINGS = ("bernoulli", "coupled")
 CASCADED = "coupled"
 """The rounding of the members of cascades: a few coupled members do what more independent ones do."""
-
-Batch = tuple[Any, Tensor]
 
 
 @dataclass(frozen=True)
@@ -309,75 +300,7 @@ def rows_of_predictions(
     return rows
 
 
-def next_larger(scale: Scale) -> str:
-    """Return the name of the network of table 1 that follows the scale's own."""
-    names = list(scale.networks)
-    place = next(i for i, name in enumerate(names) if scale.networks[name] == scale.network)
-    return names[place + 1]
-
-
-def larger_substrate(scale: Scale) -> str:
-    """Return the substrate of the next larger network."""
-    return f"{scale.name} ViT-{next_larger(scale)}"
-
-
-def few_members(scale: Scale) -> int:
-    """Return the number of members of the smaller cascade: the tables' second size."""
-    return scale.table_sizes[1]
-
-
-def digits_batches(seed: int) -> tuple[Sequence[Batch], Sequence[Batch]]:
-    """Return the validation and the test images of a training seed, one batch each."""
-    data = digits.load(seed)
-    return [data.validation], [data.test]
-
-
-def larger_point(session: Session, seed: int) -> Point:
-    """Return SGD's point of the next larger network."""
-    network = session.scale.networks[next_larger(session.scale)]
-    return point(replace(session, scale=replace(session.scale, network=network)), "SGD", seed)
-
-
-def known_point(solution: Point, batches: tuple[Sequence[Batch], Sequence[Batch]]) -> Known:
+def known_point(solution: Point, validation: Sequence[Batch], test: Sequence[Batch]) -> Known:
     """Return what is known of a trained network as an ensemble of one."""
     ensemble = lpe.DeepEnsemble([solution.net], backward_passes=[solution.backward_passes])
-    return known(ensemble, *batches)
-
-
-def measure_cost(session: Session, unit: Unit) -> None:
-    """Measure SGD's point and its low precision ensembles at one training seed; in the unit of rivals, what
-    costs a training more: the next larger network, DE and its cascades.
-    """
-    scale = session.scale
-    batches = digits_batches(unit.seed)
-    targets = torch.cat([targets for _, targets in batches[1]])
-    measurer = Measurer(session, unit, "SGD")
-    if unit.what == COST_RIVALS:
-        deep = known(deep_family(session, unit.seed).make(0), *batches)
-        predictions = [
-            *size_predictions("DE", "fp32", "", deep),
-            *cascade_predictions("DE", "fp32", "", deep, None, TARGETS),
-        ]
-        _add(measurer, rows_of_predictions([predictions], targets))
-        larger = Measurer(session, unit, "SGD", larger_substrate(scale))
-        of_larger = known_point(larger_point(session, unit.seed), batches)
-        _add(larger, rows_of_predictions([[next(single_predictions(of_larger))]], targets))
-        return
-    solution = point(session, "SGD", unit.seed)
-    single = known_point(solution, batches)
-    _add(measurer, rows_of_predictions([single_predictions(single)], targets))
-
-    def know(ensemble: Ensemble) -> Known:
-        return known(ensemble, *batches)
-
-    for bits in scale.bits:
-        drawn = (
-            low_precision_predictions(solution.net, bits, scale.size, few_members(scale), seed, single, know)
-            for seed in measurer.draws
-        )
-        _add(measurer, rows_of_predictions(drawn, targets))
-
-
-def _add(measurer: Measurer, rows: dict[tuple[str, str, str], list[dict[str, object]]]) -> None:
-    for key, of_key in rows.items():
-        measurer.add(*key, of_key)
+    return known(ensemble, validation, test)

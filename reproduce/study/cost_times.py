@@ -24,7 +24,6 @@ from lpe.ensembles.base import Ensemble
 from lpe.modules import apply
 from lpe.provenance import write_provenance
 from lpe.records import write_table
-from reproduce.draw.summaries import FP32
 from reproduce.study.cost_measures import (
     CASCADED,
     HEADLINE,
@@ -36,6 +35,7 @@ from reproduce.study.cost_measures import (
     first_of,
     tuned_cascade,
 )
+from reproduce.study.unrounded import FP32
 
 COLUMNS = (
     "substrate",

@@ -1,4 +1,4 @@
-"""The ensembles of several trained networks: DE, SSE, CSGLD, BE, MultiIVON, MultiSWAG, and X + LPE-BSR.
+"""Families: recipes of ensembles of several trained networks, each with its training; and X + LPE-BSR.
 
 Every training comes out of the store where it is already there; a cyclical run is stored cycle by cycle, so
 that a run with fewer cycles is the beginning of one with more.
@@ -6,8 +6,8 @@ that a run with fewer cycles is the beginning of one with more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,38 +17,67 @@ import lpe
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.cyclical_sgld import CyclicalSGLDCollector
 from lpe.store import Entry
-from lpe.substrates import digits
 from lpe.training.loop import train
 from lpe.training.schedules import cyclical_cosine, warmup_cosine
 from lpe.training.sgld import SGLD
-from reproduce.study.points import REPLICAS, config_of, point, sgd_optimizer, start, trained
-from reproduce.study.recipes import BatchEnsembleTraining, CyclicalSGLDTraining, SnapshotTraining
-from reproduce.study.scale import Point
-from reproduce.study.session import Session
-
-FAMILIES = ("DE", "SSE", "CSGLD", "MultiIVON", "MultiSWAG", "BE")
+from reproduce.study.points import (
+    REPLICAS,
+    Report,
+    config_of,
+    part_of,
+    sgd_optimizer,
+    started,
+    trained,
+    training_examples,
+)
+from reproduce.study.run import Run
+from reproduce.study.scale import Batch, Family, Point, Split, Substrate
 
 
 @dataclass(frozen=True)
-class Family:
-    """An ensemble of several trained networks.
+class DeepEnsembleTraining:
+    """DE: trainings of one point from other heads and data orders; without a common start, from nothing.
 
     Args:
-        name: one of FAMILIES.
-        make: seed of draws → the ensemble, its training budget set.
-        draws: whether the members are drawn: if not, ``make`` gives the same for every seed.
+        of: the point's name.
     """
 
-    name: str
-    make: Callable[[int], Ensemble]
-    draws: bool = False
+    of: str
+    members: int
+
+    def family(self, run: Run, substrate: Substrate, seed: int) -> Family:
+        """Return DE."""
+        points = [substrate.point(run, self.of, seed, replica) for replica in range(self.members)]
+        ensemble = lpe.DeepEnsemble([p.net for p in points], backward_passes=_costs(points))
+        return Family("DE", lambda _: ensemble, draws=False)
 
 
-def deep_family(session: Session, seed: int, members: int | None = None) -> Family:
-    """Make DE: fine-tunings of one trunk with other heads and data orders."""
-    points = [point(session, "SGD", seed, replica) for replica in range(members or session.scale.members)]
-    ensemble = lpe.DeepEnsemble([p.net for p in points], backward_passes=_costs(points))
-    return Family("DE", lambda _: ensemble)
+@dataclass(frozen=True)
+class MultiPosteriorTraining:
+    """MultiIVON or MultiSWAG: members drawn from several independent posteriors.
+
+    Args:
+        of: the point's name. members: posteriors. draws: of each.
+    """
+
+    of: str
+    members: int
+    draws: int
+
+    def family(self, run: Run, substrate: Substrate, seed: int) -> Family:
+        """Return the mixture of the posteriors' draws."""
+        points = [substrate.point(run, self.of, seed, replica) for replica in range(self.members)]
+
+        def make(draw_seed: int) -> Ensemble:
+            parts = []
+            for replica, (solution, cost) in enumerate(zip(points, _costs(points), strict=True)):
+                assert solution.posterior is not None
+                part = solution.posterior(self.draws, draw_seed + REPLICAS * replica)
+                part.training_budget = cost
+                parts.append(part)
+            return lpe.Mixture.of(parts)
+
+        return Family(f"Multi{self.of}", make, draws=True)
 
 
 def _costs(points: list[Point]) -> list[int]:
@@ -56,205 +85,220 @@ def _costs(points: list[Point]) -> list[int]:
     return [p.backward_passes - (p.info["pre_training_passes"] if i else 0) for i, p in enumerate(points)]
 
 
-def multi_family(session: Session, seed: int, posterior: str) -> Family:
-    """Make MultiIVON or MultiSWAG: members drawn from several independent posteriors."""
-    scale = session.scale
-    points = [point(session, posterior, seed, replica) for replica in range(scale.members)]
-
-    def make(draw_seed: int) -> Ensemble:
-        parts = []
-        for replica, (solution, cost) in enumerate(zip(points, _costs(points), strict=True)):
-            assert solution.posterior is not None
-            part = solution.posterior(scale.draws_per_posterior, draw_seed + REPLICAS * replica)
-            part.training_budget = cost
-            parts.append(part)
-        return lpe.Mixture.of(parts)
-
-    return Family(f"Multi{posterior}", make, draws=True)
+FitCycle = Callable[
+    [nn.Module, Split, Callable[[int], Iterable[Batch]], int, Report], tuple[dict[str, Tensor], int]
+]
 
 
 def _cycles(
-    session: Session,
+    run: Run,
+    substrate: Substrate,
     seed: int,
     name: str,
     recipe: SnapshotTraining | CyclicalSGLDTraining,
-    fit_cycle: Callable[[nn.Module, digits.Split, Any, int, Any], tuple[dict[str, Tensor], int]],
+    fit_cycle: FitCycle,
 ) -> tuple[list[Entry], nn.Module]:
     """Return the store's entries of a cyclical run, each cycle going on from the last, and the network.
 
     ``fit_cycle`` trains the network for one cycle, in place, and returns what to keep and what it cost.
     """
-    net, passes, before = start(session, seed)
+    begun = started(run, substrate, seed)
+    net, passes, before = begun.net, begun.backward_passes, begun.key
     entries = []
     for cycle in range(recipe.cycles):
         # A cycle does not depend on how many follow.
-        config = config_of(session, name, seed, {**vars(recipe), "cycles": cycle + 1}, before)
+        so_far = replace(recipe, cycles=cycle + 1)
+        config = config_of(run, substrate, name, seed, so_far, before, _cycles)
 
         def fit(
-            report: Callable[[Mapping[str, float]], None], cycle: int = cycle, passes: int = passes
+            report: Report, cycle: int = cycle, passes: int = passes
         ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-            split = digits.load(seed).train
-            kept, cost = fit_cycle(net, split, _batches(session, split, recipe, seed, cycle), cycle, report)
+            split = training_examples(substrate, seed)
+            whole_run = substrate.source.batches(split, recipe.batch, seed)
+
+            def batches(epoch: int) -> Iterable[Batch]:
+                # In another order in every cycle.
+                return whole_run(cycle * recipe.epochs_per_cycle + epoch)
+
+            kept, cost = fit_cycle(net, split, batches, cycle, report)
             last = {f"last/{key}": value for key, value in net.state_dict().items()}
             info = {"backward_passes": passes + cost, "passes_before": passes}
             return {**last, **kept}, info
 
-        entry = trained(session, config, recipe.epochs_per_cycle, fit)
-        net.load_state_dict(_part(entry, "last"))
+        entry = trained(run, config, recipe.epochs_per_cycle, fit)
+        net.load_state_dict(part_of(entry, "last"))
         passes = entry.info["backward_passes"]
         before = config
         entries.append(entry)
     return entries, net.eval()
 
 
-def _batches(
-    session: Session,
-    split: digits.Split,
-    recipe: SnapshotTraining | CyclicalSGLDTraining,
-    seed: int,
-    cycle: int,
-) -> Callable[[int], Iterator[digits.Split]]:
-    """Return a function: epoch of the cycle → batches, in another order in every cycle."""
-    whole_run = digits.batches(split, recipe.batch, seed, session.scale.jitter)
-    return lambda epoch: whole_run(cycle * recipe.epochs_per_cycle + epoch)
+@dataclass(frozen=True)
+class SnapshotTraining:
+    """SSE: cycles of SGD with momentum, each a cosine from the peak to 0; a snapshot at the end of each."""
+
+    cycles: int
+    epochs_per_cycle: int
+    batch: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+
+    def family(self, run: Run, substrate: Substrate, seed: int) -> Family:
+        """Return SSE: snapshots at the ends of the cycles of one run."""
+
+        def fit_cycle(
+            net: nn.Module,
+            split: Split,
+            batches: Callable[[int], Iterable[Batch]],
+            cycle: int,
+            report: Report,
+        ) -> tuple[dict[str, Tensor], int]:
+            steps = self.epochs_per_cycle * (len(split[0]) // self.batch)
+            schedule = cyclical_cosine(self.learning_rate, steps)
+            optimizer = sgd_optimizer(net, self.learning_rate, self.momentum, self.weight_decay)
+            done = train(net, batches, optimizer, schedule, self.epochs_per_cycle, seed, report=report)
+            return {}, done.backward_passes
+
+        entries, net = _cycles(run, substrate, seed, "SSE", self, fit_cycle)
+        ensemble = lpe.SnapshotEnsemble(net, [part_of(entry, "last") for entry in entries])
+        ensemble.training_budget = [entry.info["backward_passes"] for entry in entries]
+        return Family("SSE", lambda _: ensemble, draws=False)
 
 
-def _part(entry: Entry, part: str) -> dict[str, Tensor]:
-    """Return the tensors that a stored entry holds under "part/"."""
-    named = (key.split("/", 1) for key in entry.tensors)
-    return {name: entry.tensors[f"{part}/{name}"] for head, name in named if head == part}
+@dataclass(frozen=True)
+class CyclicalSGLDTraining:
+    """CSGLD: cycles of a cosine: gradient descent without momentum, and in the last epochs of each, SGLD."""
+
+    cycles: int
+    epochs_per_cycle: int
+    samples_per_cycle: int
+    batch: int
+    learning_rate: float
+    temperature: float
+    weight_decay: float
+
+    def family(self, run: Run, substrate: Substrate, seed: int) -> Family:
+        """Return CSGLD: samples from the ends of the cycles of one run."""
+        CyclicalSGLDCollector(self.epochs_per_cycle, self.samples_per_cycle).check(self.epochs_per_cycle)
+
+        def fit_cycle(
+            net: nn.Module,
+            split: Split,
+            batches: Callable[[int], Iterable[Batch]],
+            cycle: int,
+            report: Report,
+        ) -> tuple[dict[str, Tensor], int]:
+            an_epoch = len(split[0]) // self.batch
+            collector = CyclicalSGLDCollector(self.epochs_per_cycle, self.samples_per_cycle)
+            optimizer = SGLD(
+                net.parameters(),
+                lr=self.learning_rate,
+                examples=len(split[0]),
+                temperature=self.temperature,
+                weight_decay=self.weight_decay,
+                noise=collector.noise_steps(an_epoch),
+                seed=seed + REPLICAS * cycle,
+            )
+            schedule = cyclical_cosine(self.learning_rate, self.epochs_per_cycle * an_epoch)
+            done = train(
+                net,
+                batches,
+                optimizer,
+                schedule,
+                self.epochs_per_cycle,
+                seed,
+                collector=collector,
+                report=report,
+            )
+            samples = {
+                f"sample {i}/{key}": value
+                for i, sample in enumerate(collector.samples)
+                for key, value in sample.items()
+            }
+            return samples, done.backward_passes
+
+        entries, net = _cycles(run, substrate, seed, "CSGLD", self, fit_cycle)
+        samples, budget = [], []
+        for entry in entries:
+            before, after = entry.info["passes_before"], entry.info["backward_passes"]
+            for index in range(self.samples_per_cycle):
+                samples.append(part_of(entry, f"sample {index}"))
+                epochs = self.epochs_per_cycle - self.samples_per_cycle + 1 + index
+                budget.append(before + (after - before) * epochs // self.epochs_per_cycle)
+        ensemble = lpe.CyclicalSGLDEnsemble(net, samples)
+        ensemble.training_budget = budget
+        return Family("CSGLD", lambda _: ensemble, draws=False)
 
 
-def snapshot_family(session: Session, seed: int, recipe: SnapshotTraining | None = None) -> Family:
-    """Make SSE: snapshots at the ends of the cycles of one run."""
-    recipe = recipe or session.scale.snapshot
+@dataclass(frozen=True)
+class BatchEnsembleTraining:
+    """BE: fine-tuning of shared weights and rank-1 fast weights together, every member on every example.
 
-    def fit_cycle(
-        net: nn.Module, split: digits.Split, batches: Any, cycle: int, report: Any
-    ) -> tuple[dict[str, Tensor], int]:
-        schedule = cyclical_cosine(
-            recipe.learning_rate, recipe.epochs_per_cycle * (len(split[0]) // recipe.batch)
-        )
-        optimizer = sgd_optimizer(net, recipe)
-        run = train(net, batches, optimizer, schedule, recipe.epochs_per_cycle, seed, report=report)
-        return {}, run.backward_passes
+    Args:
+        fast_factor: the fast weights' learning rate over the shared ones'. std: of the fast weights around 1.
+        weight_decay: of the shared weights; 0 for the fast ones.
+    """
 
-    entries, net = _cycles(session, seed, "SSE", recipe, fit_cycle)
-    ensemble = lpe.SnapshotEnsemble(net, [_part(entry, "last") for entry in entries])
-    ensemble.training_budget = [entry.info["backward_passes"] for entry in entries]
-    return Family("SSE", lambda _: ensemble)
+    members: int
+    epochs: int
+    batch: int
+    learning_rate: float
+    fast_factor: float
+    std: float
+    momentum: float
+    weight_decay: float
 
+    def family(self, run: Run, substrate: Substrate, seed: int) -> Family:
+        """Return BE."""
+        begun = started(run, substrate, seed)
+        ensemble = lpe.BatchEnsemble(begun.net, self.members, seed=seed, std=self.std)
 
-def cyclical_sgld_family(session: Session, seed: int, recipe: CyclicalSGLDTraining | None = None) -> Family:
-    """Make CSGLD: samples from the ends of the cycles of one run."""
-    recipe = recipe or session.scale.cyclical_sgld
-    CyclicalSGLDCollector(recipe.epochs_per_cycle, recipe.samples_per_cycle).check(recipe.epochs_per_cycle)
+        def fit(report: Report) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            split = training_examples(substrate, seed)
+            batches = substrate.source.batches(split, self.batch, seed)
+            steps = self.epochs * (len(split[0]) // self.batch)
+            fast = self.fast_factor * self.learning_rate
+            optimizer = torch.optim.SGD(
+                ensemble.parameter_groups(self.learning_rate, fast, self.weight_decay),
+                lr=self.learning_rate,
+                momentum=self.momentum,
+                fused=True,
+            )
+            schedule = warmup_cosine(self.learning_rate, steps)
+            done = train(
+                ensemble.module,
+                batches,
+                optimizer,
+                schedule,
+                self.epochs,
+                seed,
+                report=report,
+                loss=ensemble.loss,
+            )
+            # A step evaluates the gradient of one minibatch for every member.
+            passes = begun.backward_passes + self.members * done.backward_passes
+            return ensemble.module.state_dict(), {"backward_passes": passes}
 
-    def fit_cycle(
-        net: nn.Module, split: digits.Split, batches: Any, cycle: int, report: Any
-    ) -> tuple[dict[str, Tensor], int]:
-        an_epoch = len(split[0]) // recipe.batch
-        collector = CyclicalSGLDCollector(recipe.epochs_per_cycle, recipe.samples_per_cycle)
-        optimizer = SGLD(
-            net.parameters(),
-            lr=recipe.learning_rate,
-            examples=len(split[0]),
-            temperature=recipe.temperature,
-            weight_decay=recipe.weight_decay,
-            noise=collector.noise_steps(an_epoch),
-            seed=seed + REPLICAS * cycle,
-        )
-        schedule = cyclical_cosine(recipe.learning_rate, recipe.epochs_per_cycle * an_epoch)
-        run = train(
-            net,
-            batches,
-            optimizer,
-            schedule,
-            recipe.epochs_per_cycle,
-            seed,
-            collector=collector,
-            report=report,
-        )
-        samples = {
-            f"sample {i}/{key}": value
-            for i, sample in enumerate(collector.samples)
-            for key, value in sample.items()
-        }
-        return samples, run.backward_passes
-
-    entries, net = _cycles(session, seed, "CSGLD", recipe, fit_cycle)
-    samples, budget = [], []
-    for entry in entries:
-        before, after = entry.info["passes_before"], entry.info["backward_passes"]
-        for index in range(recipe.samples_per_cycle):
-            samples.append(_part(entry, f"sample {index}"))
-            epochs = recipe.epochs_per_cycle - recipe.samples_per_cycle + 1 + index
-            budget.append(before + (after - before) * epochs // recipe.epochs_per_cycle)
-    ensemble = lpe.CyclicalSGLDEnsemble(net, samples)
-    ensemble.training_budget = budget
-    return Family("CSGLD", lambda _: ensemble)
+        config = config_of(run, substrate, "BE", seed, self, begun.key)
+        entry = trained(run, config, self.epochs, fit)
+        ensemble.module.load_state_dict(entry.tensors)
+        ensemble.module.eval()
+        ensemble.training_budget = entry.info["backward_passes"]
+        return Family("BE", lambda _: ensemble, draws=False)
 
 
-def batch_ensemble_family(session: Session, seed: int, recipe: BatchEnsembleTraining | None = None) -> Family:
-    """Make BE: shared weights and every member's fast weights, fine-tuned together from the trunk."""
-    recipe = recipe or session.scale.batch_ensemble
-    members = session.scale.members
-    net, before, trunk = start(session, seed)
-    ensemble = lpe.BatchEnsemble(net, members, seed=seed, std=recipe.std)
-    config = config_of(session, "BE", seed, {**vars(recipe), "members": members}, trunk)
+def with_low_precision(
+    base: Ensemble, system: lpe.Int, members: int, seed: int, statistics: Iterable[Any] | None = None
+) -> Ensemble:
+    """Make X + LPE-BSR: each member of X expanded into low precision members.
 
-    def fit(report: Callable[[Mapping[str, float]], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        split = digits.load(seed).train
-        batches = digits.batches(split, recipe.batch, seed, session.scale.jitter)
-        steps = recipe.epochs * (len(split[0]) // recipe.batch)
-        optimizer = torch.optim.SGD(
-            ensemble.parameter_groups(
-                recipe.learning_rate, recipe.fast_factor * recipe.learning_rate, recipe.weight_decay
-            ),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            fused=True,
-        )
-
-        schedule = warmup_cosine(recipe.learning_rate, steps)
-        run = train(
-            ensemble.module,
-            batches,
-            optimizer,
-            schedule,
-            recipe.epochs,
-            seed,
-            report=report,
-            loss=ensemble.loss,
-        )
-        # A step evaluates the gradient of one minibatch for every member.
-        return ensemble.module.state_dict(), {"backward_passes": before + members * run.backward_passes}
-
-    entry = trained(session, config, recipe.epochs, fit)
-    ensemble.module.load_state_dict(entry.tensors)
-    ensemble.module.eval()
-    ensemble.training_budget = entry.info["backward_passes"]
-    return Family("BE", lambda _: ensemble)
-
-
-def family(session: Session, name: str, seed: int) -> Family:
-    """Return the family of that name at a training seed."""
-    make: dict[str, Callable[[], Family]] = {
-        "DE": lambda: deep_family(session, seed),
-        "SSE": lambda: snapshot_family(session, seed),
-        "CSGLD": lambda: cyclical_sgld_family(session, seed),
-        "MultiIVON": lambda: multi_family(session, seed, "IVON"),
-        "MultiSWAG": lambda: multi_family(session, seed, "SWAG"),
-        "BE": lambda: batch_ensemble_family(session, seed),
-    }
-    return make[name]()
-
-
-def with_low_precision(base: Ensemble, system: lpe.Int, members: int, seed: int) -> Ensemble:
-    """Make X + LPE-BSR: each member of X expanded into low precision members."""
+    Args:
+        statistics: batches on which every member's batch-norm statistics are re-estimated; None: they stay.
+    """
     return lpe.Mixture(
         base,
         lambda net, first_member: lpe.LowPrecisionEnsemble(
-            net, system, members, seed=seed, first_member=first_member
+            net, system, members, seed=seed, first_member=first_member, batches=statistics
         ),
     )

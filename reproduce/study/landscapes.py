@@ -20,10 +20,10 @@ from lpe.modules import apply, named_tensors, with_tensors
 from lpe.number_systems.grids import Int
 from lpe.number_systems.rounding import absmax_scales
 from lpe.records import write_table
+from reproduce.study.keys import code_hash
 from reproduce.study.scale import Landscape
-from reproduce.study.session import Session, source_hash
+from reproduce.study.session import Session
 
-CODE = ("lpe", "reproduce/study/landscapes.py")
 GRID_COLUMNS = ("x", "y", "metric", "value")
 CLOUD_COLUMNS = ("method", "member", "x", "y", "distance_from_plane", "distance_from_point", "nll")
 
@@ -37,7 +37,7 @@ def grid_table(
     killed run goes on with the next line. ``data`` says in words which images the surface sees, ``what`` is
     the progress bar's label.
     """
-    digest = hashlib.sha256(source_hash(*CODE).encode())
+    digest = hashlib.sha256(code_hash(grid_table).encode())
     for numbers in (plane.origin.numpy(), plane.axes.numpy(), np.asarray(xs), np.asarray(ys)):
         digest.update(np.ascontiguousarray(numbers).tobytes())
     digest.update("\0".join([data, *sorted(surface.anchor_names)]).encode())
@@ -144,7 +144,7 @@ def radial_table(
         anchors: name → weight vector, in the plane or projected on it.
     """
     places = [plane.coordinates(weights)[:2] for weights in anchors.values()]
-    xs, ys = radial_lines(places, session.scale.landscape)
+    xs, ys = radial_lines(places, session.scale.settings.landscape)
     # What is measured from an anchor off the plane depends on more than the plane's numbers.
     digest = hashlib.sha256(b"".join(weights.numpy().tobytes() for weights in anchors.values())).hexdigest()
     return grid_table(session, surface, plane, xs, ys, f"{data}, anchors {digest}", what)

@@ -1,92 +1,53 @@
-"""What all measurements have in common: data, and a writer of a unit's rows."""
+"""What all measurements have in common: a writer of a unit's rows.
+
+Rounding seeds and posterior draws are averaged within a training seed: a row's value is the mean over
+``settings.draws`` ensembles. NLL and ECE are kept at every size, the other metrics at the sizes that tables
+and claims look at.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 from torch import nn
 
 import lpe
 from lpe.ensembles.base import Ensemble
 from lpe.evaluation.metrics import METRICS
-from lpe.evaluation.predict import evaluate_temperature_scaled
 from lpe.modules import dtype_name, parameter_count
 from lpe.number_systems.naming import Systems
 from lpe.records import Records
-from lpe.substrates import digits
+from reproduce.study.scale import Batch, Data
 from reproduce.study.session import Session
 from reproduce.study.units import Unit, draw_seed, reported_sizes
-from reproduce.study.unrounded import PARAMETERS
+from reproduce.study.unrounded import PARAMETERS, RE_ESTIMATED
 from reproduce.study.unrounded import scaled as scaled_name
 
 MEASURED = [*METRICS, "calibrated_nll"]
-
-
 EVERY_SIZE = ("nll", "ece")
-
-
-class TestData(Protocol):
-    """The data that an ensemble is scored on."""
-
-    def evaluate(self, ensemble: Ensemble, calibrated: Collection[int]) -> pd.DataFrame:
-        """Return a row per size 1 … M with the columns MEASURED, the calibrated NLL at some sizes."""
-        ...
-
-    def evaluate_scaled(self, ensemble: Ensemble) -> dict[str, float]:
-        """Return the metrics of the whole ensemble at a temperature that was fitted on other examples."""
-        ...
-
-
-@dataclass(frozen=True)
-class Classification:
-    """Test data of batches (inputs, class indices), read anew for each ensemble.
-
-    Args:
-        test: scored. validation: for the temperature.
-    """
-
-    test: Iterable[Any]
-    validation: Iterable[Any]
-
-    def evaluate(self, ensemble: Ensemble, calibrated: Collection[int]) -> pd.DataFrame:
-        """Return a row per size; see :func:`lpe.evaluate`."""
-        return lpe.evaluate(ensemble, self.test, calibrated=calibrated)
-
-    def evaluate_scaled(self, ensemble: Ensemble) -> dict[str, float]:
-        """Return the metrics of the whole ensemble at the temperature of the validation batches."""
-        return evaluate_temperature_scaled(ensemble, self.test, self.validation)
 
 
 class Measurer:
     """A writer of the rows of one unit: what all of them have in common, and what is there already.
 
     Args:
-        data: what is scored; None: the digits images of the unit's seed.
+        point: the record's name of what is measured: a point's, or a family's.
+        substrate: the record's name of it; None: the unit's.
     """
 
-    def __init__(
-        self,
-        session: Session[Any],
-        unit: Unit,
-        point_name: str,
-        substrate: str | None = None,
-        data: TestData | None = None,
-    ) -> None:
-        self.scale = session.scale
+    def __init__(self, session: Session, unit: Unit, point: str, substrate: str | None = None) -> None:
+        self.settings = session.scale.settings
         self.records = Records(session.working / unit.file)
-        self.draws = [draw_seed(unit.seed, draw) for draw in range(self.scale.draws)]
+        self.draws = [draw_seed(unit.seed, draw) for draw in range(self.settings.draws)]
         self.seed = unit.seed
-        self.data = data or digits_data(unit.seed)
+        self.data: Data = session.scale.substrates[unit.substrate].source.load(unit.seed)
         self.common: dict[str, object] = {
-            "scale": self.scale.name,
-            "substrate": substrate or self.scale.substrate,
-            "point": point_name,
+            "scale": session.scale.name,
+            "substrate": substrate or unit.substrate,
+            "point": point,
             "seed": unit.seed,
         }
 
@@ -121,8 +82,8 @@ class Measurer:
         for seed in self.draws if drawn else self.draws[:1]:
             ensemble = make(seed)
             if sizes is None:
-                sizes = reported_sizes(self.scale, len(ensemble))
-            frames.append(self.data.evaluate(ensemble, sizes))
+                sizes = reported_sizes(self.settings, len(ensemble))
+            frames.append(self.data.scored.evaluate(ensemble, sizes))
         assert sizes is not None
         values = np.mean([frame[MEASURED].to_numpy() for frame in frames], axis=0)
         rows: list[dict[str, object]] = []
@@ -146,7 +107,7 @@ class Measurer:
             return
         rows: list[dict[str, object]] = []
         with tempfile.TemporaryDirectory() as folder:
-            for size in self.scale.table_sizes:
+            for size in self.settings.table_sizes:
                 ensemble = make(size)
                 written = lpe.save(ensemble, Path(folder) / "ensemble.safetensors")
                 rows.append(
@@ -161,46 +122,62 @@ class Measurer:
         self.add(method, system, rounding, rows)
 
     def single(self, net: nn.Module, backward_passes: int) -> None:
-        """Measure the single model, as it is and with temperature scaling (fitted on validation examples).
+        """Measure the single model, as it is and with temperature scaling, and count its parameters.
 
-        It is called by its dtype: FP32, BF16 …
+        It is called by its dtype: FP32, BF16 … A network with batch norms is measured once more with their
+        statistics re-estimated, as those of its members are.
         """
-        ensemble = lpe.DeepEnsemble([net], backward_passes=[backward_passes])
         name = dtype_name(net)
+        ensemble = lpe.DeepEnsemble([net], backward_passes=[backward_passes])
         self.measure(name, name.lower(), "", lambda _: ensemble, drawn=False)
         if self.lacks(scaled_name(name), name.lower()):
-            scaled = self.data.evaluate_scaled(ensemble)
+            scaled = self.data.scored.evaluate_scaled(ensemble)
             # One number more than the model: the temperature.
             costs = {"memory_bits": ensemble.memory_bits() + 32, "backward_passes": backward_passes}
             rows = [{"size": 1, "metric": m, "value": value, **costs} for m, value in scaled.items()]
             self.add(scaled_name(name), name.lower(), "", rows)
-
-    def parameters(self, net: nn.Module) -> None:
-        """Record how many parameters the single model has."""
-        name = dtype_name(net)
         if self.lacks(name, name.lower(), metric=PARAMETERS):
-            costs = {"memory_bits": lpe.DeepEnsemble([net]).memory_bits(), "backward_passes": 0}
+            costs = {"memory_bits": ensemble.memory_bits(), "backward_passes": 0}
             row = {"size": 1, "metric": PARAMETERS, "value": float(parameter_count(net)), **costs}
             self.add(name, name.lower(), "", [row])
+        if self.data.statistics is not None:
+            unrounded = lpe.FullPrecision()
+
+            def again(_: int) -> Ensemble:
+                made = lpe.LowPrecisionEnsemble(
+                    net, unrounded, 1, 0, "nearest", batches=self.data.statistics, refresh="absolute"
+                )
+                made.training_budget = backward_passes
+                return made
+
+            self.measure(f"{name}{RE_ESTIMATED}", name.lower(), "", again, drawn=False)
 
     def low_precision(
         self, net: nn.Module, systems: Iterable[Systems], size: int, backward_passes: int
     ) -> None:
-        """Measure RTN and LPE-BSR of a network under several number systems."""
+        """Measure RTN and LPE-BSR of a network under several number systems.
+
+        With batch norms there are both once more, each member's statistics re-estimated.
+        """
+        ways: list[tuple[str, Sequence[Batch] | None]] = [("", None)]
+        if self.data.statistics is not None:
+            ways.append((RE_ESTIMATED, self.data.statistics))
         for system in systems:
             for method, rounding, members in (("RTN", "nearest", 1), ("LPE-BSR", "bernoulli", size)):
+                for suffix, statistics in ways:
 
-                def make(
-                    seed: int, system: Systems = system, rounding: str = rounding, members: int = members
-                ) -> Ensemble:
-                    made = lpe.LowPrecisionEnsemble(net, system, members, seed, rounding)
-                    made.training_budget = backward_passes
-                    return made
+                    def make(
+                        seed: int,
+                        system: Systems = system,
+                        rounding: str = rounding,
+                        members: int = members,
+                        statistics: Sequence[Batch] | None = statistics,
+                    ) -> Ensemble:
+                        made = lpe.LowPrecisionEnsemble(
+                            net, system, members, seed, rounding, batches=statistics
+                        )
+                        made.training_budget = backward_passes
+                        return made
 
-                self.measure(method, system.name, rounding, make, drawn=rounding == "bernoulli")
-
-
-def digits_data(seed: int) -> Classification:
-    """Return the test and validation images of a training seed, one batch each."""
-    data = digits.load(seed)
-    return Classification([data.test], [data.validation])
+                    drawn = rounding == "bernoulli"
+                    self.measure(f"{method}{suffix}", system.name, rounding, make, drawn=drawn)

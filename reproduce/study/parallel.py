@@ -36,7 +36,8 @@ class Collected(Tracker):
 
 
 def _measured(session: Session, unit: Unit) -> tuple[Unit, list[dict[str, float]]]:
-    torch.set_num_threads(session.scale.threads)
+    if session.threads is not None:
+        torch.set_num_threads(session.threads)
     tracker = Collected()
     measure(replace(session, tracker=tracker, quiet=True), unit)
     return unit, tracker.logged

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,14 +21,14 @@ def record_name(figure: str) -> str:
 DISAGREEMENT = "disagreement"
 
 
-def rows_of(session: Session[Any], wanted: Iterable[Unit]) -> pd.DataFrame:
+def rows_of(session: Session, wanted: Iterable[Unit]) -> pd.DataFrame:
     """Return the rows of these units, in the record's order."""
     tables = [Records(session.working / unit.file).select() for unit in wanted]
     table = pd.concat([t for t in tables if len(t)], ignore_index=True)
     return table.sort_values(list(COLUMNS[:9]), ignore_index=True)
 
 
-def log_sizes(session: Session[Any], rows: pd.DataFrame) -> None:
+def log_sizes(session: Session, rows: pd.DataFrame) -> None:
     """Mirror a record in W&B: the table itself, and each metric against ensemble size, mean over seeds."""
     session.tracker.log_table("record", rows)
     names = ["substrate", "point", "method", "number_system", "metric"]
@@ -40,7 +39,7 @@ def log_sizes(session: Session[Any], rows: pd.DataFrame) -> None:
 
 
 def selected(
-    session: Session[Any],
+    session: Session,
     wanted: Iterable[Unit],
     every_size: Collection[str] = ("nll",),
     methods: Collection[str] | None = None,

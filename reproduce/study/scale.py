@@ -1,138 +1,119 @@
-"""What a scale is: the names that figures, tables, claims and measuring ask for."""
+"""What a scale is: substrates, each a network on data with the recipes of its trainings, and settings.
+
+Everything that is not a scale's own value asks these for what they offer: which points, posteriors and
+families the main substrate has, of which sizes there are networks, which large models there are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-from torch import nn
+import pandas as pd
+from torch import Tensor, nn
 
+import lpe
 from lpe.ensembles.base import Ensemble
+from lpe.evaluation.predict import evaluate_temperature_scaled
 from lpe.number_systems.grids import ScaleAxis
-from lpe.substrates.arithmetic import LlamaShape
-from lpe.substrates.captioned_digits import DigitsCLIP
-from lpe.substrates.digits import DigitsNetwork, Jitter
-from reproduce.study.recipes import (
-    BatchEnsembleTraining,
-    CLIPTraining,
-    CyclicalSGLDTraining,
-    IVONTraining,
-    LlamaTraining,
-    PreTraining,
-    SGDTraining,
-    SnapshotTraining,
-    SWAGTraining,
-)
+from reproduce.study.run import Run
+
+Batch = tuple[Any, Tensor]
+Split = tuple[Tensor, Tensor]
+"""Examples [examples, …] and their classes, int64 [examples]."""
+
+
+# Data.
+
+
+class TestData(Protocol):
+    """The data that an ensemble is scored on."""
+
+    def evaluate(self, ensemble: Ensemble, calibrated: Collection[int]) -> pd.DataFrame:
+        """Return a row per size 1 … M with every metric, the calibrated NLL at some sizes."""
+        ...
+
+    def evaluate_scaled(self, ensemble: Ensemble) -> dict[str, float]:
+        """Return the metrics of the whole ensemble at a temperature that was fitted on other examples."""
+        ...
 
 
 @dataclass(frozen=True)
-class Landscape:
-    """Settings of the landscapes and member clouds of one training seed."""
-
-    seed: int = 0
-    resolution: int = 21
-    margin: float = 0.3
-    cloud: int = 30
-
-
-class Reported(Protocol):
-    """The part of a scale that claims, tables and figures read, whether it trains networks here or not."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def unit(self) -> str: ...
-    @property
-    def standing(self) -> str: ...
-    @property
-    def substrate(self) -> str: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def table_sizes(self) -> tuple[int, ...]: ...
-    @property
-    def draws(self) -> int: ...
-    @property
-    def bits(self) -> tuple[int, ...]: ...
-    @property
-    def best_bits(self) -> int: ...
-    @property
-    def claim_size(self) -> int: ...
-    @property
-    def memory_models(self) -> int: ...
-    @property
-    def networks(self) -> Mapping[str, object]: ...
-    @property
-    def compared_clip(self) -> str: ...
-    @property
-    def large_networks(self) -> Mapping[str, tuple[str, ...]]: ...
-    @property
-    def large_bits(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class Scale:
-    """All that determines the numbers of a scale.
+class Classification:
+    """Test data of batches (inputs, class indices), read anew for each ensemble.
 
     Args:
-        unit: what an interval is of, a key of :data:`reproduce.judge.verdicts.UNITS`. standing: a sentence on
-            what its verdicts are worth; "": nothing is to be said.
+        test: scored. validation: for the temperature.
     """
 
-    name: str
-    unit: str
-    standing: str
-    substrate: str
-    threads: int
-    seeds: int
-    network: DigitsNetwork
-    jitter: Jitter
-    pre_training: PreTraining
-    sgd: SGDTraining
-    swag: SWAGTraining
-    ivon: IVONTraining
-    size: int
-    table_sizes: tuple[int, ...]
-    draws: int
-    bits: tuple[int, ...]
-    best_bits: int
-    claim_size: int
-    landscape: Landscape
-    snapshot: SnapshotTraining
-    cyclical_sgld: CyclicalSGLDTraining
-    batch_ensemble: BatchEnsembleTraining
-    members: int
-    draws_per_posterior: int
-    expansion: int
-    gaussian_std: float
-    dropout_rate: float
-    memory_models: int
-    claim_seeds: int
-    cost_seeds: int
-    networks: dict[str, DigitsNetwork]
-    table_bits: tuple[int, ...]
-    scale_axes: tuple[ScaleAxis, ...]
-    axis_bits: tuple[int, ...]
-    number_systems: tuple[str, ...]
-    large_bits: int
-    llama: LlamaTraining
-    llamas: dict[str, LlamaShape]
-    clip: CLIPTraining
-    clips: dict[str, DigitsCLIP]
-    clip_gaussian_std: float
-    clip_dropout_rate: float
+    test: Iterable[Any]
+    validation: Iterable[Any]
+
+    def evaluate(self, ensemble: Ensemble, calibrated: Collection[int]) -> pd.DataFrame:
+        """Return a row per size; see :func:`lpe.evaluate`."""
+        return lpe.evaluate(ensemble, self.test, calibrated=calibrated)
+
+    def evaluate_scaled(self, ensemble: Ensemble) -> dict[str, float]:
+        """Return the metrics of the whole ensemble at the temperature of the validation batches."""
+        return evaluate_temperature_scaled(ensemble, self.test, self.validation)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data of one training seed.
+
+    Args:
+        scored: what rows are scored on. tuning: examples that no row is scored on.
+        train: the training examples; None: they are no tensors, or there are none.
+        validation, test: batches of the other two, readable again and again; empty: they are no tensors.
+        statistics: training batches on which the batch-norm statistics of members are re-estimated; None: the
+            networks have no batch norm.
+        images: int64 [test examples]: which example of the whole data set each is, the same at every seed.
+        digest: of all of it, for keys.
+    """
+
+    scored: TestData
+    tuning: TestData
+    train: Split | None
+    validation: Sequence[Batch]
+    test: Sequence[Batch]
+    statistics: Sequence[Batch] | None
+    images: Tensor | None
+    digest: str
 
     @property
-    def compared_clip(self) -> str:
-        """The substrate of table 6."""
-        return f"{self.name} CLIP-{list(self.clips)[-1]}"
+    def test_count(self) -> int:
+        """The number of test examples."""
+        return sum(len(targets) for _, targets in self.test)
+
+
+class Source(Protocol):
+    """A network on data. A dataclass: its fields are part of every key."""
+
+    def load(self, seed: int) -> Data:
+        """Return the data of a training seed."""
+        ...
+
+
+class Trainable(Source, Protocol):
+    """A source whose networks are trained here."""
 
     @property
-    def large_networks(self) -> dict[str, tuple[str, ...]]:
-        """The substrates of figure 7, the smallest first, by what they have in common."""
-        kinds: dict[str, Iterable[str]] = {"CLIP": self.clips, "Llama": self.llamas}
-        return {kind: tuple(f"{self.name} {kind}-{size}" for size in of) for kind, of in kinds.items()}
+    def classes(self) -> int:
+        """The number of classes."""
+        ...
+
+    def network(self, classes: int, seed: int) -> nn.Module:
+        """Return a freshly initialised network; the global generator is left as it was."""
+        ...
+
+    def batches(self, split: Split, batch: int, seed: int) -> Callable[[int], Iterable[Batch]]:
+        """Return a function: epoch → shuffled batches, augmented where the source does so."""
+        ...
+
+
+# Trained networks.
 
 
 @dataclass(frozen=True)
@@ -150,3 +131,292 @@ class Point:
     posterior: Callable[[int, int], Ensemble] | None
     backward_passes: int
     info: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """An ensemble of several trained networks.
+
+    Args:
+        make: seed of draws → the ensemble, its training budget set.
+        draws: whether the members are drawn: if not, ``make`` gives the same for every seed.
+    """
+
+    name: str
+    make: Callable[[int], Ensemble]
+    draws: bool
+
+
+class PointRecipe(Protocol):
+    """A recipe of a point: all that determines it beside the source, its data and the seed."""
+
+    has_posterior: ClassVar[bool]
+
+    def point(self, run: Run, substrate: Substrate, seed: int, replica: int = 0) -> Point:
+        """Return the point of a training seed; replicas share what they start from."""
+        ...
+
+
+class FamilyRecipe(Protocol):
+    """A recipe of an ensemble of several trained networks."""
+
+    def family(self, run: Run, substrate: Substrate, seed: int) -> Family:
+        """Return the family of a training seed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Started:
+    """A network that a training starts from.
+
+    Args:
+        backward_passes: that it took. key: all that determines it beside the seed; None: nothing does.
+    """
+
+    net: nn.Module
+    backward_passes: int
+    key: Mapping[str, object] | None
+
+
+class StartRecipe(Protocol):
+    """A recipe of what all trainings of a seed start from."""
+
+    def start(self, run: Run, substrate: Substrate, seed: int, replica: int) -> Started:
+        """Return a network of a trained trunk and a new head."""
+        ...
+
+
+# Substrates and scales.
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """Settings of the ensembles that need no training but tuning.
+
+    Args:
+        stds: of Gaussian noise. rates: of MC-dropout. One of a kind: it was chosen before the run (see
+            ``reproduce.tune``). More: the run chooses that of the least NLL on the tuning examples.
+    """
+
+    stds: tuple[float, ...]
+    rates: tuple[float, ...]
+
+
+class Pieces(Protocol):
+    """Weights and data that lie elsewhere."""
+
+    def needed(self) -> tuple[str, ...]:
+        """Return a line for each piece, with its licence."""
+        ...
+
+    def missing(self) -> tuple[str, ...]:
+        """Return, for each piece, what is to be done; "" for one that is there."""
+        ...
+
+
+@dataclass(frozen=True)
+class Substrate:
+    """A network on data.
+
+    Args:
+        name: as records have it. short: without the scale. example: the noun of every text: image, question,
+            token. start: what trainings start from; None: a new network.
+        points: recipes by name, the point estimate first. families: recipes by name.
+        rivals: None: no noise, no dropout. pieces: None: nothing lies elsewhere. has_training: whether its
+            data have training examples.
+    """
+
+    name: str
+    short: str
+    example: str
+    source: Any
+    start: StartRecipe | None
+    points: Mapping[str, PointRecipe]
+    families: Mapping[str, FamilyRecipe]
+    rivals: Rivals | None
+    pieces: Pieces | None
+    has_training: bool
+
+    @property
+    def estimate(self) -> str:
+        """The name of the point estimate: the first point."""
+        return next(iter(self.points))
+
+    @property
+    def posteriors(self) -> tuple[str, ...]:
+        """The names of the points that have a posterior."""
+        return tuple(name for name, recipe in self.points.items() if recipe.has_posterior)
+
+    def point(self, run: Run, name: str, seed: int, replica: int = 0) -> Point:
+        """Return the point of that name at a training seed."""
+        return self.points[name].point(run, self, seed, replica)
+
+    def family(self, run: Run, name: str, seed: int) -> Family:
+        """Return the family of that name at a training seed."""
+        return self.families[name].family(run, self, seed)
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """Settings of the landscapes and member clouds of one training seed.
+
+    Args:
+        resolution: lines of a grid along each axis. margin: around the points, as a share of their extent.
+        cloud: members of each method that are projected on a plane.
+    """
+
+    seed: int
+    resolution: int
+    margin: float
+    cloud: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of what is measured and shown.
+
+    Args:
+        size: members of the largest ensembles drawn from one network. table_sizes: sizes that tables show.
+        draws: ensembles of other rounding or posterior seeds that are averaged within a training seed.
+        bits: widths of LPE-BSR. best_bits: of what is shown and judged at one width.
+        claim_size: members where a claim's size is not given by a budget.
+        memory_models: equal memory is the memory of this many members of the FP32 method.
+        expansion: members of each X + LPE-BSR member.
+        table_bits: widths of tables 1 and 4. axis_bits: widths under other ``scale_axes``.
+        number_systems: names, in table 7. large_bits: figure 7's width.
+    """
+
+    size: int
+    table_sizes: tuple[int, ...]
+    draws: int
+    bits: tuple[int, ...]
+    best_bits: int
+    claim_size: int
+    memory_models: int
+    expansion: int
+    table_bits: tuple[int, ...]
+    scale_axes: tuple[ScaleAxis, ...]
+    axis_bits: tuple[int, ...]
+    number_systems: tuple[str, ...]
+    large_bits: int
+    landscape: Landscape
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting of a sweep.
+
+    Args:
+        method: what is tuned. words: the setting. make: returns the single model and the ensemble.
+        data: the examples that decide; no row is scored on them.
+    """
+
+    method: str
+    words: str
+    make: Callable[[], tuple[Ensemble, Ensemble]]
+    data: TestData
+
+
+class Sweep(Protocol):
+    """The settings of a scale's sweep; see ``reproduce.tune``."""
+
+    def __call__(self, run: Run, seed: int) -> Iterable[Setting]:
+        """Yield the settings of one tuning seed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scale:
+    """All that determines the numbers of a scale.
+
+    Args:
+        title: what it is. result: what it reaches. launch: the line that runs it, on what, how long.
+        main: the network of most figures; None: there is none. sizes: of it, the smallest first.
+        large: models of figure 7, the smallest first, by what they have in common.
+        compared: of the large ones, that of table 6; None: there is none.
+        seeds: training seeds. claim_seeds: of what a training-free claim is judged on. cost_seeds: of the
+            cost picture. unit: what an interval is of, a key of
+            ``reproduce.judge.verdicts.UNITS``. standing: a sentence on what its verdicts are worth; "": none.
+        threads: None: as many as torch takes. device: "cpu", or "auto": the GPU where there is one.
+        conditions: notes of every table. sweep: None: nothing is tuned here.
+        rehearse: runs substrates without their weights; None: there is nothing to rehearse.
+    """
+
+    name: str
+    title: str
+    result: str
+    launch: str
+    main: Substrate | None
+    sizes: tuple[Substrate, ...]
+    large: Mapping[str, tuple[Substrate, ...]]
+    compared: Substrate | None
+    settings: Settings
+    seeds: int
+    claim_seeds: int
+    cost_seeds: int
+    unit: str
+    standing: str
+    threads: int | None
+    device: str
+    conditions: tuple[str, ...]
+    sweep: Sweep | None
+    rehearse: Callable[[Sequence[Substrate]], None] | None
+
+    @property
+    def substrate(self) -> str:
+        """The name of the main substrate; the scale's own where it has none."""
+        return self.name if self.main is None else self.main.name
+
+    @property
+    def substrates(self) -> dict[str, Substrate]:
+        """Every substrate by its name."""
+        every = [*([self.main] if self.main else []), *self.sizes]
+        every += [substrate for group in self.large.values() for substrate in group]
+        return {substrate.name: substrate for substrate in every}
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The names of the main substrate's points."""
+        return () if self.main is None else tuple(self.main.points)
+
+    @property
+    def posteriors(self) -> tuple[str, ...]:
+        """The names of the main substrate's points that have a posterior."""
+        return () if self.main is None else self.main.posteriors
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The names of the main substrate's families."""
+        return () if self.main is None else tuple(self.main.families)
+
+    @property
+    def own_size(self) -> Substrate | None:
+        """The one of ``sizes`` that is the main network."""
+        return next((size for size in self.sizes if self.main and size.source == self.main.source), None)
+
+    @property
+    def next_larger(self) -> Substrate | None:
+        """The one of ``sizes`` that follows the main network; None: there is none."""
+        if self.own_size is None:
+            return None
+        following = self.sizes[self.sizes.index(self.own_size) + 1 :]
+        return following[0] if following else None
+
+    def described(self) -> dict[str, object]:
+        """Return what determines its numbers, as data, for keys and provenance."""
+        return {
+            "name": self.name,
+            "settings": self.settings,
+            "substrates": {
+                name: {
+                    "source": each.source,
+                    "start": each.start,
+                    "points": dict(each.points),
+                    "families": dict(each.families),
+                    "rivals": each.rivals,
+                }
+                for name, each in self.substrates.items()
+            },
+            "seeds": {"training": self.seeds, "claims": self.claim_seeds, "cost": self.cost_seeds},
+            "threads": self.threads,
+        }

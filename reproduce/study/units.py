@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from reproduce.scales.paper.models import PaperScale
-from reproduce.study.scale import Scale
-from reproduce.study.session import Session
+from reproduce.study.scale import Settings, Substrate
 
+ROUNDING = "rounding"
+LARGE = "large"
 AXES = "scale axes"
-
-
+DISAGREEMENT_UNIT = "disagreement"
 COST = "cost"
-
-
 COST_RIVALS = "cost rivals"
 
 
@@ -24,44 +21,29 @@ class Unit:
     """A unit of what is trained and measured in one go.
 
     Args:
-        what: a point ("SGD", "SWAG", "IVON"), a family ("DE", …), a network of table 1 ("ViT-T", …), "scale
-            axes" (table 7), "disagreement" (claim C3), a CLIP of table 6 ("CLIP-L", …), or what the cost
-            picture shows ("cost", "cost rivals").
-        seed: training seed.
+        substrate: its name. seed: training seed.
+        what: a point ("SGD", …), a family ("DE", …), ROUNDING (tables 1 and 4), LARGE (figure 7), AXES (table
+            7), DISAGREEMENT_UNIT (claim C3), COST or COST_RIVALS (the cost picture).
     """
 
+    substrate: str
     what: str
     seed: int
+
+    def __str__(self) -> str:
+        return f"{self.substrate}: {self.what}, seed {self.seed}"
 
     @property
     def file(self) -> str:
         """The name of its working record."""
-        return f"{self.what.replace(' ', '-')}-seed{self.seed}.csv"
+        return re.sub(r"[^\w.+-]+", "-", f"{self.substrate}-{self.what}") + f"-seed{self.seed}.csv"
 
 
-def units(whats: Iterable[str], seeds: Iterable[int]) -> list[Unit]:
-    """List every pair as a unit, the seeds inside: units that stand together share no training."""
-    seeds = list(seeds)
-    return [Unit(what, seed) for what in whats for seed in seeds]
-
-
-def network_units(scale: Scale | PaperScale) -> list[str]:
-    """Return the names of the units of table 1's networks."""
-    return [f"ViT-{size}" for size in scale.networks]
-
-
-def large_units(session: Session[Any]) -> list[Unit]:
-    """Return the units of figure 7's models."""
-    scale = session.scale
-    return [
-        *units([f"CLIP-{size}" for size in scale.clips], session.seeds),
-        *units([f"Llama-{size}" for size in scale.llamas], session.seeds),
-    ]
-
-
-def clip_units(scale: Scale) -> list[str]:
-    """Return the names of the units of the digits CLIPs, the smallest first."""
-    return [f"CLIP-{size}" for size in scale.clips]
+def units(substrates: Iterable[Substrate | None], whats: Iterable[str], seeds: Iterable[int]) -> list[Unit]:
+    """List every triple as a unit, the seeds inside: units that stand together share no training."""
+    whats, seeds = list(whats), list(seeds)
+    there = [substrate for substrate in substrates if substrate is not None]
+    return [Unit(each.name, what, seed) for each in there for what in whats for seed in seeds]
 
 
 def draw_seed(training_seed: int, draw: int) -> int:
@@ -69,8 +51,7 @@ def draw_seed(training_seed: int, draw: int) -> int:
     return 1000 * training_seed + draw
 
 
-def reported_sizes(scale: Scale | PaperScale, most: int) -> list[int]:
+def reported_sizes(settings: Settings, most: int) -> list[int]:
     """Return the sizes at which every metric is kept: the tables', the claims' and the largest."""
-    of_families = (scale.members, scale.expansion) if isinstance(scale, Scale) else ()
-    chosen = {*scale.table_sizes, scale.claim_size, *of_families, most}
+    chosen = {*settings.table_sizes, settings.claim_size, settings.expansion, most}
     return sorted(size for size in chosen if size <= most)

@@ -16,6 +16,8 @@ from lpe.modules import DTYPE_NAMES
 
 FP32 = "FP32"
 SCALED = "FP32 + temperature"
+RE_ESTIMATED = ", re-estimated"
+"""Appended to the methods whose batch-norm statistics are re-estimated."""
 PARAMETERS = "parameters"
 """The metric of the unrounded network that is the number of its parameters."""
 

@@ -6,75 +6,91 @@ that computes the head of every CLIP.
 
 from __future__ import annotations
 
-import importlib.metadata
-from collections.abc import Callable, Mapping
-from typing import Any
+import functools
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lpe.substrates import captioned_digits
+from lpe.substrates import captioned_digits, digits
+from lpe.substrates.captioned_digits import DigitsCLIP
 from lpe.substrates.clip import ZeroShotClassifier, zero_shot_head
+from lpe.substrates.digits import Jitter
 from lpe.training.loop import train
 from lpe.training.schedules import warmup_cosine
-from reproduce.study.points import config_of, trained
-from reproduce.study.recipes import CLIPTraining
-from reproduce.study.scale import Point
-from reproduce.study.session import Session, source_hash
-
-CLIP_CODE = (
-    "lpe/contents.py",
-    "lpe/modules.py",
-    "lpe/networks.py",
-    "lpe/structure.py",
-    "lpe/surroundings.py",
-    "lpe/training",
-    "lpe/substrates/digits.py",
-    "lpe/substrates/captioned_digits.py",
-    "lpe/number_systems/streams.py",
-    "reproduce/study/points.py",
-    "reproduce/scales/digits/clips.py",
-)
+from reproduce.study.keys import data_hash
+from reproduce.study.points import Report, config_of, trained, training_examples
+from reproduce.study.run import Run
+from reproduce.study.scale import Classification, Data, Point, Substrate
 
 
-def clip_point(session: Session, seed: int, size: str, recipe: CLIPTraining | None = None) -> Point:
-    """Return the zero-shot classifier of the digits CLIP of that size, at a training seed.
-
-    It goes by the name of SGD's point, the record's for a point estimate, whichever optimiser found it.
-    """
-    recipe = recipe or session.scale.clip
-    shape = session.scale.clips[size]
-    config = {
-        **config_of(session, f"CLIP-{size}", seed, recipe),
-        "network": shape,
-        "code": source_hash(*CLIP_CODE),
-        "packages": {
-            name: importlib.metadata.version(name) for name in ("torch", "open_clip_torch", "numpy")
-        },
-    }
-
-    def fit(report: Callable[[Mapping[str, float]], None]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        split = captioned_digits.load(seed).train
-        model = captioned_digits.network(shape, seed)
-        batches = captioned_digits.batches(split, recipe.batch, seed, session.scale.jitter)
-        groups = captioned_digits.parameter_groups(model, recipe.weight_decay)
-        optimizer = torch.optim.AdamW(groups, fused=True)
-        schedule = warmup_cosine(recipe.learning_rate, recipe.epochs * (len(split[0]) // recipe.batch))
-        pairs = captioned_digits.Contrastive(model)
-        run = train(pairs, batches, optimizer, schedule, recipe.epochs, seed, report=report)
-        return model.state_dict(), {
-            "backward_passes": run.backward_passes,
-            "last_loss": run.curve[-1]["loss"],
-        }
-
-    entry = trained(session, config, recipe.epochs, fit)
-    model = captioned_digits.network(shape, seed).eval()
-    model.load_state_dict(entry.tensors)
-    head = zero_shot_head(
-        model,
-        captioned_digits.CaptionTokenizer(),
-        captioned_digits.CLASS_NAMES,
-        captioned_digits.TEMPLATES,
+@functools.cache
+def _data(seed: int) -> Data:
+    data = captioned_digits.load(seed)
+    test, validation = [data.test], [data.validation]
+    return Data(
+        scored=Classification(test, validation),
+        tuning=Classification(validation, validation),
+        train=data.train,
+        validation=validation,
+        test=test,
+        statistics=None,
+        images=torch.from_numpy(digits.split_indices(seed)[2]),
+        digest=data_hash(data),
     )
-    net = ZeroShotClassifier(model, head).eval()
-    return Point("SGD", net, None, entry.info["backward_passes"], entry.info)
+
+
+@dataclass(frozen=True)
+class CaptionedDigits:
+    """A CLIP on scikit-learn's digits with captions, augmented by jitter."""
+
+    shape: DigitsCLIP
+    jitter: Jitter
+
+    def load(self, seed: int) -> Data:
+        """Return the images of a training seed, split as the digits are."""
+        return _data(seed)
+
+
+@dataclass(frozen=True)
+class CLIPTraining:
+    """Contrastive training of a digits CLIP from scratch, by AdamW with warm-up and cosine."""
+
+    epochs: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+
+    has_posterior: ClassVar[bool] = False
+
+    def point(self, run: Run, substrate: Substrate, seed: int, replica: int = 0) -> Point:
+        """Return the zero-shot classifier; its point goes by SGD's name, whichever optimiser found it."""
+        source = substrate.source
+
+        def fit(report: Report) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            split = training_examples(substrate, seed)
+            model = captioned_digits.network(source.shape, seed)
+            batches = captioned_digits.batches(split, self.batch, seed, source.jitter)
+            groups = captioned_digits.parameter_groups(model, self.weight_decay)
+            optimizer = torch.optim.AdamW(groups, fused=True)
+            schedule = warmup_cosine(self.learning_rate, self.epochs * (len(split[0]) // self.batch))
+            pairs = captioned_digits.Contrastive(model)
+            done = train(pairs, batches, optimizer, schedule, self.epochs, seed, report=report)
+            return model.state_dict(), {
+                "backward_passes": done.backward_passes,
+                "last_loss": done.curve[-1]["loss"],
+            }
+
+        config = config_of(run, substrate, substrate.short, seed, self, None)
+        entry = trained(run, config, self.epochs, fit)
+        model = captioned_digits.network(source.shape, seed).eval()
+        model.load_state_dict(entry.tensors)
+        head = zero_shot_head(
+            model,
+            captioned_digits.CaptionTokenizer(),
+            captioned_digits.CLASS_NAMES,
+            captioned_digits.TEMPLATES,
+        )
+        net = ZeroShotClassifier(model, head).eval()
+        return Point("SGD", net, None, entry.info["backward_passes"], entry.info)

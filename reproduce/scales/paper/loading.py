@@ -1,27 +1,22 @@
-"""Measurements of the scale ``paper``: pre-trained checkpoints, loaded and not trained."""
+"""Pre-trained checkpoints with their data: loaded and not trained."""
 
 from __future__ import annotations
 
-import json
+import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from typing import ClassVar
 
-import numpy as np
+import torch
 from torch import nn
 
-import lpe
-from lpe.ensembles.base import Ensemble
-from lpe.modules import dtype_name
 from lpe.provenance import plain_data
-from lpe.writing import write_text_atomic
-from reproduce.scales.paper.models import DATA, PaperModel, PaperScale, data_folder
+from reproduce.scales.paper.models import DATA, PaperModel, data_folder
 from reproduce.study.answers import task_questions
-from reproduce.study.measurer import Classification, Measurer, TestData
-from reproduce.study.session import Session, pretrained_device
-from reproduce.study.units import Unit
+from reproduce.study.run import Run, device_of
+from reproduce.study.scale import Classification, Data, Point, Substrate, TestData
 
 
 @dataclass(frozen=True)
@@ -40,20 +35,24 @@ class Loaded:
     record: Mapping[str, object]
 
 
-def load(scale: PaperScale, model: PaperModel) -> Loaded:
+def load(model: PaperModel, batch: int, tuning_stride: int) -> Loaded:
     """Load a model and its data.
+
+    Args:
+        batch: images a pass. tuning_stride: every so many test examples one is scored by no row.
 
     Raises:
         InputError: a piece that is missing or damaged.
     """
     kind, _, tag = model.source.partition("/")
+    where = torch.device(device_of("auto"))
     if kind == "hf":
         from lpe.substrates import language
 
         llama, tokenizer = language.load_model(tag)
         tasks = DATA[model.data].tasks
-        asked = partial(task_questions, tokenizer, tasks, scale.tuning_stride)
-        nn.Module.to(llama, pretrained_device())
+        asked = partial(task_questions, tokenizer, tasks, tuning_stride)
+        nn.Module.to(llama, where)
         dtype = str(next(llama.parameters()).dtype)
         return Loaded(llama, asked(), asked(on_tuning=True), {"tasks": tasks, "dtype": dtype})
     from lpe.substrates import imagenet
@@ -69,13 +68,13 @@ def load(scale: PaperScale, model: PaperModel) -> Loaded:
 
         loaded = clip.load_model(tag)
         names, templates = open_clip.IMAGENET_CLASSNAMES, open_clip.OPENAI_IMAGENET_TEMPLATES
-        head = clip.zero_shot_head(loaded.model.to(pretrained_device()), loaded.tokenizer, names, templates)
+        head = clip.zero_shot_head(loaded.model.to(where), loaded.tokenizer, names, templates)
         net, transform, seen = clip.ZeroShotClassifier(loaded.model, head), loaded.preprocess, loaded.record
     folder = data_folder() / DATA[model.data].place
-    images = imagenet.validation(folder, transform, scale.batch, workers=os.cpu_count() or 1)
+    images = imagenet.validation(folder, transform, batch, workers=os.cpu_count() or 1)
 
     def part(tuning: bool) -> imagenet.LabelledImages:
-        chosen = [i for i in range(len(images.paths)) if (i % scale.tuning_stride == 0) == tuning]
+        chosen = [i for i in range(len(images.paths)) if (i % tuning_stride == 0) == tuning]
         return replace(
             images,
             paths=tuple(images.paths[i] for i in chosen),
@@ -83,66 +82,60 @@ def load(scale: PaperScale, model: PaperModel) -> Loaded:
         )
 
     test, tuning = part(False), part(True)
-    net = net.eval().to(pretrained_device())
+    net = net.eval().to(where)
     return Loaded(net, Classification(test, tuning), Classification(tuning, tuning), {"data_config": seen})
 
 
-def measure_pretrained(session: Session[PaperScale], unit: Unit) -> None:
-    """Measure the training-free methods on one checkpoint, as the scale's figures and tables need them."""
-    scale = session.scale
-    model = scale.models[unit.what]
-    loaded = load(scale, model)
-    net = loaded.net
-    described = plain_data({"source": model.source, **loaded.record}, unit.what)
-    write_text_atomic(_description(session, unit.what), json.dumps(described))
-    measurer = Measurer(session, unit, "SGD", f"{scale.name} {unit.what}", loaded.test)
-    measurer.single(net, 0)
-    measurer.parameters(net)
-    unrounded = dtype_name(net).lower()
-    compared = unit.what in scale.figures["table6"]
-    if unit.what in scale.figures["table1"]:
-        bits, size = scale.table_bits, scale.claim_size
-    else:
-        bits, size = scale.bits if compared else (scale.large_bits,), scale.size
-    measurer.low_precision(net, [lpe.Int(width) for width in bits], size, 0)
-    if compared:
-        noisy = partial(_gaussian, net, lpe.Int(scale.best_bits))
-        dropped = partial(_dropout, net)
-        for method, make, grid in (
-            ("Gaussian", noisy, scale.gaussian_stds),
-            ("MC-dropout", dropped, scale.dropout_rates),
-        ):
-            # Written last: where it is, the method has been measured.
-            if measurer.lacks(method, unrounded, metric="setting"):
-                value = tuned(make, grid, scale.claim_size, loaded.tuning)
-                measurer.measure(method, unrounded, "", partial(make, value, scale.size))
-                setting = {"size": scale.size, "metric": "setting", "value": value}
-                measurer.add(method, unrounded, "", [setting])
+@dataclass(frozen=True)
+class Checkpoint:
+    """A pre-trained model on its test data.
+
+    Args:
+        batch: images a pass. tuning_stride: every so many test examples one is scored by no row: it fits
+            temperatures and tunes noise and dropout.
+    """
+
+    model: PaperModel
+    batch: int
+    tuning_stride: int
+
+    def loaded(self) -> Loaded:
+        """Return the model with its data; of several, the last is kept in memory."""
+        return _kept(self)
+
+    def load(self, seed: int) -> Data:
+        """Return the test data, the same at every seed."""
+        loaded = self.loaded()
+        return Data(
+            scored=loaded.test,
+            tuning=loaded.tuning,
+            train=None,
+            validation=(),
+            test=(),
+            statistics=None,
+            images=None,
+            digest=self.model.data,
+        )
+
+    # A model's configuration may hold what has no hash.
+    def __hash__(self) -> int:
+        return hash((self.model.source, self.batch, self.tuning_stride))
 
 
-def _description(session: Session[PaperScale], name: str) -> Path:
-    return session.working / f"{name}.model.json"
+@functools.lru_cache(maxsize=1)
+def _kept(checkpoint: Checkpoint) -> Loaded:
+    return load(checkpoint.model, checkpoint.batch, checkpoint.tuning_stride)
 
 
-def descriptions(session: Session[PaperScale], figure: str) -> dict[str, object]:
-    """Return how each model of a figure sees its data, as it was when it was measured."""
-    return {
-        name: json.loads(_description(session, name).read_text(encoding="utf-8"))
-        for name in session.scale.figures[figure]
-    }
+@dataclass(frozen=True)
+class Given:
+    """A recipe of what is given: nothing is trained."""
 
+    has_posterior: ClassVar[bool] = False
 
-def _gaussian(net: nn.Module, system: lpe.Int, std: float, size: int, seed: int) -> Ensemble:
-    return lpe.GaussianEnsemble(net, system, size, seed, std=std)
-
-
-def _dropout(net: nn.Module, rate: float, size: int, seed: int) -> Ensemble:
-    return lpe.MCDropoutEnsemble(net, rate, size, seed)
-
-
-def tuned(
-    make: Callable[[float, int, int], Ensemble], grid: tuple[float, ...], size: int, data: TestData
-) -> float:
-    """Find the value whose ensemble has the least NLL on the data."""
-    losses = [float(data.evaluate(make(value, size, 0), ())["nll"].iloc[-1]) for value in grid]
-    return grid[int(np.argmin(losses))]
+    def point(self, run: Run, substrate: Substrate, seed: int, replica: int = 0) -> Point:
+        """Return the checkpoint's network; its point goes by SGD's name, the record's for an estimate."""
+        source: Checkpoint = substrate.source
+        loaded = source.loaded()
+        described = plain_data({"source": source.model.source, **loaded.record}, substrate.name)
+        return Point("SGD", loaded.net, None, 0, {"described": described})

@@ -9,14 +9,11 @@ inputs for a few batches, and prints memory, time per example and bits per membe
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
-from reproduce.study.scale import Scale
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class PaperModel:
     source: str
     licence: str
     data: str
-    shape: Mapping[str, object] = field(default_factory=dict)
+    shape: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -76,110 +73,31 @@ LLAMA_3_8B = {
 AUGREG = "augreg_in21k_ft_in1k"  # the recipe of Steiner et al. 2021 in timm
 
 
-@dataclass(frozen=True)
-class PaperScale:
-    """The scale ``paper``: one checkpoint of each model, no training."""
-
-    name: str = "paper"
-    unit: str = "example"
-    standing: str = ""
-    substrate: str = "paper ViT-B"
-    seeds: int = 1  # one checkpoint
-    claim_seeds: int = 1
-    size: int = 20
-    table_sizes: tuple[int, ...] = (1, 5, 10, 20)
-    draws: int = 3
-    bits: tuple[int, ...] = (5, 4, 3)
-    best_bits: int = 5
-    claim_size: int = 10
-    memory_models: int = 2
-    large_bits: int = 5
-    table_bits: tuple[int, ...] = (6, 4)
-    batch: int = 128
-    # Every 25th validation example is scored by no row: it fits temperatures and tunes noise and dropout.
-    tuning_stride: int = 25
-    gaussian_stds: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
-    dropout_rates: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)  # giung2 has .1
-    networks: Mapping[str, PaperModel] = field(
-        default_factory=lambda: {
-            letter: PaperModel(f"timm/vit_{size}_patch16_224.{AUGREG}", "Apache-2.0", "imagenet")
-            for letter, size in {"T": "tiny", "S": "small", "B": "base", "L": "large"}.items()
-        }
-    )
-    clips: Mapping[str, PaperModel] = field(
-        default_factory=lambda: {
-            "L": PaperModel("open_clip/ViT-L-14:openai", "MIT", "imagenet"),
-            "g": PaperModel("open_clip/ViT-g-14:laion2b_s34b_b88k", "MIT", "imagenet"),
-        }
-    )
-    llamas: Mapping[str, PaperModel] = field(
-        default_factory=lambda: {
-            "8B": PaperModel(
-                "hf/meta-llama/Meta-Llama-3-8B", "Meta Llama 3 Community License", "mmlu", LLAMA_3_8B
-            )
-        }
-    )
-
-    @property
-    def large_networks(self) -> dict[str, tuple[str, ...]]:
-        """The substrates of figure 7: one group, for the paper has one model of each kind and size."""
-        names = [*(f"CLIP-{size}" for size in self.clips), *(f"Llama-{size}" for size in self.llamas)]
-        return {"": tuple(f"{self.name} {name}" for name in names)}
-
-    @property
-    def compared_clip(self) -> str:
-        """The substrate of table 6."""
-        return self.large_networks[""][0]
-
-    @property
-    def models(self) -> dict[str, PaperModel]:
-        """Every model by the name of the unit that measures it, such as "ViT-B", "CLIP-L" or "Llama-8B"."""
-        kinds = {"ViT": self.networks, "CLIP": self.clips, "Llama": self.llamas}
-        return {f"{kind}-{size}": model for kind, of in kinds.items() for size, model in of.items()}
-
-    @property
-    def figures(self) -> dict[str, tuple[str, ...]]:
-        """The figures that the scale renders, and the models of each."""
-        large = tuple(name.removeprefix(f"{self.name} ") for name in self.large_networks[""])
-        networks = tuple(f"ViT-{size}" for size in self.networks)
-        return {"fig7": large, "table1": networks, "table3": large, "table6": large[:1]}
-
-
-PAPER = PaperScale()
-
-
 def data_folder() -> Path:
     """Return the folder of the scale ``paper``'s data: LPE_DATA, else data/ in the repository."""
     return Path(os.environ.get("LPE_DATA") or REPOSITORY / "data")
 
 
-def all_there(figure: str, chosen: PaperScale) -> bool:
-    """Print what a figure needs, on stderr a line for each missing piece; tell whether there is none."""
-    models = {name: chosen.models[name] for name in chosen.figures[figure]}
-    print(f"{figure} at scale {chosen.name} needs")
-    for name, model in models.items():
-        print(f"  {name}: weights {model.source} ({model.licence})")
-    needed = dict.fromkeys(model.data for model in models.values())
-    for data in needed:
-        print(f"  {DATA[data].what} ({DATA[data].licence}){_where(DATA[data])}")
-    missing = [line for name, model in models.items() if (line := _missing_weights(name, model))]
-    missing += [line for data in needed if (line := _missing_data(DATA[data]))]
-    for line in missing:
-        print(f"missing: {line}", file=sys.stderr)
-    if missing:
-        pieces = f"{len(missing)} piece{'s are' if len(missing) > 1 else ' is'} missing, nothing was run"
-        print(f"error: {pieces}; --random-weights rehearses without", file=sys.stderr)
-    return not missing
+@dataclass(frozen=True)
+class PaperPieces:
+    """The pieces of one model: its weights, and its test data.
 
+    Args:
+        name: of the model in the scale, such as "ViT-B".
+    """
 
-def rehearse(figures: Iterable[str], chosen: Scale | PaperScale) -> None:
-    """Rehearse the models of figures, each once; InputError at a scale that has nothing to rehearse."""
-    if isinstance(chosen, Scale):
-        raise InputError(f"--random-weights is for --scale {PAPER.name}, not {chosen.name}")
-    from reproduce.scales.paper import rehearsal
+    name: str
+    model: PaperModel
 
-    names = dict.fromkeys(name for figure in figures for name in chosen.figures[figure])
-    rehearsal.rehearse({name: chosen.models[name] for name in names}, chosen.large_bits)
+    def needed(self) -> tuple[str, str]:
+        """Return a line for the weights and one for the data, with their licences."""
+        data = DATA[self.model.data]
+        weights = f"{self.name}: weights {self.model.source} ({self.model.licence})"
+        return weights, f"{data.what} ({data.licence}){_where(data)}"
+
+    def missing(self) -> tuple[str, str]:
+        """Return what is to be done for the weights and for the data; "" for what is there."""
+        return _missing_weights(self.name, self.model), _missing_data(DATA[self.model.data])
 
 
 def _where(data: PaperData) -> str:

@@ -26,7 +26,7 @@ from lpe.evaluation.timing import MemberTimer
 from lpe.modules import dtype_name, parameter_count, to_device
 from lpe.substrates.loading import available_bytes, parameter_bytes
 from reproduce.scales.paper.models import PaperModel
-from reproduce.study.session import pretrained_device
+from reproduce.study.run import device_of
 
 MEMBERS = 2
 BATCHES = 2
@@ -134,7 +134,7 @@ def _clip(tag: str) -> tuple[nn.Module, tuple[int, ...], int, str]:
 def _images(
     name: str, net: nn.Module, shape: tuple[int, ...], classes: int, note: str, bits: int
 ) -> Rehearsed:
-    where = pretrained_device()
+    where = torch.device(device_of("auto"))
     net = net.eval().to(where)
     draws = torch.Generator().manual_seed(SEED)
     batches = [
@@ -154,7 +154,7 @@ def _images(
 def _language(name: str, model: PaperModel, bits: int) -> Rehearsed:
     from lpe.substrates import arithmetic, language
 
-    where = pretrained_device()
+    where = torch.device(device_of("auto"))
     net, layers, of = cut_llama(dict(model.shape), available_bytes(where))
     net = net.to(where)
     tokenizer = arithmetic.tokenizer()
@@ -233,7 +233,7 @@ def _row(
     examples: int,
     note: str,
 ) -> Rehearsed:
-    where = pretrained_device()
+    where = torch.device(device_of("auto"))
     single = MemberTimer(1)
     run(lpe.DeepEnsemble([net]), single)
     ensemble = _TimedEnsemble(net, lpe.Int(bits), MEMBERS)
