@@ -54,7 +54,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +73,13 @@ from lpe.number_systems.kernels.reference import COUPLING
 from lpe.provenance import write_provenance
 from lpe.records import Records, write_table
 from lpe.store import Store
-from lpe.substrates import cifar_resnet, digits, stories
+from lpe.substrates import cifar_resnet, stories
 from lpe.substrates.assets import assets_folder
 from lpe.tracking import Tracker
 from lpe.writing import check_writable, replacing
 from reproduce.judge.intervals import by_seed, interval
 from reproduce.scales.digits.settings import DIGITS
-from reproduce.study.points import point
-from reproduce.study.session import Session
+from reproduce.study.run import Run
 from reproduce.study.units import draw_seed
 
 SIZES = (2, 3, 4, 5, 8, 13, 16, 20)
@@ -274,10 +273,11 @@ def measured_rows(
 
 def _digits_vit(letter: str) -> Substrate:
     def load(seed: int) -> tuple[nn.Module, list[Any]]:
-        chosen = replace(DIGITS, network=DIGITS.networks[letter])
-        here = Path()  # of records and figures: a training writes neither
-        session = Session(chosen, [seed], [seed], here, here, Store(), Tracker(None), quiet=True)
-        return point(session, "SGD", seed).net, [digits.load(seed).test]
+        network = DIGITS.substrates[f"digits ViT-{letter}"]
+        run = Run(
+            store=Store(), tracker=Tracker(None), threads=DIGITS.threads, device=DIGITS.device, quiet=True
+        )
+        return network.point(run, "SGD", seed).net, list(network.source.load(seed).test)
 
     return Substrate(f"digits ViT-{letter}", "digits", "SGD", load, draws=DRAWS)
 

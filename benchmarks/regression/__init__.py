@@ -42,13 +42,10 @@ from lpe.evaluation.metrics import ECE_BINS, CalibrationBins, fit_temperature
 from lpe.evaluation.predict import member_log_probs
 from lpe.records import write_table
 from lpe.store import Store
-from lpe.substrates import digits
 from lpe.tracking import Tracker
 from lpe.writing import write_text_atomic
-from reproduce.scales.digits.settings import DIGITS, VIT
-from reproduce.study.families import FAMILIES
+from reproduce.scales.digits.settings import SGD, VALUES, VIT, scale_of
 from reproduce.study.measurements import measure
-from reproduce.study.points import POINTS, point
 from reproduce.study.records import rows_of
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
@@ -67,41 +64,58 @@ METRICS = ("nll", "err", "ece", "ambiguity")
 KEY = ("point", "method", "number_system", "size", "metric")
 COLUMNS = (*KEY, "expected", "tolerance", "std_over_seeds")
 
-_SGD = replace(DIGITS.sgd, epochs=8)
-SCALE: Scale = replace(
-    DIGITS,
-    name="regression",
-    network=replace(VIT, width=24),
-    pre_training=replace(DIGITS.pre_training, epochs=4),
-    sgd=_SGD,
-    swag=replace(DIGITS.swag, sgd=_SGD, start_epoch=4, rank=4),
-    ivon=replace(DIGITS.ivon, epochs=8),
-    snapshot=replace(DIGITS.snapshot, cycles=2, epochs_per_cycle=5),
-    cyclical_sgld=replace(DIGITS.cyclical_sgld, cycles=2, epochs_per_cycle=5, samples_per_cycle=2),
-    batch_ensemble=replace(DIGITS.batch_ensemble, epochs=8),
-    size=5,
-    table_sizes=(1, 5),
-    claim_size=5,
-    draws=2,
-    bits=(5, 3),
-    best_bits=5,
-    members=2,
-    draws_per_posterior=3,
-    expansion=2,
+_SGD = replace(SGD, epochs=8)
+SCALE: Scale = scale_of(
+    replace(
+        VALUES,
+        name="regression",
+        network=replace(VIT, width=24),
+        pre_training=replace(VALUES.pre_training, epochs=4),
+        sgd=_SGD,
+        swag=replace(VALUES.swag, sgd=_SGD, start_epoch=4, rank=4),
+        ivon=replace(VALUES.ivon, epochs=8),
+        snapshot=replace(VALUES.snapshot, cycles=2, epochs_per_cycle=5),
+        cyclical_sgld=replace(VALUES.cyclical_sgld, cycles=2, epochs_per_cycle=5, samples_per_cycle=2),
+        batch_ensemble=replace(VALUES.batch_ensemble, members=2, epochs=8),
+        members=2,
+        draws_per_posterior=3,
+        settings=replace(
+            VALUES.settings,
+            size=5,
+            table_sizes=(1, 5),
+            claim_size=5,
+            draws=2,
+            bits=(5, 3),
+            best_bits=5,
+            expansion=2,
+        ),
+    )
 )
 
 
 @contextmanager
 def session(scale: Scale, folder: Path) -> Iterator[Session]:
     """Open a session whose store and working records are in a folder of their own."""
+    assert scale.threads is not None
     torch.set_num_threads(scale.threads)
-    store = Store(folder / "store")
-    working = Path(tempfile.mkdtemp(dir=folder))
-    yield Session(scale, list(SEEDS), list(SEEDS), folder, working, store, Tracker(None), True)
+    yield Session(
+        store=Store(folder / "store"),
+        tracker=Tracker(None),
+        threads=scale.threads,
+        device=scale.device,
+        quiet=True,
+        scale=scale,
+        seeds=list(SEEDS),
+        claim_seeds=list(SEEDS),
+        out=folder,
+        working=Path(tempfile.mkdtemp(dir=folder)),
+    )
 
 
 def measured(
-    scale: Scale = SCALE, whats: Sequence[str] = (*POINTS, *FAMILIES), folder: Path | None = None
+    scale: Scale = SCALE,
+    whats: Sequence[str] = (*SCALE.points, *SCALE.families),
+    folder: Path | None = None,
 ) -> pd.DataFrame:
     """Measure these units, trained where the folder's store lacks them: rows of KEY, seed and value.
 
@@ -111,7 +125,7 @@ def measured(
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
             return measured(scale, whats, Path(temporary))
-    wanted: list[Unit] = units(whats, SEEDS)
+    wanted: list[Unit] = units([scale.main], whats, SEEDS)
     with session(scale, folder) as opened:
         for unit in wanted:
             print(f"\r{unit.what}, seed {unit.seed}        ", end="", file=sys.stderr, flush=True)
@@ -132,8 +146,9 @@ def measured(
 
 def _temperature(session: Session, seed: int) -> float:
     """Fit the temperature of the single model on validation images."""
-    net: nn.Module = point(session, "SGD", seed).net
-    log_probs, targets = member_log_probs(lpe.DeepEnsemble([net]), [digits.load(seed).validation])
+    net: nn.Module = session.main.point(session, "SGD", seed).net
+    validation = session.main.source.load(seed).validation
+    log_probs, targets = member_log_probs(lpe.DeepEnsemble([net]), validation)
     return fit_temperature(log_probs[0], targets)
 
 
@@ -155,7 +170,8 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     grouped = rows.groupby(list(KEY), sort=True)["value"]
     table = grouped.agg(expected="mean", std_over_seeds="std").fillna(0.0).reset_index()
     floor = pd.Series(FLOOR, index=table.index)
-    images = sum(len(digits.load(seed).test[1]) for seed in SEEDS)
+    assert SCALE.main is not None
+    images = sum(SCALE.main.source.load(seed).test_count for seed in SEEDS)
     floor[table["metric"] == "err"] = (FLIPS + 0.5) / images
     # An image that crosses an edge of a bin moves ECE by a step; the probe of the edges has no images.
     floor[(table["metric"] == "ece") & (table["point"] != "")] = CROSSING / images
@@ -185,8 +201,10 @@ def moved(expected: pd.DataFrame, got: pd.DataFrame) -> list[tuple[str, ...]]:
 
 def _nudged(scale: Scale) -> Scale:
     """Return a scale whose trainings start a part in 10⁶ apart: what float rounding may do elsewhere."""
-    shape = replace(scale.network, position_std=scale.network.position_std * (1 + 1e-6))
-    return replace(scale, network=shape)
+    assert scale.main is not None
+    source = scale.main.source
+    shape = replace(source.shape, position_std=source.shape.position_std * (1 + 1e-6))
+    return replace(scale, main=replace(scale.main, source=replace(source, shape=shape)))
 
 
 def main(arguments: Sequence[str]) -> int:

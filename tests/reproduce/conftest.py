@@ -11,50 +11,54 @@ import pytest
 from lpe.substrates.arithmetic import LlamaShape
 from lpe.substrates.captioned_digits import DigitsCLIP
 from lpe.substrates.digits import DigitsNetwork, Jitter
+from reproduce.command import run_figure
 from reproduce.scales import find
-from reproduce.scales.digits.settings import DIGITS
+from reproduce.scales.digits.settings import SGD, VALUES, scale_of
 from reproduce.study.scale import Landscape, Scale
 
 TINY_VIT = DigitsNetwork(patch=4, width=8, depth=1, heads=2, mlp_ratio=1.0, position_std=1.0)
-
-TINY = replace(
-    DIGITS,
+TINY_VALUES = replace(
+    VALUES,
     name="tiny",
     seeds=2,
-    network=TINY_VIT,
-    jitter=Jitter(copies=2, degrees=5.0, scaling=0.1, pixels=1.0),
-    pre_training=replace(DIGITS.pre_training, epochs=1, batch=200),
-    sgd=replace(DIGITS.sgd, epochs=2, batch=100),
-    swag=replace(DIGITS.swag, sgd=replace(DIGITS.swag.sgd, epochs=3, batch=100), start_epoch=1, rank=2),
-    ivon=replace(DIGITS.ivon, epochs=2, batch=100),
-    size=3,
-    table_sizes=(1, 3),
-    draws=2,
-    bits=(4, 3),
-    best_bits=4,
-    claim_size=3,
-    landscape=Landscape(seed=0, resolution=3, margin=0.3, cloud=3),
-    snapshot=replace(DIGITS.snapshot, cycles=2, epochs_per_cycle=1, batch=100),
-    cyclical_sgld=replace(DIGITS.cyclical_sgld, cycles=2, epochs_per_cycle=2, samples_per_cycle=1, batch=100),
-    batch_ensemble=replace(DIGITS.batch_ensemble, epochs=1, batch=100),
-    members=2,
-    draws_per_posterior=2,
-    expansion=2,
     claim_seeds=3,
     cost_seeds=2,
+    network=TINY_VIT,
     networks={"T": TINY_VIT, "L": replace(TINY_VIT, width=16)},
-    table_bits=(6, 4, 3),
-    axis_bits=(4,),
-    large_bits=4,
-    number_systems=("int4", "fp4_e2m1", "nf4"),
-    llama=replace(DIGITS.llama, epochs=1, batch=2000),
+    jitter=Jitter(copies=2, degrees=5.0, scaling=0.1, pixels=1.0),
+    pre_training=replace(VALUES.pre_training, epochs=1, batch=200),
+    sgd=replace(SGD, epochs=2, batch=100),
+    swag=replace(VALUES.swag, sgd=replace(SGD, epochs=3, batch=100), start_epoch=1, rank=2),
+    ivon=replace(VALUES.ivon, epochs=2, batch=100),
+    snapshot=replace(VALUES.snapshot, cycles=2, epochs_per_cycle=1, batch=100),
+    cyclical_sgld=replace(VALUES.cyclical_sgld, cycles=2, epochs_per_cycle=2, samples_per_cycle=1, batch=100),
+    batch_ensemble=replace(VALUES.batch_ensemble, members=2, epochs=1, batch=100),
+    members=2,
+    draws_per_posterior=2,
+    llama=replace(VALUES.llama, epochs=1, batch=2000),
     llamas={size: LlamaShape(width, depth=1, heads=2, hidden=8) for size, width in (("S", 4), ("L", 8))},
-    clip=replace(DIGITS.clip, epochs=1, batch=100),
+    clip=replace(VALUES.clip, epochs=1, batch=100),
     clips={
         "S": DigitsCLIP(patch=4, width=8, depth=1, text_depth=1, heads=2, mlp_ratio=1.0),
         "L": DigitsCLIP(patch=4, width=16, depth=1, text_depth=1, heads=2, mlp_ratio=1.0),
     },
+    settings=replace(
+        VALUES.settings,
+        size=3,
+        table_sizes=(1, 3),
+        draws=2,
+        bits=(4, 3),
+        best_bits=4,
+        claim_size=3,
+        expansion=2,
+        table_bits=(6, 4, 3),
+        axis_bits=(4,),
+        number_systems=("int4", "fp4_e2m1", "nf4"),
+        large_bits=4,
+        landscape=Landscape(seed=0, resolution=3, margin=0.3, cloud=3),
+    ),
 )
+TINY = scale_of(TINY_VALUES)
 
 
 @pytest.fixture
@@ -70,10 +74,7 @@ def figure(tiny: Scale) -> Callable[..., int]:
     """(module, folder, further arguments…) → exit code of that figure at the reduced scale."""
 
     def run(module: object, folder: Path, *further: str) -> int:
-        from reproduce.command import run_figure
-
-        name = module.__name__.rsplit(".", 1)[-1]  # type: ignore[attr-defined]
         arguments = ["--scale", "tiny", "--out", str(folder), "--wandb", "disabled", *further]
-        return run_figure(name, module.__doc__, module.compute, module.draw, arguments)  # type: ignore[attr-defined]
+        return run_figure(module.SCRIPT, arguments)  # type: ignore[attr-defined]
 
     return run
