@@ -77,7 +77,7 @@ from lpe.substrates import cifar_resnet, stories
 from lpe.substrates.assets import assets_folder
 from lpe.tracking import Tracker
 from lpe.writing import check_writable, replacing
-from reproduce.judge.intervals import by_seed, interval
+from reproduce.judge.intervals import by_seed, student_interval
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.run import Run
 from reproduce.study.units import draw_seed
@@ -365,7 +365,7 @@ def verdict(difference: np.ndarray, margin: float) -> str:
     Args:
         difference: challenger − champion, one a seed. margin: 0 or more.
     """
-    low, high = interval(difference)
+    low, high = student_interval(difference)
     if high < 0:
         return "better"
     if high < margin:
@@ -442,7 +442,7 @@ def comparisons(record: pd.DataFrame) -> pd.DataFrame:
                 margin = MARGIN * max(0.0, means[size] - means[2 * size])
                 for against, ending in ((size, ""), (2 * size, "_2m")):
                     difference = (coupled[size] - independent[against]).dropna().to_numpy()
-                    low, high = interval(difference)
+                    low, high = student_interval(difference)
                     row[f"difference{ending}"] = float(difference.mean())
                     row[f"low{ending}"], row[f"high{ending}"] = low, high
                     row[f"verdict{ending}"] = verdict(difference, margin)
@@ -463,7 +463,7 @@ def seeded_differences(record: pd.DataFrame) -> pd.DataFrame:
                 drawn = _values(record, substrate, bits, from_base(base), "bernoulli")
                 for size in drawn.columns:
                     difference = (drawn[size] - independent[size]).dropna().to_numpy()
-                    low, high = interval(difference)
+                    low, high = student_interval(difference)
                     rows.append(
                         {
                             "substrate": substrate,
@@ -645,7 +645,7 @@ def _draw_panel(ax: Any, letter: str, record: pd.DataFrame, substrate: str, bits
         ("coupled", "coupled", panels.VERMILION, "D"),
     ):
         values = _values(record, substrate, bits, "LPE-BSR", rounding).drop(columns=1)
-        band = fp32 + np.array([interval((values[size] - single).to_numpy()) for size in values.columns])
+        band = fp32 + np.array([student_interval((values[size] - single).to_numpy()) for size in values.columns])
         means = values.mean().to_numpy()
         ax.plot(values.columns, means, color=colour, marker=marker, markersize=2.5, label=label)
         ax.fill_between(values.columns, *band.T, color=colour, alpha=0.2, linewidth=0)

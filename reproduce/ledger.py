@@ -265,9 +265,7 @@ def main(arguments: Sequence[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    options.add_argument(
-        "--scale", default=find.DEFAULT, help=f"whose claims (default: {find.DEFAULT})"
-    )
+    options.add_argument("--scale", default=find.DEFAULT, help=f"whose claims (default: {find.DEFAULT})")
     options.add_argument(
         "--out", type=Path, help="folder of the records and of claims.* (default: figures/SCALE)"
     )

@@ -144,8 +144,8 @@ def scale_of(values: Values) -> Scale:
         claim_seeds=values.claim_seeds,
         cost_seeds=values.cost_seeds,
         unit="same images",  # 20 seeds are 4 permutations of 1,797 images, cut into 5 folds each
-        standing="It is the quick scale: its verdicts are for 1,797 images and tiny networks, and show that the "
-        "suite works; the evidence comes from CIFAR-10.",
+        standing="It is the quick scale: its verdicts are for 1,797 images and tiny networks, and show that "
+        "the suite works; the evidence comes from CIFAR-10.",
         threads=1,  # a network this small is slower with two, by far where the machine is busy
         device="cpu",
         conditions=(
