@@ -645,7 +645,8 @@ def _draw_panel(ax: Any, letter: str, record: pd.DataFrame, substrate: str, bits
         ("coupled", "coupled", panels.VERMILION, "D"),
     ):
         values = _values(record, substrate, bits, "LPE-BSR", rounding).drop(columns=1)
-        band = fp32 + np.array([student_interval((values[size] - single).to_numpy()) for size in values.columns])
+        differences = [(values[size] - single).to_numpy() for size in values.columns]
+        band = fp32 + np.array([student_interval(of_size) for of_size in differences])
         means = values.mean().to_numpy()
         ax.plot(values.columns, means, color=colour, marker=marker, markersize=2.5, label=label)
         ax.fill_between(values.columns, *band.T, color=colour, alpha=0.2, linewidth=0)
