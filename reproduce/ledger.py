@@ -38,6 +38,7 @@ from reproduce.judge.verdicts import KEPT, UNITS, Estimate, Verdict, judge_all, 
 from reproduce.scales import find
 from reproduce.study import examples
 from reproduce.study.measurements import working_folder
+from reproduce.study.origins import mixture, of_record
 from reproduce.study.scale import Scale
 
 PATTERNS = ("fig*.csv", "table*.csv")
@@ -75,11 +76,18 @@ def read_records(folder: Path, scale_name: str) -> tuple[pd.DataFrame, list[str]
         second = conflicting[same].iloc[1]
         named = " ".join(f"{column}={first[column]}" for column in KEY if first[column] != "")
         differing = next(column for column in MEASURED if first[column] != second[column])
+        said = [f"{row[differing]} in {_from(folder / row['file'])}" for row in (first, second)]
         raise InputError(
-            f"{named}: {differing} is {first[differing]} in {first['file']} and {second[differing]} in "
-            f"{second['file']}; measure both anew with one version of the code"
+            f"{named}: {differing} is {said[0]} and {said[1]}; measure both anew with one version of the "
+            "code on one kind of machine"
         )
     return rows[list(COLUMNS)].reset_index(drop=True), [path.name for path in found]
+
+
+def _from(record: Path) -> str:
+    """Return a record's file, with the commit and the machine that it comes from where that is known."""
+    origin = of_record(record)
+    return record.name if origin is None else f"{record.name} ({origin})"
 
 
 def _is_record(path: Path) -> bool:
@@ -296,6 +304,8 @@ def main(arguments: Sequence[str]) -> int:
     print(text_table(f"Claims at scale {chosen.name}", header, rows, counts(verdicts)))
     for path in paths:
         print(f"wrote {os.path.relpath(path)}")
+    for line in mixture(out):
+        print(line)
     return 0
 
 

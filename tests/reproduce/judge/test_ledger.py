@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -83,6 +84,27 @@ def test_files_that_are_no_records_are_passed_over(folder: Path) -> None:
     (folder / "fig3_landscape.csv").write_text("x,y,value\n0,0,1\n")
     (folder / "sweep.csv").write_text(",".join(COLUMNS) + "\n")
     assert ledger.read_records(folder, "digits")[1] == ["fig2.csv", "table1.csv"]
+
+
+def _measured_at(folder: Path, figure: str, revision: str, cpu: str) -> None:
+    said = {"git": {"revision": revision, "dirty": False}, "device": {"cpu": cpu}}
+    (folder / f"{figure}.json").write_text(json.dumps(said))
+
+
+def test_files_that_disagree_are_named_with_their_commits_and_machines(folder: Path) -> None:
+    _measured_at(folder, "fig2", "abcdef0123", "Xeon")
+    _measured_at(folder, "table1", "1234567890", "EPYC")
+    Records(folder / "table1_record.csv").add([single(1, 0.2)])
+    said = r"fig2.csv \(commit abcdef0 on Xeon\) and 0.2 in table1_record.csv \(commit 1234567 on EPYC\)"
+    with pytest.raises(InputError, match=said):
+        ledger.read_records(folder, "digits")
+
+
+def test_records_of_several_machines_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _measured_at(folder, "fig2", "abcdef0123", "Xeon")
+    _measured_at(folder, "table1", "abcdef0123", "EPYC")
+    assert ledger.main(["--scale", "digits", "--out", str(folder)]) == 0
+    assert "records of 2 origins, which may differ" in capsys.readouterr().out
 
 
 def test_a_damaged_record_is_an_error_and_not_passed_over(folder: Path) -> None:
