@@ -16,6 +16,11 @@ import sys
 import time
 from pathlib import Path
 
+from reproduce import same_bits
+
+if __name__ == "__main__":  # before torch and numpy are imported
+    same_bits.choose(sys.argv[1:])
+
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY

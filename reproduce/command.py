@@ -15,9 +15,10 @@ import torch
 from lpe import tracking
 from lpe.command_line import Parser
 from lpe.errors import InputError
-from lpe.provenance import REPOSITORY, write_provenance
+from lpe.provenance import REPOSITORY, kernels, write_provenance
 from lpe.store import Store
 from lpe.writing import check_writable
+from reproduce import same_bits
 from reproduce.scales import find
 from reproduce.study.measurements import working_folder
 from reproduce.study.records import record_name
@@ -56,6 +57,8 @@ def parser(figure: str, description: str | None) -> Parser:
     made = Parser(
         prog=f"reproduce/{figure}.py",
         description=description,
+        epilog="LPE_SAME_BITS=0 in the environment: the kernels of this kind of CPU, not those of every CPU "
+        "with AVX2",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
@@ -194,7 +197,7 @@ def run_figure(script: Script, arguments: Sequence[str] | None = None, quiet: bo
                 write_provenance(
                     out / f"{figure}.json",
                     sys.argv if arguments is None else [f"reproduce/{figure}.py", *arguments],
-                    {"scale": chosen.described(), **extra},
+                    {"scale": chosen.described(), "bits": same_bits.bits(kernels()), **extra},
                     session.device,
                     _seeds_of(record) or landscape,
                     torch.get_num_threads(),

@@ -18,6 +18,11 @@ from pathlib import Path
 # A script runs its own checkout, whichever copy is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from reproduce import same_bits
+
+if __name__ == "__main__":  # before torch and numpy are imported
+    same_bits.choose(sys.argv[1:])
+
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Script, run_figure
 from reproduce.draw.metric_tables import MEASURED, numbers

@@ -18,6 +18,11 @@ from pathlib import Path
 # A script runs its own checkout, whichever copy is installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from reproduce import same_bits
+
+if __name__ == "__main__":  # before torch and numpy are imported
+    same_bits.choose(sys.argv[1:])
+
 from reproduce.command import Script, run_figure
 from reproduce.draw.rounding_tables import HEADER, block, rounding_notes, seeds_shown, write_record
 from reproduce.draw.summaries import Summary, What, read, substrates_by_size, system_bits

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from lpe.errors import InputError
+from reproduce.scales import DEFAULT
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.scales.paper.settings import PAPER
 from reproduce.study.scale import Scale
 
+__all__ = ["DEFAULT", "SCALES", "scale"]
+
 SCALES = {scale.name: scale for scale in (DIGITS, PAPER)}
-DEFAULT = DIGITS.name
 
 
 def scale(name: str) -> Scale:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lpe.errors import InputError
+from lpe.provenance import kernels
 from reproduce.study.closure import Closure, Root, is_library, project
 
 ALWAYS = ("numpy", "torch")
@@ -161,5 +162,6 @@ def determinants(
         "code": code_hash(*roots),
         "packages": versions(*roots),
         "device": device_kind(device),
+        "kernels": kernels() if torch.device(device).type == "cpu" else None,
         "threads": torch.get_num_threads() if threads is None else threads,
     }

@@ -154,6 +154,14 @@ def test_a_metric_that_nobody_expected_has_moved() -> None:
     assert regression.moved(expectations().iloc[:0], expectations())
 
 
+def test_a_metric_that_has_every_digit_is_counted_as_unmoved() -> None:
+    assert regression.unmoved(expectations(expected=0.1 + 0.2), expectations(expected=0.3)) == 1
+
+
+def test_a_metric_that_is_within_its_tolerance_by_another_digit_is_not_counted_as_unmoved() -> None:
+    assert regression.unmoved(expectations(), expectations(expected=0.5 + 1e-10)) == 0
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing is trained: what is measured is one made-up number a seed."""

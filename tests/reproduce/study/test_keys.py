@@ -149,3 +149,17 @@ def test_the_kind_of_a_card_is_its_name(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_threads_are_those_that_torch_computes_with() -> None:
     assert determinants(DIGITS, data="")["threads"] == torch.get_num_threads()
+
+
+def test_other_kernels_of_the_cpu_are_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = determinants(DIGITS, data="")
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    after = determinants(DIGITS, data="")
+    assert {name for name in after if after[name] != before[name]} == {"kernels"}
+
+
+def test_on_a_card_the_kernels_of_the_cpu_are_not_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    before = determinants(DIGITS, data="", device="cuda:0")
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    assert determinants(DIGITS, data="", device="cuda:0") == before
