@@ -14,10 +14,8 @@ from functools import partial
 from reproduce.judge import statistics
 from reproduce.judge.intervals import LEVEL
 from reproduce.judge.statistics import Rows, StatisticOf
+from reproduce.study.records import BETTER_THAN_RTN
 from reproduce.study.scale import Scale
-
-BETTER_THAN_RTN = "better_than_rtn"
-"""C14's metric: the share of an ensemble's members whose NLL is below RTN's."""
 
 EQUAL_BITS = (
     (2, 4, "int8", "members stored one by one"),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import lpe
 from lpe.ensembles.base import Ensemble
+from lpe.evaluation.examples import ExampleMetrics
 from lpe.evaluation.predict import evaluate_temperature_scaled
 
 if TYPE_CHECKING:
@@ -95,16 +96,33 @@ class Questions:
     answers: Callable[[Ensemble, bool], list[Subject]]
     on_tuning: bool = False
 
-    def evaluate(self, ensemble: Ensemble, calibrated: Collection[int]) -> pd.DataFrame:
-        """Return a row per size; see :func:`lpe.evaluate`."""
+    def evaluate(
+        self, ensemble: Ensemble, calibrated: Collection[int], examples: ExampleMetrics | None = None
+    ) -> pd.DataFrame:
+        """Return a row per size; see :func:`lpe.evaluate`.
+
+        Args:
+            examples: takes up each question's value times questions / (subjects · questions of its subject),
+                so that the mean over all questions is the mean over subjects.
+        """
+        subjects = self.answers(ensemble, self.on_tuning)
+        parts = [ExampleMetrics() for _ in subjects]
         frames = [
             lpe.evaluate(
                 AnsweredEnsemble(ensemble, subject.logits),
                 subject.batch(self.on_tuning),
                 calibrated=calibrated,
+                examples=part,
             )
-            for subject in self.answers(ensemble, self.on_tuning)
+            for subject, part in zip(subjects, parts, strict=True)
         ]
+        if examples is not None:
+            counts = [len(subject.batch(self.on_tuning)[0][1]) for subject in subjects]
+            for part, count in zip(parts, counts, strict=True):
+                weight = sum(counts) / (len(counts) * count)
+                for metric, (sizes, values) in part.tables().items():
+                    for size, of_size in zip(sizes.tolist(), values, strict=True):
+                        examples.add(metric, size, weight * of_size)
         return pd.concat(frames).groupby("size", as_index=False).mean()
 
     def evaluate_scaled(self, ensemble: Ensemble) -> dict[str, float]:

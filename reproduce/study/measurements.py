@@ -186,23 +186,29 @@ def measure_disagreement(session: Session, unit: Unit) -> None:
     decided = _decisions(first, test)
     passes = two.backward_passes(1) or 0
 
-    def row(nets: Iterable[nn.Module], memory_bits: int, backward_passes: int) -> dict[str, object]:
-        changed = [float((_decisions(net, test) != decided).double().mean()) for net in nets]
+    def row(
+        system: str, nets: Iterable[nn.Module], memory_bits: int, backward_passes: int
+    ) -> dict[str, object]:
+        changed = torch.stack([(_decisions(net, test) != decided).double() for net in nets]).mean(dim=0).cpu()
+        rounding = "" if system == "fp32" else "bernoulli"
+        kept = {DISAGREEMENT: (torch.tensor([1]), changed[None])}
+        measurer.keep_examples(DISAGREEMENT, system, rounding, [kept])
         return {
             "size": 1,
             "metric": DISAGREEMENT,
-            "value": float(np.mean(changed)),
+            "value": float(changed.mean()),
             "memory_bits": memory_bits,
             "backward_passes": backward_passes,
         }
 
-    measurer.add(DISAGREEMENT, "fp32", "", [row([two[1]], two.memory_bits(1), two.backward_passes(2) or 0)])
+    second = row("fp32", [two[1]], two.memory_bits(1), two.backward_passes(2) or 0)
+    measurer.add(DISAGREEMENT, "fp32", "", [second])
     for system in systems:
         statistics = measurer.data.statistics
         ensemble = lpe.LowPrecisionEnsemble(
             first, system, settings.size, measurer.draws[0], batches=statistics
         )
-        measured = row(ensemble, ensemble.memory_bits(1), passes)
+        measured = row(system.name, ensemble, ensemble.memory_bits(1), passes)
         measurer.add(DISAGREEMENT, system.name, "bernoulli", [measured])
 
 

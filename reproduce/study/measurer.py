@@ -8,18 +8,23 @@ and claims look at.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import torch
 from torch import nn
 
 import lpe
 from lpe.ensembles.base import Ensemble
+from lpe.evaluation.examples import ExampleMetrics, Table
 from lpe.evaluation.metrics import METRICS
 from lpe.modules import dtype_name, parameter_count
 from lpe.number_systems.naming import Systems
 from lpe.records import Records
+from reproduce.study.examples import keep
+from reproduce.study.records import BETTER_THAN_RTN
 from reproduce.study.scale import Batch, Data
 from reproduce.study.session import Session
 from reproduce.study.units import Unit, draw_seed, reported_sizes
@@ -40,7 +45,8 @@ class Measurer:
 
     def __init__(self, session: Session, unit: Unit, point: str, substrate: str | None = None) -> None:
         self.settings = session.scale.settings
-        self.records = Records(session.working / unit.file)
+        self.working = session.working
+        self.records = Records(self.working / unit.file)
         self.draws = [draw_seed(unit.seed, draw) for draw in range(self.settings.draws)]
         self.seed = unit.seed
         self.data: Data = session.scale.substrates[unit.substrate].source.load(unit.seed)
@@ -69,22 +75,27 @@ class Measurer:
         make: Callable[[int], Ensemble],
         drawn: bool = True,
         sizes: Collection[int] | None = None,
+        beaten: float | None = None,
     ) -> None:
         """Measure a method that the record lacks, averaged over ensembles.
 
         Args:
             make: seed of draws → ensemble. drawn: whether that seed matters.
             sizes: which get a calibrated NLL and every metric; None: ``reported_sizes``.
+            beaten: an NLL; the record gets the share of members that are below it. None: it does not.
         """
         if not self.lacks(method, system, rounding):
             return
-        frames = []
+        frames, examples = [], []
         for seed in self.draws if drawn else self.draws[:1]:
             ensemble = make(seed)
             if sizes is None:
                 sizes = reported_sizes(self.settings, len(ensemble))
-            frames.append(self.data.scored.evaluate(ensemble, sizes))
+            examples.append(ExampleMetrics())
+            frames.append(self.data.scored.evaluate(ensemble, sizes, examples[-1]))
         assert sizes is not None
+        # First the examples, then the rows: what the record has, the examples' intervals have as well.
+        self.keep_examples(method, system, rounding, [each.tables() for each in examples])
         values = np.mean([frame[MEASURED].to_numpy() for frame in frames], axis=0)
         rows: list[dict[str, object]] = []
         for n in range(1, len(ensemble) + 1):
@@ -98,7 +109,29 @@ class Measurer:
                     rows.append({**costs, "metric": metric, "value": float(values[n - 1, column])})
             bits = ensemble.memory_bits(n, storage="generator")
             rows.append({**costs, "metric": "generator_bits", "value": float(bits)})
+            if beaten is not None and n == self.settings.claim_size:
+                better = np.mean([_member_nlls(frame)[:n] < beaten for frame in frames])
+                rows.append({**costs, "metric": BETTER_THAN_RTN, "value": float(better)})
         self.add(method, system, rounding, rows)
+
+    def keep_examples(
+        self, method: str, system: str, rounding: str, draws: Sequence[Mapping[str, Table]]
+    ) -> None:
+        """Keep the values of each test example, averaged over ensembles as the rows are.
+
+        Args:
+            draws: each ensemble's values by metric.
+        """
+        named = {**self.common, "method": method, "number_system": system, "rounding": rounding}
+        averaged = {
+            metric: (sizes, torch.stack([each[metric][1] for each in draws]).double().mean(dim=0))
+            for metric, (sizes, _) in draws[0].items()
+        }
+        count = next(iter(averaged.values()))[1].shape[1]
+        images = self.data.images
+        if images is None:
+            images = torch.arange(count) + (self.seed << 32)
+        keep(self.working, named, images, averaged)
 
     def file_bytes(self, method: str, system: str, rounding: str, make: Callable[[int], Ensemble]) -> None:
         """Measure the bytes of real files of ensembles of the tables' sizes, at training seed 0."""
@@ -180,4 +213,15 @@ class Measurer:
                         return made
 
                     drawn = rounding == "bernoulli"
-                    self.measure(f"{method}{suffix}", system.name, rounding, make, drawn=drawn)
+                    beaten = self._rtn_nll(f"RTN{suffix}", system.name) if drawn else None
+                    self.measure(f"{method}{suffix}", system.name, rounding, make, drawn=drawn, beaten=beaten)
+
+    def _rtn_nll(self, method: str, system: str) -> float:
+        keys = {**self.common, "method": method, "number_system": system, "size": 1, "metric": "nll"}
+        return float(self.records.select(**keys)["value"].iloc[0])
+
+
+def _member_nlls(frame: pd.DataFrame) -> np.ndarray:
+    """Return each member's own NLL [members], from the means over the first 1 … M."""
+    totals = frame["average_loss"].to_numpy() * frame["size"].to_numpy()
+    return np.diff(totals, prepend=0.0)

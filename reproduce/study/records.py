@@ -19,6 +19,8 @@ def record_name(figure: str) -> str:
 
 
 DISAGREEMENT = "disagreement"
+BETTER_THAN_RTN = "better_than_rtn"
+"""The metric that is the share of an ensemble's members whose NLL is below RTN's."""
 
 
 def rows_of(session: Session, wanted: Iterable[Unit]) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import lpe
 from lpe.ensembles.base import Ensemble
+from lpe.evaluation.examples import ExampleMetrics
 from lpe.evaluation.predict import evaluate_temperature_scaled
 from lpe.number_systems.grids import ScaleAxis
 from reproduce.study.run import Run
@@ -30,8 +31,14 @@ Split = tuple[Tensor, Tensor]
 class TestData(Protocol):
     """The data that an ensemble is scored on."""
 
-    def evaluate(self, ensemble: Ensemble, calibrated: Collection[int]) -> pd.DataFrame:
-        """Return a row per size 1 … M with every metric, the calibrated NLL at some sizes."""
+    def evaluate(
+        self, ensemble: Ensemble, calibrated: Collection[int], examples: ExampleMetrics | None = None
+    ) -> pd.DataFrame:
+        """Return a row per size 1 … M with every metric, the calibrated NLL at some sizes.
+
+        Args:
+            examples: takes up the values of each example, whose means are the metrics.
+        """
         ...
 
     def evaluate_scaled(self, ensemble: Ensemble) -> dict[str, float]:
@@ -50,9 +57,11 @@ class Classification:
     test: Iterable[Any]
     validation: Iterable[Any]
 
-    def evaluate(self, ensemble: Ensemble, calibrated: Collection[int]) -> pd.DataFrame:
+    def evaluate(
+        self, ensemble: Ensemble, calibrated: Collection[int], examples: ExampleMetrics | None = None
+    ) -> pd.DataFrame:
         """Return a row per size; see :func:`lpe.evaluate`."""
-        return lpe.evaluate(ensemble, self.test, calibrated=calibrated)
+        return lpe.evaluate(ensemble, self.test, calibrated=calibrated, examples=examples)
 
     def evaluate_scaled(self, ensemble: Ensemble) -> dict[str, float]:
         """Return the metrics of the whole ensemble at the temperature of the validation batches."""
@@ -69,7 +78,8 @@ class Data:
         validation, test: batches of the other two, readable again and again; empty: they are no tensors.
         statistics: training batches on which the batch-norm statistics of members are re-estimated; None: the
             networks have no batch norm.
-        images: int64 [test examples]: which example of the whole data set each is, the same at every seed.
+        images: int64 [test examples]: which example of the whole data set each is, the same at every seed;
+            None: every seed has examples of its own.
         digest: of all of it, for keys.
     """
 

@@ -56,10 +56,16 @@ class Session(Run):
         return self.working / f"{substrate.replace(' ', '-')}.model.json"
 
 
+TUNING_SEED = 1000
+"""The first seed of the sweeps. Training seeds lie below: no seed that is judged chooses its own recipe."""
+
+
 def seeds_asked(chosen: Scale, count: int | None) -> tuple[list[int], list[int]]:
     """Return the seeds of trainings and of training-free claims: the scale's, or 0 … count − 1 for both."""
     if count is not None and count < 1:
         raise InputError(f"--seeds must be 1 or more, not {count}")
+    if count is not None and count > TUNING_SEED:
+        raise InputError(f"--seeds must be at most {TUNING_SEED}, not {count}: later seeds tune the recipes")
     return list(range(count or chosen.seeds)), list(range(count or chosen.claim_seeds))
 
 

@@ -47,6 +47,12 @@ def _only(ensemble: Ensemble, tokenizer: PreTrainedTokenizerBase, tasks: list[An
 
 
 @functools.cache
+def _numbers() -> dict[arithmetic.Question, int]:
+    """Number all questions; those that differ in the order of their numbers count as one."""
+    return {question: number for number, of in enumerate(arithmetic.families()) for question in of}
+
+
+@functools.cache
 def _data(seed: int) -> Data:
     asked = arithmetic.questions(seed)
     return Data(
@@ -56,7 +62,7 @@ def _data(seed: int) -> Data:
         validation=(),
         test=(),
         statistics=None,
-        images=None,
+        images=torch.tensor([_numbers()[question] for question in asked.test]),
         digest=data_hash(asked),
     )
 

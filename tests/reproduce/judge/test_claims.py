@@ -353,18 +353,11 @@ def test_no_two_claims_have_one_name() -> None:
 
 def test_the_settings_of_a_scale_are_its_own() -> None:
     found = Settings.of(DIGITS)
-    names = (
-        "substrate",
-        "bits",
-        "best_bits",
-        "claim_size",
-        "memory_models",
-        "compared_clip",
-        "large_networks",
-    )
-    for name in names:
-        assert getattr(found, name) == getattr(DIGITS, name)
+    for name in ("bits", "best_bits", "claim_size", "memory_models", "large_bits"):
+        assert getattr(found, name) == getattr(DIGITS.settings, name)
+    assert (found.substrate, found.compared_clip) == ("digits ViT", "digits CLIP-L")
     assert found.networks == ("digits ViT-T", "digits ViT-S", "digits ViT-B", "digits ViT-L")
+    assert found.large_networks["Llama"] == ("digits Llama-S", "digits Llama-M", "digits Llama-L")
 
 
 def test_a_scale_without_pre_trained_models_does_not_run_c6() -> None:

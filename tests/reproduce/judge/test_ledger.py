@@ -17,7 +17,7 @@ from reproduce import ledger
 from reproduce.judge.claims import Settings, all_claims
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.examples import keep
-from reproduce.study.session import working_folder
+from reproduce.study.measurements import working_folder
 
 ROW = {
     "scale": "digits",
@@ -37,12 +37,12 @@ def single(seed: int, value: float = 0.1) -> dict[str, object]:
 
 
 def low(seed: int, value: float) -> dict[str, object]:
-    name = f"int{DIGITS.best_bits}"
-    of_low = {"method": "LPE-BSR", "number_system": name, "rounding": "bernoulli", "size": DIGITS.claim_size}
-    return {**ROW, **of_low, "seed": seed, "value": value}
+    name = f"int{DIGITS.settings.best_bits}"
+    of_low = {"method": "LPE-BSR", "number_system": name, "rounding": "bernoulli"}
+    return {**ROW, **of_low, "size": DIGITS.settings.claim_size, "seed": seed, "value": value}
 
 
-CLAIM = f"C11 (INT-{DIGITS.best_bits})"
+CLAIM = f"C11 (INT-{DIGITS.settings.best_bits})"
 
 
 @pytest.fixture
