@@ -3,14 +3,13 @@
     python -m reproduce.tune --jobs 2
 
 Costs about an hour of one core for three training seeds of ``digits``. One setting at a time is varied around
-the scale's. A row of figures/SCALE/sweep.csv is one setting at one tuning seed: method, setting ("chosen"
+the scale's. A row of figures/SCALE/sweep.csv is one setting at one training seed: method, setting ("chosen"
 is the scale's own), seed, validation NLL and error of the point (the first member, for ensembles of several
 networks) and of the ensemble: ten averaged draws of a posterior, ten noisy, masked or low precision members,
 or all members of an ensemble of several networks. Test images are never looked at.
 
-Tuning seeds are 1000, 1001 …: no claim is judged on them, so that no seed chooses its own recipe. Rows that
-the file holds already are kept and not measured again (those of other seeds are dropped); delete it to
-measure all anew. What is printed is the mean over seeds, the best first.
+Rows that the file holds already are kept and not measured again; delete it to measure all anew. What is
+printed is the mean over seeds, the best first.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from reproduce.command import opened
 from reproduce.scales import find
 from reproduce.study.parallel import workers
 from reproduce.study.scale import Setting
-from reproduce.study.session import TUNING_SEED, Session
+from reproduce.study.session import Session
 
 KEY = ("method", "setting", "seed")
 COLUMNS = (*KEY, "point_nll", "point_err", "ensemble_nll", "ensemble_err")
@@ -76,9 +75,7 @@ def sweep(session: Session, path: Path, jobs: int, only: list[str] | None = None
             raise InputError(f"the sweep has no method {method!r}; there are {', '.join(known)}")
     rows: list[dict[str, object]] = []
     if path.is_file():
-        found = pd.read_csv(path)
-        found = found[found["seed"] >= TUNING_SEED]  # others are judged: they choose nothing
-        rows = [{str(k): v for k, v in row.items()} for row in found.to_dict("records")]
+        rows = [{str(k): v for k, v in row.items()} for row in pd.read_csv(path).to_dict("records")]
     there = {tuple(row[column] for column in KEY) for row in rows}
     asked = [(each.method, each.words, seed) for seed in session.seeds for each in settings(session, seed)]
     lacking = [key for key in dict.fromkeys(asked) if key not in there and (only is None or key[0] in only)]
@@ -111,12 +108,7 @@ def main(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_argument("--scale", default=find.DEFAULT, help="(default: %(default)s)")
-    options.add_argument(
-        "--seeds",
-        type=int,
-        default=3,
-        help=f"tuning seeds {TUNING_SEED} … {TUNING_SEED}+N-1, on which nothing is judged (default: 3)",
-    )
+    options.add_argument("--seeds", type=int, default=3, help="training seeds 0 … N-1 (default: 3)")
     options.add_argument("--out", type=Path, help="folder of sweep.csv (default: figures/SCALE)")
     options.add_argument("--jobs", type=int, default=1, help="processes, one thread each (default: 1)")
     options.add_argument("--only", help="methods, by commas (default: all)")
@@ -131,7 +123,6 @@ def main(arguments: list[str]) -> int:
         out = asked.out or REPOSITORY / "figures" / chosen.name
         check_writable(out)
         with opened("tune", chosen, asked.seeds, out, "disabled") as session:
-            session.seeds = [TUNING_SEED + seed for seed in session.seeds]
             table = sweep(session, out / "sweep.csv", asked.jobs, only)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -27,6 +27,7 @@ def run(arguments: list[str]) -> int:
     [
         (["--scale", "huge"], "unknown scale 'huge'; there are digits"),
         (["--seeds", "0"], "--seeds must be 1 or more, not 0"),
+        (["--seeds", "101"], "--seeds must be at most 100, not 101: later seeds tune the recipes"),
         (["--seeds", "many"], "invalid int value: 'many'"),
         (["--wandb", "sometimes"], "invalid choice: 'sometimes'"),
         (["--figure", "3"], "unrecognized arguments: --figure 3"),

@@ -8,7 +8,7 @@ Sources, beside each value:
     budget       chosen for the time of a run on two cores
     otherwise    a publication, its code, or a library's default
 
-The sweep's seeds are 1000 and up, on which no claim is judged, and nothing is chosen on a seed's own test
+The sweep's seeds are 100 and up, on which no claim is judged, and nothing is chosen on a seed's own test
 images. But all images are tested in turn, so an image that validates one seed is a test image of another.
 """
 
