@@ -20,6 +20,7 @@ from lpe.substrates import cifar
 from lpe.substrates.cifar_networks import ResNetShape, resnet_frn
 from lpe.substrates.loading import load_state
 from lpe.training.resident import predictions
+from lpe.training.sgld import variance_share
 
 PROTOCOL = bench.Protocol(shape=ResNetShape(1, 4, 2), updates=32, batch=4, examples=8)
 RECIPES = {
@@ -31,6 +32,7 @@ GROUPS = (
     (("ivon", 0),),
     (("swag", 0), ("sse", 0), ("csgld", 1)),
     (("be", 0),),
+    (("adamw", 0), ("adamwnoaug", 1)),
 )
 
 
@@ -69,6 +71,8 @@ def test_every_point_has_its_rows(recorded: tuple[bench.Bench, Path]) -> None:
         ("csgld-1", "all kept"): 12,
         ("be-0", "first member"): 1,
         ("be-0", "all members"): 2,
+        ("adamw-0", "last"): 1,
+        ("adamwnoaug-1", "last"): 1,
         ("sgd, 2 seeds", "ensemble"): 2,
     }
     assert table["test_nll"].notna().all() and (table["updates"] == 32).all()
@@ -166,6 +170,17 @@ def test_batch_ensembles_side_by_side_have_their_own_rates_of_fast_weights() -> 
     changed = [layout.views(row) for row in (weights - before)]
     assert not changed[0]["network.conv1.batch_r"].any() and changed[1]["network.conv1.batch_r"].all()
     assert torch.equal(changed[0]["network.conv1.weight"], changed[1]["network.conv1.weight"])
+
+
+def test_ivon_forgets_h0_and_csgld_reaches_the_posteriors_spread() -> None:
+    """What a posterior must be before anything is compared with it, as far as its recipe can say."""
+    ivon, csgld = bench.RECIPES["ivon"], bench.RECIPES["csgld"]
+    assert bench.UPDATES * (1 - ivon.beta2) >= 5
+    protocol = bench.Protocol()
+    rate, std = bench.learning_rate(csgld, protocol), bench.noise(csgld, protocol)
+    cycle = range(protocol.updates // csgld.cycles)
+    shares = [variance_share([rate(s) for s in cycle if std(s)], each) for each in (0.01, 0.1, 1.0)]
+    assert all(0.9 < share < 1.1 for share in shares)
 
 
 CYCLES = replace(bench.SGD, lr=0.4, momentum=0.0, final=1e-3, cycles=4)
