@@ -39,6 +39,7 @@ from lpe.number_systems.naming import Systems, check_system
 from lpe.number_systems.rounding import scales_of
 from lpe.number_systems.streams import check_seed, normal
 from lpe.surroundings import apart
+from lpe.training.roots import root
 
 CHUNK = 1 << 15
 """Elements at a time: bounds the temporaries at a few hundred kB for any tensor's size."""
@@ -219,4 +220,4 @@ def _rounding_std(weight: Tensor, scale: Tensor, inverse: Tensor, grid: Grid) ->
         gap = (low + 1).clamp(lowest, highest) - low.clamp(lowest, highest)
     else:
         gap = table[low + 1] - table[low]
-    return scale * gap * (p * (1.0 - p)).sqrt()
+    return scale * gap * root(p * (1.0 - p))

@@ -64,7 +64,7 @@ def posterior_std(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[st
             raise InputError(
                 f"{type(optimizer).__name__} has no Hessian estimate; IVON's optimiser is needed"
             )
-        flat = 1.0 / (group["ess"] * (group["hess"] + group["weight_decay"])).sqrt()
+        flat = (group["ess"] * (group["hess"] + group["weight_decay"])).rsqrt()
         sizes = [parameter.numel() for parameter in group["params"]]
         for parameter, part in zip(group["params"], flat.split(sizes), strict=True):
             if id(parameter) not in names:

@@ -30,6 +30,7 @@ from lpe.errors import InputError
 from lpe.modules import named_tensors, tensor_bits
 from lpe.number_systems.streams import check_seed, normal
 from lpe.surroundings import apart
+from lpe.training.roots import root
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ class SWAGEnsemble(Ensemble):
             deviations = self.statistics.deviations[name]
             # A product with a vector: those of matrices are of less than float32 where a user allows it.
             low_rank = torch.mv(deviations.reshape(rank, -1).T, z2.to(deviations)).view(mean.shape)
-            noise.mul_(self.statistics.variance[name].sqrt()).add_(low_rank.div_(math.sqrt(rank - 1)))
+            noise.mul_(root(self.statistics.variance[name])).add_(low_rank.div_(math.sqrt(rank - 1)))
             drawn[name] = noise.mul_(math.sqrt(self.scale)).add_(mean).to(self._dtypes[name])
         return drawn
 

@@ -32,6 +32,7 @@ from lpe.ensembles.cyclical_sgld import SamplingStage, StageCollector
 from lpe.ensembles.ivon import forgetting_std
 from lpe.ensembles.swag import SWAGStatistics
 from lpe.number_systems.streams import generator
+from lpe.training.roots import as_everywhere
 from lpe.training.schedules import cyclical_cosine, warmup_cosine
 from reproduce.study.known_answer import Array, Counted, Labelled, tensor
 
@@ -185,7 +186,8 @@ def variational(data: Counted, point: Tensor, recipe: Variational) -> tuple[Tens
         weight_decay=decay,
     )
     batches, rate = [whole(data)] * recipe.steps, warmup_cosine(recipe.learning_rate, recipe.steps)
-    lpe.train(net, batches, optimizer, rate, epochs=1, loss=loss_of(net))
+    with as_everywhere():
+        lpe.train(net, batches, optimizer, rate, epochs=1, loss=loss_of(net))
     std = lpe.posterior_std(optimizer, net)["weight"]
     left = forgetting_std(recipe.hess_init, recipe.beta2, decay, data.examples, recipe.steps)
     return net.weight.detach(), std, left

@@ -18,6 +18,7 @@ from lpe.ensembles.ivon import IVONEnsemble, posterior_std
 from lpe.ensembles.swag import SWAGCollector, SWAGEnsemble, SWAGStatistics
 from lpe.store import Entry
 from lpe.training.loop import train
+from lpe.training.roots import as_everywhere
 from lpe.training.schedules import then_constant, warmup_cosine
 from reproduce.study.keys import determinants
 from reproduce.study.run import Run
@@ -251,7 +252,8 @@ class IVONTraining:
                 weight_decay=self.weight_decay,
             )
             schedule = warmup_cosine(self.learning_rate, steps)
-            done = train(net, batches, optimizer, schedule, self.epochs, order, report=report)
+            with as_everywhere():
+                done = train(net, batches, optimizer, schedule, self.epochs, order, report=report)
             std = posterior_std(optimizer, net)
             median = float(torch.cat([value.flatten() for value in std.values()]).median())
             tensors = {f"mean/{name}": value for name, value in net.state_dict().items()}
