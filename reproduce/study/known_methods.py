@@ -280,4 +280,4 @@ def spread(ensemble: Ensemble, inputs: Array) -> Array:
     """Return the std over members of the logits, root mean square over the regressions: [inputs]."""
     where = tensor(inputs)
     logits = torch.stack([member(where) for member in ensemble]).double()
-    return np.asarray(logits.var(dim=0).mean(dim=1).sqrt().numpy())
+    return np.asarray(np.sqrt(logits.var(dim=0).mean(dim=1).numpy()))
