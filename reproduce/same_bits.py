@@ -14,9 +14,9 @@ set already stays as it is. ``LPE_SAME_BITS=0`` sets none; ``LPE_SAME_BITS=1`` s
 large matrix products take five times as long. Two CPUs then give the same bits at the same versions of
 packages and the same number of threads.
 
-Of torch's functions, MKL's branch computes sqrt, atan, asin, acos, tan, log2, log10 and float64's log from the
-CPU's approximations (rsqrtps, rcpps), which Intel and AMD do not share: of these only a square root is used in
-training, and ``lpe.training.roots`` takes it otherwise.
+Of torch's functions, MKL's branch computes sqrt, atan, asin, acos, tan, log2, log10 and float64's log from
+approximations of the CPU (rsqrtps, rcpps), which Intel and AMD do not share: of these only a square root is
+used in training, and ``lpe.training.roots`` takes it otherwise.
 
 Nothing here imports torch or numpy.
 """

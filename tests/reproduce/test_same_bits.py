@@ -7,14 +7,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lpe.provenance import REPOSITORY, kernels
-from reproduce import same_bits
+from reproduce import fig1, same_bits
 from reproduce.same_bits import EVERYWHERE, OWN, VARIABLES, bits, choose
 from reproduce.scales import DEFAULT, SAME_BITS
 from reproduce.scales.find import SCALES
@@ -209,3 +209,9 @@ def test_an_entry_point_chooses_before_it_imports_anything_that_computes(path: P
 
 def test_scales_of_the_same_bits_and_the_default_are_scales() -> None:
     assert {*SAME_BITS, DEFAULT} <= set(SCALES)
+
+
+def test_a_figures_json_says_where_its_bits_are_the_same(figure: Callable[..., int], tmp_path: Path) -> None:
+    assert figure(fig1, tmp_path, "--seeds", "1") == 0
+    told = json.loads((tmp_path / "fig1.json").read_text())
+    assert told["config"]["bits"] == bits(told["kernels"])
