@@ -28,7 +28,7 @@ from lpe.writing import check_writable
 from reproduce import ledger, rendering
 from reproduce.command import Script, all_there, opened, parser, rehearse, run_figure
 from reproduce.rendering import Rendered
-from reproduce.scales import find
+from reproduce.scales import find, own
 from reproduce.study import parallel
 from reproduce.study.measurements import measure_all
 from reproduce.study.scale import Scale
@@ -78,7 +78,11 @@ def main(arguments: list[str]) -> int:
             if getattr(asked, option) is not None:
                 passed_on += [f"--{option}", str(getattr(asked, option))]
         started = time.time()
-        pool = parallel.workers(asked.jobs) if asked.jobs > 1 else contextlib.nullcontext()
+        pool = (
+            parallel.workers(asked.jobs, own.in_another_process())
+            if asked.jobs > 1
+            else contextlib.nullcontext()
+        )
         with pool as processes:
             if asked.plot_only:
                 passed_on.append("--plot-only")

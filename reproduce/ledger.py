@@ -167,7 +167,7 @@ def _short_row(verdict: Verdict, beside: bool) -> list[Cell]:
         "" if found is None else verdict.unit,
         ("" if found is None else "not available")
         if instead is None
-        else f"{plain_number(instead.effect, DIGITS)}, {instead.verdict}",
+        else f"{plain_number(instead.effect, PLACES)}, {instead.verdict}",
         verdict.holm or "",
         "" if found is None else str(found.n),
         verdict.needed,
@@ -177,12 +177,12 @@ def _short_row(verdict: Verdict, beside: bool) -> list[Cell]:
     return cells
 
 
-DIGITS = 4
+PLACES = 4
 """Decimals of the short table."""
 
 
 def _shown(estimate: Estimate) -> str:
-    effect = "not defined" if math.isnan(estimate.effect) else plain_number(estimate.effect, DIGITS)
+    effect = "not defined" if math.isnan(estimate.effect) else plain_number(estimate.effect, PLACES)
     return f"{effect} {_interval(estimate)}".rstrip()
 
 
@@ -190,7 +190,7 @@ def _interval(estimate: Estimate) -> str:
     if math.isnan(estimate.low):
         return ""
     low, high = (
-        ("-" if limit < 0 else "") + "∞" if math.isinf(limit) else plain_number(limit, DIGITS)
+        ("-" if limit < 0 else "") + "∞" if math.isinf(limit) else plain_number(limit, PLACES)
         for limit in (estimate.low, estimate.high)
     )
     return f"[{low}, {high}]"

@@ -110,8 +110,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
         *chosen.conditions,
         summary.named("NLL − FP32's: paired by training seed, against ☆ of the same model. Average loss, ")
         + "AMB (ambiguity) and ensemble loss in nats; they are not defined for scaled probabilities.",
-        "CLIP: zero-shot classification of test images; members differ in the image tower. Llama: a "
-        "question's choices are the classes, and a member's logits their summed log-likelihoods.",
+        *dict.fromkeys(remark for of in chosen.large.values() for each in of for remark in each.remarks),
         "Memory: n stored members, scales and what stays in full precision counted once.",
     ]
     return write_all(folder, "table3", [*map(summary.named, HEADER)], rows, caption, notes), claim_lines(

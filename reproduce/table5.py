@@ -175,8 +175,8 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     notes = [
         *chosen.conditions,
         "NLL − MAP's: paired by training seed, over the seeds that both have. Rows of different n differ "
-        "in their test images too: compare them by this column.",
-        "Calibrated NLL: each half of the test images at the temperature fitted on the other half. DEE "
+        "in their test examples too: compare them by this column.",
+        "Calibrated NLL: by the temperature that was fitted on the other folds of the test examples. DEE "
         "(deep-ensemble equivalent): the mean calibrated NLL on the curve of DE's means, over the shared "
         "training seeds.",
         "Memory: n stored members, and the smallest thing from which they can be drawn. Training: "

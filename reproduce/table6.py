@@ -116,19 +116,17 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
         for rival, grid in zip(RIVALS, (compared.rivals.stds, compared.rivals.rates), strict=True)
     )
     caption = (
-        f"Training-free ensembles of a zero-shot CLIP, {substrate}, scale {chosen.name}, "
+        f"Training-free ensembles of {substrate}, scale {chosen.name}, "
         f"{counted_seeds([summary.seeds(single)])} training seeds."
     )
     notes = [
         *chosen.conditions,
-        "Members differ in the image tower; the head, made of captions of the class names, is computed once "
-        "at full precision.",
+        *compared.remarks,
         summary.named("NLL − FP32's: paired by training seed, against ☆. ")
         + "Bold: the lowest mean NLL of the ensembles of one "
         f"size, however little they differ. Gaussian: std {std:g}; MC-dropout: rate {rate:g}; both chosen on "
-        "validation images.",
-        "Memory: n stored members, and the smallest thing from which they can be drawn; the text tower, "
-        "which classifying does not need, is not counted.",
+        f"validation {compared.example}s.",
+        "Memory: n stored members, and the smallest thing from which they can be drawn.",
     ]
     paths = write_all(folder, "table6", [*map(summary.named, HEADER)], rows, caption, notes)
     return paths, claim_lines(summary.record, chosen, [f"C10 ({substrate}"])

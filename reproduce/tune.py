@@ -36,7 +36,7 @@ from lpe.records import write_table
 from lpe.tracking import Tracker
 from lpe.writing import check_writable
 from reproduce.command import opened
-from reproduce.scales import find
+from reproduce.scales import find, own
 from reproduce.study.parallel import workers
 from reproduce.study.scale import Setting
 from reproduce.study.session import Session
@@ -93,7 +93,7 @@ def sweep(session: Session, path: Path, jobs: int, only: list[str] | None = None
                 bar.update()
         else:
             bare = replace(session, tracker=Tracker(None), quiet=True)
-            with workers(jobs) as pool:
+            with workers(jobs, own.in_another_process()) as pool:
                 for future in as_completed([pool.submit(_measured, bare, *key) for key in lacking]):
                     keep(future.result())
                     bar.update()

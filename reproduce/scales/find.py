@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lpe.errors import InputError
-from reproduce.scales import DEFAULT
+from reproduce.scales import DEFAULT, own
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.scales.paper.settings import PAPER
 from reproduce.study.scale import Scale
@@ -14,7 +14,9 @@ SCALES = {scale.name: scale for scale in (DIGITS, PAPER)}
 
 
 def scale(name: str) -> Scale:
-    """Return the scale of that name; InputError for another."""
+    """Return the scale of that name, or that a file of one's own gives; InputError for another."""
+    if own.is_file(name):
+        return own.load(name)
     if name not in SCALES:
-        raise InputError(f"unknown scale {name!r}; there are {', '.join(SCALES)}")
+        raise InputError(f"unknown scale {name!r}; there are {', '.join(SCALES)}, and files (mine.py)")
     return SCALES[name]

@@ -10,7 +10,7 @@ import contextlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from multiprocessing.connection import wait
@@ -55,11 +55,20 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _begin(prepare: Callable[[], object]) -> None:
+    _end_with_parent()
+    prepare()
+
+
 @contextlib.contextmanager
-def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Start a pool of processes afresh: a forked one would hang in torch's thread pools."""
+def workers(jobs: int, prepare: Callable[[], object]) -> Iterator[ProcessPoolExecutor]:
+    """Start a pool of processes afresh: a forked one would hang in torch's thread pools.
+
+    Args:
+        prepare: run first in each, such as loading the file in which a scale's classes are defined.
+    """
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(prepare,))
     try:
         yield pool
     finally:

@@ -233,7 +233,7 @@ class Substrate:
             token. start: what trainings start from; None: a new network.
         points: recipes by name, the point estimate first. families: recipes by name.
         rivals: None: no noise, no dropout. pieces: None: nothing lies elsewhere. has_training: whether its
-            data have training examples.
+            data have training examples. remarks: notes of the tables that show it.
     """
 
     name: str
@@ -246,6 +246,7 @@ class Substrate:
     rivals: Rivals | None
     pieces: Pieces | None
     has_training: bool
+    remarks: tuple[str, ...]
 
     @property
     def estimate(self) -> str:

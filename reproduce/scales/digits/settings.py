@@ -85,6 +85,7 @@ def scale_of(values: Values) -> Scale:
             rivals=None,
             pieces=None,
             has_training=True,
+            remarks=(),
         )
 
     main = replace(
@@ -112,6 +113,11 @@ def scale_of(values: Values) -> Scale:
             rivals=values.clip_rivals,
             pieces=None,
             has_training=True,
+            remarks=(
+                "CLIP: zero-shot classification of test images; members differ in the image tower; the head, "
+                "made of captions of the class names, is computed once at full precision; the text tower, "
+                "which classifying does not need, is not counted in the memory.",
+            ),
         )
         for size, shape in values.clips.items()
     )
@@ -127,6 +133,10 @@ def scale_of(values: Values) -> Scale:
             rivals=None,
             pieces=None,
             has_training=True,
+            remarks=(
+                "Llama: a question's choices are the classes, and a member's logits their summed "
+                "log-likelihoods.",
+            ),
         )
         for size, shape in values.llamas.items()
     )

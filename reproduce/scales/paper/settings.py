@@ -26,7 +26,7 @@ LLAMAS = {
 }
 
 
-def substrate(name: str, model: PaperModel, example: str, rivals: Rivals | None) -> Substrate:
+def substrate(name: str, model: PaperModel, example: str, rivals: Rivals | None, *remarks: str) -> Substrate:
     """Return a model as a substrate of the scale."""
     return Substrate(
         name=f"paper {name}",
@@ -39,6 +39,7 @@ def substrate(name: str, model: PaperModel, example: str, rivals: Rivals | None)
         rivals=rivals,
         pieces=PaperPieces(name, model),
         has_training=False,
+        remarks=remarks,
     )
 
 
@@ -51,9 +52,15 @@ def rehearse(substrates: Sequence[Substrate]) -> None:
 
 
 RIVALS = Rivals(stds=(1e-4, 3e-4, 1e-3, 3e-3), rates=(0.003, 0.01, 0.03, 0.1))  # giung2 has a rate of .1
+CLIP_REMARK = (
+    "CLIP: zero-shot classification; members differ in the image tower; the head, made of captions of the "
+    "class names, is computed once at full precision; the text tower, which classifying does not need, is "
+    "not counted in the memory."
+)
+LLAMA_REMARK = "Llama: a question's choices are the classes, and a member's logits their log-likelihoods."
 LARGE = (
-    *(substrate(name, model, "image", RIVALS) for name, model in CLIPS.items()),
-    *(substrate(name, model, "question", None) for name, model in LLAMAS.items()),
+    *(substrate(name, model, "image", RIVALS, CLIP_REMARK) for name, model in CLIPS.items()),
+    *(substrate(name, model, "question", None, LLAMA_REMARK) for name, model in LLAMAS.items()),
 )
 
 PAPER = Scale(
