@@ -15,6 +15,7 @@ import importlib.util
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -148,6 +149,11 @@ def device_kind(device: torch.device | str) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def kernels_of(device: torch.device | str) -> dict[str, Any] | None:
+    """Return what chooses the kernels on a CPU; None for a graphics card, whose kind is in the key."""
+    return kernels() if torch.device(device).type == "cpu" else None
+
+
 def determinants(
     *roots: Root, data: str, device: torch.device | str = "cpu", threads: int | None = None
 ) -> dict[str, object]:
@@ -162,6 +168,6 @@ def determinants(
         "code": code_hash(*roots),
         "packages": versions(*roots),
         "device": device_kind(device),
-        "kernels": kernels() if torch.device(device).type == "cpu" else None,
+        "kernels": kernels_of(device),
         "threads": torch.get_num_threads() if threads is None else threads,
     }

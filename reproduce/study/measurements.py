@@ -23,7 +23,7 @@ from lpe.number_systems.naming import Systems
 from lpe.store import Store
 from reproduce.study.cost_units import measure_cost, measure_cost_rivals
 from reproduce.study.families import SnapshotTraining, with_low_precision
-from reproduce.study.keys import code_hash, device_kind, versions
+from reproduce.study.keys import code_hash, device_kind, kernels_of, versions
 from reproduce.study.measurer import Measurer
 from reproduce.study.records import DISAGREEMENT
 from reproduce.study.run import device_of
@@ -272,12 +272,14 @@ def working_folder(chosen: Scale, store: Store) -> Path:
     }
     roots: list[Any] = [measure, *sorted(classes, key=lambda kind: kind.__qualname__)]
     described = {key: value for key, value in chosen.described().items() if key != "seeds"}
+    device = device_of(chosen.device)
     key = Store.key(
         {
             "scale": described,
             "code": code_hash(*roots),
             "packages": versions(*roots),
-            "device": device_kind(device_of(chosen.device)),
+            "device": device_kind(device),
+            "kernels": kernels_of(device),
         }
     )
     return store.root.parent / "records" / f"{chosen.name}-{key[:12]}"

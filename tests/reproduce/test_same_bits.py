@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 
 from lpe.provenance import REPOSITORY, kernels
+from lpe.store import Store
 from reproduce import fig1, same_bits
 from reproduce.same_bits import EVERYWHERE, OWN, VARIABLES, bits, choose
 from reproduce.scales import DEFAULT, SAME_BITS
 from reproduce.scales.find import SCALES
+from reproduce.study.measurements import working_folder
+from reproduce.study.scale import Scale
 
 CAPPED = {"make": "AuthenticAMD", "capability": "AVX2", "mkl": True, "variables": VARIABLES}
 ENTRY_POINTS = sorted(
@@ -215,3 +218,11 @@ def test_a_figures_json_says_where_its_bits_are_the_same(figure: Callable[..., i
     assert figure(fig1, tmp_path, "--seeds", "1") == 0
     told = json.loads((tmp_path / "fig1.json").read_text())
     assert told["config"]["bits"] == bits(told["kernels"])
+
+
+def test_rows_that_other_kernels_measured_are_in_another_folder(
+    tiny: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = working_folder(tiny, Store(tmp_path))
+    monkeypatch.setenv("MKL_CBWR", "AVX2")
+    assert working_folder(tiny, Store(tmp_path)) != before
