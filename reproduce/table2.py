@@ -93,8 +93,8 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
         *chosen.conditions,
         "NLL − FP32's: paired by training seed, against ☆ of the same point. Average loss, AMB (ambiguity) "
         "and ensemble loss in nats; they are not defined for scaled probabilities.",
-        "Calibrated NLL: by the temperature that was fitted on the other folds of the test examples; that of ☆ "
-        "is also that of the scaled model.",
+        "Calibrated NLL: by the temperature that was fitted on the other folds of the test examples; that of "
+        "☆ is also that of the scaled model.",
     ]
     return write_all(folder, "table2", HEADER, rows, caption, notes), claim_lines(
         summary.record, chosen, ["C2", "C5"]
