@@ -110,6 +110,7 @@ class Settings:
             best_bits=settings.best_bits,
             claim_size=settings.claim_size,
             memory_models=settings.memory_models,
+            noise_share=settings.noise_share,
             compared_clip="" if scale.compared is None else scale.compared.name,
             large_networks={
                 group: tuple(each.name for each in members) for group, members in scale.large.items()
@@ -250,7 +251,7 @@ def _c5(settings: Settings, bits: int) -> Claim:
         Side(*settings.ambiguity),
         "ratio",
         partial(
-            statistics.ratio,
+            statistics.learnt_ratio,
             _bsr(settings, bits, "IVON", size, metric="ambiguity"),
             _fp32(settings, "BMA", "IVON", size, metric="ambiguity"),
         ),

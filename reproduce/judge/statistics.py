@@ -16,10 +16,12 @@ import numpy as np
 import pandas as pd
 
 from lpe.errors import InputError
+from reproduce.study.records import STD_OVER_FORGETTING
 from reproduce.study.unrounded import PARAMETERS, other_names, own_names, parameters
 
 NO_NETWORKS = "no rows of figure 7: this scale names none of its models"
 
+LEARNT = 0.1
 SETTING = "setting"
 """The metric of a tuned method that is what it was tuned to."""
 
@@ -218,6 +220,24 @@ def ratio(first: Rows, second: Rows, record: pd.DataFrame) -> Statistic:
     """Return first / second."""
     (a, b), note = aligned(first.labels(record), second.labels(record))
     return Statistic(weighted((1, a)), weighted((1, b)), note)
+
+
+def learnt_ratio(first: Rows, posterior: Rows, record: pd.DataFrame) -> Statistic:
+    """Return first / posterior, where the posterior is learnt.
+
+    Its std is then not what its start alone would have left (STD_OVER_FORGETTING, within LEARNT of 1), mean
+    over training seeds. A record that does not say so is taken at its word.
+
+    Raises:
+        NotRun: the posterior was not learnt.
+    """
+    found = ratio(first, posterior, record)
+    told = replace(posterior, metric=STD_OVER_FORGETTING, size=1)
+    if told.are_in(record):
+        left = float(told.values(record).mean())
+        if abs(left - 1) < LEARNT:
+            raise NotRun(f"the posterior is not learnt: its std is {left:.3g} of what its start alone leaves")
+    return found
 
 
 def share_of_gain(low: Rows, other: Rows, single: Rows, record: pd.DataFrame) -> Statistic:

@@ -25,7 +25,7 @@ from reproduce.study.cost_units import measure_cost, measure_cost_rivals
 from reproduce.study.families import SnapshotTraining, with_low_precision
 from reproduce.study.keys import code_hash, device_kind, kernels_of, versions
 from reproduce.study.measurer import Measurer
-from reproduce.study.records import DISAGREEMENT
+from reproduce.study.records import DISAGREEMENT, STD_OVER_FORGETTING
 from reproduce.study.run import device_of
 from reproduce.study.scale import Batch, Point, Rivals, Scale, Substrate, TestData
 from reproduce.study.session import Session
@@ -44,6 +44,8 @@ def measure_point(session: Session, unit: Unit) -> None:
     measurer.low_precision(solution.net, systems, settings.size, solution.backward_passes)
     if solution.posterior is not None:
         measurer.measure("BMA", "fp32", "", _budgeted(solution, partial(solution.posterior, settings.size)))
+        if STD_OVER_FORGETTING in solution.info:
+            measurer.known("BMA", STD_OVER_FORGETTING, float(solution.info[STD_OVER_FORGETTING]))
         draws = partial(_posterior_of, solution)
         measurer.file_bytes("BMA", "fp32", "", _budgeted(solution, draws))
     for system in systems:

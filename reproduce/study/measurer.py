@@ -133,6 +133,12 @@ class Measurer:
             images = torch.arange(count) + (self.seed << 32)
         keep(self.working, named, images, averaged)
 
+    def known(self, method: str, metric: str, value: float) -> None:
+        """Keep a number that training knows of an unrounded method, as a metric of size 1."""
+        if self.lacks(method, metric=metric):
+            row = {"size": 1, "metric": metric, "value": value, "memory_bits": 0, "backward_passes": 0}
+            self.add(method, "fp32", "", [row])
+
     def file_bytes(self, method: str, system: str, rounding: str, make: Callable[[int], Ensemble]) -> None:
         """Measure the bytes of real files of ensembles of the tables' sizes, at training seed 0."""
         keys = {**self.common, "method": method, "number_system": system, "rounding": rounding}

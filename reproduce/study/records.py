@@ -19,6 +19,8 @@ def record_name(figure: str) -> str:
 
 
 DISAGREEMENT = "disagreement"
+STD_OVER_FORGETTING = "std_over_forgetting"
+"""The metric of a posterior: its median std over the one that the optimiser's start alone would have left."""
 BETTER_THAN_RTN = "better_than_rtn"
 """The metric that is the share of an ensemble's members whose NLL is below RTN's."""
 

@@ -292,6 +292,8 @@ class Settings:
         bits: widths of LPE-BSR. best_bits: of what is shown and judged at one width.
         claim_size: members where a claim's size is not given by a budget.
         memory_models: equal memory is the memory of this many members of the FP32 method.
+        noise_share: rounding and noise of its variance are the same (claim C12) within this share of
+            LPE-BSR's gain over FP32; None: within 1 % of FP32's NLL.
         expansion: members of each X + LPE-BSR member.
         table_bits: widths of tables 1 and 4. axis_bits: widths under other ``scale_axes``.
         number_systems: names, in table 7. large_bits: figure 7's width.
@@ -304,6 +306,7 @@ class Settings:
     best_bits: int
     claim_size: int
     memory_models: int
+    noise_share: float | None
     expansion: int
     table_bits: tuple[int, ...]
     scale_axes: tuple[ScaleAxis, ...]

@@ -286,6 +286,7 @@ VALUES = Values(
         bits=(5, 4, 3),
         best_bits=5,  # sweep: the fewest bits whose summed NLL at the three points is within 1 % of the best
         claim_size=10,  # fixed before the run: C1's size
+        noise_share=None,  # there is next to no gain to take a share of
         memory_models=2,  # fixed before the run
         expansion=5,  # members of each X + LPE-BSR member: 4 × 5 are the 20 of the other figures
         table_bits=(8, 7, 6, 5, 4, 3),

@@ -80,6 +80,7 @@ PAPER = Scale(
         best_bits=5,
         claim_size=10,
         memory_models=2,
+        noise_share=0.2,  # fixed 2026-11-26, before any run
         expansion=5,
         table_bits=(6, 4),
         scale_axes=(),

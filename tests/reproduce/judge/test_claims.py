@@ -473,6 +473,20 @@ def test_the_margin_is_taken_over_the_seeds_that_are_judged() -> None:
     assert judge(CLAIMS["C2 (SWAG)"], record).side.high == pytest.approx(0.00105, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("left", "expected"), [(0.95, "not run"), (1.0, "not run"), (0.6, "holds"), (1.3, "holds")]
+)
+def test_c5_is_read_only_where_the_posterior_is_learnt(left: float, expected: str) -> None:
+    record = WORLDS["holds"]
+    bma = record[(record["method"] == "BMA") & (record["metric"] == "ambiguity")]
+    told = pd.concat(
+        [record, bma.assign(metric="std_over_forgetting", size=1, value=left)], ignore_index=True
+    )
+    verdict = judge(CLAIMS["C5 (INT-5)"], told)
+    assert verdict.verdict == expected
+    assert ("the posterior is not learnt" in verdict.note) == (expected == "not run")
+
+
 RATIO_CLAIMS = {claim.name: claim for claim in all_claims(replace(SETTINGS, noise_share=0.2))}
 
 

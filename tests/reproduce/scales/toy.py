@@ -90,6 +90,7 @@ SCALE = Scale(
         best_bits=4,
         claim_size=3,
         memory_models=2,
+        noise_share=0.2,
         expansion=2,
         table_bits=(6, 4, 3),
         scale_axes=(PerTensor(), PerChannel()),
