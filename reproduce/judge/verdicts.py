@@ -31,6 +31,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from lpe.errors import InputError
 from lpe.records import KEY
 from reproduce.judge.claims import Claim, Side
 from reproduce.judge.examples import Columns, ExampleValues, NotAvailable, columns_of
@@ -256,8 +257,10 @@ def judge_all(
             earlier run, as :func:`kept_estimates` gives them: taken up where the rows are the same.
 
     Raises:
-        InputError: the record contradicts itself, such as two rows where one is expected.
+        InputError: another unit; the record contradicts itself, such as two rows where one is expected.
     """
+    if unit not in UNITS:
+        raise InputError(f"a scale's unit is {unit!r}; one of {', '.join(map(repr, UNITS))} is expected")
     record = record.reset_index(drop=True)
     stands = stand_ins(record)
     values = with_absent(record["value"])

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lpe.errors import InputError
 from reproduce.judge.claims import Claim, Side
 from reproduce.judge.intervals import percentile_interval, resampled_means
 from reproduce.judge.statistics import Rows, difference, ratio
@@ -89,6 +90,11 @@ def test_seeds_decide_where_they_are_the_unit_and_examples_stand_beside() -> Non
     assert verdict.examples is not None
     assert (verdict.examples.low, verdict.examples.high) == pytest.approx(expected)
     assert verdict.examples.n == EXAMPLES
+
+
+def test_another_unit_is_refused() -> None:
+    with pytest.raises(InputError, match="a scale's unit is 'run'; one of 'seed', 'same images', 'example'"):
+        judge_all([BELOW], World(seeds=1).record, "run")
 
 
 def test_images_of_several_seeds_count_each() -> None:
