@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,11 @@ import pytest
 from lpe.ensembles.cyclical_sgld import SamplingStage
 from lpe.provenance import REPOSITORY
 from reproduce import known
+from reproduce.study import known_answer
 from reproduce.study.known_methods import BSR, CyclicalLangevin, Langevin
 
 COMMITTED = REPOSITORY / "figures" / "known"
+SLOPE = ["-0.5", "[-0.5,", "-0.5]"]
 FILES = ["known.csv", "known.json", "known.pdf", "known.png"]
 
 
@@ -72,6 +75,20 @@ def test_the_record_holds_every_method_in_two_directions_at_every_n(folder: Path
     assert len(ends) == len(methods) * 3 * 2 * 2
 
 
+def test_the_exact_rows_are_those_of_the_posterior_and_the_mean_field_ones_its_optimums(folder: Path) -> None:
+    data = known_answer.labelled(known.DESIGN, 30, 2).counted(30)
+    (thin,) = known_answer.axes(known.DESIGN)[1:]
+    record = pd.read_csv(folder / "known.csv", keep_default_na=False)
+    covariances = {
+        known.EXACT: known_answer.posterior(data)[1],
+        known.MEAN_FIELD: np.stack([np.diag(each) for each in known_answer.mean_field(data)[1]]),
+    }
+    for method, covariance in covariances.items():
+        expected = np.sqrt(np.einsum("i,rij,j->r", thin, covariance, thin).reshape(2, 8).mean(axis=1))
+        got = np.exp(known.against_size(record, method, known.THIN)[30])
+        assert got.to_numpy() == pytest.approx(expected)
+
+
 def test_the_provenance_holds_every_setting_and_what_was_learnt(folder: Path) -> None:
     written = json.loads((folder / "known.json").read_text())
     assert written["seeds"] == [0, 1]
@@ -91,6 +108,48 @@ def test_a_record_of_more_seeds_is_not_overwritten(folder: Path, capsys: pytest.
     (line,) = capsys.readouterr().err.splitlines()
     assert "has 2 seeds, more than 1; give another folder by --out" in line
     assert files(folder) == before
+
+
+# What is made of the record.
+
+
+def made_up(stds: dict[tuple[known.Method, int], list[float]]) -> pd.DataFrame:
+    """A record of two seeds: (method, seed) → its std at N = 30, 1,000 and 100,000, in both directions."""
+    rows = [
+        (*method, examples, degrees, seed, std)
+        for (method, seed), values in stds.items()
+        for degrees in (known.DENSE, known.THIN)
+        for examples, std in zip((30, 1_000, 100_000), values, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=known.COLUMNS)
+
+
+def test_a_band_is_students_interval_of_the_logarithms() -> None:
+    logs = pd.DataFrame({30: np.log([1.0, 4.0])})
+    # Two values: mean ± t(.975, 1) · half their difference, and t(.975, 1) = 12.7062.
+    half = 12.7062 * math.log(2)
+    means, lows, highs = known.ends(logs)
+    assert (means[0], lows[0]) == pytest.approx((2.0, 2 * math.exp(-half)), rel=1e-4)
+    assert highs[0] == pytest.approx(2 * math.exp(half), rel=1e-4)
+
+
+def test_the_table_has_the_ratio_to_the_exact_and_the_slope_in_log_n() -> None:
+    root = [30**-0.5, 1_000**-0.5, 100_000**-0.5]
+    stds = {(known.EXACT, seed): root for seed in (0, 1)}
+    stds |= {((BSR, "int4"), seed): [0.1, 0.1, 0.1] for seed in (0, 1)}
+    exact, rounding = known.table(made_up(stds))[2:4]
+    assert exact.split() == [*"exact 1 [1, 1] 1 [1, 1] 1 [1, 1]".split(), *["1", "[1,", "1]"] * 3, *SLOPE]
+    ratios = [f"{0.1 / each:.3g}" for each in root]
+    words = [word for each in ratios for word in (each, f"[{each},", f"{each}]")]
+    assert rounding.split()[:11] == ["LPE-BSR,", "INT-4", *words]
+
+
+def test_the_share_of_csgld_is_twice_the_curvature_times_the_rates_where_these_are_small() -> None:
+    data = known_answer.labelled(known.DESIGN, 30, 1).counted(30)
+    precision = np.stack([30 * 1e-6 * np.eye(2)] * known.DESIGN.regressions)
+    rates = 2 * (np.cos(np.pi * np.arange(500, 1_000) / 1_000) + 1)
+    share = known.cyclical_share(data, precision, 37)
+    assert share == pytest.approx(2 * 1e-6 * rates.sum(), rel=1e-2)
 
 
 # The committed figure.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,6 +141,13 @@ def test_every_site_has_an_example_before_any_has_two() -> None:
 def test_a_seeds_labels_are_the_same_beside_any_others() -> None:
     alone, beside = (known_answer.labelled(DESIGN, 100, seeds).labels for seeds in (1, 3))
     assert (alone == beside[:, :3]).all()
+
+
+def test_two_seeds_share_no_random_numbers() -> None:
+    """Where every probability is a half, two seeds agree in half of n labels: n/2 ± 5 √(n/4)."""
+    labels = known_answer.labelled(replace(DESIGN, prior_std=0.0), 1_000, 2).labels
+    agree = int((labels[:, :3] == labels[:, 3:]).sum())
+    assert abs(agree - 1_500) < 5 * math.sqrt(3_000 / 4)
 
 
 def test_labels_are_drawn_from_truths_of_the_prior() -> None:

@@ -98,6 +98,20 @@ def test_given_the_weights_rounding_is_blind_to_n_and_the_others_but_swag_are_no
             assert (few[method] > 5 * many[method]).all()
 
 
+def test_each_seed_has_the_weights_of_its_regressions_and_draws_of_its_own() -> None:
+    two = known_answer.labelled(DESIGN, 30, 2)
+    point, _ = known_answer.laplace(two.counted(30))
+    made, _ = known_methods.ensembles(two, 30, point, SHORT, DESIGN.regressions)
+    for (name, _), of_seeds in made.items():
+        assert len(of_seeds) == 2
+        if name not in ("SGLD", "CSGLD"):
+            assert [each.seed for each in of_seeds] == [0, 1]  # type: ignore[attr-defined]
+        for seed, ensemble in enumerate(of_seeds):
+            mean = torch.stack([member.weight for member in ensemble]).mean(dim=0).detach().numpy()
+            own, other = (abs(mean - point[8 * part : 8 * part + 8]).mean() for part in (seed, 1 - seed))
+            assert own < other
+
+
 # SGLD and cyclical SGLD.
 
 SAMPLERS: dict[str, Callable[[Counted, Tensor], list[Tensor]]] = {
