@@ -7,6 +7,10 @@ posterior std of IVON at each seed, the paths written, and claim C2's verdict fo
 
 BMA (where the point has a posterior) against LPE-BSR at several bit widths; the single FP32 model, as it
 is and with temperature scaling, as lines.
+
+    top      NLL, with 95 % intervals of the paired difference to the single FP32 model
+    bottom   that difference: even within 1 % of FP32's NLL, logarithmic beyond. With batch norm, dashed:
+             the members' statistics re-estimated
 """
 
 from __future__ import annotations
@@ -25,7 +29,8 @@ if __name__ == "__main__":  # before torch and numpy are imported
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Script, run_figure
 from reproduce.draw import panels
-from reproduce.draw.style import BIT_STYLES, BMA_STYLE, METHODS
+from reproduce.draw.curves import difference_panel, nll_panel
+from reproduce.draw.style import METHODS
 from reproduce.draw.summaries import claim_lines, noun
 from reproduce.judge import intervals
 from reproduce.study.measurements import measure_all, posterior_stds
@@ -56,20 +61,25 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Draw fig2.pdf and fig2.png from fig2.csv; returns their paths and claim C2's verdicts."""
     record = panels.read_record(folder / "fig2.csv", COLUMNS)
     n = record["seed"].nunique()
+    titles = []
     with panels.style():
-        figure, row = panels.plt.subplots(
-            1, len(chosen.points), figsize=(panels.TEXT_WIDTH, 2.35), sharey=False, squeeze=False
-        )
-        axes = row[0]
-        for letter, ax, point in zip("abcdefgh", axes, chosen.points, strict=False):
+        figure, pairs = panels.paired_grid(len(chosen.points), 2)
+        for point, axes in zip(chosen.points, pairs, strict=True):
             nll = record[(record["point"] == point) & (record["metric"] == "nll")]
             single = intervals.by_seed(nll, method="FP32")
-            panels.nll_panel(ax, nll, single, chosen.settings.bits, BIT_STYLES, BMA_STYLE)
+            nll_panel(axes[0], nll, single, chosen.settings.bits)
+            difference_panel(axes[1], nll, single, chosen.settings.bits)
             low, high = intervals.student_interval(single.to_numpy())
             spread = f" [{low:.3f}, {high:.3f}]" if n > 1 else ""
-            panels.label_panel(ax, letter, f"{point}: FP32 {single.mean():.3f}{spread}")
-        axes[0].set_ylabel(f"test NLL (nats per {noun(chosen)})")
-        panels.legend_below(figure, axes[::-1])
+            titles.append((axes[0], f"{point}\nFP32 {single.mean():.3f}{spread}"))
+            titles.append((axes[1], f"{point}: difference"))
+            if panels.leftmost(axes[0]):
+                axes[0].set_ylabel(f"test NLL (nats per {noun(chosen)})")
+            if panels.leftmost(axes[1]):
+                axes[1].set_ylabel("NLL − NLL(FP32) (nats)")
+        panels.label_rows(titles)
+        figure.align_ylabels([axes for pair in pairs for axes in pair])
+        panels.legend_below(figure, [axes for pair in pairs[::-1] for axes in pair])
         paths = panels.save(figure, folder, "fig2")
     return paths, claim_lines(record, chosen, ["C2"])
 

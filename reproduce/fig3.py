@@ -6,8 +6,9 @@ Costs about 2 minutes on 2 cores for one training seed of ``digits``, from nothi
 figure 2. It prints the posterior std of IVON at each seed, the paths written, and claim C2's verdicts.
 
 For each point: NLL against ensemble size; the radial landscape plane spanned from the origin by a BMA
-member and an LPE-BSR member; the plane through the point and both members, with many members of each
-method projected on it; and each member's own NLL against its distance from the point.
+member and an LPE-BSR member; the plane through the point and both members, on which the three lie apart;
+each member's own NLL against its distance from the point; and many members of each method projected on that
+plane, close up: they lie as far from the point as the first, nearly all of it off the plane.
 """
 
 from __future__ import annotations
@@ -24,36 +25,39 @@ if __name__ == "__main__":  # before torch and numpy are imported
     same_bits.choose(sys.argv[1:])
 
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-import lpe
-from lpe.evaluation.landscape import Surface, grid_lines, plane_through, radial_plane, weight_vector
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Script, run_figure
-from reproduce.draw import panels
-from reproduce.draw.style import BIT_STYLES, BMA_STYLE, METHODS
-from reproduce.draw.summaries import claim_lines
+from reproduce.draw import page, panels
+from reproduce.draw.curves import nll_panel
+from reproduce.draw.landscape_pictures import (
+    ROW,
+    cloud_panel,
+    radial_panel,
+    shown_as,
+    singles_panel,
+    through_panel,
+)
+from reproduce.draw.style import BIT_STYLES, BMA_STYLE, METHODS, SINGLE_STYLE
+from reproduce.draw.summaries import FP32, claim_lines, noun
 from reproduce.judge import intervals
-from reproduce.study.landscapes import cloud_table, grid_table
+from reproduce.study.landscapes import (
+    BMA,
+    LOW,
+    PLANE_CLOUD_COLUMNS,
+    PLANE_GRID_COLUMNS,
+    drawn_around,
+    planes_of,
+    point_of,
+)
 from reproduce.study.measurements import measure_all, posterior_stds
 from reproduce.study.records import selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
-from reproduce.study.units import Unit, draw_seed, units
+from reproduce.study.units import Unit, units
 
-GRID_COLUMNS = ("point", "plane", "x", "y", "metric", "value")
-CLOUD_COLUMNS = (
-    "point",
-    "plane",
-    "method",
-    "member",
-    "x",
-    "y",
-    "distance_from_plane",
-    "distance_from_point",
-    "nll",
-)
+GRID_COLUMNS = ("point", *PLANE_GRID_COLUMNS)
+CLOUD_COLUMNS = ("point", *PLANE_CLOUD_COLUMNS)
 
 
 def lacks(chosen: Scale) -> str:
@@ -68,90 +72,25 @@ def wanted(session: Session) -> list[Unit]:
 
 def compute(session: Session) -> dict[str, object]:
     """Train and measure; write fig3.csv, fig3_landscape.csv and fig3_members.csv."""
-    chosen = session.scale
     measure_all(session, wanted(session))
-    shape = chosen.settings.landscape
-    data = session.main.source.load(shape.seed)
-    seen = f"test {session.main.example}s of seed {shape.seed}"
-    grids, clouds = [], []
-    for name in chosen.posteriors:
-        solution = session.main.point(session, name, shape.seed)
-        assert solution.posterior is not None
-        drawn = draw_seed(shape.seed, 0)
-        methods = {
-            "BMA": solution.posterior(shape.cloud, drawn),
-            "LPE-BSR": lpe.LowPrecisionEnsemble(
-                solution.net,
-                lpe.Int(chosen.settings.best_bits),
-                shape.cloud,
-                seed=drawn,
-                batches=data.statistics,
-            ),
-        }
-        centre, bma, low = (
-            weight_vector(net) for net in (solution.net, methods["BMA"][0], methods["LPE-BSR"][0])
-        )
-        surface = Surface(solution.net, data.test, statistics=data.statistics or ())
-        for kind, plane in (("radial", radial_plane(bma, low)), ("members", plane_through(centre, bma, low))):
-            itself = cloud_table(plane, [solution.net], solution.net, surface, "point")
-            drawn_clouds = [
-                cloud_table(plane, ensemble.in_turn(), solution.net, surface, method)
-                for method, ensemble in methods.items()
-            ]
-            projected = pd.concat([itself, *drawn_clouds]).assign(point=name, plane=kind)
-            clouds.append(projected)
-            # The three weight vectors that span the plane lie on the grid: the origin of the plane and
-            # the first member of each method. The members' plane is drawn as far as its members reach.
-            firsts = projected[(projected["member"] == 0) & (projected["method"] != "point")]
-            xs, ys = (
-                grid_lines(
-                    [0.0, *firsts[axis]],
-                    shape.resolution,
-                    shape.margin,
-                    reach=projected[axis].tolist() if kind == "members" else (),
-                )
-                for axis in ("x", "y")
-            )
-            grid = grid_table(session, surface, plane, xs, ys, seen, f"{name}: {kind} plane")
-            grids.append(grid.assign(point=name, plane=kind))
-    write_table(pd.concat(grids)[list(GRID_COLUMNS)], session.out / "fig3_landscape.csv", GRID_COLUMNS)
-    write_table(pd.concat(clouds)[list(CLOUD_COLUMNS)], session.out / "fig3_members.csv", CLOUD_COLUMNS)
+    measure_landscapes(session)
     write_table(selected(session, wanted(session), methods=METHODS), session.out / "fig3.csv", COLUMNS)
     return {"median_posterior_std": posterior_stds(session, session.scale.posteriors)}
 
 
-STYLES = {
-    "origin": (panels.BLACK, "X"),
-    "point": (panels.BLACK, "*"),
-    "BMA": (BMA_STYLE[0], BMA_STYLE[1]),
-    "LPE-BSR": (panels.BLUE, "o"),
-}
-
-
-def _landscape(
-    figure: Figure, ax: Axes, grids: pd.DataFrame, clouds: pd.DataFrame, name: str, kind: str
-) -> pd.DataFrame:
-    """Draw contours of one plane; return the members projected on it."""
-    here = grids[(grids["point"] == name) & (grids["plane"] == kind) & (grids["metric"] == "nll")]
-    table = here.pivot(index="y", columns="x", values="value")
-    values = table.to_numpy()
-    levels = panels.nll_levels(values)
-    panels.contours(figure, ax, table.columns.to_numpy(), table.index.to_numpy(), values, levels, "NLL, nats")
-    ax.set_xlabel("x (L2 units)")
-    ax.set_ylabel("y (L2 units)")
-    return clouds[(clouds["point"] == name) & (clouds["plane"] == kind)]
-
-
-def _place(members: pd.DataFrame, method: str) -> tuple[float, float]:
-    first = members[(members["method"] == method) & (members["member"] == 0)].iloc[0]
-    return float(first["x"]), float(first["y"])
-
-
-def _off_plane(members: pd.DataFrame, method: str) -> str:
-    # The method's first member spans the plane, so it lies in it.
-    off = members[(members["method"] == method) & (members["member"] > 0)]["distance_from_plane"]
-    low, high = f"{off.min():.1f}", f"{off.max():.1f}"
-    return f"{method} {low}" if low == high else f"{method} {low}–{high}"
+def measure_landscapes(session: Session) -> None:
+    """Measure the planes at the landscapes' training seed; write fig3_landscape.csv and fig3_members.csv."""
+    data = session.main.source.load(session.scale.settings.landscape.seed)
+    grids, clouds = [], []
+    for name in session.scale.posteriors:
+        grid, members = planes_of(
+            session, drawn_around(session, name, data), (1, 2), data, name, changes=False
+        )
+        # NLL is all that is drawn.
+        grids.append(grid[grid["metric"] == "nll"].assign(point=name))
+        clouds.append(members.assign(point=name))
+    write_table(pd.concat(grids)[list(GRID_COLUMNS)], session.out / "fig3_landscape.csv", GRID_COLUMNS)
+    write_table(pd.concat(clouds)[list(CLOUD_COLUMNS)], session.out / "fig3_members.csv", CLOUD_COLUMNS)
 
 
 def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
@@ -159,60 +98,34 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     record = panels.read_record(folder / "fig3.csv", COLUMNS)
     grids = panels.read_record(folder / "fig3_landscape.csv", GRID_COLUMNS)
     clouds = panels.read_record(folder / "fig3_members.csv", CLOUD_COLUMNS)
-    letters = iter("abcdefghijklmnopqrstuvwxyz")
-    best = f"INT-{chosen.settings.best_bits}"
+    letters = panels.letters()
+    best, nats = chosen.settings.best_bits, f"(nats per {noun(chosen)})"
     with panels.style():
-        figure, rows = panels.plt.subplots(
-            len(chosen.posteriors),
-            4,
-            figsize=(panels.TEXT_WIDTH, 1.9 * len(chosen.posteriors)),
-            width_ratios=(1.1, 1, 1, 1),
-            squeeze=False,
-        )
-        for axes, name in zip(rows, chosen.posteriors, strict=True):
+        rows = 2 * len(chosen.posteriors)
+        figure, axes = panels.plt.subplots(rows, 3, figsize=(page.width(), ROW * rows + 0.45))
+        for place, name in enumerate(chosen.posteriors):
+            curve, radial, through, single, *around = axes[2 * place : 2 * place + 2].flat
+            marks = {point_of(name): SINGLE_STYLE, BMA: BMA_STYLE, LOW: BIT_STYLES[best]}
+            legends = {point_of(name): "the point", LOW: f"{LOW}, INT-{best}"}
+            shown = shown_as(marks, legends, LOW)
+            grid, members = grids[grids["point"] == name], clouds[clouds["point"] == name]
+
             nll = record[(record["point"] == name) & (record["metric"] == "nll")]
-            single = intervals.by_seed(nll, method="FP32")
-            panels.nll_panel(axes[0], nll, single, chosen.settings.bits, BIT_STYLES, BMA_STYLE)
-            axes[0].set_ylabel("test NLL (nats)")
-            panels.label_panel(axes[0], next(letters), f"{name}: NLL")
+            nll_panel(curve, nll, intervals.by_seed(nll, method=FP32), chosen.settings.bits)
+            curve.set_ylabel(f"test NLL {nats}")
+            panels.label_panel(curve, next(letters), f"{name}: ensembles")
+            radial_panel(figure, radial, grid, members, shown, noun(chosen))
+            panels.label_panel(radial, next(letters), f"{name}: radial plane")
+            through_panel(figure, through, grid, members, shown, noun(chosen))
+            panels.label_panel(through, next(letters), f"{name}: plane through three")
 
-            members = _landscape(figure, axes[1], grids, clouds, name, "radial")
-            places = {method: _place(members, method) for method in ("point", "BMA", "LPE-BSR")}
-            panels.anchors(axes[1], {"origin": (0.0, 0.0), **places}, STYLES)
-            panels.label_panel(axes[1], next(letters), f"{name}: radial")
-
-            members = _landscape(figure, axes[2], grids, clouds, name, "members")
-            for method in ("BMA", "LPE-BSR"):
-                cloud = members[members["method"] == method]
-                colour, marker = STYLES[method]
-                axes[2].scatter(
-                    cloud["x"], cloud["y"], s=7, c=colour, marker=marker, linewidths=0.3, edgecolors="white"
-                )
-            panels.anchors(
-                axes[2], {method: _place(members, method) for method in ("point", "BMA", "LPE-BSR")}, STYLES
-            )
-            off = ", ".join(_off_plane(members, method) for method in ("BMA", "LPE-BSR"))
-            axes[2].set_xlabel(f"x (L2 units)\noff the plane: {off}")
-            panels.label_panel(axes[2], next(letters), f"{name}: clouds")
-
-            for method in ("BMA", "LPE-BSR", "point"):
-                cloud = members[members["method"] == method]
-                colour, marker = STYLES[method]
-                size = 9 if method != "point" else 40
-                axes[3].scatter(
-                    cloud["distance_from_point"],
-                    cloud["nll"],
-                    s=size,
-                    c=colour,
-                    marker=marker,
-                    linewidths=0.3,
-                    edgecolors="white",
-                )
-            axes[3].set_xlabel("L2 from point")
-            axes[3].set_ylabel("NLL (nats)")
-            axes[3].set_xlim(left=0)
-            panels.label_panel(axes[3], next(letters), f"{name}: single")
-        panels.legend_below(figure, [rows[0][0], rows[0][1]], rename={"LPE-BSR": f"LPE-BSR member, {best}"})
+            singles_panel(single, members, shown, noun(chosen))
+            panels.label_panel(single, next(letters), f"{name}: single members")
+            around[0].set_ylabel("y (L2 units)")
+            for ax, each in zip(around, shown[1:], strict=True):
+                cloud_panel(ax, members, each)
+                panels.label_panel(ax, next(letters), f"{name}: {each.name}s")
+        panels.legend_below(figure, [axes[0][0], axes[0][2], axes[0][1]])
         paths = panels.save(figure, folder, "fig3")
     return paths, claim_lines(record, chosen, ["C2"])
 

@@ -3,13 +3,14 @@
     python reproduce/fig4.py
 
 Costs about 12 minutes on one core at scale ``digits``, from nothing: two snapshot cycles at each of the 20
-training seeds of claim C3; half a minute where they are there. It prints how far each anchor lies from the
-plane and from the first snapshot, the paths written, and claim C3's verdicts.
+training seeds of claim C3; half a minute where they are there. It prints how far each lies from the
+radial plane and from the first snapshot, the paths written, and claim C3's verdicts.
 
-The plane is spanned from the origin by the first and the second snapshot of one training seed. The third
-anchor, an LPE-BSR member of the first snapshot, is projected on it. Loss, and what changes from each anchor:
-the share of test images decided otherwise (disagreement) and the KL divergence. Claim C3 is judged on the
-disagreement of the networks themselves, over many training seeds.
+The radial plane is spanned from the origin by the first and the second snapshot of one training seed. A
+low precision member of the first snapshot lies so near it, seen from the origin, that everything else is
+drawn on the plane through the three, on which they lie apart: loss, and what changes from each, the share of
+test examples decided otherwise (disagreement) and the KL divergence. Claim C3 is judged on the disagreement
+of the networks themselves, over many training seeds, which a panel shows.
 """
 
 from __future__ import annotations
@@ -25,27 +26,33 @@ from reproduce import same_bits
 if __name__ == "__main__":  # before torch and numpy are imported
     same_bits.choose(sys.argv[1:])
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 import lpe
-from lpe.evaluation.landscape import Surface, radial_plane, weight_vector
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Script, run_figure
 from reproduce.draw import panels
-from reproduce.draw.summaries import claim_lines
-from reproduce.study.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table, radial_table, window_around
+from reproduce.draw.landscape_pictures import changes_picture, on_plane, shown_as
+from reproduce.draw.style import BIT_STYLES, FAMILY_STYLES, SINGLE_STYLE
+from reproduce.draw.summaries import claim_lines, noun
+from reproduce.judge import intervals
+from reproduce.study.landscapes import (
+    LOW,
+    PLANE_CLOUD_COLUMNS,
+    PLANE_GRID_COLUMNS,
+    RADIAL,
+    Solution,
+    planes_of,
+)
 from reproduce.study.measurements import first_snapshots, measure_all
-from reproduce.study.records import selected
+from reproduce.study.records import DISAGREEMENT, selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 from reproduce.study.units import DISAGREEMENT_UNIT, Unit, draw_seed, units
 
-FIRST, SECOND, MEMBER = "1st snapshot", "2nd snapshot", "LPE-BSR member"
-STYLES = {
-    FIRST: (panels.BLACK, "*"),
-    SECOND: (panels.VERMILION, "^"),
-    MEMBER: (panels.BLUE, "ring"),
-}
+FIRST, SECOND = "1st snapshot", "2nd snapshot"
 
 
 def lacks(chosen: Scale) -> str:
@@ -72,40 +79,66 @@ def measure_landscape(session: Session) -> None:
     seed = chosen.settings.landscape.seed
     data = session.main.source.load(seed)
     snapshots = first_snapshots(session, session.main, seed)
-    first = snapshots[0]
+    first, second = snapshots[0], snapshots[1]
     # The first of the members that the record's disagreement is a mean over.
     system = lpe.Int(chosen.settings.best_bits)
-    member = lpe.LowPrecisionEnsemble(first, system, 1, draw_seed(seed, 0), batches=data.statistics)[0]
-    nets = {FIRST: first, SECOND: snapshots[1], MEMBER: member}
-    anchors = {name: weight_vector(net) for name, net in nets.items()}
-    plane = radial_plane(anchors[FIRST], anchors[SECOND])
-    surface = Surface(first, data.test, anchors, data.statistics or ())
-    members = pd.concat([cloud_table(plane, [net], first, surface, name) for name, net in nets.items()])
-    seen = f"test {session.main.example}s of seed {seed}"
-    grid = radial_table(session, surface, plane, anchors, seen, "radial plane")
-    write_table(grid[list(GRID_COLUMNS)], session.out / "fig4_landscape.csv", GRID_COLUMNS)
-    write_table(members[list(CLOUD_COLUMNS)], session.out / "fig4_members.csv", CLOUD_COLUMNS)
+    low = lpe.LowPrecisionEnsemble(first, system, 1, draw_seed(seed, 0), batches=data.statistics)
+    solutions = (
+        Solution(FIRST, lambda: [first]),
+        Solution(SECOND, lambda: [second]),
+        Solution(LOW, low.in_turn),
+    )
+    grid, members = planes_of(session, solutions, (0, 1), data, "snapshots", changes=True)
+    write_table(grid, session.out / "fig4_landscape.csv", PLANE_GRID_COLUMNS)
+    write_table(members, session.out / "fig4_members.csv", PLANE_CLOUD_COLUMNS)
 
 
 def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Draw fig4.pdf and fig4.png from the record; returns their paths, distances, and claim C3's verdicts."""
     record = panels.read_record(folder / "fig4.csv", COLUMNS)
-    grid = panels.read_record(folder / "fig4_landscape.csv", GRID_COLUMNS)
-    members = panels.read_record(folder / "fig4_members.csv", CLOUD_COLUMNS)
-    legends = {MEMBER: f"LPE-BSR member of the 1st snapshot, INT-{chosen.settings.best_bits}"}
-    shown = panels.anchors_of(members, STYLES, legends)
-    window = window_around([anchor.place for anchor in shown], chosen.settings.landscape.margin)
+    grid = panels.read_record(folder / "fig4_landscape.csv", PLANE_GRID_COLUMNS)
+    members = panels.read_record(folder / "fig4_members.csv", PLANE_CLOUD_COLUMNS)
+    best = chosen.settings.best_bits
+    marks = {FIRST: SINGLE_STYLE, SECOND: FAMILY_STYLES["SSE"], LOW: BIT_STYLES[best]}
+    shown = shown_as(marks, {LOW: f"{LOW} of the {FIRST}, INT-{best}"}, LOW)
     assert chosen.main is not None
-    images = chosen.main.source.load(chosen.settings.landscape.seed).test_count
+    examples = chosen.main.source.load(chosen.settings.landscape.seed).test_count
+
+    def corner(axes: Axes) -> str:
+        _disagreement_panel(axes, record, chosen)
+        return "disagreement with the 1st,\nover training seeds"
+
     with panels.style():
-        figure = panels.radial_landscape(grid, shown, window, images)
+        figure, _ = changes_picture(grid, members, shown, noun(chosen), examples, corner, 0)
         paths = panels.save(figure, folder, "fig4")
     lines = [
         f"{row['method']}: {row['distance_from_point']:.3f} from the {FIRST}, "
-        f"{row['distance_from_plane']:.3f} off the plane, NLL {row['nll']:.5f}"
-        for _, row in members.iterrows()
+        f"{row['distance_from_plane']:.3f} off the radial plane, NLL {row['nll']:.5f}"
+        for _, row in on_plane(members, RADIAL).iterrows()
     ]
     return paths, lines + claim_lines(record, chosen, ["C3"])
+
+
+def _disagreement_panel(axes: Axes, record: pd.DataFrame, chosen: Scale) -> None:
+    """Draw disagreement with the first snapshot: a small mark a training seed, the mean and its interval."""
+    rows = record[(record["metric"] == DISAGREEMENT) & (record["point"] == "SSE")]
+    kinds = [("2nd", "fp32", FAMILY_STYLES["SSE"])]
+    kinds += [(f"INT-{bits}", f"int{bits}", BIT_STYLES[bits]) for bits in chosen.settings.bits]
+    for place, (_, system, (colour, marker)) in enumerate(kinds):
+        values = intervals.by_seed(rows, number_system=system).to_numpy()
+        aside = np.linspace(-0.22, 0.22, len(values)) if len(values) > 1 else np.zeros(1)
+        axes.scatter(place + aside, values, s=5, c=colour, marker=marker, linewidths=0, alpha=0.6)
+        low, high = intervals.student_interval(values)
+        if np.isfinite(low):
+            axes.vlines(place, low, high, color=panels.BLACK, linewidth=1.0, zorder=4)
+        axes.plot(
+            place, values.mean(), marker, color=colour, markersize=5.5, markeredgecolor="black", zorder=5
+        )
+    axes.set_xticks(range(len(kinds)), [title for title, *_ in kinds])
+    axes.set_xlabel("of the 2nd, or a member of the 1st")
+    axes.set_xlim(-0.5, len(kinds) - 0.5)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel(f"share of {noun(chosen)}s")
 
 
 SCRIPT = Script("fig4", __doc__, lacks, wanted, compute, draw)

@@ -3,13 +3,14 @@
     python reproduce/fig6.py
 
 Costs about 5 minutes on one core for the five training seeds of ``digits``, from nothing, and half a minute
-after figure 2. It prints how far the anchors and the clouds lie from the plane and from the point, the paths
+after figure 2. It prints how far the members lie from the plane and from the point, the paths
 written, and claim C5's verdicts.
 
-The plane is figure 3's: spanned from the origin by the first BMA member and the first LPE-BSR member, so that
-neither method's member is shown by its shadow; IVON's point is projected on it. Loss, and what changes from
-each anchor: the share of test images decided otherwise (disagreement) and the KL divergence. Many members of
-each method are projected on the plane. Claim C5 compares the diversity of whole ensembles.
+The radial plane is spanned from the origin by the first BMA member and the first LPE-BSR member. Everything
+else is drawn on the plane through IVON's point and the two, on which the three lie apart: loss, and what
+changes from each, the share of test examples decided otherwise (disagreement) and the KL divergence. Many
+members of each method are projected on that plane, close up. Claim C5 compares the diversity (ambiguity) of
+whole ensembles, which a panel shows.
 """
 
 from __future__ import annotations
@@ -25,28 +26,35 @@ from reproduce import same_bits
 if __name__ == "__main__":  # before torch and numpy are imported
     same_bits.choose(sys.argv[1:])
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
-import lpe
-from lpe.evaluation.landscape import Surface, radial_plane, weight_vector
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Script, run_figure
 from reproduce.draw import panels
-from reproduce.draw.style import BMA_STYLE
-from reproduce.draw.summaries import claim_lines
-from reproduce.study.landscapes import CLOUD_COLUMNS, GRID_COLUMNS, cloud_table, radial_table, window_around
+from reproduce.draw.curves import curves_at
+from reproduce.draw.landscape_pictures import changes_picture, cloud_panel, on_plane, shown_as, singles_panel
+from reproduce.draw.style import BIT_STYLES, BMA_STYLE, SINGLE_STYLE
+from reproduce.draw.summaries import claim_lines, noun
+from reproduce.judge import intervals
+from reproduce.study.landscapes import (
+    BMA,
+    LOW,
+    PLANE_CLOUD_COLUMNS,
+    PLANE_GRID_COLUMNS,
+    THROUGH,
+    drawn_around,
+    planes_of,
+    point_of,
+)
 from reproduce.study.measurements import measure_all, posterior_stds
 from reproduce.study.records import selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
-from reproduce.study.units import Unit, draw_seed, units
+from reproduce.study.units import Unit, units
 
-POINT, BMA, LOW = "IVON's point", "BMA member", "LPE-BSR member"
-STYLES = {
-    POINT: (panels.BLACK, "*"),
-    BMA: (BMA_STYLE[0], BMA_STYLE[1]),
-    LOW: (panels.BLUE, "ring"),
-}
+POSTERIOR = "IVON"
 METHODS = ("FP32", "LPE-BSR", "BMA")
 
 
@@ -71,53 +79,41 @@ def compute(session: Session) -> dict[str, object]:
 
 def measure_landscape(session: Session) -> None:
     """Measure the plane at the landscapes' training seed; write fig6_landscape.csv and fig6_members.csv."""
-    chosen = session.scale
-    shape = chosen.settings.landscape
-    data = session.main.source.load(shape.seed)
-    solution = session.main.point(session, "IVON", shape.seed)
-    assert solution.posterior is not None
-    drawn = draw_seed(shape.seed, 0)
-    system = lpe.Int(chosen.settings.best_bits)
-    methods = {
-        BMA: solution.posterior(shape.cloud, drawn),
-        LOW: lpe.LowPrecisionEnsemble(solution.net, system, shape.cloud, seed=drawn, batches=data.statistics),
-    }
-    anchors = {POINT: weight_vector(solution.net)}
-    anchors |= {name: weight_vector(ensemble[0]) for name, ensemble in methods.items()}
-    plane = radial_plane(anchors[BMA], anchors[LOW])
-    surface = Surface(solution.net, data.test, anchors, data.statistics or ())
-    members = pd.concat(
-        cloud_table(plane, nets, solution.net, surface, name)
-        for name, nets in ((POINT, [solution.net]), *methods.items())
-    )
-    seen = f"test {session.main.example}s of seed {shape.seed}"
-    grid = radial_table(session, surface, plane, anchors, seen, "radial plane")
-    write_table(grid[list(GRID_COLUMNS)], session.out / "fig6_landscape.csv", GRID_COLUMNS)
-    write_table(members[list(CLOUD_COLUMNS)], session.out / "fig6_members.csv", CLOUD_COLUMNS)
+    seed = session.scale.settings.landscape.seed
+    data = session.main.source.load(seed)
+    solutions = drawn_around(session, POSTERIOR, data)
+    grid, members = planes_of(session, solutions, (1, 2), data, POSTERIOR, changes=True)
+    write_table(grid, session.out / "fig6_landscape.csv", PLANE_GRID_COLUMNS)
+    write_table(members, session.out / "fig6_members.csv", PLANE_CLOUD_COLUMNS)
 
 
 def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Draw fig6.pdf and fig6.png from the record; returns their paths, distances, and claim C5's verdicts."""
     record = panels.read_record(folder / "fig6.csv", COLUMNS)
-    grid = panels.read_record(folder / "fig6_landscape.csv", GRID_COLUMNS)
-    members = panels.read_record(folder / "fig6_members.csv", CLOUD_COLUMNS)
-    shown = panels.anchors_of(members, STYLES, {LOW: f"LPE-BSR member, INT-{chosen.settings.best_bits}"})
-    window = window_around([anchor.place for anchor in shown], chosen.settings.landscape.margin)
+    grid = panels.read_record(folder / "fig6_landscape.csv", PLANE_GRID_COLUMNS)
+    members = panels.read_record(folder / "fig6_members.csv", PLANE_CLOUD_COLUMNS)
+    best = chosen.settings.best_bits
+    marks = {point_of(POSTERIOR): SINGLE_STYLE, BMA: BMA_STYLE, LOW: BIT_STYLES[best]}
+    shown = shown_as(marks, {LOW: f"{LOW}, INT-{best}"}, LOW)
     assert chosen.main is not None
-    images = chosen.main.source.load(chosen.settings.landscape.seed).test_count
-    # The first member of each method is the anchor.
-    clouds = {name: members[(members["method"] == name) & (members["member"] > 0)] for name in (BMA, LOW)}
+    examples = chosen.main.source.load(chosen.settings.landscape.seed).test_count
+
+    def corner(axes: Axes) -> str:
+        _ambiguity_panel(axes, record, chosen)
+        return "ensembles: ambiguity"
+
     with panels.style():
-        figure = panels.radial_landscape(
-            grid,
-            shown,
-            window,
-            images,
-            {_legend(name, cloud): (STYLES[name][0], cloud) for name, cloud in clouds.items()},
-        )
+        figure, further = changes_picture(grid, members, shown, noun(chosen), examples, corner, 3)
+        for letter, axes, each in zip("jk", further[:2], shown[1:], strict=True):
+            cloud_panel(axes, members, each)
+            if panels.leftmost(axes):
+                axes.set_ylabel("y (L2 units)")
+            panels.label_panel(axes, letter, f"{each.name}s")
+        singles_panel(further[2], members, shown, noun(chosen))
+        panels.label_panel(further[2], "l", "single members")
         paths = panels.save(figure, folder, "fig6")
     lines = []
-    for name, here in members.groupby("method", sort=False):
+    for name, here in on_plane(members, THROUGH).groupby("method", sort=False):
         off, away = here["distance_from_plane"], here["distance_from_point"]
         lines.append(
             f"{name}, {len(here)}: {away.min():.3f} to {away.max():.3f} from the point, {off.min():.3f} to "
@@ -126,11 +122,27 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     return paths, lines + claim_lines(record, chosen, ["C5"])
 
 
-def _legend(name: str, cloud: pd.DataFrame) -> str:
-    low, high = (
-        f"{off:.1f}" for off in (cloud["distance_from_plane"].min(), cloud["distance_from_plane"].max())
-    )
-    return f"{name}s (inset): {low if low == high else f'{low}–{high}'} off plane"
+def _ambiguity_panel(axes: Axes, record: pd.DataFrame, chosen: Scale) -> None:
+    """Draw ambiguity against size, with intervals over seeds, and what is half to twice the posterior's."""
+    rows = record[(record["metric"] == "ambiguity") & (record["size"] > 1)]
+    for equal, label, style in curves_at(rows, chosen.settings.bits):
+        here = rows
+        for column, value in equal.items():
+            here = here[here[column] == value]
+        by_size = {size: intervals.by_seed(of) for size, of in here.groupby("size")}
+        sizes, means = list(by_size), np.array([values.mean() for values in by_size.values()])
+        axes.plot(sizes, means, label=label, **{"zorder": 3, **style})
+        ends = np.array([intervals.student_interval(values.to_numpy()) for values in by_size.values()])
+        if np.isfinite(ends).all() and (ends > 0).all():
+            axes.fill_between(sizes, *ends.T, color=style["color"], alpha=0.18, linewidth=0)
+        if equal == {"method": "BMA"}:
+            axes.fill_between(
+                sizes, means / 2, 2 * means, color="0.9", linewidth=0, zorder=0, label="half to twice BMA's"
+            )
+    axes.set_yscale("log")
+    panels.plain_log(axes.yaxis)
+    axes.set_xlabel("members")
+    axes.set_ylabel(f"nats per {noun(chosen)}")
 
 
 SCRIPT = Script("fig6", __doc__, lacks, wanted, compute, draw)

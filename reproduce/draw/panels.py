@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,19 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import BoundaryNorm, LogNorm
+from matplotlib.axis import Axis
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import BoundaryNorm
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from lpe.errors import InputError
 from lpe.writing import replacing
-from reproduce.judge.intervals import by_seed, student_interval
+from reproduce.draw.page import BOTH_COLUMNS, width
+from reproduce.judge.intervals import student_interval
 
 # Okabe & Ito's palette: told apart with any of the usual colour-vision deficiencies.
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
@@ -41,19 +43,28 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#D55E00",
     "#CC79A7",
 )
-TEXT_WIDTH = 7.0
-"""Inches: both columns of a two-column page."""
+GREY = "#777777"
+TEXT_WIDTH = BOTH_COLUMNS
+SMALL = 6.5
+"""Points: the smallest text."""
 
 _STYLE: dict[Any, Any] = {
+    # At every width; nothing is written smaller than SMALL.
     "font.size": 7,
     "axes.labelsize": 7,
-    "axes.titlesize": 7.5,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "legend.fontsize": 6.5,
+    "axes.titlesize": 7,
+    "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL,
+    "legend.fontsize": SMALL,
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.titlepad": 4,
+    "axes.labelpad": 2,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.major.pad": 2,
+    "ytick.major.pad": 2,
     "axes.linewidth": 0.6,
     "lines.linewidth": 1.2,
     "lines.markersize": 3.5,
@@ -93,134 +104,83 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     return paths
 
 
+def letters() -> Iterator[str]:
+    """Yield the letters of panels: a … z, then aa …"""
+    alphabet = "abcdefghijklmnopqrstuvwxyz"
+    yield from alphabet
+    yield from (first + second for first in alphabet for second in alphabet)
+
+
+def paired_grid(
+    count: int, rows: int, most: int = 3, height: float = 1.55
+) -> tuple[Figure, list[list[Axes]]]:
+    """Lay out ``rows`` panels under each other for each of ``count`` subjects, a column a subject.
+
+    One subject's panels stand side by side. More than ``most`` subjects go on below.
+
+    Args:
+        height: of a row, in inches.
+
+    Returns:
+        The figure, and for each subject its axes.
+    """
+    if count == 1:
+        figure, grid = plt.subplots(1, rows, figsize=(width(), height + 0.55), squeeze=False)
+        return figure, [list(grid[0])]
+    columns = min(count, most)
+    blocks = -(-count // columns)
+    figure = plt.figure(figsize=(width(), height * rows * blocks + 0.55))
+    cells = figure.add_gridspec(rows * blocks, columns)
+    found = []
+    for subject in range(count):
+        block, column = divmod(subject, columns)
+        found.append([figure.add_subplot(cells[rows * block + row, column]) for row in range(rows)])
+    return figure, found
+
+
+def label_rows(titles: Sequence[tuple[Axes, str]]) -> None:
+    """Letter panels row by row, and title them."""
+    places = {axes: axes.get_subplotspec() for axes, _ in titles}
+    order = sorted(titles, key=lambda each: _row_column(places[each[0]]))
+    for letter, (axes, title) in zip(letters(), order, strict=False):
+        label_panel(axes, letter, title)
+
+
+def _row_column(place: SubplotSpec | None) -> tuple[int, int]:
+    assert place is not None
+    return place.rowspan.start, place.colspan.start
+
+
+def leftmost(axes: Axes) -> bool:
+    """Tell whether a panel is the first of its row."""
+    place = axes.get_subplotspec()
+    return place is None or place.is_first_col()
+
+
 def label_panel(axes: Axes, letter: str, title: str) -> None:
     """Put "(a) title" above a panel."""
-    axes.set_title(f"({letter}) {title}", loc="left", pad=8)
+    axes.set_title(f"({letter}) {title}", loc="left")
 
 
-def paired_curve(
-    axes: Axes,
-    record: pd.DataFrame,
-    reference: pd.Series,
-    colour: str,
-    label: str,
-    marker: str,
-    **equal: object,
-) -> None:
-    """Draw the mean over training seeds against size, with its paired difference's interval to a reference.
+def legend_below(figure: Figure, axes: Sequence[Axes], columns: int | None = None, title: str = "") -> None:
+    """Draw one legend under the figure with each label of the panels once.
 
     Args:
-        record: long-form rows. reference: a value per training seed (the single FP32 model's).
-        equal: which rows.
+        columns: None: as many as the figure's width has room for. title: a line above the entries.
     """
-    rows = record
-    for column, value in equal.items():
-        rows = rows[rows[column] == value]
-    sizes = np.array(sorted(rows["size"].unique()))
-    means, lows, highs = [], [], []
-    for size in sizes:
-        values = by_seed(rows, size=size)
-        difference = (values - reference).dropna()
-        low, high = student_interval(difference.to_numpy())
-        means.append(values.mean())
-        lows.append(reference.mean() + low)
-        highs.append(reference.mean() + high)
-    shown = [n for n in range(len(sizes)) if sizes[n] in (1, 2, 5, 10, 15, 20, 30)]
-    axes.plot(sizes, means, color=colour, marker=marker, markevery=shown, label=label)
-    if np.isfinite(lows).all():
-        axes.fill_between(sizes, lows, highs, color=colour, alpha=0.18, linewidth=0)
-
-
-def contours(
-    figure: Figure,
-    axes: Axes,
-    xs: np.ndarray,
-    ys: np.ndarray,
-    values: np.ndarray,
-    levels: np.ndarray,
-    label: str,
-) -> None:
-    """Draw filled contours with labelled lines and a colour bar.
-
-    Args:
-        values: [ys, xs]. levels: increasing. label: the colour bar's, with the unit.
-    """
-    norm = LogNorm(levels[0], levels[-1])
-    filled = axes.contourf(xs, ys, values, levels=levels, cmap="cividis_r", norm=norm, extend="both")
-    lines = axes.contour(xs, ys, values, levels=levels[::3], colors="white", linewidths=0.5)
-    axes.clabel(lines, fontsize=5, fmt="%.2g", inline_spacing=1)
-    bar = figure.colorbar(filled, ax=axes, fraction=0.07, pad=0.02, ticks=levels[::3])
-    bar.ax.set_yticklabels([f"{level:.2g}" for level in levels[::3]], fontsize=5.5)
-    bar.ax.minorticks_off()
-    bar.ax.set_title(label, fontsize=5.5, loc="left", pad=4)
-
-
-def anchors(
-    axes: Axes, places: Mapping[str, tuple[float, float]], styles: Mapping[str, tuple[str, str]]
-) -> None:
-    """Mark anchors. places: name → (x, y); styles: name → (colour, marker)."""
-    for name, (x, y) in places.items():
-        colour, marker = styles[name]
-        axes.plot(
-            x,
-            y,
-            marker=marker,
-            color=colour,
-            markeredgecolor="white",
-            markeredgewidth=0.6,
-            markersize=6,
-            linestyle="none",
-            label=name,
-            zorder=6 if marker == "*" else 5,
-            clip_on=False,
-        )
-
-
-def nll_panel(
-    axes: Axes,
-    nll: pd.DataFrame,
-    single: pd.Series,
-    bits: Sequence[int],
-    bit_styles: Mapping[int, tuple[str, str]],
-    bma_style: tuple[str, str],
-    name: str = "FP32",
-) -> None:
-    """Draw NLL against size at one point: BMA, LPE-BSR by bit width, and the single models as lines.
-
-    Args:
-        nll: the point's rows of metric "nll". single: the unrounded model's NLL per training seed.
-        name: what the unrounded model is called.
-    """
-    if (nll["method"] == "BMA").any():
-        paired_curve(axes, nll, single, bma_style[0], "BMA, FP32", bma_style[1], method="BMA")
-    for width in bits:
-        colour, marker = bit_styles[width]
-        system = f"int{width}"
-        label = f"LPE-BSR, INT-{width}"
-        paired_curve(axes, nll, single, colour, label, marker, method="LPE-BSR", number_system=system)
-    scaled = by_seed(nll, method=f"{name} + temperature")
-    axes.axhline(single.mean(), color=BLACK, linestyle="--", linewidth=0.9, label=f"single {name}")
-    label = f"single {name} + temperature"
-    axes.axhline(scaled.mean(), color=BLACK, linestyle=":", linewidth=0.9, label=label)
-    axes.set_xlabel("ensemble size (members)")
-    axes.set_xlim(0.5, int(nll["size"].max()) + 0.5)
-
-
-def nll_levels(values: np.ndarray) -> np.ndarray:
-    """Return contour levels for NLL: even in the logarithm, from the least value to the largest or 5 nats."""
-    low = max(float(values.min()), 1e-3)
-    high = min(float(values.max()), 5.0)
-    return np.geomspace(low, max(high, 1.01 * low), 13)
-
-
-def legend_below(figure: Figure, axes: Sequence[Axes], rename: Mapping[str, str] | None = None) -> None:
-    """Draw one legend under the figure with each label of the panels once."""
     handles: dict[str, Artist] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            handles.setdefault((rename or {}).get(label, label), handle)
-    columns = len(handles) if len(handles) <= 6 else -(-len(handles) // 2)
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
+            handles.setdefault(label, handle)
+    if columns is None:
+        # A character takes about .048 inches; the mark and the gaps about .55.
+        room = max(1, int(figure.get_figwidth() / (0.55 + 0.048 * max(map(len, handles)))))
+        lines = -(-len(handles) // room)
+        columns = -(-len(handles) // lines)
+    legend = figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)
+    if title:
+        legend.set_title(title)
+        legend.get_title().set_fontsize(SMALL)
 
 
 # Curves against a budget, and panels whose values are limited.
@@ -327,27 +287,22 @@ def limit_values(axes: Axes, curves: Sequence[pd.DataFrame], lines: Sequence[flo
             transform=axes.transAxes,
             ha="right",
             va="bottom",
-            fontsize=5,
+            fontsize=SMALL,
         )
 
 
+def plain_log(axis: Axis) -> None:
+    """Write plain numbers at 1, 2 and 5 times the powers of ten of a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
 def memory_axis(axes: Axes, label: str = "memory (Mbit)") -> None:
-    """Make x a logarithmic axis in Mbit, with plain numbers at 1, 2 and 5 times the powers of ten."""
+    """Make x a logarithmic axis in Mbit."""
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    plain_log(axes.xaxis)
     axes.set_xlabel(label)
-
-
-def legend_in_columns(figure: Figure, axes: Sequence[Axes], columns: int) -> None:
-    """Draw ``legend_below`` in a given number of columns, for entries too wide for its choice."""
-    legend_below(figure, axes)
-    (chosen,) = figure.legends
-    handles = [handle for handle in chosen.legend_handles if handle is not None]
-    texts = [text.get_text() for text in chosen.get_texts()]
-    chosen.remove()
-    figure.legend(handles, texts, loc="outside lower center", ncols=columns)
 
 
 # Landscapes with colour bars that panels share.
@@ -404,29 +359,33 @@ def filled_contours(
     crossed = [level for level in levels if 0.01 < float((values < level).mean()) < 0.99]
     if crossed:
         lines = axes.contour(xs, ys, values, levels=crossed, colors=BLACK, linewidths=0.35, alpha=0.6)
-        labels = axes.clabel(
-            lines, [x for x in crossed if x in named], fontsize=5.5, fmt="%g", inline=False, colors=BLACK
-        )
+        shown = [level for level in crossed if level in named]
+        labels = axes.clabel(lines, shown, fontsize=SMALL, fmt="%g", inline=False, colors=BLACK)
         taken = [((x - xs[0]) / (xs[-1] - xs[0]), (y - ys[0]) / (ys[-1] - ys[0])) for x, y in clear]
         for text in labels:
-            text.set(alpha=1, path_effects=[withStroke(linewidth=1, foreground="white")])
+            # Upright: .01 on its head is 10.
+            text.set(alpha=1, rotation=0, path_effects=[withStroke(linewidth=1, foreground="white")])
             x, y = text.get_position()
             across, up = (x - xs[0]) / (xs[-1] - xs[0]), (y - ys[0]) / (ys[-1] - ys[0])
-            nearest = min((max(abs(across - a), abs(up - b)) for a, b in taken), default=1.0)
-            if min(across, 1 - across, up, 1 - up) < 0.06 or nearest < 0.13:
-                text.remove()
-            else:
+            beside = all(abs(across - a) > 0.35 or abs(up - b) > 0.13 for a, b in taken)
+            if beside and min(across, 1 - across) > 0.12 and min(up, 1 - up) > 0.06:
                 taken.append((across, up))
+            else:
+                text.remove()
     return filled
 
 
 def colour_bar(figure: Figure, filled: ContourSet, axes: Axes, label: str, ticks: np.ndarray) -> None:
     """Draw a colour bar in axes of its own; ``label`` has the unit."""
-    bar = figure.colorbar(filled, cax=axes)
+    finish_bar(figure.colorbar(filled, cax=axes), label, ticks)
+
+
+def finish_bar(bar: Colorbar, label: str, ticks: Sequence[float] | np.ndarray) -> None:
+    """Label a colour bar, with the unit, and the levels that are named beside it."""
     bar.set_ticks(list(ticks), labels=[f"{level:g}" for level in ticks])
-    bar.ax.tick_params(labelsize=5.5, length=2)
+    bar.ax.tick_params(labelsize=SMALL, length=2)
     bar.ax.minorticks_off()
-    bar.set_label(label, fontsize=6.5)
+    bar.set_label(label, fontsize=SMALL)
 
 
 def outlined(axes: Axes, x: float, y: float, text: str, offset: tuple[float, float]) -> None:
@@ -436,182 +395,9 @@ def outlined(axes: Axes, x: float, y: float, text: str, offset: tuple[float, flo
         (x, y),
         offset,
         textcoords="offset points",
-        fontsize=5.5,
+        fontsize=SMALL,
         ha="center",
         va="center",
         zorder=7,
         path_effects=[withStroke(linewidth=1.5, foreground="white")],
     )
-
-
-@dataclass(frozen=True)
-class Anchor:
-    """A weight vector that a radial landscape shows.
-
-    Args:
-        name: in the record. legend: in the legend. colour, marker: of its mark; "ring" is a hollow circle,
-            for what lies almost on another anchor.
-        place: (x, y), L2 units. off_plane: its distance from the plane, L2 units.
-    """
-
-    name: str
-    legend: str
-    colour: str
-    marker: str
-    place: tuple[float, float]
-    off_plane: float
-
-
-def mark_anchors(axes: Axes, shown: Sequence[Anchor]) -> None:
-    """Mark anchors in a landscape."""
-    for anchor in shown:
-        ring = anchor.marker == "ring"
-        axes.plot(
-            *anchor.place,
-            marker="o" if ring else anchor.marker,
-            color="none" if ring else anchor.colour,
-            markeredgecolor=anchor.colour if ring else "white",
-            markeredgewidth=1.3 if ring else 0.6,
-            markersize=9.5 if ring else 6.5,
-            linestyle="none",
-            label=anchor.legend,
-            zorder=5 if ring else 6,
-        )
-
-
-def radial_landscape(
-    grid: pd.DataFrame,
-    shown: Sequence[Anchor],
-    window: tuple[float, float, float, float],
-    images: int,
-    clouds: Mapping[str, tuple[str, pd.DataFrame]] | None = None,
-) -> Figure:
-    """Draw two rows of four panels: the loss on a radial plane, around its anchors, and changes from each.
-
-    (a) the loss on the whole plane, with a square around the anchors; (e) the loss in that square; (b–d)
-    disagreement with each anchor in it; (f–h) KL divergence from each.
-
-    Args:
-        grid: the landscape's record. shown: three anchors. window: the square, (left, right, low, high).
-        images: how many the landscape saw: one of them is the least disagreement.
-        clouds: legend → (colour, members with x and y), enlarged within (a), around the first anchor.
-    """
-    figure = plt.figure(figsize=(TEXT_WIDTH, 3.7))
-    # Colour bars have columns of their own: those of the loss, one for three panels, and gaps for labels.
-    cells = figure.add_gridspec(2, 8, width_ratios=(1.2, 0.06, 0.01, 1.15, 1.15, 1.15, 0.01, 0.06))
-    axes = [figure.add_subplot(cells[row, column]) for row in (0, 1) for column in (0, 3, 4, 5)]
-    left, right, low, high = window
-    xs, ys, nll = field(grid, "nll")
-    # The window's edges are lines of the grid, but for the digits that the record rounds off.
-    rounded = 1e-6 * (right - left)
-    near_x = (xs > left - rounded) & (xs < right + rounded)
-    near_y = (ys > low - rounded) & (ys < high + rounded)
-    near = np.ix_(near_y, near_x)
-    places = [anchor.place for anchor in shown]
-
-    # An anchor that spans the plane is off it by float error.
-    off_plane = [anchor for anchor in shown if anchor.off_plane > 1e-3]
-    words = {anchor.name: -0.14 if anchor.place[1] > (low + high) / 2 else 0.14 for anchor in off_plane}
-    written = [
-        (anchor.place[0] + across * (right - left), anchor.place[1] + words[anchor.name] * (high - low))
-        for anchor in off_plane
-        for across in (-0.2, 0.0, 0.2)
-    ]
-    for row, ax, part, clear in (
-        (0, axes[0], (xs, ys, nll), places),
-        (1, axes[4], (xs[near_x], ys[near_y], nll[near]), [*places, *written]),
-    ):
-        # Above 3 nats a plane only says that it is far away; a few points of the grid are worth no level.
-        least, most = float(np.quantile(part[2], 0.02)), min(float(part[2].max()), 3.0)
-        levels = round_levels(least, most, (1, 1.5, 2, 3, 4, 6, 8))
-        part = (*part[:2], np.maximum(part[2], 1.001 * levels[0]))
-        filled = filled_contours(ax, *part, levels, "cividis_r", list(levels[1::2]), clear)
-        ticks = levels[:: 1 + len(levels) // 11]
-        colour_bar(figure, filled, figure.add_subplot(cells[row, 1]), "test NLL (nats)", ticks)
-    axes[0].add_patch(
-        Rectangle(
-            (left, low), right - left, high - low, fill=False, linestyle=":", linewidth=0.9, clip_on=False
-        )
-    )
-    mark_anchors(axes[0], [Anchor("origin", "origin", BLACK, "X", (0.0, 0.0), 0.0), *shown])
-    label_panel(axes[0], "a", "loss, whole plane")
-    label_panel(axes[4], "e", "loss, dotted square")
-
-    for row, metric, title, unit in (
-        (0, "disagreement", "disagreement\nwith", "disagreement (share of images)"),
-        (1, "kl", "KL divergence\nfrom", "KL divergence (nats)"),
-    ):
-        fields = [field(grid, f"{metric} {anchor.name}")[2][near] for anchor in shown]
-        least = 1 / images if metric == "disagreement" else 1e-3
-        levels = round_levels(least, min(max(float(values.max()) for values in fields), 3.0))
-        for column, (anchor, values) in enumerate(zip(shown, fields, strict=True), start=1):
-            ax = axes[4 * row + column]
-            part = (xs[near_x], ys[near_y], values)
-            filled = filled_contours(ax, *part, levels, "PuBu", list(levels[1::2]), places)
-            label_panel(ax, "abcdefgh"[4 * row + column], f"{title} {anchor.name}")
-            ax.tick_params(labelleft=column == 1, labelbottom=row == 1)
-        colour_bar(figure, filled, figure.add_subplot(cells[row, 7]), unit, levels)
-
-    for ax in (*axes[1:4], *axes[4:]):
-        mark_anchors(ax, shown)
-        ax.set_xlim(left, right)
-        ax.set_ylim(low, high)
-        ax.set_aspect("equal")
-    for anchor in off_plane:
-        place = (anchor.place[0], anchor.place[1] + words[anchor.name] * (high - low))
-        outlined(axes[4], *place, f"{anchor.off_plane:.1f} off plane", (0, 0))
-    for ax in axes:
-        ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-    for ax in (axes[0], *axes[4:]):
-        ax.set_xlabel("x (L2 units)")
-    for ax in axes[::4]:
-        ax.set_ylabel("y (L2 units)")
-    if clouds:
-        _enlarged(axes[0], shown[0], clouds)
-    handles, labels = axes[0].get_legend_handles_labels()
-    columns = len(labels) if len(labels) <= 4 else -(-len(labels) // 2)
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
-    return figure
-
-
-def _enlarged(axes: Axes, centre: Anchor, clouds: Mapping[str, tuple[str, pd.DataFrame]]) -> None:
-    """Draw an inset around an anchor: members projected on the plane, in offsets from the anchor."""
-    x, y = centre.place
-    inset = axes.inset_axes((0.04, 0.34, 0.5, 0.62))
-    reach = 0.0
-    for legend, (colour, members) in clouds.items():
-        across, up = members["x"] - x, members["y"] - y
-        reach = max([reach, *across.abs(), *up.abs()])
-        inset.plot(across, up, ".", color=colour, markersize=2.5, markeredgewidth=0)
-        # The legend gathers the panel's labels, not the inset's.
-        axes.plot([], [], ".", color=colour, label=legend)
-    reach = 1.3 * (reach or 1.0)
-    inset.plot(
-        0, 0, centre.marker, color=centre.colour, markeredgecolor="white", markeredgewidth=0.4, markersize=5
-    )
-    inset.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
-    for spine in inset.spines.values():
-        spine.set_visible(True)
-    inset.text(
-        0.04, 0.97, f"\N{PLUS-MINUS SIGN}{reach:.2g} L2", fontsize=5.5, va="top", transform=inset.transAxes
-    )
-
-
-def anchors_of(
-    members: pd.DataFrame, styles: Mapping[str, tuple[str, str]], legends: Mapping[str, str]
-) -> list[Anchor]:
-    """Find the anchors of a landscape: the first member of each method in its record of members.
-
-    Args:
-        styles: method → (colour, marker). legends: method → what the legend says, where not its name.
-    """
-    found = []
-    for name, (colour, marker) in styles.items():
-        rows = members[(members["method"] == name) & (members["member"] == 0)]
-        if rows.empty:
-            raise InputError(f"the landscape's record has no member of {name!r}; run without --plot-only")
-        row = rows.iloc[0]
-        place = (float(row["x"]), float(row["y"]))
-        off_plane = float(row["distance_from_plane"])
-        found.append(Anchor(name, legends.get(name, name), colour, marker, place, off_plane))
-    return found

@@ -1,20 +1,47 @@
-"""One colour and one marker a method, in every figure."""
+"""One colour and one marker a method, in every figure.
+
+Widths of LPE-BSR and RTN have the cool colours, what is drawn from a posterior vermilion, ensembles of
+several trainings orange, and a single network as it is black.
+"""
 
 from __future__ import annotations
 
-from reproduce.draw import panels
+from typing import Any
 
-BIT_STYLES = {
-    8: (panels.BLACK, "."),
+from reproduce.draw import panels
+from reproduce.study.unrounded import FP32, RE_ESTIMATED, SCALED
+
+Mark = tuple[str, str]
+"""A colour and a marker."""
+
+BIT_STYLES: dict[int, Mark] = {
+    8: (panels.GREY, "."),
+    7: (panels.GREY, "x"),
     6: (panels.PURPLE, "v"),
     5: (panels.SKY, "D"),
     4: (panels.BLUE, "o"),
     3: (panels.GREEN, "s"),
     2: (panels.YELLOW, "P"),
 }
+RTN_MARKER = "X"
+"""In the colour of its width."""
+SINGLE_STYLE: Mark = (panels.BLACK, "*")
+SCALED_STYLE: Mark = (panels.BLACK, "P")
+LARGER_STYLE: Mark = (panels.BLACK, "h")
+BMA_STYLE: Mark = (panels.VERMILION, "^")
+FAMILY_STYLES: dict[str, Mark] = {
+    "DE": (panels.ORANGE, "p"),
+    "SSE": (panels.ORANGE, "d"),
+    "CSGLD": (panels.ORANGE, "H"),
+    "MultiIVON": (panels.ORANGE, "8"),
+    "MultiSWAG": (panels.ORANGE, "2"),
+    "BE": (panels.ORANGE, "1"),
+}
+CASCADE_MARKERS = {"RTN": "<", "FP32": ">", "DE": "4"}
+"""By what a cascade begins with, in the colour of what it goes on to."""
 
+RE_ESTIMATED_LINE: dict[str, Any] = {"linestyle": (0, (3, 1.5)), "linewidth": 0.8}
+"""Of LPE-BSR with re-estimated batch-norm statistics, in the colour of its width."""
 
-BMA_STYLE = (panels.VERMILION, "^")
-
-
-METHODS = ("FP32", "FP32 + temperature", "RTN", "LPE-BSR", "BMA")
+METHODS = (FP32, SCALED, "RTN", "LPE-BSR", f"LPE-BSR{RE_ESTIMATED}", "BMA")
+"""Of the figures around the points of one network."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,16 +13,26 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.selection import select_tensors
 from lpe.errors import InputError
-from lpe.evaluation.landscape import Plane, Surface, grid_lines, measure_grid, weight_vector
+from lpe.evaluation.landscape import (
+    Plane,
+    Surface,
+    grid_lines,
+    measure_grid,
+    plane_through,
+    radial_plane,
+    weight_vector,
+)
 from lpe.modules import apply, named_tensors, with_tensors
 from lpe.number_systems.grids import Int
 from lpe.number_systems.rounding import absmax_scales
 from lpe.records import write_table
 from reproduce.study.keys import code_hash
-from reproduce.study.scale import Landscape
+from reproduce.study.scale import Data
 from reproduce.study.session import Session
+from reproduce.study.units import draw_seed
 
 GRID_COLUMNS = ("x", "y", "metric", "value")
 CLOUD_COLUMNS = ("method", "member", "x", "y", "distance_from_plane", "distance_from_point", "nll")
@@ -90,64 +100,120 @@ def cloud_table(
     return pd.DataFrame(rows)
 
 
-# Radial planes: the whole plane coarsely, the square around the anchors finely.
+# Three solutions: the radial plane of two of them, and the plane through all three.
 
-Window = tuple[float, float, float, float]
+RADIAL, THROUGH = "radial", "through"
+"""Planes: from the zero vector, spanned by two solutions; through three solutions."""
+PLANE_GRID_COLUMNS = ("plane", *GRID_COLUMNS)
+PLANE_CLOUD_COLUMNS = ("plane", *CLOUD_COLUMNS)
 
 
-def window_around(places: Iterable[tuple[float, float]], margin: float) -> Window:
-    """Return the square around places in a plane: (lowest x, highest x, lowest y, highest y).
+@dataclass(frozen=True)
+class Solution:
+    """A solution that spans planes, and others of its kind.
 
     Args:
-        places: (x, y) of each. margin: on every side, as a fraction of their larger extent.
+        name: in records. nets: makes the networks, the first of which is the solution.
     """
-    xs, ys = zip(*places, strict=True)
-    extent = max(max(xs) - min(xs), max(ys) - min(ys)) or 1.0
-    half = (0.5 + margin) * extent
-    x, y = (min(xs) + max(xs)) / 2, (min(ys) + max(ys)) / 2
-    return x - half, x + half, y - half, y + half
+
+    name: str
+    nets: Callable[[], Iterable[nn.Module]]
+
+    def weights(self) -> Tensor:
+        """Return the solution's weight vector: float64 [weights]."""
+        return weight_vector(next(iter(self.nets())))
 
 
-def radial_lines(places: Sequence[tuple[float, float]], shape: Landscape) -> tuple[np.ndarray, np.ndarray]:
-    """Return a radial plane's grid lines: even ones from the origin over the places, finer ones around these.
+def point_of(posterior: str) -> str:
+    """Name the point of a posterior, as a solution."""
+    return f"{posterior}'s point"
 
-    Anchors lie close together at the end of a long way from the origin: an even grid of the whole plane
-    would put two lines between them. The edges of ``window_around`` the places are lines, and so are the
-    coordinates of the origin and of the places.
+
+BMA, LOW = "BMA member", "LPE-BSR member"
+
+
+def drawn_around(session: Session, posterior: str, data: Data) -> tuple[Solution, Solution, Solution]:
+    """Return a posterior's point, members drawn from the posterior, and LPE-BSR members of the point.
+
+    All at the landscapes' training seed; the members are the first of those that the record's rows are of.
+    """
+    settings = session.scale.settings
+    shape = settings.landscape
+    point = session.main.point(session, posterior, shape.seed)
+    assert point.posterior is not None
+    seed = draw_seed(shape.seed, 0)
+    drawn = point.posterior(shape.cloud, seed)
+    low = LowPrecisionEnsemble(
+        point.net, Int(settings.best_bits), shape.cloud, seed=seed, batches=data.statistics
+    )
+    return (
+        Solution(point_of(posterior), lambda: [point.net]),
+        Solution(BMA, drawn.in_turn),
+        Solution(LOW, low.in_turn),
+    )
+
+
+def planes_of(
+    session: Session,
+    solutions: tuple[Solution, Solution, Solution],
+    spanning: tuple[int, int],
+    data: Data,
+    what: str,
+    changes: bool,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Measure the radial plane of two solutions and the plane through all three, on the test examples.
+
+    Both have the solutions on lines of their grid, and show the margin around them; the radial plane from the
+    zero vector on. The plane through the three has the first as its origin and the second on its x axis; it
+    reaches as far as the other networks, projected on it.
 
     Args:
-        places: (x, y) of the anchors. shape: its resolution counts the even lines and the finer ones alike.
+        spanning: places of the solutions that span the radial plane. what: the progress bar's label.
+        changes: whether disagreement with each solution and KL divergence from it are measured on the
+            plane through all three.
 
     Returns:
-        xs, ys: increasing float64.
+        The grids, [points, PLANE_GRID_COLUMNS], and all networks projected on either plane, [networks,
+        PLANE_CLOUD_COLUMNS], distances and coordinates in L2 units.
     """
-    window = window_around(places, shape.margin)
-    lines = []
-    for axis in (0, 1):
-        anchors = [place[axis] for place in places]
-        low, high = window[2 * axis : 2 * axis + 2]
-        whole = grid_lines([0.0, *anchors], shape.resolution, shape.margin)
-        # Without a margin the finer lines begin and end at the window's edges.
-        fine = grid_lines(anchors, shape.resolution, 0.0, reach=(low, high))
-        spacing = (high - low) / (shape.resolution - 1)
-        outside = [x for x in whole if x < low - 0.2 * spacing or x > high + 0.2 * spacing]
-        lines.append(np.array(sorted({0.0, *outside, *fine})))
-    return lines[0], lines[1]
-
-
-def radial_table(
-    session: Session, surface: Surface, plane: Plane, anchors: Mapping[str, Tensor], data: str, what: str
-) -> pd.DataFrame:
-    """Measure the surface on a radial plane, on the lines of ``radial_lines``; see :func:`grid_table`.
-
-    Args:
-        anchors: name → weight vector, in the plane or projected on it.
-    """
-    places = [plane.coordinates(weights)[:2] for weights in anchors.values()]
-    xs, ys = radial_lines(places, session.scale.settings.landscape)
-    # What is measured from an anchor off the plane depends on more than the plane's numbers.
-    digest = hashlib.sha256(b"".join(weights.numpy().tobytes() for weights in anchors.values())).hexdigest()
-    return grid_table(session, surface, plane, xs, ys, f"{data}, anchors {digest}", what)
+    shape = session.scale.settings.landscape
+    net = next(iter(solutions[0].nets()))
+    anchors = {solution.name: solution.weights() for solution in solutions}
+    weights = list(anchors.values())
+    statistics = data.statistics or ()
+    plain = Surface(net, data.test, statistics=statistics)
+    surfaces = {RADIAL: plain, THROUGH: Surface(net, data.test, anchors, statistics) if changes else plain}
+    planes = {
+        RADIAL: radial_plane(*(weights[place] for place in spanning)),
+        THROUGH: plane_through(*weights),
+    }
+    seen = f"test {session.main.example}s of seed {shape.seed}"
+    if changes:
+        # What is measured from an anchor off the plane depends on more than the plane's numbers.
+        digest = hashlib.sha256(b"".join(each.numpy().tobytes() for each in weights)).hexdigest()
+        seen = f"{seen}, anchors {digest}"
+    grids, clouds = [], []
+    for kind, plane in planes.items():
+        members = pd.concat(
+            [cloud_table(plane, each.nets(), net, plain, each.name) for each in solutions], ignore_index=True
+        )
+        firsts = members[members["member"] == 0]
+        xs, ys = (
+            grid_lines(
+                [0.0, *firsts[axis]],
+                shape.resolution,
+                shape.margin,
+                reach=members[axis].tolist() if kind == THROUGH else (),
+            )
+            for axis in ("x", "y")
+        )
+        grid = grid_table(session, surfaces[kind], plane, xs, ys, seen, f"{what}: {kind} plane")
+        grids.append(grid.assign(plane=kind))
+        clouds.append(members.assign(plane=kind))
+    return (
+        pd.concat(grids, ignore_index=True)[list(PLANE_GRID_COLUMNS)],
+        pd.concat(clouds, ignore_index=True)[list(PLANE_CLOUD_COLUMNS)],
+    )
 
 
 # Planes of two weights, in which the number system's grid can be seen.

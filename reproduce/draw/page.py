@@ -1,0 +1,43 @@
+"""How wide the figures are drawn: a column of a page, at which every text keeps its size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from lpe.errors import InputError
+
+BOTH_COLUMNS = 7.0
+"""Inches: both columns of a two-column page."""
+NARROWEST = 5.0
+"""Inches: below, texts of 6.5 points would run into each other."""
+
+_width: ContextVar[float] = ContextVar("width", default=BOTH_COLUMNS)
+
+
+def check_width(inches: float) -> float:
+    """Return a width as it is.
+
+    Raises:
+        InputError: it is no number, or narrower than ``NARROWEST``.
+    """
+    if not math.isfinite(inches) or inches < NARROWEST:
+        raise InputError(f"--width must be {NARROWEST:g} inches or more, not {inches:g}")
+    return inches
+
+
+@contextmanager
+def page(inches: float) -> Iterator[None]:
+    """Draw figures at a width, for the time of a ``with``."""
+    token = _width.set(check_width(inches))
+    try:
+        yield
+    finally:
+        _width.reset(token)
+
+
+def width() -> float:
+    """Return the width to draw at, in inches."""
+    return _width.get()
