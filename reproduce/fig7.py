@@ -12,7 +12,8 @@ It prints the paths written and the verdicts of claims C6a and C6b.
 
     top      NLL against the number of members
     bottom   the same against the memory of n stored members, with the single FP32 model at its own
-    last     what the largest ensemble gains over FP32, against the number of parameters
+    last     how far the NLL of the largest ensemble lies above FP32's (a cost above 0, a gain below), against
+             the number of parameters
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ if __name__ == "__main__":  # before torch and numpy are imported
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.gridspec import SubplotSpec
 
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Script, run_figure
-from reproduce.draw import panels
+from reproduce.draw import page, panels
+from reproduce.draw.curves import nll_panel
 from reproduce.draw.large_models import large_rows, large_units
 from reproduce.draw.style import BIT_STYLES
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, read
@@ -43,8 +46,6 @@ from reproduce.study.records import MEGABIT
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 from reproduce.study.units import Unit
-
-COLUMNS_SHOWN = 3
 
 
 def lacks(chosen: Scale) -> str:
@@ -86,10 +87,7 @@ def _bsr(chosen: Scale, substrate: str, size: int = 1) -> What:
 def _sizes_panel(axes: Axes, summary: Summary, chosen: Scale, substrate: str) -> None:
     rows = summary.record[(summary.record["substrate"] == substrate) & (summary.record["metric"] == "nll")]
     single = summary.values(What(substrate, "SGD", FP32))
-    name = summary.unrounded(substrate)
-    panels.nll_panel(
-        axes, rows, single, [chosen.settings.large_bits], BIT_STYLES, (panels.VERMILION, "^"), name
-    )
+    nll_panel(axes, rows, single, [chosen.settings.large_bits], summary.unrounded(substrate))
 
 
 def _memory_panel(axes: Axes, summary: Summary, chosen: Scale, substrate: str) -> None:
@@ -102,25 +100,25 @@ def _memory_panel(axes: Axes, summary: Summary, chosen: Scale, substrate: str) -
     level, scaled = float(reference.mean()), float(summary.values(What(substrate, "SGD", SCALED)).mean())
     panels.single_models(axes, summary.memory_bits(single) / MEGABIT, level, scaled, "memory", name)
     panels.limit_values(axes, [curve], [level, scaled])
-    panels.memory_axis(axes, "memory of n stored members (Mbit)")
+    panels.memory_axis(axes, "n stored members (Mbit)")
 
 
-def _gain_panel(axes: Axes, summary: Summary, chosen: Scale, substrates: Sequence[str]) -> None:
+def _change_panel(axes: Axes, summary: Summary, chosen: Scale, substrates: Sequence[str]) -> None:
     """Draw the largest ensemble's NLL less FP32's, with its interval, against the number of parameters."""
     colour, marker = BIT_STYLES[chosen.settings.large_bits]
     parameters, means, lows, highs = [], [], [], []
     for substrate in substrates:
         single = What(substrate, "SGD", FP32)
-        gain = (
+        change = (
             summary.values(_bsr(chosen, substrate, chosen.settings.size)) - summary.values(single)
         ).dropna()
-        low, high = student_interval(gain.to_numpy())
+        low, high = student_interval(change.to_numpy())
         parameters.append(summary.parameters(single))
-        means.append(float(gain.mean()))
+        means.append(float(change.mean()))
         lows.append(low)
         highs.append(high)
     axes.axhline(0.0, color=panels.BLACK, linestyle="--", linewidth=0.9)
-    axes.plot(parameters, means, color=colour, marker=marker, linewidth=0.9)
+    axes.plot(parameters, means, color=colour, marker=marker, linewidth=0.9, zorder=3)
     if np.isfinite(lows).all():
         axes.vlines(parameters, lows, highs, color=colour, alpha=0.4, linewidth=3)
     axes.set_xscale("log")
@@ -128,36 +126,41 @@ def _gain_panel(axes: Axes, summary: Summary, chosen: Scale, substrates: Sequenc
     axes.set_xticks(parameters, [_parameters(number) for number in parameters])
     axes.minorticks_off()
     axes.set_xlim(0.6 * min(parameters), 1.7 * max(parameters))
-    axes.set_ylabel(f"NLL({chosen.settings.size} members)\n− NLL({summary.common_name()})")
+    axes.set_ylabel(f"NLL({chosen.settings.size} members)\n− NLL({summary.common_name()}) (nats)")
 
 
 def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Draw fig7.pdf and fig7.png from fig7.csv; returns their paths and claim C6's verdicts."""
     summary = read(folder, "fig7")
-    groups = {group: [each.name for each in of] for group, of in chosen.large.items()}
-    heights = 2 * len(groups) + 1
-    letters = iter("abcdefghijklmnopqrstuvwxyz")
+    letters = panels.letters()
+    most = max(len(group) for group in chosen.large.values())
+    # Models one by one stand side by side with what is drawn of them.
+    columns, heights = (3, len(chosen.large))
+    if most > 1:
+        columns, heights = max(most, len(chosen.large)), 2 * len(chosen.large) + 1
     with panels.style():
-        figure = panels.plt.figure(figsize=(panels.TEXT_WIDTH, 1.75 * heights))
-        grid = figure.add_gridspec(heights, COLUMNS_SHOWN)
-        first = None
-        for block, substrates in enumerate(groups.values()):
+        figure = panels.plt.figure(figsize=(page.width(), 1.5 * heights + 0.45))
+        grid = figure.add_gridspec(heights, columns)
+        shown: list[Axes] = []
+        changes: list[tuple[str, list[str], SubplotSpec]] = []
+        for block, (group, models) in enumerate(chosen.large.items()):
             for row, panel in enumerate((_sizes_panel, _memory_panel)):
-                for column, substrate in enumerate(substrates):
-                    axes = figure.add_subplot(grid[2 * block + row, column])
-                    panel(axes, summary, chosen, substrate)
-                    panels.label_panel(axes, next(letters), title_of(summary, substrate))
+                for column, model in enumerate(models):
+                    place = grid[2 * block + row, column] if most > 1 else grid[block, row]
+                    axes = figure.add_subplot(place)
+                    panel(axes, summary, chosen, model.name)
+                    panels.label_panel(axes, next(letters), title_of(summary, model.name))
                     if not column:
-                        axes.set_ylabel("test NLL (nats)")
-                    first = first or axes
-        for column, (group, substrates) in enumerate(groups.items()):
-            axes = figure.add_subplot(grid[heights - 1, column])
-            _gain_panel(axes, summary, chosen, substrates)
-            panels.label_panel(
-                axes, next(letters), f"gain over {summary.common_name()}{': ' + group if group else ''}"
-            )
-        assert first is not None
-        panels.legend_below(figure, [first])
+                        axes.set_ylabel(f"test NLL (nats per {model.example})")
+                    shown.append(axes)
+            place = grid[heights - 1, block] if most > 1 else grid[block, 2]
+            changes.append((group, [model.name for model in models], place))
+        for group, names, place in changes:
+            axes = figure.add_subplot(place)
+            _change_panel(axes, summary, chosen, names)
+            above = f"NLL above {summary.common_name()}'s"
+            panels.label_panel(axes, next(letters), f"{group}: {above}" if group else above)
+        panels.legend_below(figure, shown)
         paths = panels.save(figure, folder, "fig7")
     return paths, claim_lines(summary.record, chosen, ["C6"])
 

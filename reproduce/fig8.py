@@ -7,9 +7,10 @@ after figure 2. It prints the paths written and the verdicts of claim C7.
 
     top      n stored members, for n = 1 … M: a curve. Open markers lie at the sizes of real files of such
              ensembles (those of training seed 0)
-    bottom   the smallest thing from which the members can be drawn, which does not grow with n: from the
-             mean NLL of one member, small marker, down to that of all. Every bit width of LPE-BSR is drawn
-             from one copy in 8 bits; the widths stand side by side to be seen
+    middle   the paired difference to the single FP32 model: even within 1 % of FP32's NLL, logarithmic beyond
+    bottom   that difference against the smallest thing from which the members can be drawn, which does not
+             grow with n: from one member, hollow, to all. Every bit width of LPE-BSR is drawn from one copy
+             in 8 bits
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from reproduce import same_bits
 if __name__ == "__main__":  # before torch and numpy are imported
     same_bits.choose(sys.argv[1:])
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -32,16 +36,15 @@ from matplotlib.axes import Axes
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Script, run_figure
 from reproduce.draw import panels
-from reproduce.draw.style import BIT_STYLES, BMA_STYLE, METHODS
+from reproduce.draw.curves import difference_axis, difference_curve, paired_table
+from reproduce.draw.style import BIT_STYLES, BMA_STYLE, METHODS, RE_ESTIMATED_LINE
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, noun, read
 from reproduce.study.measurements import measure_all
 from reproduce.study.records import MEGABIT, selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 from reproduce.study.units import Unit, units
-
-BESIDE = 1.12
-"""Distance, as a factor, between two curves of one memory."""
+from reproduce.study.unrounded import RE_ESTIMATED
 
 
 def lacks(chosen: Scale) -> str:
@@ -62,7 +65,7 @@ def compute(session: Session) -> dict[str, object]:
     return {}
 
 
-def curves_of(chosen: Scale, point: str) -> list[tuple[What, str, str, str]]:
+def curves_of(summary: Summary, chosen: Scale, point: str) -> list[tuple[What, str, str, str]]:
     """List what a point's panels show: (what, colour, marker, label)."""
     shown = (
         [(What(chosen.substrate, point, "BMA"), *BMA_STYLE, "BMA, FP32")]
@@ -81,12 +84,21 @@ def generator_table(summary: Summary, what: What) -> pd.DataFrame:
     return rows.groupby("size")["value"].mean().rename("bits").reset_index()
 
 
+def _again(what: What) -> What:
+    return replace(what, method=f"{what.method}{RE_ESTIMATED}")
+
+
 def _members_panel(axes: Axes, summary: Summary, chosen: Scale, point: str, reference: pd.Series) -> None:
     curves = []
-    for what, colour, marker, label in curves_of(chosen, point):
+    for what, colour, marker, label in curves_of(summary, chosen, point):
         curve = panels.budget_table(summary.every_size(what), reference, "memory_bits")
         panels.draw_budget(axes, curve, colour, marker, label, MEGABIT)
         curves.append(curve)
+        if summary.sizes(_again(what)):
+            again = panels.budget_table(summary.every_size(_again(what)), reference, "memory_bits")
+            dashed = {"color": colour, "label": f"{label}{RE_ESTIMATED}", **RE_ESTIMATED_LINE}
+            axes.plot(again["budget"] / MEGABIT, again["mean"], **dashed)
+            curves.append(again)
         at = curve.set_index("size")["mean"]
         for size in summary.sizes(what, "file_bytes"):
             bits = 8 * float(summary.values(what.at(size), "file_bytes").mean())
@@ -96,79 +108,89 @@ def _members_panel(axes: Axes, summary: Summary, chosen: Scale, point: str, refe
                 marker=marker,
                 color=colour,
                 markerfacecolor="white",
-                markersize=6,
+                markersize=5,
                 markeredgewidth=0.8,
                 linestyle="none",
                 zorder=4,
             )
-    _finish(axes, summary, chosen, point, curves)
-    panels.memory_axis(axes, "memory of n stored members (Mbit)")
-
-
-def _generator_panel(axes: Axes, summary: Summary, chosen: Scale, point: str, reference: pd.Series) -> None:
-    shown = curves_of(chosen, point)
-    low = [what.number_system for what, *_ in shown if what.method == "LPE-BSR"]
-    curves = []
-    for what, colour, marker, label in shown:
-        curve = panels.budget_table(summary.every_size(what), reference, "memory_bits")
-        bits = generator_table(summary, what)["bits"].to_numpy() / MEGABIT
-        if what.number_system in low:
-            bits = bits * BESIDE ** (low.index(what.number_system) - (len(low) - 1) / 2)
-        means = curve["mean"].to_numpy()
-        axes.plot(bits, means, color=colour, zorder=3)
-        axes.plot(bits[0], means[0], color=colour, marker=marker, markersize=2.5, zorder=3)
-        axes.plot(bits[-1], means[-1], color=colour, marker=marker, markersize=4.5, label=label, zorder=3)
-        if np.isfinite(curve["low"].iloc[-1]):
-            axes.vlines(
-                bits[-1], curve["low"].iloc[-1], curve["high"].iloc[-1], color=colour, alpha=0.3, linewidth=3
-            )
-        # What limits the panel: the mean at every size, and the interval that is drawn, at the last.
-        inner = np.arange(len(curve)) < len(curve) - 1
-        for limit in ("low", "high"):
-            curve[limit] = curve[limit].mask(inner, curve["mean"])
-        curves.append(curve)
-    _finish(axes, summary, chosen, point, curves)
-    panels.memory_axis(axes, "memory to draw members from (Mbit)")
-
-
-def _finish(axes: Axes, summary: Summary, chosen: Scale, point: str, curves: list[pd.DataFrame]) -> None:
-    """Draw the single FP32 models as lines, the first with its cost; set the limits of y."""
     single = What(chosen.substrate, point, FP32)
     level = float(summary.values(single).mean())
     scaled = float(summary.values(What(chosen.substrate, point, SCALED)).mean())
     panels.single_models(axes, summary.memory_bits(single) / MEGABIT, level, scaled, "memory")
     panels.limit_values(axes, curves, [level, scaled])
+    panels.memory_axis(axes, "n stored members (Mbit)")
+
+
+def _difference_panel(axes: Axes, summary: Summary, chosen: Scale, point: str, reference: pd.Series) -> None:
+    for what, colour, marker, label in curves_of(summary, chosen, point):
+        for each in [what, _again(what)] if summary.sizes(_again(what)) else [what]:
+            rows = summary.every_size(each)
+            curve = difference_curve(rows, reference, rows.groupby("size")["memory_bits"].mean())
+            if each == what:
+                panels.draw_budget(axes, curve, colour, marker, label, MEGABIT)
+            else:
+                axes.plot(curve["budget"] / MEGABIT, curve["mean"], color=colour, **RE_ESTIMATED_LINE)
+    _finish_differences(axes, summary, chosen, point, reference)
+    panels.memory_axis(axes, "n stored members (Mbit)")
+
+
+def _generator_panel(axes: Axes, summary: Summary, chosen: Scale, point: str, reference: pd.Series) -> None:
+    """Draw differences against the memory to draw from: of one member, hollow, down to all members, filled.
+
+    Widths of LPE-BSR have one memory, so they stand on one line: the fewer bits, the wider is theirs.
+    """
+    shown = curves_of(summary, chosen, point)
+    for place, (what, colour, marker, label) in enumerate(shown):
+        curve = paired_table(summary.every_size(what), reference)
+        bits = generator_table(summary, what)["bits"].to_numpy() / MEGABIT
+        means = curve["difference"].to_numpy()
+        wide = 1.0 + 2.0 * place / max(len(shown) - 1, 1)
+        axes.plot(bits, means, color=colour, linewidth=wide, alpha=0.7, zorder=3 - 0.1 * place)
+        hollow = {"color": colour, "markerfacecolor": "white", "markeredgewidth": 0.8}
+        axes.plot(bits[0], means[0], marker, markersize=4, zorder=4, **hollow)
+        axes.plot(bits[-1], means[-1], marker, color=colour, markersize=4.5, label=label, zorder=5)
+        ends = curve[["low", "high"]].iloc[-1]
+        if np.isfinite(ends).all():
+            axes.plot([bits[-1]] * 2, ends, "_", color=colour, markersize=7, zorder=4)
+    _finish_differences(axes, summary, chosen, point, reference)
+    panels.memory_axis(axes, "to draw members from (Mbit)")
+
+
+def _finish_differences(
+    axes: Axes, summary: Summary, chosen: Scale, point: str, reference: pd.Series
+) -> None:
+    """Draw the single FP32 models as lines, the first with its memory; make y an axis of differences."""
+    scaled = (summary.values(What(chosen.substrate, point, SCALED)) - reference).dropna()
+    memory = summary.memory_bits(What(chosen.substrate, point, FP32)) / MEGABIT
+    panels.single_models(axes, memory, 0.0, float(scaled.mean()), "memory")
+    difference_axis(axes, float(reference.mean()))
 
 
 def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Draw fig8.pdf and fig8.png from fig8.csv; returns their paths and claim C7's verdicts."""
     summary = read(folder, "fig8")
+    titles = []
     with panels.style():
-        count = len(chosen.points)
-        figure, rows = panels.plt.subplots(2, count, figsize=(panels.TEXT_WIDTH, 3.9), squeeze=False)
-        for place, point in enumerate(chosen.points):
+        figure, columns = panels.paired_grid(len(chosen.points), 3)
+        for point, axes in zip(chosen.points, columns, strict=True):
             reference = summary.values(What(chosen.substrate, point, FP32))
-            _members_panel(rows[0][place], summary, chosen, point, reference)
-            panels.label_panel(rows[0][place], "abcdefgh"[place], f"{point}: stored members")
-            _generator_panel(rows[1][place], summary, chosen, point, reference)
-            panels.label_panel(
-                rows[1][place], "abcdefghijklmnop"[count + place], f"{point}: smallest to draw from"
-            )
-            limits = [limit for ax in rows[:, place] for limit in ax.get_xlim()]
-            for ax in rows[:, place]:
+            _members_panel(axes[0], summary, chosen, point, reference)
+            _difference_panel(axes[1], summary, chosen, point, reference)
+            _generator_panel(axes[2], summary, chosen, point, reference)
+            limits = [limit for ax in axes for limit in ax.get_xlim()]
+            for ax, title in zip(axes, ("stored members", "difference", "to draw from"), strict=True):
                 ax.set_xlim(min(limits), max(limits))
-        for first in rows[:, 0]:
-            first.set_ylabel(f"test NLL (nats per {noun(chosen)})")
-        rows[0][-1 if count < 2 else 1].plot(
-            [],
-            [],
-            marker="o",
-            color="grey",
-            markerfacecolor="white",
-            linestyle="none",
-            label="size of a real file",
-        )
-        panels.legend_in_columns(figure, [rows[0][1], rows[0][0]] if count > 1 else [rows[0][0]], 4)
+                titles.append((ax, f"{point}: {title}"))
+            if panels.leftmost(axes[0]):
+                axes[0].set_ylabel(f"test NLL (nats per {noun(chosen)})")
+            for ax in axes[1:]:
+                if panels.leftmost(ax) or len(chosen.points) == 1:
+                    ax.set_ylabel("NLL − NLL(FP32) (nats)")
+        panels.label_rows(titles)
+        figure.align_ylabels([ax for axes in columns for ax in axes])
+        real: dict[str, Any] = {"marker": "o", "color": panels.GREY, "markerfacecolor": "white"}
+        columns[0][0].plot([], [], linestyle="none", label="size of a real file", **real)
+        panels.legend_below(figure, [ax for axes in columns[::-1] for ax in axes])
         paths = panels.save(figure, folder, "fig8")
     return paths, claim_lines(summary.record, chosen, ["C7"])
 

@@ -115,11 +115,27 @@ def difference_panel(
     temperature = (by_seed(nll, method=scaled(name)) - single).dropna()
     label = f"single {scaled(name)}"
     axes.axhline(temperature.mean(), color=panels.BLACK, linestyle=":", linewidth=0.9, label=label)
-    difference_axis(axes, float(single.mean()), name)
+    axes.axhline(0.0, color=panels.BLACK, linestyle="--", linewidth=0.9, zorder=2, label=f"single {name}")
+    difference_axis(axes, float(single.mean()))
     _size_axis(axes, nll)
 
 
-def difference_axis(axes: Axes, level: float, name: str = FP32) -> None:
+def difference_curve(rows: pd.DataFrame, reference: pd.Series, budget: pd.Series) -> pd.DataFrame:
+    """Tabulate paired differences to a reference against a budget.
+
+    Args:
+        rows: long-form rows of one method and metric. budget: by size.
+
+    Returns:
+        [sizes, (size, budget, mean, low, high)], as :func:`panels.budget_table`'s of the levels.
+    """
+    table = paired_table(rows, reference)
+    table["budget"] = budget.loc[table["size"]].to_numpy(float)
+    table["mean"] = table["difference"]
+    return table[["size", "budget", "mean", "low", "high"]]
+
+
+def difference_axis(axes: Axes, level: float) -> None:
     """Make y an axis of differences: even within ``MARGIN`` of a level, a grey band, and logarithmic beyond.
 
     Args:
@@ -128,9 +144,13 @@ def difference_axis(axes: Axes, level: float, name: str = FP32) -> None:
     margin = MARGIN * level
     low, high = axes.dataLim.intervaly
     low, high = min(low, -2 * margin), max(high, 2 * margin)
-    axes.axhline(0.0, color=panels.BLACK, linestyle="--", linewidth=0.9, zorder=2, label=f"single {name}")
     axes.axhspan(
-        -margin, margin, color="0.88", linewidth=0, zorder=0, label=f"within {100 * MARGIN:g} % of it"
+        -margin,
+        margin,
+        color="0.88",
+        linewidth=0,
+        zorder=0,
+        label=f"within {100 * MARGIN:g} % of the single one's NLL",
     )
     axes.set_yscale("symlog", linthresh=margin, linscale=0.7)
     axes.set_ylim(low, high)

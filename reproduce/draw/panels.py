@@ -280,15 +280,13 @@ def limit_values(axes: Axes, curves: Sequence[pd.DataFrame], lines: Sequence[flo
     pad = 0.04 * (top - bottom)
     axes.set_ylim(bottom - pad, top + pad)
     if means.max() > top + pad:
-        axes.text(
-            1.0,
-            1.005,
-            f"cut off; means up to {means.max():.2g}",
-            transform=axes.transAxes,
-            ha="right",
-            va="bottom",
-            fontsize=SMALL,
-        )
+        say_cut(axes, float(means.max()))
+
+
+def say_cut(axes: Axes, most: float) -> None:
+    """Say in a panel's upper right corner that curves go on above it."""
+    text = axes.text(1.0, 0.99, f"up to {most:.2g}", transform=axes.transAxes, ha="right", va="top")
+    text.set(fontsize=SMALL, zorder=7, path_effects=[withStroke(linewidth=1.5, foreground="white")])
 
 
 def plain_log(axis: Axis) -> None:
