@@ -66,11 +66,11 @@ def compute(session: Session) -> dict[str, object]:
 
 
 def title_of(summary: Summary, substrate: str) -> str:
-    """Return "CLIP-L, 0.14 M parameters" of "digits CLIP-L", say; with its dtype unless that is float32."""
+    """Return the two lines "CLIP-L" and "0.14 M parameters", say; with its dtype unless that is float32."""
     parameters = summary.parameters(What(substrate, "SGD", FP32))
     name = summary.unrounded(substrate)
     dtype = "" if name == FP32 else f", {name}"
-    return f"{substrate.split(' ', 1)[1]}, {_parameters(parameters)} parameters{dtype}"
+    return f"{substrate.split(' ', 1)[1]}\n{_parameters(parameters)} parameters{dtype}"
 
 
 def _parameters(number: float) -> str:
@@ -126,7 +126,7 @@ def _change_panel(axes: Axes, summary: Summary, chosen: Scale, substrates: Seque
     axes.set_xticks(parameters, [_parameters(number) for number in parameters])
     axes.minorticks_off()
     axes.set_xlim(0.6 * min(parameters), 1.7 * max(parameters))
-    axes.set_ylabel(f"NLL({chosen.settings.size} members)\n− NLL({summary.common_name()}) (nats)")
+    axes.set_ylabel(f"{chosen.settings.size} members − {summary.common_name()} (nats)")
 
 
 def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:

@@ -116,7 +116,7 @@ def difference_panel(
     label = f"single {scaled(name)}"
     axes.axhline(temperature.mean(), color=panels.BLACK, linestyle=":", linewidth=0.9, label=label)
     axes.axhline(0.0, color=panels.BLACK, linestyle="--", linewidth=0.9, zorder=2, label=f"single {name}")
-    difference_axis(axes, float(single.mean()))
+    difference_axis(axes, float(single.mean()), name)
     _size_axis(axes, nll)
 
 
@@ -135,25 +135,22 @@ def difference_curve(rows: pd.DataFrame, reference: pd.Series, budget: pd.Series
     return table[["size", "budget", "mean", "low", "high"]]
 
 
-def difference_axis(axes: Axes, level: float) -> None:
+def difference_axis(axes: Axes, level: float, name: str = FP32) -> None:
     """Make y an axis of differences: even within ``MARGIN`` of a level, a grey band, and logarithmic beyond.
 
     Args:
-        level: what the differences are to, its mean.
+        level: the mean of what the differences are to. name: what that is called.
     """
     margin = MARGIN * level
     low, high = axes.dataLim.intervaly
-    low, high = min(low, -2 * margin), max(high, 2 * margin)
-    axes.axhspan(
-        -margin,
-        margin,
-        color="0.88",
-        linewidth=0,
-        zorder=0,
-        label=f"within {100 * MARGIN:g} % of the single one's NLL",
-    )
+    label = f"within {100 * MARGIN:g} % of {name}'s NLL"
+    axes.axhspan(-margin, margin, color="0.88", linewidth=0, zorder=0, label=label)
     axes.set_yscale("symlog", linthresh=margin, linscale=0.7)
-    axes.set_ylim(low, high)
+    # A margin for the markers, as wide on the paper above as below.
+    scale = axes.yaxis.get_transform()
+    ends = scale.transform([min(low, -2 * margin), max(high, 2 * margin)])
+    pad = 0.05 * (ends[1] - ends[0])
+    axes.set_ylim(*scale.inverted().transform([ends[0] - pad, ends[1] + pad]))
     powers = 10.0 ** np.arange(np.ceil(np.log10(margin)), 3)
     axes.yaxis.set_major_locator(FixedLocator([*-powers[::-1], 0.0, *powers]))
     axes.yaxis.set_minor_locator(NullLocator())
