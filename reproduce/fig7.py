@@ -65,12 +65,12 @@ def compute(session: Session) -> dict[str, object]:
     return {}
 
 
-def title_of(summary: Summary, substrate: str) -> str:
+def title_of(summary: Summary, substrate: str, short: str) -> str:
     """Return the two lines "CLIP-L" and "0.14 M parameters", say; with its dtype unless that is float32."""
     parameters = summary.parameters(What(substrate, "SGD", FP32))
     name = summary.unrounded(substrate)
     dtype = "" if name == FP32 else f", {name}"
-    return f"{substrate.split(' ', 1)[1]}\n{_parameters(parameters)} parameters{dtype}"
+    return f"{short}\n{_parameters(parameters)} parameters{dtype}"
 
 
 def _parameters(number: float) -> str:
@@ -149,7 +149,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
                     place = grid[2 * block + row, column] if most > 1 else grid[block, row]
                     axes = figure.add_subplot(place)
                     panel(axes, summary, chosen, model.name)
-                    panels.label_panel(axes, next(letters), title_of(summary, model.name))
+                    panels.label_panel(axes, next(letters), title_of(summary, model.name, model.short))
                     if not column:
                         axes.set_ylabel(f"test NLL (nats per {model.example})")
                     shown.append(axes)
