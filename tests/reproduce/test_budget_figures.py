@@ -32,7 +32,7 @@ from reproduce.study.session import Session
 WEIGHTS, LEFTOVERS = 67_000, 70_000
 MODEL_BITS = 32 * WEIGHTS + LEFTOVERS
 FIRST, FURTHER = 2770, 1720
-BASES, EXPANSION = DIGITS.members, DIGITS.expansion
+BASES, EXPANSION = DIGITS.members, DIGITS.settings.expansion
 SEEDS = 5
 FAMILIES = {"SSE": 1, "DE": 1, "CSGLD": 3, "MultiIVON": DIGITS.draws_per_posterior}
 """Members that come from one base training."""
@@ -78,22 +78,22 @@ def record(seeds: int = SEEDS) -> pd.DataFrame:
         for point in ("SGD", "SWAG", "IVON"):
             add(point, FP32, "fp32", 1, seed, {**both(level), "generator_bits": MODEL_BITS}, MODEL_BITS)
             add(point, SCALED, "fp32", 1, seed, both(level + 0.002), MODEL_BITS + 32)
-            for bits, loss in zip(DIGITS.bits, (0.002, 0.006, 0.05), strict=True):
-                for n in range(1, DIGITS.size + 1):
+            for bits, loss in zip(DIGITS.settings.bits, (0.002, 0.006, 0.05), strict=True):
+                for n in range(1, DIGITS.settings.size + 1):
                     generator = {"generator_bits": low_bits(8, 1)}
                     files = (
                         {"file_bytes": low_bits(bits, n) / 8 + 4000}
-                        if seed == 0 and n in DIGITS.table_sizes
+                        if seed == 0 and n in DIGITS.settings.table_sizes
                         else {}
                     )
                     values = {**both(level - 0.001 + loss / n), **generator, **files}
                     add(point, "LPE-BSR", f"int{bits}", n, seed, values, low_bits(bits, n))
             if point != "SGD":
                 factor = 2 if point == "IVON" else 22
-                for n in range(1, DIGITS.size + 1):
+                for n in range(1, DIGITS.settings.size + 1):
                     files = (
                         {"file_bytes": n * MODEL_BITS / 8 + 2000}
-                        if seed == 0 and n in DIGITS.table_sizes
+                        if seed == 0 and n in DIGITS.settings.table_sizes
                         else {}
                     )
                     values = {**both(level + 0.02 / n), "generator_bits": factor * MODEL_BITS, **files}
@@ -106,8 +106,8 @@ def record(seeds: int = SEEDS) -> pd.DataFrame:
             for n in range(1, models * EXPANSION + 1):
                 bases = -(-n // EXPANSION)
                 nll = level * (0.74 + 0.25 / bases) + 0.002 / n
-                memory = low_bits(DIGITS.best_bits, n, bases)
-                method, system = f"{family} + LPE-BSR", f"int{DIGITS.best_bits}"
+                memory = low_bits(DIGITS.settings.best_bits, n, bases)
+                method, system = f"{family} + LPE-BSR", f"int{DIGITS.settings.best_bits}"
                 add(family, method, system, n, seed, both(nll), memory, passes(family, bases))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -191,7 +191,7 @@ def test_against_memory_sse_with_lpe_is_drawn_at_every_prefix(
 ) -> None:
     axes = drawn(fig5)[0].axes
     expected = [
-        low_bits(DIGITS.best_bits, n, -(-n // EXPANSION)) / 1e6 for n in range(1, BASES * EXPANSION + 1)
+        low_bits(DIGITS.settings.best_bits, n, -(-n // EXPANSION)) / 1e6 for n in range(1, BASES * EXPANSION + 1)
     ]
     np.testing.assert_allclose(line(axes[2], "X + LPE-BSR")[:, 0], expected)
 
@@ -277,7 +277,7 @@ def test_figure_8_shows_stored_members_above_and_the_generator_below(
     drawn: Callable[[object], Drawn],
 ) -> None:
     axes = drawn(fig8)[0].axes
-    assert line(axes[2], "BMA")[:, 0] == pytest.approx(np.arange(1, DIGITS.size + 1) * MODEL_BITS / 1e6)
+    assert line(axes[2], "BMA")[:, 0] == pytest.approx(np.arange(1, DIGITS.settings.size + 1) * MODEL_BITS / 1e6)
     assert line(axes[5], "BMA")[:, 0] == pytest.approx([2 * MODEL_BITS / 1e6])
 
 
@@ -285,9 +285,9 @@ def test_figure_8_marks_a_file_where_its_bytes_are(
     drawn: Callable[[object], Drawn], whole: pd.DataFrame
 ) -> None:
     axes = drawn(fig8)[0].axes
-    size = DIGITS.table_sizes[1]
-    bits = 8 * (low_bits(DIGITS.bits[0], size) / 8 + 4000) / 1e6
-    level = mean_of(whole, method="LPE-BSR", number_system=f"int{DIGITS.bits[0]}", point="SGD", size=size)
+    size = DIGITS.settings.table_sizes[1]
+    bits = 8 * (low_bits(DIGITS.settings.bits[0], size) / 8 + 4000) / 1e6
+    level = mean_of(whole, method="LPE-BSR", number_system=f"int{DIGITS.settings.bits[0]}", point="SGD", size=size)
     marks = [
         (float(np.asarray(each.get_xdata(), float)[0]), float(np.asarray(each.get_ydata(), float)[0]))
         for each in axes[0].get_lines()
@@ -300,8 +300,8 @@ def test_figure_8_sets_the_bit_widths_of_one_generator_side_by_side_around_it(
     drawn: Callable[[object], Drawn],
 ) -> None:
     axes = drawn(fig8)[0].axes
-    places = [line(axes[3], f"LPE-BSR, INT-{bits}")[0, 0] for bits in DIGITS.bits]
-    assert len(set(places)) == len(DIGITS.bits)
+    places = [line(axes[3], f"LPE-BSR, INT-{bits}")[0, 0] for bits in DIGITS.settings.bits]
+    assert len(set(places)) == len(DIGITS.settings.bits)
     assert np.exp(np.mean(np.log(places))) == pytest.approx(low_bits(8, 1) / 1e6)
 
 
@@ -309,7 +309,7 @@ def test_figure_8_judges_claim_7_at_both_posteriors_and_every_width(
     drawn: Callable[[object], Drawn],
 ) -> None:
     _, lines = drawn(fig8)
-    expected = [f"C7 ({point}, INT-{bits})" for point in ("SWAG", "IVON") for bits in DIGITS.bits]
+    expected = [f"C7 ({point}, INT-{bits})" for point in ("SWAG", "IVON") for bits in DIGITS.settings.bits]
     assert [printed.partition(":")[0] for printed in lines] == expected
 
 
@@ -343,7 +343,7 @@ def test_two_rows_of_one_measurement_are_refused(whole: pd.DataFrame) -> None:
 
 def test_the_sizes_of_a_summary_are_those_with_rows_of_the_metric(whole: pd.DataFrame) -> None:
     what = What(DIGITS.substrate, "SGD", "LPE-BSR", "int5")
-    assert Summary("fig8", whole).sizes(what, "file_bytes") == list(DIGITS.table_sizes)
+    assert Summary("fig8", whole).sizes(what, "file_bytes") == list(DIGITS.settings.table_sizes)
 
 
 @pytest.mark.parametrize("module", [fig5, fig8, fig9], ids=["fig5", "fig8", "fig9"])

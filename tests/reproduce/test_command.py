@@ -16,7 +16,7 @@ from reproduce.command import run_figure
 
 def run(arguments: list[str]) -> int:
     try:
-        return run_figure("fig2", fig2.__doc__, fig2.compute, fig2.draw, arguments)
+        return run_figure(fig2.SCRIPT, arguments)
     except SystemExit as left:
         assert isinstance(left.code, int)
         return left.code
@@ -76,7 +76,7 @@ def test_an_unknown_figure_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_sweep_names_an_unknown_scale(capsys: pytest.CaptureFixture[str]) -> None:
     assert tune.main(["--scale", "huge"]) == 2
-    assert capsys.readouterr().err == "error: unknown scale 'huge'; there are digits\n"
+    assert capsys.readouterr().err == "error: unknown scale 'huge'; there are digits, paper\n"
 
 
 def test_a_script_run_by_its_path_prints_one_line_and_exits_with_2(tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ from reproduce.scales.digits.settings import DIGITS
 from reproduce.study import cost_measures, cost_times
 from reproduce.study.cost_measures import HEADLINE, Known, Prediction, Target, known
 from reproduce.study.scale import Scale
-from reproduce.study.session import open_session
 
 CLASSES = 4
 
@@ -486,7 +485,7 @@ def test_the_picture_has_its_own_number_of_seeds_unless_another_is_asked_for(
     monkeypatch.setenv("LPE_STORE", str(tmp_path / "store"))
     threads = torch.get_num_threads()
     try:
-        with open_session("cost", DIGITS, count, tmp_path, "disabled") as session:
+        with opened("cost", DIGITS, count, tmp_path, "disabled") as session:
             assert cost.seeds_of(session) == list(range(expected))
     finally:
         torch.set_num_threads(threads)

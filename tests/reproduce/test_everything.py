@@ -14,21 +14,23 @@ import pytest
 
 import reproduce.__main__ as everything
 from lpe.provenance import REPOSITORY
-from reproduce.study import measurements, parallel, points
+from reproduce.command import opened
+from reproduce.study import measurements, parallel
 from reproduce.study.measurements import measure_all
 from reproduce.study.scale import Scale
-from reproduce.study.session import open_session
 from reproduce.study.units import Unit
+
+MAIN = "tiny ViT"
 
 
 def test_units_in_two_processes_leave_the_same_records_as_in_one(
     tiny: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = [Unit("SGD", 0), Unit("SGD", 1), Unit("SSE", 0), Unit("BE", 1)]
+    wanted = [Unit(MAIN, "SGD", 0), Unit(MAIN, "SGD", 1), Unit(MAIN, "SSE", 0), Unit(MAIN, "BE", 1)]
     records: list[dict[str, bytes]] = []
     for jobs in (1, 2):
         monkeypatch.setenv("LPE_STORE", str(tmp_path / str(jobs) / "store"))
-        with open_session("all", tiny, 2, tmp_path, "disabled", quiet=True) as session:
+        with opened("all", tiny, 2, tmp_path, "disabled", quiet=True) as session:
             if jobs == 1:
                 measure_all(session, wanted)
             else:
@@ -42,13 +44,13 @@ def test_units_in_two_processes_leave_the_same_records_as_in_one(
 def test_training_curves_of_workers_reach_the_tracker(
     tiny: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open_session("all", tiny, 1, tmp_path, "disabled", quiet=True) as session:
+    with opened("all", tiny, 1, tmp_path, "disabled", quiet=True) as session:
         logged: list[dict[str, float]] = []
         monkeypatch.setattr(session.tracker, "log", lambda values, step=None: logged.append(dict(values)))
         with parallel.workers(1) as pool:
-            parallel.measure_units(session, [Unit("SGD", 0)], pool)
+            parallel.measure_units(session, [Unit(MAIN, "SGD", 0)], pool)
     losses = [key for values in logged for key in values if key.endswith("/loss")]
-    assert losses.count("SGD/seed 0/loss") == tiny.sgd.epochs
+    assert losses.count("SGD/seed 0/loss") == tiny.main.points["SGD"].epochs  # type: ignore[attr-defined, union-attr]
 
 
 def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
@@ -57,7 +59,7 @@ def test_a_worker_dies_with_its_parent(tmp_path: Path) -> None:
         from pathlib import Path
 
         sys.path.insert(0, REPOSITORY)
-        from reproduce import parallel
+        from reproduce.study import parallel
 
         def work(path):
             Path(path).write_text(str(os.getpid()))
@@ -105,7 +107,7 @@ def test_each_unit_is_measured_once_for_all_figures(
         patched.setattr(everything, "run_figure", lambda *_: 0)
         arguments = ["--scale", "tiny", "--seeds", "1", "--only", "fig2,fig3", "--out", str(tmp_path)]
         assert everything.main([*arguments, "--wandb", "disabled"]) == 0
-    assert sorted(unit.what for unit in measured) == sorted(points.POINTS)
+    assert sorted(unit.what for unit in measured) == sorted(tiny.points)
 
 
 def test_it_ends_with_a_table_of_what_was_rendered(

@@ -12,6 +12,7 @@ import pytest
 import lpe
 from lpe.records import COLUMNS
 from reproduce import command, fig2, fig3, table7
+from reproduce.scales.digits import images
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study import landscapes, points
 from reproduce.study.scale import Scale
@@ -52,7 +53,8 @@ def test_a_second_run_trains_and_measures_nothing_again(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("something was computed that was there already")
 
-    monkeypatch.setattr(points, "train", refuse)
+    for module in (points, images):
+        monkeypatch.setattr(module, "train", refuse)
     monkeypatch.setattr("lpe.evaluate", refuse)
     monkeypatch.setattr("lpe.evaluation.landscape.Plane.at", refuse)
     assert figure(fig3, tmp_path / "out") == 0
@@ -141,19 +143,19 @@ def test_the_record_holds_every_method_at_every_size(
     assert tuple(record.columns) == COLUMNS
     nll = record[record["metric"] == "nll"]
     files = record[record["metric"] == "file_bytes"]
-    assert set(files["seed"]) == {0} and set(files["size"]) == set(tiny.table_sizes)
+    assert set(files["seed"]) == {0} and set(files["size"]) == set(tiny.settings.table_sizes)
     found = {
         (row.point, row.method, row.number_system, row.size, row.seed) for row in nll.itertuples(index=False)
     }
     expected = set()
     for seed in range(tiny.seeds):
-        for point in points.POINTS:
+        for point in tiny.points:
             expected |= {(point, "FP32", "fp32", 1, seed), (point, "FP32 + temperature", "fp32", 1, seed)}
-            for bits in tiny.bits:
+            for bits in tiny.settings.bits:
                 expected.add((point, "RTN", f"int{bits}", 1, seed))
-                expected |= {(point, "LPE-BSR", f"int{bits}", n, seed) for n in range(1, tiny.size + 1)}
+                expected |= {(point, "LPE-BSR", f"int{bits}", n, seed) for n in range(1, tiny.settings.size + 1)}
             if point != "SGD":
-                expected |= {(point, "BMA", "fp32", n, seed) for n in range(1, tiny.size + 1)}
+                expected |= {(point, "BMA", "fp32", n, seed) for n in range(1, tiny.settings.size + 1)}
     assert found == expected
 
 
@@ -165,7 +167,8 @@ def test_the_provenance_names_threads_seeds_hyper_parameters_and_no_absolute_pat
     provenance = json.loads(text)
     assert provenance["threads"] == tiny.threads
     assert provenance["seeds"] == [0, 1]
-    assert provenance["config"]["scale"]["sgd"]["epochs"] == tiny.sgd.epochs
+    described = provenance["config"]["scale"]["substrates"][tiny.substrate]["points"]["SGD"]
+    assert tiny.main and described["epochs"] == tiny.main.points["SGD"].epochs  # type: ignore[attr-defined]
     assert str(tmp_path) not in text
 
 
@@ -184,13 +187,13 @@ def test_table_7_measures_every_scale_axis_at_its_bits_and_every_number_system_o
     rows = pd.read_csv(tmp_path / "out" / "table7_record.csv")
     rows = rows[(rows["metric"] == "nll") & (rows["method"].isin(["RTN", "LPE-BSR"])) & (rows["seed"] == 0)]
     measured = list(zip(rows["method"], rows["number_system"], strict=True))
-    on_axes = {lpe.Int(bits, axis).name for bits in tiny.axis_bits for axis in tiny.scale_axes}
-    systems = on_axes | set(tiny.number_systems)
+    on_axes = {lpe.Int(bits, axis).name for bits in tiny.settings.axis_bits for axis in tiny.settings.scale_axes}
+    systems = on_axes | set(tiny.settings.number_systems)
     expected = {(method, name) for method in ("RTN", "LPE-BSR") for name in systems}
     assert set(measured) == expected and len(measured) == len(expected)
 
 
 def test_every_number_system_of_table_7_has_another_of_equal_bits() -> None:
-    on_axes = {lpe.Int(bits, axis).name for bits in DIGITS.axis_bits for axis in DIGITS.scale_axes}
-    bits = [lpe.number_system(name).bits for name in on_axes | set(DIGITS.number_systems)]
+    on_axes = {lpe.Int(bits, axis).name for bits in DIGITS.settings.axis_bits for axis in DIGITS.settings.scale_axes}
+    bits = [lpe.number_system(name).bits for name in on_axes | set(DIGITS.settings.number_systems)]
     assert all(bits.count(width) > 1 for width in bits)

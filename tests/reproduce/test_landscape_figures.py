@@ -35,7 +35,7 @@ from reproduce.study.landscapes import (
     window_around,
 )
 from reproduce.study.scale import Landscape, Scale
-from reproduce.study.session import Session, open_session
+from reproduce.study.session import Session
 
 INT3 = lpe.Int(3)
 
@@ -268,7 +268,7 @@ def test_radial_lines_are_finer_within_the_window() -> None:
 
 @pytest.fixture
 def session(tiny: Scale, tmp_path: Path) -> Iterator[Session]:
-    with open_session("test", tiny, 1, tmp_path, "disabled", quiet=True) as opened:
+    with opened("test", tiny, 1, tmp_path, "disabled", quiet=True) as opened:
         yield opened
 
 
@@ -302,7 +302,7 @@ def test_figure_1s_grid_reaches_over_every_code(
     measured_fig1: tuple[pd.DataFrame, pd.DataFrame], tiny: Scale
 ) -> None:
     points, grid = measured_fig1
-    edge = (lpe.Int(min(tiny.bits)).largest_code + fig1.BEYOND) * points["step"].iloc[0]
+    edge = (lpe.Int(min(tiny.settings.bits)).largest_code + fig1.BEYOND) * points["step"].iloc[0]
     for axis in ("x", "y"):
         assert grid[axis].min() < -edge + 1e-9 and grid[axis].max() > edge - 1e-9
 
@@ -332,7 +332,7 @@ def test_nothing_changes_from_an_anchor_at_its_own_place(module: ModuleType, ses
 def test_figure_6_projects_every_member_of_the_clouds(session: Session, tiny: Scale) -> None:
     fig6.measure_landscape(session)
     counts = pd.read_csv(session.out / "fig6_members.csv")["method"].value_counts()
-    assert counts.to_dict() == {fig6.POINT: 1, fig6.BMA: tiny.landscape.cloud, fig6.LOW: tiny.landscape.cloud}
+    assert counts.to_dict() == {fig6.POINT: 1, fig6.BMA: tiny.settings.landscape.cloud, fig6.LOW: tiny.settings.landscape.cloud}
 
 
 def test_figure_4s_landscape_agrees_with_the_record_that_the_claim_is_judged_on(
@@ -429,7 +429,7 @@ def claim_rows(name: str) -> list[dict[str, object]]:
         "substrate": scale.substrate,
         "point": "SSE" if name == "fig4" else "IVON",
         "metric": "disagreement" if name == "fig4" else "ambiguity",
-        "size": 1 if name == "fig4" else scale.claim_size,
+        "size": 1 if name == "fig4" else scale.settings.claim_size,
         "memory_bits": 0,
         "backward_passes": 0,
     }
@@ -438,7 +438,7 @@ def claim_rows(name: str) -> list[dict[str, object]]:
     for seed in (0, 1):
         here = {**common, "seed": seed}
         rows.append({**here, "method": other, "number_system": "fp32", "rounding": "", "value": 0.4 + seed})
-        for bits in scale.bits:
+        for bits in scale.settings.bits:
             value = 0.75 * (0.4 + seed)
             system = {"method": low, "number_system": f"int{bits}", "rounding": "bernoulli", "value": value}
             rows.append({**here, **system})
@@ -552,7 +552,7 @@ def test_the_verdicts_of_every_bit_width_are_printed(
     drawn: Callable[[ModuleType], tuple[Figure, list[str]]],
 ) -> None:
     verdicts = [line for line in drawn(module)[1] if line.startswith(claim)]
-    starts = [f"{claim} (INT-{bits}): holds" for bits in tiny.bits]
+    starts = [f"{claim} (INT-{bits}): holds" for bits in tiny.settings.bits]
     assert len(verdicts) == len(starts)
     assert all(verdict.startswith(start) for verdict, start in zip(verdicts, starts, strict=True))
 

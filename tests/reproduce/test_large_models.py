@@ -26,7 +26,7 @@ from reproduce.study.answers import AnsweredEnsemble, Questions, Subject, arithm
 from reproduce.study.measurements import measure
 from reproduce.study.records import rows_of
 from reproduce.study.scale import Scale
-from reproduce.study.session import Session, open_session
+from reproduce.study.session import Session
 from reproduce.study.units import Unit
 
 SEEDS = 4
@@ -125,7 +125,7 @@ def test_table_3_shows_each_model_s_numbers(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["model"] for row in rows] == [f"digits {m}" for m in PARAMETERS for _ in range(7)]
     shown = [(row["method"], row["members"]) for row in rows[:7]]
-    sizes = [("LPE-BSR, INT-5", str(size)) for size in DIGITS.table_sizes]
+    sizes = [("LPE-BSR, INT-5", str(size)) for size in DIGITS.settings.table_sizes]
     assert shown == [("☆ single FP32", "1"), ("FP32 + temperature", "1"), ("RTN, INT-5", "1"), *sizes]
     assert rows[6]["NLL − FP32's"].startswith("-.0010")
     assert rows[-1]["parameters"] == "80000"
@@ -213,7 +213,7 @@ def test_answers_take_the_memory_of_the_ensemble_that_gave_them(llama: nn.Module
 
 @pytest.fixture
 def session(tiny: Scale, tmp_path: Path) -> Iterator[Session]:
-    with open_session("test", tiny, 1, tmp_path, "disabled", quiet=True) as opened:
+    with opened("test", tiny, 1, tmp_path, "disabled", quiet=True) as opened:
         yield opened
 
 
@@ -223,9 +223,9 @@ def test_a_llama_s_rows_are_of_its_own_test_questions(session: Session) -> None:
     rows = rows_of(session, [unit])
     assert set(rows["substrate"]) == {"tiny Llama-S"} and set(rows["point"]) == {"SGD"}
     assert set(rows["method"]) == {"FP32", "FP32 + temperature", "RTN", "LPE-BSR"}
-    assert set(rows["number_system"]) == {"fp32", f"int{session.scale.large_bits}"}
+    assert set(rows["number_system"]) == {"fp32", f"int{session.scale.settings.large_bits}"}
     sizes = rows[(rows["method"] == "LPE-BSR") & (rows["metric"] == "nll")]["size"]
-    assert sorted(sizes) == list(range(1, session.scale.size + 1))
+    assert sorted(sizes) == list(range(1, session.scale.settings.size + 1))
 
 
 def test_figure_7_is_the_same_when_it_is_drawn_again(

@@ -87,7 +87,7 @@ def rounded_pairs(rows: Rows, weights: int, substrate: str, systems: list[str]) 
     for system in systems:
         loss = 0.1 / 2 ** system_bits(system)
         rows.add("SGD", "RTN", 0.06 + loss, weights, system, 1, substrate)
-        rows.add("SGD", "LPE-BSR", 0.059 + loss / 4, weights, system, DIGITS.claim_size, substrate)
+        rows.add("SGD", "LPE-BSR", 0.059 + loss / 4, weights, system, DIGITS.settings.claim_size, substrate)
 
 
 @functools.cache
@@ -105,25 +105,25 @@ def record(name: str) -> pd.DataFrame:
         rounded_pairs(rows, 69_000, "digits ViT, scale axes", systems)
     elif name == "table6":
         rows.single("SGD", CLIP_WEIGHTS, CLIP)
-        for size in (DIGITS.claim_size, DIGITS.size):
+        for size in (DIGITS.settings.claim_size, DIGITS.settings.size):
             for place, method in enumerate(("Gaussian", "MC-dropout")):
                 rows.add("SGD", method, 0.055 + 0.001 * place, CLIP_WEIGHTS, "fp32", size, CLIP)
-            for bits in DIGITS.bits:
+            for bits in DIGITS.settings.bits:
                 level = 0.05 + 0.01 / bits + 0.01 / size
                 rows.add("SGD", "LPE-BSR", level, CLIP_WEIGHTS, f"int{bits}", size, CLIP)
     else:
         for point in ("SGD", "SWAG", "IVON"):
             rows.single(point, 69_000)
-            for size in DIGITS.table_sizes:
-                for bits in DIGITS.bits:
+            for size in DIGITS.settings.table_sizes:
+                for bits in DIGITS.settings.bits:
                     rows.add(point, "LPE-BSR", 0.058 + 0.01 / bits / size, 69_000, f"int{bits}", size)
                 if point != "SGD":
                     rows.add(point, "BMA", 0.059 + 0.01 / size, 69_000, "fp32", size)
     if name == "table5":
         for method in ("Gaussian", "MC-dropout"):
-            rows.add("SGD", method, 0.0595, 69_000, "fp32", DIGITS.claim_size)
-        for bits in DIGITS.bits:
-            rows.add("SGD", "Gaussian, matched", 0.0585, 69_000, f"int{bits}", DIGITS.claim_size)
+            rows.add("SGD", method, 0.0595, 69_000, "fp32", DIGITS.settings.claim_size)
+        for bits in DIGITS.settings.bits:
+            rows.add("SGD", "Gaussian, matched", 0.0585, 69_000, f"int{bits}", DIGITS.settings.claim_size)
         for family in table5.FAMILIES:
             for size in range(1, DIGITS.members + 1):
                 cost = FIRST + FURTHER * (size - 1)
@@ -236,9 +236,9 @@ def test_table_2_has_every_size_of_every_method_and_bma_only_of_posteriors(
     found = [(row["point"], row["method"], int(row["members"])) for row in table(table2)[0]]
     expected = []
     for point in ("SGD", "SWAG", "IVON"):
-        several = [*(["BMA, FP32"] if point != "SGD" else []), *(f"LPE-BSR, INT-{b}" for b in DIGITS.bits)]
+        several = [*(["BMA, FP32"] if point != "SGD" else []), *(f"LPE-BSR, INT-{b}" for b in DIGITS.settings.bits)]
         expected += [(point, "☆ single FP32", 1), (point, SCALED, 1)]
-        expected += [(point, method, size) for method in several for size in DIGITS.table_sizes]
+        expected += [(point, method, size) for method in several for size in DIGITS.settings.table_sizes]
     assert found == expected
 
 
@@ -260,7 +260,7 @@ def test_table_2_leaves_the_decomposition_of_the_scaled_model_empty(
 
 def test_table_2_judges_claims_2_and_5(table: Callable[[object], Table]) -> None:
     names = [line.partition(":")[0] for line in table(table2)[1]]
-    assert names == ["C2 (SWAG)", "C2 (IVON)", *(f"C5 (INT-{bits})" for bits in DIGITS.bits)]
+    assert names == ["C2 (SWAG)", "C2 (IVON)", *(f"C5 (INT-{bits})" for bits in DIGITS.settings.bits)]
 
 
 @pytest.mark.parametrize("size", range(1, DIGITS.members + 1))
@@ -286,11 +286,11 @@ def test_table_5_says_the_training_seeds_of_each_row(table: Callable[[object], T
 
 
 def test_table_5_shows_lpe_at_every_table_size_with_both_memories(table: Callable[[object], Table]) -> None:
-    rows = [row for row in table(table5)[0] if row["method"] == f"LPE-BSR, INT-{DIGITS.best_bits}"]
+    rows = [row for row in table(table5)[0] if row["method"] == f"LPE-BSR, INT-{DIGITS.settings.best_bits}"]
     found = [(row["members"], row["stored (Mbit)"], row["to draw from (Mbit)"]) for row in rows]
     expected = [
-        (str(size), megabits(DIGITS.best_bits * 69_000 * size), megabits(8 * 69_000))
-        for size in DIGITS.table_sizes
+        (str(size), megabits(DIGITS.settings.best_bits * 69_000 * size), megabits(8 * 69_000))
+        for size in DIGITS.settings.table_sizes
     ]
     assert found == expected
 
@@ -323,8 +323,8 @@ def test_table_6_shows_the_single_models_and_then_each_method_at_both_sizes(
     table: Callable[[object], Table],
 ) -> None:
     found = [(row["method"], row["members"]) for row in table(table6)[0]]
-    several = ["Gaussian, tuned", "MC-dropout, tuned", *(f"LPE-BSR, INT-{bits}" for bits in DIGITS.bits)]
-    sizes = (DIGITS.claim_size, DIGITS.size)
+    several = ["Gaussian, tuned", "MC-dropout, tuned", *(f"LPE-BSR, INT-{bits}" for bits in DIGITS.settings.bits)]
+    sizes = (DIGITS.settings.claim_size, DIGITS.settings.size)
     expected = [(method, str(size)) for size in sizes for method in several]
     assert found == [("☆ single", "1"), ("single + temperature", "1"), *expected]
 
@@ -367,7 +367,7 @@ def test_table_6_sets_the_lowest_nll_of_each_size_bold(table: Callable[[object],
 def test_table_6_judges_c10_on_the_clip(table: Callable[[object], Table]) -> None:
     names = [line.partition(":")[0] for line in table(table6)[1]]
     rivals = ("Gaussian", "MC-dropout")
-    assert names == [f"C10 ({CLIP}, {rival}, INT-{bits})" for rival in rivals for bits in DIGITS.bits]
+    assert names == [f"C10 ({CLIP}, {rival}, INT-{bits})" for rival in rivals for bits in DIGITS.settings.bits]
     assert not [line for line in table(table6)[1] if "not run" in line]
 
 

@@ -10,12 +10,13 @@ import pytest
 
 from lpe.errors import InputError
 from reproduce import __main__ as everything
-from reproduce import fig2, table1
-from reproduce.command import run_figure
+from reproduce import fig2, fig7, table1
+from reproduce.command import run_figure, substrates_of
 from reproduce.judge.claims import Settings
 from reproduce.scales.paper import models as paper
 from reproduce.scales.paper import rehearsal
-from reproduce.scales.paper.models import DATA, PAPER, PaperModel
+from reproduce.scales.paper.models import DATA, PaperModel
+from reproduce.scales.paper.settings import PAPER
 
 SHAPE = {
     "vocab_size": 64,
@@ -41,7 +42,7 @@ def nothing_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def run_table1(folder: Path, *further: str) -> int:
     arguments = ["--scale", "paper", "--out", str(folder), "--wandb", "disabled", *further]
-    return run_figure("table1", table1.__doc__, table1.compute, table1.draw, arguments)
+    return run_figure(table1.SCRIPT, arguments)
 
 
 def put_into_cache(cache: Path, repository: str, file: str) -> None:
@@ -112,13 +113,13 @@ def test_a_model_s_repository_is_that_of_its_library(source: str, repository: st
 
 
 def test_a_figure_of_trainings_does_not_exist_at_paper(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_figure("fig2", fig2.__doc__, fig2.compute, fig2.draw, ["--scale", "paper"]) == 2
-    assert capsys.readouterr().err.startswith("error: fig2 needs trainings; scale paper has fig7, ")
+    assert run_figure(fig2.SCRIPT, ["--scale", "paper"]) == 2
+    assert capsys.readouterr().err== "error: fig2 needs a main network; scale paper has none\n"
 
 
 def test_everything_at_paper_knows_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
     assert everything.main(["--scale", "paper", "--only", "table1,fig9"]) == 2
-    assert capsys.readouterr().err.startswith("error: fig9 needs trainings; scale paper has fig7, ")
+    assert capsys.readouterr().err.startswith("error: fig9 needs ")
 
 
 def test_everything_at_paper_refuses_several_processes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,14 +130,17 @@ def test_everything_at_paper_refuses_several_processes(capsys: pytest.CaptureFix
 
 def test_a_rehearsal_of_digits_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--scale", "digits", "--random-weights"]
-    assert run_figure("table1", table1.__doc__, table1.compute, table1.draw, arguments) == 2
+    assert run_figure(table1.SCRIPT, arguments) == 2
     assert capsys.readouterr().err == "error: --random-weights is for --scale paper, not digits\n"
 
 
 def test_the_claims_networks_are_the_models_of_the_figures() -> None:
     settings = Settings.of(PAPER)
-    assert settings.networks == tuple(f"paper {name}" for name in PAPER.figures["table1"])
-    assert settings.large_networks[""] == tuple(f"paper {name}" for name in PAPER.figures["fig7"])
+    of_table, of_figure = (
+        tuple(each.name for each in substrates_of([script], PAPER)) for script in (table1.SCRIPT, fig7.SCRIPT)
+    )
+    assert settings.networks == of_table == tuple(f"paper ViT-{letter}" for letter in "TSBL")
+    assert settings.large_networks[""] == of_figure == ("paper CLIP-L", "paper CLIP-g", "paper Llama-8B")
 
 
 @pytest.mark.parametrize(("layers", "spare"), [(1, 0), (2, 0), (2, LAYER - 1), (6, 100 * LAYER)])
@@ -153,7 +157,7 @@ def test_a_llama_of_which_not_one_layer_fits_is_refused() -> None:
 
 
 TINY_MODELS = {
-    "ViT": PaperModel("timm/test_vit.r160_in1k", "Apache-2.0", "imagenet"),
+    "ViT": PaperModel("timm/test_vit.r160_in1k", "Apache-2.0", "imagenet", {}),
     "Llama": PaperModel("hf/none", "", "mmlu", {**SHAPE, "vocab_size": 256}),
 }
 

@@ -23,27 +23,36 @@ from lpe.substrates.imagenet import LabelledImages
 from reproduce import fig7, table1, table3, table6
 from reproduce.command import run_figure
 from reproduce.draw.summaries import read
+from reproduce.scales import find
+from reproduce.scales.paper import loading, settings
 from reproduce.scales.paper import models as paper
-from reproduce.scales.paper.loading import load, tuned
-from reproduce.scales.paper.models import PAPER, PaperModel, PaperScale
+from reproduce.scales.paper.loading import Checkpoint
+from reproduce.scales.paper.models import PaperModel
+from reproduce.scales.paper.settings import PAPER
+from reproduce.study.measurements import tuned
 from reproduce.study.measurer import Measurer
 from reproduce.study.records import record_name
+from reproduce.study.scale import Rivals, Scale, Substrate
 
 IMAGES, STRIDE = 12, 3
+RIVALS = Rivals(stds=(1e-4, 10.0), rates=(0.01, 0.9))
+
+
+def small_one(name: str, tag: str, data: str, example: str, rivals: Rivals | None) -> Substrate:
+    model = PaperModel(tag, "a licence", data, {})
+    made = settings.substrate(name, model, example, rivals)
+    return replace(made, source=Checkpoint(model, batch=5, tuning_stride=STRIDE))
+
+
+VIT = small_one("ViT-T", "timm/test_vit.r160_in1k", "imagenet", "image", None)
+CLIP = small_one("CLIP-L", "open_clip/small:own", "imagenet", "image", RIVALS)
+LLAMA = small_one("Llama-8B", "hf/own", "mmlu", "question", None)
 SMALL = replace(
     PAPER,
-    batch=5,
-    tuning_stride=STRIDE,
-    size=3,
-    claim_size=2,
-    table_sizes=(1, 3),
-    draws=2,
-    bits=(5, 3),
-    gaussian_stds=(1e-4, 10.0),
-    dropout_rates=(0.01, 0.9),
-    networks={"T": PaperModel("timm/test_vit.r160_in1k", "Apache-2.0", "imagenet")},
-    clips={"L": PaperModel("open_clip/small:own", "MIT", "imagenet")},
-    llamas={"8B": PaperModel("hf/own", "", "mmlu")},
+    sizes=(VIT,),
+    large={"": (CLIP, LLAMA)},
+    compared=CLIP,
+    settings=replace(PAPER.settings, size=3, claim_size=2, table_sizes=(1, 3), draws=2, bits=(5, 3)),
 )
 
 
@@ -53,7 +62,7 @@ def three_channels(image: Image.Image) -> torch.Tensor:
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PaperScale:
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Scale]:
     """A scale ``paper`` of small random models, a dozen pictures and arithmetic questions."""
     noise = np.random.default_rng(0)
     paths = []
@@ -83,28 +92,31 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PaperScale:
     asked = language.choices
     own = functools.partial(asked, include_path=arithmetic.TASKS)
     monkeypatch.setattr(language, "choices", own)
-    monkeypatch.setattr(paper, "PAPER", SMALL)
+    monkeypatch.setitem(find.SCALES, "paper", SMALL)
+    loading._kept.cache_clear()  # what is kept in memory is of another test's pictures
     monkeypatch.setattr(paper, "_missing_weights", lambda *_: "")
     monkeypatch.setattr(paper, "_missing_data", lambda *_: "")
     monkeypatch.setenv("LPE_STORE", str(tmp_path / "work" / "store"))
-    return SMALL
+    yield SMALL
+    loading._kept.cache_clear()
 
 
 @pytest.fixture
-def rendered(small: PaperScale, tmp_path: Path) -> Iterator[Callable[[object], pd.DataFrame]]:
+def rendered(small: Scale, tmp_path: Path) -> Iterator[Callable[[object], pd.DataFrame]]:
     """A figure or table at the small scale; its record."""
 
     def rendered(module: object) -> pd.DataFrame:
         name = module.__name__.rsplit(".", 1)[-1]  # type: ignore[attr-defined]
         arguments = ["--scale", "paper", "--out", str(tmp_path / "out"), "--wandb", "disabled"]
-        assert run_figure(name, module.__doc__, module.compute, module.draw, arguments, quiet=True) == 0  # type: ignore[attr-defined]
+        assert run_figure(module.SCRIPT, arguments, quiet=True) == 0  # type: ignore[attr-defined]
         return pd.read_csv(tmp_path / "out" / record_name(name), keep_default_na=False)
 
     yield rendered
 
 
-def test_an_example_that_tunes_is_not_scored(small: PaperScale) -> None:
-    loaded = load(small, small.networks["T"])
+@pytest.mark.usefixtures("small")
+def test_an_example_that_tunes_is_not_scored() -> None:
+    loaded = VIT.source.loaded()
     parts = (loaded.test, loaded.tuning)
     scored, held = ([int(label) for _, labels in data.test for label in labels] for data in parts)  # type: ignore[attr-defined]
     assert held == list(range(0, IMAGES, STRIDE))
@@ -120,7 +132,7 @@ def test_table_1_has_rtn_and_lpe_bsr_of_each_network(
     assert set(rows["method"]) == {"FP32", "FP32 + temperature", "RTN", "LPE-BSR"}
     assert set(rows["number_system"]) == {"fp32", "int6", "int4"}
     provenance = json.loads((tmp_path / "out" / "table1.json").read_text())
-    seen = provenance["config"]["models"]["ViT-T"]
+    seen = provenance["config"]["models"]["paper ViT-T"]
     assert seen["source"] == "timm/test_vit.r160_in1k"
     assert {"crop_pct", "interpolation", "mean", "std"} <= set(seen["data_config"])
     assert "One checkpoint of each model" in (tmp_path / "out" / "table1.md").read_text()
@@ -130,20 +142,20 @@ def test_table_6_has_the_rivals_at_the_settings_that_the_tuning_examples_chose(
     rendered: Callable[[object], pd.DataFrame], tmp_path: Path
 ) -> None:
     rows = rendered(table6)
-    settings = rows[rows["metric"] == "setting"].set_index("method")["value"]
-    assert set(settings.index) == {"Gaussian", "MC-dropout"}
-    assert settings["Gaussian"] in SMALL.gaussian_stds and settings["MC-dropout"] in SMALL.dropout_rates
-    loaded = load(SMALL, SMALL.clips["L"])
+    chosen = rows[rows["metric"] == "setting"].set_index("method")["value"]
+    assert set(chosen.index) == {"Gaussian", "MC-dropout"}
+    assert chosen["Gaussian"] in RIVALS.stds and chosen["MC-dropout"] in RIVALS.rates
+    loaded = CLIP.source.loaded()
     expected = [
         loaded.test.evaluate(
-            lpe.GaussianEnsemble(loaded.net, lpe.Int(5), SMALL.size, draw, std=settings["Gaussian"]), ()
+            lpe.GaussianEnsemble(loaded.net, lpe.Int(5), SMALL.settings.size, draw, std=chosen["Gaussian"]), ()
         )["nll"].iloc[-1]
-        for draw in range(SMALL.draws)
+        for draw in range(SMALL.settings.draws)
     ]
-    noisy = rows[(rows["method"] == "Gaussian") & (rows["metric"] == "nll") & (rows["size"] == SMALL.size)]
+    noisy = rows[(rows["method"] == "Gaussian") & (rows["metric"] == "nll") & (rows["size"] == SMALL.settings.size)]
     assert noisy["value"].tolist() == pytest.approx([np.mean(expected)])
     text = (tmp_path / "out" / "table6.md").read_text()
-    assert f"std {settings['Gaussian']:g}; MC-dropout: rate {settings['MC-dropout']:g}" in text
+    assert f"std {chosen['Gaussian']:g}; MC-dropout: rate {chosen['MC-dropout']:g}" in text
 
 
 def test_a_run_killed_before_the_setting_was_written_goes_on(
@@ -174,12 +186,12 @@ def test_figure_7_and_table_3_show_the_clip_and_the_llama(
 
 
 def test_a_bfloat16_network_is_called_so_and_its_parameters_are_counted(
-    small: PaperScale, rendered: Callable[[object], pd.DataFrame], tmp_path: Path
+    rendered: Callable[[object], pd.DataFrame], tmp_path: Path
 ) -> None:
     rows = rendered(table3)
     llama = rows[rows["substrate"] == "paper Llama-8B"]
     assert set(llama["method"]) == {"BF16", "BF16 + temperature", "RTN", "LPE-BSR"}
-    net = load(small, small.llamas["8B"]).net
+    net = LLAMA.source.loaded().net
     weights = sum(parameter.numel() for parameter in net.parameters())
     assert llama[llama["metric"] == "parameters"]["value"].tolist() == [weights]
     # The injected fault: parameters from the bits, as of float32.

@@ -13,20 +13,29 @@ from torch import nn
 import lpe
 from lpe.errors import InputError
 from lpe.substrates import digits
+from reproduce.command import opened
+from reproduce.scales.digits.images import PreTraining
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study import families, points
-from reproduce.study.families import FAMILIES, family, snapshot_family, with_low_precision
+from reproduce.study.families import CyclicalSGLDTraining, SnapshotTraining, with_low_precision
 from reproduce.study.measurements import measure
-from reproduce.study.records import DISAGREEMENT, rows_of
-from reproduce.study.scale import Scale
-from reproduce.study.session import Session, open_session
-from reproduce.study.units import Unit, reported_sizes, units
+from reproduce.study.points import SWAGTraining
+from reproduce.study.records import rows_of
+from reproduce.study.scale import Scale, Substrate
+from reproduce.study.session import Session
+from reproduce.study.units import DISAGREEMENT_UNIT, Unit, reported_sizes, units
+
+MAIN = "tiny ViT"
 
 
 @pytest.fixture
 def session(tiny: Scale, tmp_path: Path) -> Iterator[Session]:
-    with open_session("test", tiny, 1, tmp_path, "disabled", quiet=True) as opened:
-        yield opened
+    with opened("test", tiny, 1, tmp_path, "disabled", quiet=True) as session:
+        yield session
+
+
+def epochs_of(recipe: object) -> int:
+    return recipe.epochs  # type: ignore[attr-defined, no-any-return]
 
 
 def steps(scale: Scale, epochs: int, batch: int = 100) -> int:
@@ -35,7 +44,15 @@ def steps(scale: Scale, epochs: int, batch: int = 100) -> int:
 
 
 def pre_training(scale: Scale) -> int:
-    return steps(scale, scale.pre_training.epochs, scale.pre_training.batch)
+    recipe = scale.substrates[scale.substrate].start
+    assert isinstance(recipe, PreTraining)
+    return steps(scale, recipe.epochs, recipe.batch)
+
+
+def cyclical_sgld(scale: Scale) -> CyclicalSGLDTraining:
+    recipe = scale.substrates[scale.substrate].families["CSGLD"]
+    assert isinstance(recipe, CyclicalSGLDTraining)
+    return recipe
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
@@ -46,30 +63,30 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 def test_members_of_a_deep_ensemble_share_the_trunk_they_start_from_and_nothing_else(
     session: Session,
 ) -> None:
-    starts = [points.start(session, 0, replica)[0] for replica in (0, 1)]
+    starts = [points.started(session, session.main, 0, replica).net for replica in (0, 1)]
     for name, value in starts[0].state_dict().items():
         head = name.startswith("head.weight")
         assert torch.equal(value, starts[1].state_dict()[name]) != head
-    members = list(family(session, "DE", 0).make(0))
-    assert len(members) == session.scale.members and not same(*members)
+    members = list(session.main.family(session, "DE", 0).make(0))
+    assert len(members) == 2 and not same(*members)
 
 
 def test_the_first_member_of_a_deep_ensemble_is_the_point_of_sgd(session: Session) -> None:
-    assert same(family(session, "DE", 0).make(0)[0], points.sgd_point(session, 0).net)
+    assert same(session.main.family(session, "DE", 0).make(0)[0], session.main.point(session, "SGD", 0).net)
 
 
 def test_the_trunk_is_paid_for_once(tiny: Scale, session: Session) -> None:
-    ensemble = family(session, "DE", 0).make(0)
-    fine, trunk = steps(tiny, tiny.sgd.epochs), pre_training(tiny)
+    ensemble = session.main.family(session, "DE", 0).make(0)
+    fine, trunk = steps(tiny, epochs_of(session.main.points["SGD"])), pre_training(tiny)
     assert [ensemble.backward_passes(n) for n in (1, 2)] == [trunk + fine, trunk + 2 * fine]
 
 
 def test_members_of_one_posterior_cost_one_training_and_those_of_the_next_another(
     tiny: Scale, session: Session
 ) -> None:
-    ensemble = family(session, "MultiIVON", 0).make(0)
-    fine, trunk = steps(tiny, tiny.ivon.epochs), pre_training(tiny)
-    assert len(ensemble) == tiny.members * tiny.draws_per_posterior == 4
+    ensemble = session.main.family(session, "MultiIVON", 0).make(0)
+    fine, trunk = steps(tiny, epochs_of(session.main.points["IVON"])), pre_training(tiny)
+    assert len(ensemble) == 2 * 2
     costs = [trunk + fine, trunk + fine, trunk + 2 * fine, trunk + 2 * fine]
     assert [ensemble.backward_passes(n) for n in (1, 2, 3, 4)] == costs
 
@@ -77,9 +94,11 @@ def test_members_of_one_posterior_cost_one_training_and_those_of_the_next_anothe
 def test_a_snapshot_run_with_fewer_cycles_is_the_beginning_of_one_with_more(
     tiny: Scale, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = snapshot_family(session, 0).make(0)
+    recipe = session.main.families["SSE"]
+    assert isinstance(recipe, SnapshotTraining) and recipe.cycles == 2
+    whole = recipe.family(session, session.main, 0).make(0)
     monkeypatch.setattr(families, "train", None)  # nothing is left to train
-    one = snapshot_family(session, 0, replace(tiny.snapshot, cycles=1)).make(0)
+    one = replace(recipe, cycles=1).family(session, session.main, 0).make(0)
     assert len(whole) == 2 and len(one) == 1
     assert same(whole[0], one[0]) and not same(whole[0], whole[1])
     assert one.backward_passes() == whole.backward_passes(1)
@@ -96,20 +115,20 @@ def test_a_cycle_goes_on_from_the_weights_of_the_one_before(
         return train(model, *arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(families, "train", watched)
-    ensemble = snapshot_family(session, 0).make(0)
+    ensemble = session.main.family(session, "SSE", 0).make(0)
     assert len(before) == 2
     assert all(torch.equal(before[1][name], value) for name, value in ensemble[0].state_dict().items())
 
 
 def test_a_stored_run_gives_the_same_members_as_the_one_that_trained(session: Session) -> None:
-    for name in FAMILIES:
-        first, second = (family(session, name, 0).make(3) for _ in range(2))
+    for name in session.scale.families:
+        first, second = (session.main.family(session, name, 0).make(3) for _ in range(2))
         assert all(same(a, b) for a, b in zip(first, second, strict=True)), name
 
 
 def test_samples_of_csgld_are_charged_up_to_their_own_epoch(tiny: Scale, session: Session) -> None:
-    recipe = replace(tiny.cyclical_sgld, epochs_per_cycle=3, samples_per_cycle=2, cycles=2)
-    ensemble = families.cyclical_sgld_family(session, 0, recipe).make(0)
+    recipe = replace(cyclical_sgld(tiny), epochs_per_cycle=3, samples_per_cycle=2, cycles=2)
+    ensemble = recipe.family(session, session.main, 0).make(0)
     trunk, epoch = pre_training(tiny), steps(tiny, 1)
     costs = [trunk + epochs * epoch for epochs in (2, 3, 5, 6)]
     assert [ensemble.backward_passes(n) for n in (1, 2, 3, 4)] == costs
@@ -118,20 +137,20 @@ def test_samples_of_csgld_are_charged_up_to_their_own_epoch(tiny: Scale, session
 def test_more_samples_than_epochs_in_a_cycle_are_refused_before_any_training(
     tiny: Scale, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(points, "train", None)
-    recipe = replace(tiny.cyclical_sgld, epochs_per_cycle=2, samples_per_cycle=3)
+    monkeypatch.setattr(families, "train", None)
+    recipe = replace(cyclical_sgld(tiny), epochs_per_cycle=2, samples_per_cycle=3)
     with pytest.raises(InputError, match="samples_per_cycle must be at most epochs_per_cycle, 2"):
-        families.cyclical_sgld_family(session, 0, recipe)
+        recipe.family(session, session.main, 0)
 
 
 def test_a_step_of_batch_ensemble_is_charged_for_every_member(tiny: Scale, session: Session) -> None:
-    ensemble = family(session, "BE", 0).make(0)
-    fine = steps(tiny, tiny.batch_ensemble.epochs)
-    assert ensemble.backward_passes(1) == pre_training(tiny) + tiny.members * fine
+    ensemble = session.main.family(session, "BE", 0).make(0)
+    fine = steps(tiny, epochs_of(session.main.families["BE"]))
+    assert ensemble.backward_passes(1) == pre_training(tiny) + 2 * fine
 
 
 def test_low_precision_members_of_different_bases_share_no_random_bits(session: Session) -> None:
-    net = points.sgd_point(session, 0).net
+    net = session.main.point(session, "SGD", 0).net
     ensemble = with_low_precision(lpe.DeepEnsemble([net, net]), lpe.Int(3), 2, seed=5)
     plain = lpe.LowPrecisionEnsemble(net, lpe.Int(3), 4, seed=5)
     assert all(same(a, b) for a, b in zip(ensemble, plain, strict=True))
@@ -140,7 +159,7 @@ def test_low_precision_members_of_different_bases_share_no_random_bits(session: 
 def test_a_family_is_measured_at_every_size_with_and_without_low_precision(
     tiny: Scale, session: Session
 ) -> None:
-    unit = Unit("SSE", 0)
+    unit = Unit(MAIN, "SSE", 0)
     measure(session, unit)
     rows = rows_of(session, [unit])
     nll = rows[rows["metric"] == "nll"]
@@ -154,41 +173,44 @@ def test_a_family_is_measured_at_every_size_with_and_without_low_precision(
 
 
 def test_a_snapshot_does_not_disagree_with_itself_and_shares_are_of_all_images(session: Session) -> None:
-    unit = Unit(DISAGREEMENT, 0)
+    unit = Unit(MAIN, DISAGREEMENT_UNIT, 0)
     measure(session, unit)
     rows = rows_of(session, [unit])
-    assert set(rows["number_system"]) == {"fp32", *(f"int{bits}" for bits in session.scale.bits)}
+    assert set(rows["number_system"]) == {"fp32", *(f"int{bits}" for bits in session.scale.settings.bits)}
     images = len(digits.load(0).test[1])
     assert rows["value"].between(0, 1).all()
     second = float(rows[rows["number_system"] == "fp32"]["value"].iloc[0])
     assert second * images == pytest.approx(round(second * images))
 
 
-def test_units_that_stand_together_share_no_training_seed() -> None:
-    assert units(["SGD", "DE"], [0, 1]) == [Unit("SGD", 0), Unit("SGD", 1), Unit("DE", 0), Unit("DE", 1)]
+def test_units_that_stand_together_share_no_training_seed(tiny: Scale) -> None:
+    found = units([tiny.main], ["SGD", "DE"], [0, 1])
+    assert found == [Unit(MAIN, what, seed) for what in ("SGD", "DE") for seed in (0, 1)]
 
 
 def test_every_metric_is_kept_at_the_sizes_that_claims_and_tables_look_at() -> None:
-    assert reported_sizes(DIGITS, 20) == [1, 4, 5, 10, 20]
-    assert reported_sizes(DIGITS, 1) == [1]
+    assert reported_sizes(DIGITS.settings, 20) == [1, 4, 5, 10, 20]
+    assert reported_sizes(DIGITS.settings, 1) == [1]
 
 
 def test_swag_with_fewer_iterates_than_its_rank_is_refused_before_any_training(
     tiny: Scale, session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(points, "train", None)
+    swag = session.main.points["SWAG"]
+    assert isinstance(swag, SWAGTraining)
     with pytest.raises(InputError, match="SWAG of rank 20 needs as many iterates; the run would collect 2"):
-        points.swag_point(session, 0, replace(tiny.swag, rank=20))
+        replace(swag, rank=20).point(session, session.main, 0)
 
 
 def test_a_finished_unit_is_not_looked_into_again(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure(session, Unit("SGD", 0))
-    monkeypatch.setattr("reproduce.study.measurements.point", None)
-    measure(session, Unit("SGD", 0))
+    measure(session, Unit(MAIN, "SGD", 0))
+    monkeypatch.setattr(Substrate, "point", None)
+    measure(session, Unit(MAIN, "SGD", 0))
 
 
 def test_a_finished_unit_whose_record_is_gone_is_measured_again(session: Session) -> None:
-    unit = Unit("SGD", 0)
+    unit = Unit(MAIN, "SGD", 0)
     measure(session, unit)
     record = (session.working / unit.file).read_bytes()
     (session.working / unit.file).unlink()
