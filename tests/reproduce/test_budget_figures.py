@@ -23,18 +23,18 @@ from lpe.errors import InputError
 from lpe.records import COLUMNS, Records
 from lpe.store import Store
 from reproduce import fig5, fig8, fig9
-from reproduce.draw import panels
+from reproduce.draw import budgets, panels
 from reproduce.draw.summaries import FP32, SCALED, Summary, What
-from reproduce.scales import find
 from reproduce.scales.digits.settings import DIGITS
+from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 
 WEIGHTS, LEFTOVERS = 67_000, 70_000
 MODEL_BITS = 32 * WEIGHTS + LEFTOVERS
 FIRST, FURTHER = 2770, 1720
-BASES, EXPANSION = DIGITS.members, DIGITS.settings.expansion
+BASES, EXPANSION = 4, DIGITS.settings.expansion
 SEEDS = 5
-FAMILIES = {"SSE": 1, "DE": 1, "CSGLD": 3, "MultiIVON": DIGITS.draws_per_posterior}
+FAMILIES = {"SSE": 1, "DE": 1, "CSGLD": 3, "MultiIVON": 5}
 """Members that come from one base training."""
 
 
@@ -121,7 +121,7 @@ def whole() -> pd.DataFrame:
 Drawn = tuple[Figure, list[str]]
 
 
-def draw(module: object, table: pd.DataFrame, folder: Path) -> Drawn:
+def draw(module: object, table: pd.DataFrame, folder: Path, scale: Scale = DIGITS) -> Drawn:
     """The figure that a module draws of a record, and the lines that it prints; nothing is rendered."""
     name = module.__name__.rsplit(".", 1)[-1]  # type: ignore[attr-defined]
     table.to_csv(folder / f"{name}.csv", index=False)
@@ -134,7 +134,7 @@ def draw(module: object, table: pd.DataFrame, folder: Path) -> Drawn:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(panels, "save", keep)
-        _, lines = module.draw(folder, "digits")  # type: ignore[attr-defined]
+        _, lines = module.SCRIPT.draw(folder, scale)  # type: ignore[attr-defined]
     return figures[0], lines
 
 
@@ -181,7 +181,7 @@ def test_multi_ivon_at_a_training_budget_has_every_draw_of_the_posteriors_paid_f
 ) -> None:
     axes = drawn(fig9)[0].axes
     points = line(axes[8], "X, FP32 members")
-    sizes = [base * DIGITS.draws_per_posterior for base in range(1, BASES + 1)]
+    sizes = [base * FAMILIES["MultiIVON"] for base in range(1, BASES + 1)]
     expected = [mean_of(whole, method="MultiIVON", size=size) for size in sizes]
     np.testing.assert_allclose(points[:, 1], expected)
 
@@ -191,7 +191,8 @@ def test_against_memory_sse_with_lpe_is_drawn_at_every_prefix(
 ) -> None:
     axes = drawn(fig5)[0].axes
     expected = [
-        low_bits(DIGITS.settings.best_bits, n, -(-n // EXPANSION)) / 1e6 for n in range(1, BASES * EXPANSION + 1)
+        low_bits(DIGITS.settings.best_bits, n, -(-n // EXPANSION)) / 1e6
+        for n in range(1, BASES * EXPANSION + 1)
     ]
     np.testing.assert_allclose(line(axes[2], "X + LPE-BSR")[:, 0], expected)
 
@@ -277,7 +278,9 @@ def test_figure_8_shows_stored_members_above_and_the_generator_below(
     drawn: Callable[[object], Drawn],
 ) -> None:
     axes = drawn(fig8)[0].axes
-    assert line(axes[2], "BMA")[:, 0] == pytest.approx(np.arange(1, DIGITS.settings.size + 1) * MODEL_BITS / 1e6)
+    assert line(axes[2], "BMA")[:, 0] == pytest.approx(
+        np.arange(1, DIGITS.settings.size + 1) * MODEL_BITS / 1e6
+    )
     assert line(axes[5], "BMA")[:, 0] == pytest.approx([2 * MODEL_BITS / 1e6])
 
 
@@ -287,7 +290,9 @@ def test_figure_8_marks_a_file_where_its_bytes_are(
     axes = drawn(fig8)[0].axes
     size = DIGITS.settings.table_sizes[1]
     bits = 8 * (low_bits(DIGITS.settings.bits[0], size) / 8 + 4000) / 1e6
-    level = mean_of(whole, method="LPE-BSR", number_system=f"int{DIGITS.settings.bits[0]}", point="SGD", size=size)
+    level = mean_of(
+        whole, method="LPE-BSR", number_system=f"int{DIGITS.settings.bits[0]}", point="SGD", size=size
+    )
     marks = [
         (float(np.asarray(each.get_xdata(), float)[0]), float(np.asarray(each.get_ydata(), float)[0]))
         for each in axes[0].get_lines()
@@ -368,10 +373,10 @@ def test_no_text_of_a_figure_overlaps_another(module: object, drawn: Callable[[o
 
 @pytest.mark.parametrize("widths", [(5, 4, 3), (5, 4), (5,)])
 def test_the_legend_of_figure_8_is_not_cut_off_however_many_bit_widths_there_are(
-    widths: tuple[int, ...], whole: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    widths: tuple[int, ...], whole: pd.DataFrame, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(find.SCALES, "digits", replace(DIGITS, bits=widths))
-    figure, _ = draw(fig8, whole, tmp_path)
+    scale = replace(DIGITS, settings=replace(DIGITS.settings, bits=widths))
+    figure, _ = draw(fig8, whole, tmp_path, scale)
     with panels.style():
         figure.draw_without_rendering()
     (legend,) = figure.legends
@@ -380,13 +385,27 @@ def test_the_legend_of_figure_8_is_not_cut_off_however_many_bit_widths_there_are
     assert box.x1 <= figure.bbox.width
 
 
+def session_of(seeds: list[int], claim_seeds: list[int], folder: Path) -> Session:
+    """A session at digits in which nothing is measured."""
+    return Session(
+        store=Store(folder / "store"),
+        tracker=tracking.Tracker(None),
+        threads=1,
+        device="cpu",
+        quiet=True,
+        scale=DIGITS,
+        seeds=seeds,
+        claim_seeds=claim_seeds,
+        out=folder / "out",
+        working=folder / "working",
+    )
+
+
 @pytest.mark.parametrize(("module", "whats"), [(fig5, {"SSE", "CSGLD"}), (fig9, {"SSE", "DE", "MultiIVON"})])
 def test_the_units_of_a_budget_figure_are_its_families_and_the_single_model(
     module: object, whats: set[str], tmp_path: Path
 ) -> None:
-    places = (tmp_path, tmp_path, Store(tmp_path / "store"))
-    with tracking.start("disabled", "test", "test", {}) as tracker:
-        session = Session(DIGITS, [0, 1], [0, 1, 2], *places, tracker)
+    session = session_of([0, 1], [0, 1, 2], tmp_path)
     found = {(unit.what, unit.seed) for unit in module.wanted(session)}  # type: ignore[attr-defined]
     assert found == {(what, seed) for what in whats | {"SGD"} for seed in (0, 1)}
 
@@ -394,14 +413,12 @@ def test_the_units_of_a_budget_figure_are_its_families_and_the_single_model(
 def test_the_record_of_figure_5_keeps_its_methods_alone(
     whole: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fig5, "measure_all", lambda *_: None)
-    places = (tmp_path / "out", tmp_path / "working", Store(tmp_path / "store"))
-    with tracking.start("disabled", "test", "test", {}) as tracker:
-        session = Session(DIGITS, [0], [0], *places, tracker, quiet=True)
-        for unit in fig5.wanted(session):
-            here = whole[(whole["point"] == unit.what) & (whole["seed"] == unit.seed)]
-            Records(session.working / unit.file).add(here.to_dict("records"))
-        fig5.compute(session)
+    monkeypatch.setattr(budgets, "measure_all", lambda *_: None)
+    session = session_of([0], [0], tmp_path)
+    for unit in fig5.wanted(session):
+        here = whole[(whole["point"] == unit.what) & (whole["seed"] == unit.seed)]
+        Records(session.working / unit.file).add(here.to_dict("records"))
+    fig5.compute(session)
     kept = Records(session.out / "fig5.csv").select()
     methods = {"SSE", "SSE + LPE-BSR", "CSGLD", "CSGLD + LPE-BSR", FP32, SCALED}
     assert set(kept["method"]) == methods

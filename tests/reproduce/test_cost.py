@@ -20,6 +20,7 @@ import lpe
 from lpe.evaluation.metrics import nll, temperature_scaled
 from lpe.records import COLUMNS
 from reproduce import cost
+from reproduce.command import opened
 from reproduce.draw import cost_picture, cost_verdicts, panels
 from reproduce.draw.cost_verdicts import Picture, Series, front, levels, share_of_gain
 from reproduce.scales.digits.settings import DIGITS
@@ -151,8 +152,9 @@ def test_blocks_are_dealt_out_in_turn_and_their_mean_is_that_of_all(members: Kno
 
 
 def test_the_next_larger_network_of_digits_is_the_one_after_its_own() -> None:
-    assert cost_measures.next_larger(DIGITS) == "L"
-    assert DIGITS.networks["L"].width > DIGITS.network.width
+    larger = DIGITS.next_larger
+    assert larger is not None and DIGITS.main is not None and larger.short == "ViT-L"
+    assert larger.source.shape.width > DIGITS.main.source.shape.width
 
 
 # What is timed.
@@ -485,7 +487,7 @@ def test_the_picture_has_its_own_number_of_seeds_unless_another_is_asked_for(
     monkeypatch.setenv("LPE_STORE", str(tmp_path / "store"))
     threads = torch.get_num_threads()
     try:
-        with opened("cost", DIGITS, count, tmp_path, "disabled") as session:
+        with opened("cost", DIGITS, count, tmp_path, "disabled", quiet=True) as session:
             assert cost.seeds_of(session) == list(range(expected))
     finally:
         torch.set_num_threads(threads)

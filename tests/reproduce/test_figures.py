@@ -153,7 +153,9 @@ def test_the_record_holds_every_method_at_every_size(
             expected |= {(point, "FP32", "fp32", 1, seed), (point, "FP32 + temperature", "fp32", 1, seed)}
             for bits in tiny.settings.bits:
                 expected.add((point, "RTN", f"int{bits}", 1, seed))
-                expected |= {(point, "LPE-BSR", f"int{bits}", n, seed) for n in range(1, tiny.settings.size + 1)}
+                expected |= {
+                    (point, "LPE-BSR", f"int{bits}", n, seed) for n in range(1, tiny.settings.size + 1)
+                }
             if point != "SGD":
                 expected |= {(point, "BMA", "fp32", n, seed) for n in range(1, tiny.settings.size + 1)}
     assert found == expected
@@ -187,13 +189,17 @@ def test_table_7_measures_every_scale_axis_at_its_bits_and_every_number_system_o
     rows = pd.read_csv(tmp_path / "out" / "table7_record.csv")
     rows = rows[(rows["metric"] == "nll") & (rows["method"].isin(["RTN", "LPE-BSR"])) & (rows["seed"] == 0)]
     measured = list(zip(rows["method"], rows["number_system"], strict=True))
-    on_axes = {lpe.Int(bits, axis).name for bits in tiny.settings.axis_bits for axis in tiny.settings.scale_axes}
+    on_axes = {
+        lpe.Int(bits, axis).name for bits in tiny.settings.axis_bits for axis in tiny.settings.scale_axes
+    }
     systems = on_axes | set(tiny.settings.number_systems)
     expected = {(method, name) for method in ("RTN", "LPE-BSR") for name in systems}
     assert set(measured) == expected and len(measured) == len(expected)
 
 
 def test_every_number_system_of_table_7_has_another_of_equal_bits() -> None:
-    on_axes = {lpe.Int(bits, axis).name for bits in DIGITS.settings.axis_bits for axis in DIGITS.settings.scale_axes}
+    on_axes = {
+        lpe.Int(bits, axis).name for bits in DIGITS.settings.axis_bits for axis in DIGITS.settings.scale_axes
+    }
     bits = [lpe.number_system(name).bits for name in on_axes | set(DIGITS.settings.number_systems)]
     assert all(bits.count(width) > 1 for width in bits)

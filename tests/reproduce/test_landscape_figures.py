@@ -21,7 +21,7 @@ from lpe.evaluation.landscape import Surface, weight_vector
 from lpe.records import COLUMNS, write_table
 from lpe.substrates import digits
 from reproduce import fig1, fig4, fig6
-from reproduce.command import run_figure
+from reproduce.command import opened, run_figure
 from reproduce.draw import panels
 from reproduce.scales import find
 from reproduce.study.landscapes import (
@@ -268,8 +268,8 @@ def test_radial_lines_are_finer_within_the_window() -> None:
 
 @pytest.fixture
 def session(tiny: Scale, tmp_path: Path) -> Iterator[Session]:
-    with opened("test", tiny, 1, tmp_path, "disabled", quiet=True) as opened:
-        yield opened
+    with opened("test", tiny, 1, tmp_path, "disabled", quiet=True) as session:
+        yield session
 
 
 @pytest.fixture
@@ -332,7 +332,11 @@ def test_nothing_changes_from_an_anchor_at_its_own_place(module: ModuleType, ses
 def test_figure_6_projects_every_member_of_the_clouds(session: Session, tiny: Scale) -> None:
     fig6.measure_landscape(session)
     counts = pd.read_csv(session.out / "fig6_members.csv")["method"].value_counts()
-    assert counts.to_dict() == {fig6.POINT: 1, fig6.BMA: tiny.settings.landscape.cloud, fig6.LOW: tiny.settings.landscape.cloud}
+    assert counts.to_dict() == {
+        fig6.POINT: 1,
+        fig6.BMA: tiny.settings.landscape.cloud,
+        fig6.LOW: tiny.settings.landscape.cloud,
+    }
 
 
 def test_figure_4s_landscape_agrees_with_the_record_that_the_claim_is_judged_on(
@@ -407,7 +411,7 @@ def radial_record(module: ModuleType, folder: Path) -> None:
         for member in range(3)
     ]
     write_table(members, folder / f"{name}_members.csv", CLOUD_COLUMNS)
-    shape = find.scale("tiny").landscape
+    shape = find.scale("tiny").settings.landscape
     xs, ys = radial_lines(PLACES, replace(shape, resolution=6))
     grid = []
     for x, y in itertools.product(xs, ys):
@@ -472,7 +476,7 @@ def drawn(records: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleTyp
             return []
 
         monkeypatch.setattr(panels, "save", keep)
-        _, lines = module.draw(records, "tiny")
+        _, lines = module.draw(records, find.scale("tiny"))
         return kept[0], lines
 
     return draw
@@ -559,7 +563,7 @@ def test_the_verdicts_of_every_bit_width_are_printed(
 
 @every_figure
 def test_drawing_writes_a_pdf_and_a_png(module: ModuleType, records: Path) -> None:
-    paths, _ = module.draw(records, "tiny")
+    paths, _ = module.draw(records, find.scale("tiny"))
     name = module.__name__.rsplit(".", 1)[-1]
     assert paths == [records / f"{name}.pdf", records / f"{name}.png"]
     assert all(path.stat().st_size > 1000 for path in paths)
@@ -583,9 +587,8 @@ def test_a_record_that_lacks_a_column_is_one_line_of_error(
 ) -> None:
     table = pd.read_csv(records / file).drop(columns=column)
     table.to_csv(records / file, index=False)
-    name = module.__name__.rsplit(".", 1)[-1]
     arguments = ["--scale", "tiny", "--out", str(records), "--plot-only"]
-    assert run_figure(name, module.__doc__, module.compute, module.draw, arguments) == 2
+    assert run_figure(module.SCRIPT, arguments) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and f"has no column '{column}'" in error
 
@@ -597,7 +600,7 @@ def test_a_landscape_without_an_anchors_values_is_an_error(module: ModuleType, r
     grid = pd.read_csv(records / f"{name}_landscape.csv")
     grid[grid["metric"] != f"kl {anchor}"].to_csv(records / f"{name}_landscape.csv", index=False)
     with pytest.raises(InputError, match=f"no metric 'kl {anchor}'"):
-        module.draw(records, "tiny")
+        module.draw(records, find.scale("tiny"))
 
 
 @radial_figures
@@ -607,7 +610,7 @@ def test_members_without_an_anchor_are_an_error(module: ModuleType, records: Pat
     members = pd.read_csv(records / f"{name}_members.csv")
     members[members["method"] != anchor].to_csv(records / f"{name}_members.csv", index=False)
     with pytest.raises(InputError, match=f"no member of .*{anchor}"):
-        module.draw(records, "tiny")
+        module.draw(records, find.scale("tiny"))
 
 
 # Contour levels.

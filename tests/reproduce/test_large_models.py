@@ -1,4 +1,4 @@
-"""Figure 7, table 3 and the language models behind them."""
+"""Figure 7 and table 3."""
 
 from __future__ import annotations
 
@@ -10,24 +10,19 @@ import matplotlib.figure
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from torch import nn
 
-import lpe
-from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
 from lpe.records import COLUMNS, write_table
-from lpe.substrates import arithmetic, language
 from reproduce import fig7, table3
+from reproduce.command import opened
 from reproduce.draw import panels
 from reproduce.judge.intervals import student_interval
 from reproduce.scales.digits.settings import DIGITS
-from reproduce.study.answers import AnsweredEnsemble, Questions, Subject, arithmetic_questions, task_questions
 from reproduce.study.measurements import measure
 from reproduce.study.records import rows_of
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
-from reproduce.study.units import Unit
+from reproduce.study.units import LARGE, Unit
 
 SEEDS = 4
 PARAMETERS = {"CLIP-S": 20_000, "CLIP-M": 80_000, "CLIP-L": 300_000}
@@ -68,7 +63,7 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[matplotli
     write_table(record(), tmp_path / "fig7.csv", COLUMNS)
     kept: list[matplotlib.figure.Figure] = []
     monkeypatch.setattr(panels, "save", lambda figure, folder, name: kept.append(figure) or [])
-    fig7.draw(tmp_path, "digits")
+    fig7.draw(tmp_path, DIGITS)
     yield kept[0]
     panels.plt.close(kept[0])
 
@@ -112,7 +107,7 @@ def test_figure_7_shows_the_gain_of_the_largest_ensemble_against_parameters(
 
 def test_figure_7_judges_c6_for_each_kind(tmp_path: Path) -> None:
     write_table(record(), tmp_path / "fig7.csv", COLUMNS)
-    _, lines = fig7.draw(tmp_path, "digits")
+    _, lines = fig7.draw(tmp_path, DIGITS)
     names = [line.partition(":")[0] for line in lines]
     assert names == ["C6a (CLIP)", "C6a (Llama)", "C6b (CLIP)", "C6b (Llama)"]
     assert "= -0.00300 nats" in lines[0]
@@ -120,7 +115,7 @@ def test_figure_7_judges_c6_for_each_kind(tmp_path: Path) -> None:
 
 def test_table_3_shows_each_model_s_numbers(tmp_path: Path) -> None:
     write_table(record(), tmp_path / "table3_record.csv", COLUMNS)
-    table3.draw(tmp_path, "digits")
+    table3.draw(tmp_path, DIGITS)
     with (tmp_path / "table3.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["model"] for row in rows] == [f"digits {m}" for m in PARAMETERS for _ in range(7)]
@@ -135,77 +130,7 @@ def test_table_3_shows_each_model_s_numbers(tmp_path: Path) -> None:
 def test_table_3_without_its_record_says_what_to_run(tmp_path: Path) -> None:
     write_table(record()[lambda rows: rows["method"] != "RTN"], tmp_path / "table3_record.csv", COLUMNS)
     with pytest.raises(InputError, match="table3_record.csv has no rows: nll of RTN"):
-        table3.draw(tmp_path, "digits")
-
-
-# Questions as what is scored.
-
-SHAPE = arithmetic.LlamaShape(width=8, depth=1, heads=2, hidden=8)
-
-
-@pytest.fixture(scope="module")
-def llama() -> nn.Module:
-    return arithmetic.network(SHAPE, 0).eval()
-
-
-def test_questions_are_scored_as_the_language_substrate_scores_them(llama: nn.Module) -> None:
-    ensemble = lpe.LowPrecisionEnsemble(llama, lpe.Int(3), 3)
-    ours = arithmetic_questions(0).evaluate(ensemble, (3,))
-    theirs = language.evaluate(ensemble, arithmetic.tokenizer(), [arithmetic.task(0)], batch_size=64)
-    for metric in ("nll", "err", "ece", "average_loss", "ambiguity", "ensemble_loss", "brier"):
-        assert ours[metric].to_numpy() == pytest.approx(theirs[metric].to_numpy(), rel=1e-9), metric
-    assert ours["calibrated_nll"].notna().tolist() == [False, False, True]
-
-
-def test_the_temperature_is_fitted_on_validation_questions(llama: nn.Module) -> None:
-    single = lpe.DeepEnsemble([llama])
-    subject = arithmetic_questions(0).answers(single, True)[0]
-    log_probs = subject.logits[0].log_softmax(-1)
-    tuned, tested = subject.tuning, subject.test
-    assert not set(tuned.tolist()) & set(tested.tolist())
-    grid = torch.logspace(-1.5, 1.5, 3001, dtype=torch.float64)
-
-    def loss(temperature: torch.Tensor, numbers: torch.Tensor) -> float:
-        scaled = (log_probs[numbers] / temperature).log_softmax(-1)
-        return float(-scaled.gather(1, subject.targets[numbers][:, None]).mean())
-
-    # As the images' temperatures: with a prior log T ~ N(0, 1), whose weight is that of one example.
-    best = min(grid, key=lambda t: loss(t, tuned) + float(t.log() ** 2 / 2) / len(tuned))
-    found = arithmetic_questions(0).evaluate_scaled(single)["nll"]
-    assert found == pytest.approx(loss(best, tested), abs=1e-5)
-
-
-def constant(scores: list[list[float]]) -> Callable[[Ensemble, bool], list[Subject]]:
-    logits = torch.tensor([scores], dtype=torch.float64)
-    zeros = torch.zeros(len(scores), dtype=torch.int64)
-    numbers = torch.arange(len(scores))
-    return lambda ensemble, tuning: [Subject(logits, zeros, numbers[1:], numbers[:1])]
-
-
-def test_several_subjects_count_alike() -> None:
-    easy, hard = constant([[0.0, 0.0], [9.0, 0.0]]), constant([[0.0, 0.0], *[[0.0, 9.0]] * 5])
-    both = Questions(lambda ensemble, tuning: easy(ensemble, tuning) + hard(ensemble, tuning))
-    single = lpe.DeepEnsemble([nn.Linear(1, 1)])
-    assert both.evaluate(single, ())["err"].tolist() == [0.5]
-
-
-def test_every_so_manieth_question_of_a_task_is_for_tuning_alone(
-    llama: nn.Module, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = language.Choices(
-        "task", torch.arange(10), torch.zeros(1, 10, 4), torch.zeros(10, dtype=torch.int64)
-    )
-    monkeypatch.setattr(language, "choices", lambda *_, **__: [found])
-    single = lpe.DeepEnsemble([llama])
-    (subject,) = task_questions(arithmetic.tokenizer(), ("task",), 4).answers(single, False)
-    assert (subject.tuning.tolist(), subject.test.tolist()) == ([0, 4, 8], [1, 2, 3, 5, 6, 7, 9])
-
-
-def test_answers_take_the_memory_of_the_ensemble_that_gave_them(llama: nn.Module) -> None:
-    ensemble = lpe.LowPrecisionEnsemble(llama, lpe.Int(5), 2)
-    answered = AnsweredEnsemble(ensemble, torch.zeros(2, 3, 4))
-    assert answered.memory_bits(1) == ensemble.memory_bits(1)
-    assert answered.memory_bits(2, "generator") == ensemble.memory_bits(2, "generator")
+        table3.draw(tmp_path, DIGITS)
 
 
 # The real thing, at the reduced scale.
@@ -213,12 +138,12 @@ def test_answers_take_the_memory_of_the_ensemble_that_gave_them(llama: nn.Module
 
 @pytest.fixture
 def session(tiny: Scale, tmp_path: Path) -> Iterator[Session]:
-    with opened("test", tiny, 1, tmp_path, "disabled", quiet=True) as opened:
-        yield opened
+    with opened("test", tiny, 1, tmp_path, "disabled", quiet=True) as session:
+        yield session
 
 
 def test_a_llama_s_rows_are_of_its_own_test_questions(session: Session) -> None:
-    unit = Unit("Llama-S", 0)
+    unit = Unit("tiny Llama-S", LARGE, 0)
     measure(session, unit)
     rows = rows_of(session, [unit])
     assert set(rows["substrate"]) == {"tiny Llama-S"} and set(rows["point"]) == {"SGD"}

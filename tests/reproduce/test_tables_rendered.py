@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,12 +23,14 @@ from reproduce.draw import metric_tables, rounding_tables
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, listed, megabits, system_bits, system_title
 from reproduce.draw.tables import plain_number
 from reproduce.judge.intervals import student_interval
-from reproduce.scales import find
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.records import record_name
+from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 
 SEEDS = 4
+MEMBERS = 4
+"""Of DE, SSE and BE."""
 WEIGHTS = {"T": 12_000, "S": 30_000, "B": 69_000, "L": 206_000}
 FULL = ("nll", "err", "ece", "average_loss", "ambiguity", "ensemble_loss", "brier", "calibrated_nll")
 CLIP, CLIP_WEIGHTS = "digits CLIP-L", 240_000
@@ -125,7 +127,7 @@ def record(name: str) -> pd.DataFrame:
         for bits in DIGITS.settings.bits:
             rows.add("SGD", "Gaussian, matched", 0.0585, 69_000, f"int{bits}", DIGITS.settings.claim_size)
         for family in table5.FAMILIES:
-            for size in range(1, DIGITS.members + 1):
+            for size in range(1, MEMBERS + 1):
                 cost = FIRST + FURTHER * (size - 1)
                 # DE starts as the FP32 model, at every training seed, and has two training seeds fewer.
                 level = 0.06 - 0.004 * (size - 1)
@@ -143,11 +145,11 @@ def record(name: str) -> pd.DataFrame:
 Table = tuple[list[dict[str, str]], list[str], Path]
 
 
-def rendered(module: object, table: pd.DataFrame, folder: Path) -> Table:
+def rendered(module: object, table: pd.DataFrame, folder: Path, scale: Scale = DIGITS) -> Table:
     """The rows of a table's CSV by column name, the lines that are printed, and the folder."""
     name = module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
     table.to_csv(folder / record_name(name), index=False)
-    paths, lines = module.draw(folder, "digits")  # type: ignore[attr-defined]
+    paths, lines = module.draw(folder, scale)  # type: ignore[attr-defined]
     assert [path.name for path in paths] == [f"{name}.{kind}" for kind in ("csv", "md", "tex")]
     with (folder / f"{name}.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file)), lines, folder
@@ -236,7 +238,10 @@ def test_table_2_has_every_size_of_every_method_and_bma_only_of_posteriors(
     found = [(row["point"], row["method"], int(row["members"])) for row in table(table2)[0]]
     expected = []
     for point in ("SGD", "SWAG", "IVON"):
-        several = [*(["BMA, FP32"] if point != "SGD" else []), *(f"LPE-BSR, INT-{b}" for b in DIGITS.settings.bits)]
+        several = [
+            *(["BMA, FP32"] if point != "SGD" else []),
+            *(f"LPE-BSR, INT-{b}" for b in DIGITS.settings.bits),
+        ]
         expected += [(point, "☆ single FP32", 1), (point, SCALED, 1)]
         expected += [(point, method, size) for method in several for size in DIGITS.settings.table_sizes]
     assert found == expected
@@ -263,7 +268,7 @@ def test_table_2_judges_claims_2_and_5(table: Callable[[object], Table]) -> None
     assert names == ["C2 (SWAG)", "C2 (IVON)", *(f"C5 (INT-{bits})" for bits in DIGITS.settings.bits)]
 
 
-@pytest.mark.parametrize("size", range(1, DIGITS.members + 1))
+@pytest.mark.parametrize("size", range(1, MEMBERS + 1))
 def test_the_equivalent_of_a_deep_ensemble_is_its_own_size(
     size: int, table: Callable[[object], Table]
 ) -> None:
@@ -297,11 +302,11 @@ def test_table_5_shows_lpe_at_every_table_size_with_both_memories(table: Callabl
 
 def test_table_5_says_what_each_size_of_de_costs_to_train(table: Callable[[object], Table]) -> None:
     costs = [row["backward passes"] for row in table(table5)[0] if row["method"] == "DE"]
-    assert costs == [str(FIRST + FURTHER * n) for n in range(DIGITS.members)]
+    assert costs == [str(FIRST + FURTHER * n) for n in range(MEMBERS)]
 
 
 def test_table_5_shows_batch_ensemble_whole(table: Callable[[object], Table]) -> None:
-    assert [row["members"] for row in table(table5)[0] if row["method"] == "BE"] == [str(DIGITS.members)]
+    assert [row["members"] for row in table(table5)[0] if row["method"] == "BE"] == [str(MEMBERS)]
 
 
 def test_table_5_judges_claims_9_to_12(table: Callable[[object], Table]) -> None:
@@ -323,7 +328,11 @@ def test_table_6_shows_the_single_models_and_then_each_method_at_both_sizes(
     table: Callable[[object], Table],
 ) -> None:
     found = [(row["method"], row["members"]) for row in table(table6)[0]]
-    several = ["Gaussian, tuned", "MC-dropout, tuned", *(f"LPE-BSR, INT-{bits}" for bits in DIGITS.settings.bits)]
+    several = [
+        "Gaussian, tuned",
+        "MC-dropout, tuned",
+        *(f"LPE-BSR, INT-{bits}" for bits in DIGITS.settings.bits),
+    ]
     sizes = (DIGITS.settings.claim_size, DIGITS.settings.size)
     expected = [(method, str(size)) for size in sizes for method in several]
     assert found == [("☆ single", "1"), ("single + temperature", "1"), *expected]
@@ -367,7 +376,9 @@ def test_table_6_sets_the_lowest_nll_of_each_size_bold(table: Callable[[object],
 def test_table_6_judges_c10_on_the_clip(table: Callable[[object], Table]) -> None:
     names = [line.partition(":")[0] for line in table(table6)[1]]
     rivals = ("Gaussian", "MC-dropout")
-    assert names == [f"C10 ({CLIP}, {rival}, INT-{bits})" for rival in rivals for bits in DIGITS.settings.bits]
+    assert names == [
+        f"C10 ({CLIP}, {rival}, INT-{bits})" for rival in rivals for bits in DIGITS.settings.bits
+    ]
     assert not [line for line in table(table6)[1] if "not run" in line]
 
 
@@ -485,11 +496,9 @@ def test_methods_without_a_common_training_seed_are_not_compared(tmp_path: Path)
         rendered(table1, late, tmp_path)
 
 
-def test_the_tables_follow_the_scale_whose_name_they_are_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(find.SCALES, "digits", replace(DIGITS, table_sizes=(5,)))
-    rows, _, _ = rendered(table2, record("table2"), tmp_path)
+def test_the_tables_follow_the_scale_that_they_are_given(tmp_path: Path) -> None:
+    scale = replace(DIGITS, settings=replace(DIGITS.settings, table_sizes=(5,)))
+    rows, _, _ = rendered(table2, record("table2"), tmp_path, scale)
     assert {row["members"] for row in rows} == {"1", "5"}
 
 
@@ -510,12 +519,21 @@ def test_a_list_is_read_as_a_sentence_reads_it() -> None:
 
 
 @pytest.fixture
-def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Session]:
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
     """A session of two training seeds and three for training-free claims, in which nothing is measured."""
-    monkeypatch.setattr(table1, "measure_all", lambda *_: None)
-    places = (tmp_path / "out", tmp_path / "working", Store(tmp_path / "store"))
-    with tracking.start("disabled", "test", "test", {}) as tracker:
-        yield Session(DIGITS, [0, 1], [0, 1, 2], *places, tracker, quiet=True)
+    monkeypatch.setattr(rounding_tables, "measure_all", lambda *_: None)
+    return Session(
+        store=Store(tmp_path / "store"),
+        tracker=tracking.Tracker(None),
+        threads=1,
+        device="cpu",
+        quiet=True,
+        scale=DIGITS,
+        seeds=[0, 1],
+        claim_seeds=[0, 1, 2],
+        out=tmp_path / "out",
+        working=tmp_path / "working",
+    )
 
 
 @pytest.mark.parametrize("module", [table1, table4])
@@ -524,7 +542,7 @@ def test_the_record_of_the_networks_keeps_the_bit_widths_that_its_table_shows(
 ) -> None:
     whole = pd.concat([record("table1"), record("table4")]).drop_duplicates(list(KEY))
     for unit in table1.wanted(session):
-        here = whole[whole["substrate"] == f"digits {unit.what}"]
+        here = whole[whole["substrate"] == unit.substrate]
         Records(session.working / unit.file).add(here[here["seed"] == unit.seed].to_dict("records"))
     module.compute(session)  # type: ignore[attr-defined]
     name = module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]

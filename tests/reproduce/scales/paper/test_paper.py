@@ -114,7 +114,7 @@ def test_a_model_s_repository_is_that_of_its_library(source: str, repository: st
 
 def test_a_figure_of_trainings_does_not_exist_at_paper(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_figure(fig2.SCRIPT, ["--scale", "paper"]) == 2
-    assert capsys.readouterr().err== "error: fig2 needs a main network; scale paper has none\n"
+    assert capsys.readouterr().err == "error: fig2 needs a main network; scale paper has none\n"
 
 
 def test_everything_at_paper_knows_its_figures(capsys: pytest.CaptureFixture[str]) -> None:

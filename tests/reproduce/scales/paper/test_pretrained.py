@@ -148,11 +148,14 @@ def test_table_6_has_the_rivals_at_the_settings_that_the_tuning_examples_chose(
     loaded = CLIP.source.loaded()
     expected = [
         loaded.test.evaluate(
-            lpe.GaussianEnsemble(loaded.net, lpe.Int(5), SMALL.settings.size, draw, std=chosen["Gaussian"]), ()
+            lpe.GaussianEnsemble(loaded.net, lpe.Int(5), SMALL.settings.size, draw, std=chosen["Gaussian"]),
+            (),
         )["nll"].iloc[-1]
         for draw in range(SMALL.settings.draws)
     ]
-    noisy = rows[(rows["method"] == "Gaussian") & (rows["metric"] == "nll") & (rows["size"] == SMALL.settings.size)]
+    noisy = rows[
+        (rows["method"] == "Gaussian") & (rows["metric"] == "nll") & (rows["size"] == SMALL.settings.size)
+    ]
     assert noisy["value"].tolist() == pytest.approx([np.mean(expected)])
     text = (tmp_path / "out" / "table6.md").read_text()
     assert f"std {chosen['Gaussian']:g}; MC-dropout: rate {chosen['MC-dropout']:g}" in text
