@@ -122,7 +122,7 @@ HEADER = (
     "same as",
     "note",
 )
-SHORT = ("claim", "verdict", "effect", "unit", "FP32 instead", "Holm", "n", "needed n")
+SHORT = ("claim", "verdict", "effect [95 % interval]", "unit", "FP32 instead", "Holm", "n / needed")
 KEPT_FILE = "claims_examples.csv"
 
 
@@ -157,20 +157,19 @@ def _numbers(estimate: Estimate | None, *names: str) -> list[Cell]:
     return [None if math.isnan(number) else number for number in found]
 
 
-def _short_row(verdict: Verdict, beside: bool) -> list[Cell]:
+def _short_row(verdict: Verdict, beside: bool) -> list[str]:
     found, instead = verdict.found, verdict.instead
     told = {"not evidence": ", not evidence", "not known": ", evidence not known"}.get(verdict.evidence, "")
-    cells: list[Cell] = [
+    cells = [
         verdict.claim,
         verdict.verdict + told,
         "" if found is None else _shown(found),
-        "" if found is None else verdict.unit,
+        "" if found is None else verdict.unit.partition(" ")[0],
         ("" if found is None else "not available")
         if instead is None
         else f"{plain_number(instead.effect, PLACES)}, {instead.verdict}",
         verdict.holm or "",
-        "" if found is None else str(found.n),
-        verdict.needed,
+        "" if found is None else " / ".join(filter(None, [str(found.n), verdict.needed])),
     ]
     if beside:
         cells.insert(4, "" if verdict.examples is None else _interval(verdict.examples))
@@ -179,6 +178,15 @@ def _short_row(verdict: Verdict, beside: bool) -> list[Cell]:
 
 PLACES = 4
 """Decimals of the short table."""
+
+
+def _short_table(verdicts: Sequence[Verdict], unit: str) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of the short table, with the second interval where any claim has one."""
+    beside = any(verdict.examples is not None for verdict in verdicts)
+    header = list(SHORT)
+    if beside:
+        header.insert(4, UNITS[unit][1])
+    return header, [_short_row(verdict, beside) for verdict in verdicts]
 
 
 def _shown(estimate: Estimate) -> str:
@@ -241,7 +249,7 @@ def _notes(verdicts: Sequence[Verdict], chosen: Scale, files: Sequence[str]) -> 
         "claimed side, fails if it lies wholly on the other, else it is undecided.",
         "FP32 instead: the same statistic and test with the unrounded network in LPE-BSR's place (in "
         "X + LPE-BSR with X's own members). A claim that it satisfies as well is no evidence for LPE-BSR.",
-        "Holm: the verdict after adjusting for the number of claims. Needed n: with so many units four "
+        "Holm: the verdict after adjusting for the number of claims. n / needed: with so many units four "
         "fifths of runs would decide the claim, were effect and spread as observed.",
     ]
     if beside:
@@ -296,11 +304,7 @@ def main(arguments: Sequence[str]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    beside = any(verdict.examples is not None for verdict in verdicts)
-    header = list(SHORT)
-    if beside:
-        header.insert(4, UNITS[chosen.unit][1])
-    rows = [[str(cell) for cell in _short_row(verdict, beside)] for verdict in verdicts]
+    header, rows = _short_table(verdicts, chosen.unit)
     print(text_table(f"Claims at scale {chosen.name}", header, rows, counts(verdicts)))
     for path in paths:
         print(f"wrote {os.path.relpath(path)}")
@@ -312,15 +316,13 @@ def main(arguments: Sequence[str]) -> int:
 def _write(out: Path, verdicts: Sequence[Verdict], chosen: Scale, files: Sequence[str]) -> list[Path]:
     names = [out / f"claims.{kind}" for kind in ("csv", "md", "tex")]
     write_table([dict(zip(HEADER, _row(verdict), strict=True)) for verdict in verdicts], names[0], HEADER)
-    beside = any(verdict.examples is not None for verdict in verdicts)
-    header = [*SHORT[:2], "effect [95 % interval]", *SHORT[3:]]
-    if beside:
-        header.insert(4, UNITS[chosen.unit][1])
-    rows = [_short_row(verdict, beside) for verdict in verdicts]
+    header, rows = _short_table(verdicts, chosen.unit)
     title = f"Claims at scale {chosen.name}"
     said = _notes(verdicts, chosen, files)
     write_text_atomic(names[1], markdown(header, rows, title, said))
-    write_text_atomic(names[2], latex("claims", header, rows, title, said))
+    # On a page there is no room for a second interval.
+    plain = [_short_row(verdict, beside=False) for verdict in verdicts]
+    write_text_atomic(names[2], latex("claims", SHORT, plain, title, said, narrow=True))
     kept = kept_estimates(verdicts)
     if kept:
         write_table(kept, out / KEPT_FILE, KEPT)

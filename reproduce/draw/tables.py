@@ -167,10 +167,14 @@ def latex(
     rows: Sequence[Sequence[Cell]],
     caption: str,
     notes: Sequence[str] = (),
+    narrow: bool = False,
 ) -> str:
     """Write a LaTeX table with booktabs' rules and the label tab:name.
 
     It needs ``\\usepackage{booktabs}``, and ``longtable`` where it has more than ``PAGE`` rows.
+
+    Args:
+        narrow: half the usual space between the columns of a long table.
     """
     columns = []
     for column, to_right in enumerate(_numeric(header, rows)):
@@ -182,7 +186,7 @@ def latex(
     below = [rf"\par\smallskip\noindent {_in_latex(note)}" for note in notes]
     if len(rows) > PAGE:
         lines = [
-            r"\begingroup\scriptsize",
+            r"\begingroup\scriptsize" + (r"\setlength{\tabcolsep}{3pt}" if narrow else ""),
             rf"\begin{{longtable}}{{{''.join(columns)}}}",
             *titles,
             r"\\",

@@ -411,7 +411,7 @@ def _over_examples(
             continue
         try:
             if examples is None:
-                raise NotAvailable("the values of each example were not asked for")
+                raise NotAvailable("python -m reproduce claims looks up the values of single examples")
             columns = columns_of(case.statistic, record, examples)
         except NotAvailable as missing:
             found[case.claim.name] = (None, None, str(missing))

@@ -182,7 +182,7 @@ def test_the_short_tables_row_says_all_that_decides(folder: Path) -> None:
     written = (folder / "claims.md").read_text()
     row = next(line for line in written.splitlines() if line.startswith(f"| {CLAIM}"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells == [CLAIM, "holds", "-.0490 [-.0515, -.0465]", "nats", ".0000, undecided", "holds", "3", ""]
+    assert cells == [CLAIM, "holds", "-.0490 [-.0515, -.0465]", "nats", ".0000, undecided", "holds", "3"]
 
 
 def test_definitions_stand_below_the_table_and_not_in_it(folder: Path) -> None:
