@@ -96,6 +96,7 @@ def provenance(
     seeds: Sequence[int],
     threads: int,
     started: float,
+    cost: Mapping[str, object] | None = None,
 ) -> dict[str, Any]:
     """Return where a record comes from, as JSON data.
 
@@ -108,6 +109,7 @@ def provenance(
         device: as torch names it: ``"cpu"``, ``"cuda:0"``.
         threads: the number of threads that torch computes with.
         started: ``time.time()`` at the start, in seconds.
+        cost: what it took in all, in this run and before; None: the run is all.
 
     Raises:
         InputError: the configuration is not plain data.
@@ -119,6 +121,7 @@ def provenance(
         "command": shlex.join(_without_folders(argument) for argument in arguments),
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_seconds": round(time.time() - started, 3),
+        **({} if cost is None else {"cost": plain_data(cost, "cost")}),
         "git": _git(),
         "python": platform.python_version(),
         "packages": _package_versions(),
@@ -138,9 +141,10 @@ def write_provenance(
     seeds: Sequence[int],
     threads: int,
     started: float,
+    cost: Mapping[str, object] | None = None,
 ) -> None:
     """Write ``provenance`` of the same arguments as JSON, atomically."""
-    content = provenance(command, config, device, seeds, threads, started)
+    content = provenance(command, config, device, seeds, threads, started, cost)
     write_text_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

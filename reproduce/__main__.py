@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from pathlib import Path
 
 from reproduce import same_bits
 
@@ -26,13 +25,22 @@ from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
 from lpe.writing import check_writable
 from reproduce import ledger, rendering
-from reproduce.command import Script, all_there, opened, parser, rehearse, run_figure
+from reproduce.command import (
+    Script,
+    all_there,
+    check_options,
+    check_seeds,
+    opened,
+    parser,
+    rehearse,
+    run_figure,
+)
 from reproduce.rendering import Rendered
 from reproduce.scales import find, own
 from reproduce.study import parallel
 from reproduce.study.measurements import measure_all
-from reproduce.study.scale import Scale
-from reproduce.study.session import seeds_asked
+from reproduce.study.origins import mixture
+from reproduce.study.session import Session, seeds_asked
 
 FIGURES = (
     *(f"fig{number}" for number in range(1, 10)),
@@ -52,6 +60,7 @@ def main(arguments: list[str]) -> int:
     try:
         asked = options.parse_args(arguments)
         chosen = find.scale(asked.scale)
+        check_options(asked)
         seeds_asked(chosen, asked.seeds)
         if asked.jobs < 1:
             raise InputError(f"--jobs must be 1 or more, not {asked.jobs}")
@@ -77,6 +86,7 @@ def main(arguments: list[str]) -> int:
         for option in ("seeds", "wandb"):
             if getattr(asked, option) is not None:
                 passed_on += [f"--{option}", str(getattr(asked, option))]
+        passed_on += ["--overwrite"] * asked.overwrite
         started = time.time()
         pool = (
             parallel.workers(asked.jobs, own.in_another_process())
@@ -89,7 +99,11 @@ def main(arguments: list[str]) -> int:
             else:
                 if not all([all_there(script, chosen) for script in scripts]):
                     return 2
-                _measure(scripts, chosen, asked.seeds, out, asked.wandb, processes)
+                with opened("all", chosen, asked.seeds, out, asked.wandb) as session:
+                    if not asked.overwrite:
+                        for script in scripts:
+                            check_seeds(script, session)
+                    _measure(scripts, session, processes)
             measured = time.time() - started
             rendered = _render(scripts, passed_on, processes)
     except InputError as error:
@@ -107,24 +121,18 @@ def main(arguments: list[str]) -> int:
             f"in all {time.time() - started:.1f} s, {asked.jobs} process{'es' * (asked.jobs > 1)}",
         )
     )
+    if asked.only is not None:
+        print("\n".join(mixture(out)))
     return codes[0] if codes else 0
 
 
-def _measure(
-    scripts: list[Script],
-    chosen: Scale,
-    seeds: int | None,
-    out: Path,
-    wandb: str | None,
-    pool: parallel.ProcessPoolExecutor | None,
-) -> None:
+def _measure(scripts: list[Script], session: Session, pool: parallel.ProcessPoolExecutor | None) -> None:
     """Measure all units of the figures, each once."""
-    with opened("all", chosen, seeds, out, wandb) as session:
-        wanted = list(dict.fromkeys(unit for script in scripts for unit in script.wanted(session)))
-        if pool is None:
-            measure_all(session, wanted)
-        else:
-            parallel.measure_units(session, wanted, pool)
+    wanted = list(dict.fromkeys(unit for script in scripts for unit in script.wanted(session)))
+    if pool is None:
+        measure_all(session, wanted)
+    else:
+        parallel.measure_units(session, wanted, pool)
 
 
 def _render(
@@ -139,7 +147,7 @@ def _render(
         return rendered
     for script in scripts:
         started = time.time()
-        code = run_figure(script, arguments)
+        code = run_figure(script, arguments, notes=False)
         rendered.append(Rendered(script.name, code, time.time() - started, ""))
     return rendered
 

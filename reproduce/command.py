@@ -20,7 +20,9 @@ from lpe.store import Store
 from lpe.writing import check_writable
 from reproduce import same_bits
 from reproduce.scales import find
+from reproduce.study.costs import summed
 from reproduce.study.measurements import working_folder
+from reproduce.study.origins import mixture, seeds_of
 from reproduce.study.records import record_name
 from reproduce.study.scale import Scale, Substrate
 from reproduce.study.session import Session, open_session, seeds_asked
@@ -73,6 +75,9 @@ def parser(figure: str, description: str | None) -> Parser:
     )
     made.add_argument("--out", type=Path, help="folder of the results (default: figures/SCALE)")
     made.add_argument("--plot-only", action="store_true", help="redraw from the record in the folder")
+    made.add_argument(
+        "--overwrite", action="store_true", help="replace records in the folder that have more training seeds"
+    )
     made.add_argument(
         "--wandb",
         choices=tracking.MODES,
@@ -155,6 +160,30 @@ def _once(lines: Iterable[tuple[str, ...]]) -> list[str]:
     ]
 
 
+def check_options(asked: argparse.Namespace) -> None:
+    """Raise InputError for options that a redrawing would ignore."""
+    given = {"--seeds": asked.seeds, "--wandb": asked.wandb}
+    ignored = [f"{option} {value}" for option, value in given.items() if value is not None]
+    ignored += ["--overwrite"] * asked.overwrite + ["--random-weights"] * asked.random_weights
+    if asked.plot_only and ignored:
+        raise InputError(
+            f"--plot-only draws what the folder's records hold and would ignore {' and '.join(ignored)}; "
+            "leave one or the other out"
+        )
+
+
+def check_seeds(script: Script, session: Session) -> None:
+    """Raise InputError where the folder has a record of more training seeds than this run would leave."""
+    there = seeds_of(session.out / f"{script.name}.json")
+    ours = {unit.seed for unit in script.wanted(session)}
+    if len(there) > max(1, len(ours)):
+        record = _shown(session.out / record_name(script.name))
+        raise InputError(
+            f"{record} has {len(there)} training seeds, this run would leave {max(1, len(ours))}; "
+            "give another folder with --out, or --overwrite"
+        )
+
+
 def rehearse(scripts: Sequence[Script], chosen: Scale) -> None:
     """Rehearse the models of figures, each once; InputError at a scale that has nothing to rehearse."""
     if chosen.rehearse is None:
@@ -163,11 +192,14 @@ def rehearse(scripts: Sequence[Script], chosen: Scale) -> None:
     chosen.rehearse(substrates_of(scripts, chosen))
 
 
-def run_figure(script: Script, arguments: Sequence[str] | None = None, quiet: bool = False) -> int:
+def run_figure(
+    script: Script, arguments: Sequence[str] | None = None, quiet: bool = False, notes: bool = True
+) -> int:
     """Run a figure script: measure what is not measured yet, write the record, draw it, say the verdict.
 
     Args:
         arguments: the command line; None: this process's. quiet: no progress bars.
+        notes: say where the folder's records come from several machines or commits.
 
     Returns:
         The exit code: 0, or 2 after one line about bad input.
@@ -177,6 +209,7 @@ def run_figure(script: Script, arguments: Sequence[str] | None = None, quiet: bo
         asked = parser(figure, script.description).parse_args(arguments)
         chosen = find.scale(asked.scale)
         script.check(chosen)
+        check_options(asked)
         seeds_asked(chosen, asked.seeds)
         out = asked.out or REPOSITORY / "figures" / chosen.name
         started = time.time()
@@ -188,7 +221,10 @@ def run_figure(script: Script, arguments: Sequence[str] | None = None, quiet: bo
             if not all_there(script, chosen):
                 return 2
             with opened(figure, chosen, asked.seeds, out, asked.wandb, quiet) as session:
-                extra = dict(script.compute(session))
+                if not asked.overwrite:
+                    check_seeds(script, session)
+                with session.store.use() as use:
+                    extra = dict(script.compute(session))
                 shown = [each.name for each in substrates_of([script], chosen)]
                 if models := session.descriptions(shown):
                     extra["models"] = models
@@ -202,6 +238,7 @@ def run_figure(script: Script, arguments: Sequence[str] | None = None, quiet: bo
                     _seeds_of(record) or landscape,
                     torch.get_num_threads(),
                     started,
+                    summed(session.measured, use.made),
                 )
                 paths, lines = script.draw(out, chosen)
                 written = [record, out / f"{figure}.json", *paths]
@@ -217,7 +254,7 @@ def run_figure(script: Script, arguments: Sequence[str] | None = None, quiet: bo
         return 2
     for path in written:
         print(f"wrote {_shown(path)}")
-    for line in lines:
+    for line in [*lines, *(mixture(out) if notes else [])]:
         print(line)
     print(f"{figure} at scale {chosen.name}: {time.time() - started:.0f} s")
     return 0

@@ -48,10 +48,7 @@ def code_hash(*roots: Root) -> str:
 
 
 def versions(*roots: Root) -> dict[str, str]:
-    """Return the versions of Python and of the packages that the roots import, by name.
-
-    They are asked for anew at every call: keys and provenance name the same.
-    """
+    """Return the versions of Python and of the packages that the roots import, by name."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     found = {"python": python}
     for package in sorted({*closure(*roots).packages, *ALWAYS}):
@@ -60,6 +57,7 @@ def versions(*roots: Root) -> dict[str, str]:
     return found
 
 
+@functools.cache
 def _version(package: str) -> tuple[str, str]:
     """Return a package's distribution and its version; of a user's own module, a hash of its files."""
     try:

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -29,8 +30,10 @@ from lpe.modules import apply, named_tensors, with_tensors
 from lpe.number_systems.grids import Int
 from lpe.number_systems.rounding import absmax_scales
 from lpe.records import write_table
-from reproduce.study.keys import code_hash
-from reproduce.study.scale import Data
+from lpe.store import Store
+from reproduce.study.costs import measuring
+from reproduce.study.keys import determinants
+from reproduce.study.scale import Data, bare, digest_of
 from reproduce.study.session import Session
 from reproduce.study.units import draw_seed
 
@@ -47,19 +50,32 @@ def grid_table(
     killed run goes on with the next line. ``data`` says in words which images the surface sees, ``what`` is
     the progress bar's label.
     """
-    digest = hashlib.sha256(code_hash(grid_table).encode())
+    source, seed = session.main.source, session.scale.settings.landscape.seed
+    determined = determinants(
+        grid_table,
+        type(surface),
+        type(plane),
+        bare(source),
+        data=digest_of(source, seed),
+        device=session.device,
+        threads=session.threads,
+    )
+    digest = hashlib.sha256(Store.key({"source": source, **determined}).encode())
     for numbers in (plane.origin.numpy(), plane.axes.numpy(), np.asarray(xs), np.asarray(ys)):
         digest.update(np.ascontiguousarray(numbers).tobytes())
     digest.update("\0".join([data, *sorted(surface.anchor_names)]).encode())
-    path = session.working.parent / f"landscape-{digest.hexdigest()[:24]}.csv"
+    path = session.working / f"landscape-{digest.hexdigest()[:24]}.csv"
     columns = ("x", "y", "metric", "value")
     rows: list[dict[str, object]] = []
     if path.is_file():
         rows = [{str(k): v for k, v in row.items()} for row in pd.read_csv(path).to_dict("records")]
     # Coordinates are compared as the file holds them.
     finished = {f"{row['y']:.12g}" for row in rows}
+    session.measured.add(path)
+    if len(finished) == len(ys):
+        return _sorted(path)
 
-    with session.progress(len(ys), what) as bar:
+    with measuring(path, session.store, session.device), session.progress(len(ys), what) as bar:
         bar.update(len(finished))
 
         def keep(line: list[dict[str, float]]) -> None:
@@ -70,8 +86,11 @@ def grid_table(
             bar.update()
 
         measure_grid(surface, plane, xs.tolist(), ys.tolist(), lambda y: f"{y:.12g}" in finished, keep)
-    table = pd.read_csv(path)
-    return table.sort_values(["metric", "y", "x"], ignore_index=True)
+    return _sorted(path)
+
+
+def _sorted(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path).sort_values(["metric", "y", "x"], ignore_index=True)
 
 
 def cloud_table(

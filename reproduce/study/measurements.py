@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,18 +17,26 @@ from torch import Tensor, nn
 
 import lpe
 from lpe.ensembles.base import Ensemble
+from lpe.errors import InputError
 from lpe.modules import apply, dtype_name
 from lpe.number_systems.naming import Systems
 from lpe.store import Store
-from reproduce.study.cost_units import measure_cost, measure_cost_rivals
-from reproduce.study.families import SnapshotTraining, with_low_precision
-from reproduce.study.keys import code_hash, device_kind, kernels_of, versions
+from reproduce.study.cost_units import DEEP, measure_cost, measure_cost_rivals
+from reproduce.study.costs import is_finished, measuring
+from reproduce.study.families import (
+    DeepEnsembleTraining,
+    MultiPosteriorTraining,
+    SnapshotTraining,
+    with_low_precision,
+)
+from reproduce.study.keys import data_hash, determinants
 from reproduce.study.measurer import Measurer
 from reproduce.study.records import DISAGREEMENT, STD_OVER_FORGETTING
-from reproduce.study.run import device_of
-from reproduce.study.scale import Batch, Point, Rivals, Scale, Substrate, TestData
+from reproduce.study.scale import Batch, Point, Rivals, Scale, Substrate, TestData, digest_of
 from reproduce.study.session import Session
 from reproduce.study.units import AXES, COST, COST_RIVALS, DISAGREEMENT_UNIT, LARGE, ROUNDING, Unit
+
+SNAPSHOTS = "SSE"
 
 
 def measure_point(session: Session, unit: Unit) -> None:
@@ -216,7 +223,7 @@ def measure_disagreement(session: Session, unit: Unit) -> None:
 
 def first_snapshots(session: Session, substrate: Substrate, seed: int) -> Ensemble:
     """Return SSE's first two snapshots, as an ensemble."""
-    recipe = substrate.families["SSE"]
+    recipe = substrate.families[SNAPSHOTS]
     assert isinstance(recipe, SnapshotTraining)
     return replace(recipe, cycles=2).family(session, substrate, seed).make(0)
 
@@ -238,20 +245,79 @@ MEASURES: Mapping[str, Callable[[Session, Unit], None]] = {
 """How units are measured that are neither of a point nor of a family."""
 
 
+def _how(scale: Scale, unit: Unit) -> Callable[[Session, Unit], None]:
+    """Return what measures a unit."""
+    substrate = scale.substrates[unit.substrate]
+    if unit.what in substrate.points:
+        return measure_point
+    return measure_family if unit.what in substrate.families else MEASURES[unit.what]
+
+
+def trained_for(scale: Scale, unit: Unit) -> list[tuple[Substrate, object]]:
+    """List the recipes whose weights a unit is measured on, with their substrates."""
+    substrate = scale.substrates[unit.substrate]
+    named = [(substrate, unit.what)]
+    if unit.what == DISAGREEMENT_UNIT:
+        named = [(substrate, SNAPSHOTS)]
+    elif unit.what == COST_RIVALS:
+        larger = scale.next_larger
+        named = [(substrate, DEEP)] * (DEEP in substrate.families)
+        named += [] if larger is None else [(larger, larger.estimate)]
+    elif unit.what in MEASURES:
+        named = [(substrate, substrate.estimate)]
+    recipes: list[tuple[Substrate, object]] = []
+    for of, name in named:
+        recipe = of.points[name] if name in of.points else of.families[name]
+        recipes.append((of, recipe))
+        if isinstance(recipe, DeepEnsembleTraining | MultiPosteriorTraining):
+            recipes.append((of, of.points[recipe.of]))
+        if of.start is not None:
+            recipes.append((of, of.start))
+    return recipes
+
+
+def key_of(session: Session, unit: Unit) -> str:
+    """Return the key of a unit's rows: a hash of all that determines them."""
+    scale, recipes = session.scale, trained_for(session.scale, unit)
+    substrate = scale.substrates[unit.substrate]
+    used = [*dict.fromkeys(of.name for of, _ in recipes), substrate.name]
+    roots = {type(recipe) for _, recipe in recipes} | {type(scale.substrates[name].source) for name in used}
+    config = {
+        "scale": scale.name,
+        "settings": scale.settings,
+        "compared": scale.compared and scale.compared.name,
+        "unit": unit,
+        "points": list(substrate.points),
+        "families": list(substrate.families),
+        "rivals": substrate.rivals,
+        "sources": {name: scale.substrates[name].source for name in used},
+        "recipes": [[of.name, recipe] for of, recipe in recipes],
+        **determinants(
+            _how(scale, unit),
+            *roots,
+            data=data_hash([digest_of(scale.substrates[name].source, unit.seed) for name in used]),
+            device=session.device,
+            threads=session.threads,
+        ),
+    }
+    return Store.key(config)
+
+
 def measure(session: Session, unit: Unit) -> None:
     """Train and measure one unit, as far as its working record lacks it."""
-    # An empty file beside the record: to look for every row would take the unit's weights from the store.
-    finished = session.working / f"{unit.file}.finished"
-    if finished.exists() and (session.working / unit.file).exists():
+    record = session.working / f"{unit.file}-{key_of(session, unit)[:16]}.csv"
+    session.records[unit] = record
+    session.measured.add(record)
+    if is_finished(record):
+        # To look for every row would take the unit's weights from the store.
         return
-    substrate = session.scale.substrates[unit.substrate]
-    measures = {
-        **dict.fromkeys(substrate.points, measure_point),
-        **dict.fromkeys(substrate.families, measure_family),
-        **MEASURES,
-    }
-    measures[unit.what](session, unit)
-    finished.touch()
+    session.recipes.clear()
+    with measuring(record, session.store, session.device):
+        _how(session.scale, unit)(session, unit)
+        known = {(of.name, type(recipe)) for of, recipe in trained_for(session.scale, unit)}
+        if unknown := session.recipes - known:
+            names = ", ".join(f"{kind.__name__} of {name}" for name, kind in unknown)
+            raise InputError(f"{unit} was measured on trainings that its key does not hold: {names}")
 
 
 def measure_all(session: Session, wanted: Iterable[Unit]) -> None:
@@ -265,26 +331,8 @@ def measure_all(session: Session, wanted: Iterable[Unit]) -> None:
 
 
 def working_folder(chosen: Scale, store: Store) -> Path:
-    """Return the folder of a scale's working records, named by all that determines its rows but the seeds."""
-    classes = {
-        type(part)
-        for each in chosen.substrates.values()
-        for part in (each.source, each.start, *each.points.values(), *each.families.values())
-        if part is not None
-    }
-    roots: list[Any] = [measure, *sorted(classes, key=lambda kind: kind.__qualname__)]
-    described = {key: value for key, value in chosen.described().items() if key != "seeds"}
-    device = device_of(chosen.device)
-    key = Store.key(
-        {
-            "scale": described,
-            "code": code_hash(*roots),
-            "packages": versions(*roots),
-            "device": device_kind(device),
-            "kernels": kernels_of(device),
-        }
-    )
-    return store.root.parent / "records" / f"{chosen.name}-{key[:12]}"
+    """Return the folder of a scale's working records, each of which is named by its own key."""
+    return store.root.parent / "records" / chosen.name
 
 
 def posterior_stds(session: Session, names: Iterable[str]) -> dict[str, float]:

@@ -46,7 +46,7 @@ class Measurer:
     def __init__(self, session: Session, unit: Unit, point: str, substrate: str | None = None) -> None:
         self.settings = session.scale.settings
         self.working = session.working
-        self.records = Records(self.working / unit.file)
+        self.records = Records(session.records[unit])
         self.draws = [draw_seed(unit.seed, draw) for draw in range(self.settings.draws)]
         self.seed = unit.seed
         self.data: Data = session.scale.substrates[unit.substrate].source.load(unit.seed)

@@ -22,7 +22,7 @@ from lpe.training.roots import as_everywhere
 from lpe.training.schedules import then_constant, warmup_cosine
 from reproduce.study.keys import determinants
 from reproduce.study.run import Run
-from reproduce.study.scale import Point, Split, Started, Substrate
+from reproduce.study.scale import Point, Split, Started, Substrate, bare, digest_of
 
 REPLICAS = 1_000_000
 """Distance between the seeds of two fine-tunings of one training seed: above any number of seeds."""
@@ -52,6 +52,7 @@ def config_of(
         start: all that determines what it starts from. roots: the functions that train, beside the recipe's
             and the source's classes.
     """
+    run.recipes.add((substrate.name, type(recipe)))
     return {
         "phase": phase,
         "source": substrate.source,
@@ -62,8 +63,8 @@ def config_of(
         **determinants(
             *roots,
             type(recipe),
-            type(substrate.source),
-            data=substrate.source.load(seed).digest,
+            bare(substrate.source),
+            data=digest_of(substrate.source, seed),
             device=run.device,
             threads=run.threads,
         ),
@@ -87,7 +88,7 @@ def trained(run: Run, config: Mapping[str, object], epochs: int, fit: Fit) -> En
 
             return fit(report)
 
-    return run.store.get_or_make(config, make)
+    return run.store.get_or_make(config, make, run.device)
 
 
 def started(run: Run, substrate: Substrate, seed: int, replica: int = 0) -> Started:

@@ -26,8 +26,8 @@ BETTER_THAN_RTN = "better_than_rtn"
 
 
 def rows_of(session: Session, wanted: Iterable[Unit]) -> pd.DataFrame:
-    """Return the rows of these units, in the record's order."""
-    tables = [Records(session.working / unit.file).select() for unit in wanted]
+    """Return the rows of these units, which have been measured, in the record's order."""
+    tables = [Records(session.records[unit]).select() for unit in wanted]
     table = pd.concat([t for t in tables if len(t)], ignore_index=True)
     return table.sort_values(list(COLUMNS[:9]), ignore_index=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from tqdm import tqdm
@@ -19,6 +19,7 @@ class Run:
     Args:
         store: of trained weights. tracker: of training curves. threads: that torch computes with; None: as
             many as it takes. device: where networks are. quiet: no progress bars.
+        recipes: of whose trained weights it has asked for: the substrate's name and the recipe's class.
     """
 
     store: Store
@@ -26,6 +27,7 @@ class Run:
     threads: int | None
     device: str
     quiet: bool = False
+    recipes: set[tuple[str, type]] = field(default_factory=set)
 
     def progress(self, total: int, what: str) -> tqdm:
         """Return a progress bar of ``total`` steps on stderr."""

@@ -6,6 +6,7 @@ families the main substrate has, of which sizes there are networks, which large 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 
 import lpe
 from lpe.ensembles.base import Ensemble
+from lpe.errors import InputError
 from lpe.evaluation.examples import ExampleMetrics
 from lpe.evaluation.predict import evaluate_temperature_scaled
 from lpe.number_systems.grids import ScaleAxis
+from reproduce.study.closure import Without
+from reproduce.study.keys import data_hash
 from reproduce.study.run import Run
 
 Batch = tuple[Any, Tensor]
@@ -80,7 +84,6 @@ class Data:
             networks have no batch norm.
         images: int64 [test examples]: which example of the whole data set each is, the same at every seed;
             None: every seed has examples of its own.
-        digest: of all of it, for keys.
     """
 
     scored: TestData
@@ -90,7 +93,6 @@ class Data:
     test: Sequence[Batch]
     statistics: Sequence[Batch] | None
     images: Tensor | None
-    digest: str
 
     @property
     def test_count(self) -> int:
@@ -104,6 +106,34 @@ class Source(Protocol):
     def load(self, seed: int) -> Data:
         """Return the data of a training seed."""
         ...
+
+
+class Digested(Protocol):
+    """A source that hashes its data itself: not all are tensors, or weights that are large come with them."""
+
+    def digest(self, seed: int) -> str:
+        """Return a hash of all that ``load`` returns."""
+        ...
+
+
+def digest_of(source: Any, seed: int) -> str:
+    """Return a hash of a source's data at a training seed, for keys: its own, or of the tensors it loads."""
+    return str(source.digest(seed)) if hasattr(source, "digest") else _digest_of_tensors(source, seed)
+
+
+@functools.cache
+def _digest_of_tensors(source: Source, seed: int) -> str:
+    data = source.load(seed)
+    if data.train is None and not data.test:
+        raise InputError(
+            f"{type(source).__name__} loads no tensors; give it digest(seed), a hash of its data"
+        )
+    return data_hash(data.train, data.validation, data.test, data.statistics)
+
+
+def bare(source: Source) -> Without:
+    """Return a source's class as keys know it: their hash of its data stands for the code that loads them."""
+    return Without(type(source), ("load", "digest"))
 
 
 class Trainable(Source, Protocol):

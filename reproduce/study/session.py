@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from lpe.store import Store
 from lpe.writing import check_writable, write_text_atomic
 from reproduce.study.run import Run, device_of
 from reproduce.study.scale import Scale, Substrate
+from reproduce.study.units import Unit
 
 
 @dataclass(kw_only=True)
@@ -25,6 +26,8 @@ class Session(Run):
     Args:
         seeds: training seeds. claim_seeds: of what a training-free claim is judged on.
         out: folder of the figures and their records. working: folder of the working records.
+        records: where the rows of a unit are that was measured, in this run or before.
+        measured: working records that something was taken from.
     """
 
     scale: Scale
@@ -32,6 +35,8 @@ class Session(Run):
     claim_seeds: list[int]
     out: Path
     working: Path
+    records: dict[Unit, Path] = field(default_factory=dict)
+    measured: set[Path] = field(default_factory=set)
 
     @property
     def main(self) -> Substrate:

@@ -35,8 +35,8 @@ class Unit:
 
     @property
     def file(self) -> str:
-        """The name of its working record."""
-        return re.sub(r"[^\w.+-]+", "-", f"{self.substrate}-{self.what}") + f"-seed{self.seed}.csv"
+        """The name of its working record, before the key."""
+        return re.sub(r"[^\w.+-]+", "-", f"{self.substrate}-{self.what}") + f"-seed{self.seed}"
 
 
 def units(substrates: Iterable[Substrate | None], whats: Iterable[str], seeds: Iterable[int]) -> list[Unit]:

@@ -417,7 +417,8 @@ def test_the_record_of_figure_5_keeps_its_methods_alone(
     session = session_of([0], [0], tmp_path)
     for unit in fig5.wanted(session):
         here = whole[(whole["point"] == unit.what) & (whole["seed"] == unit.seed)]
-        Records(session.working / unit.file).add(here.to_dict("records"))
+        session.records[unit] = session.working / f"{unit.file}.csv"
+        Records(session.records[unit]).add(here.to_dict("records"))
     fig5.compute(session)
     kept = Records(session.out / "fig5.csv").select()
     methods = {"SSE", "SSE + LPE-BSR", "CSGLD", "CSGLD + LPE-BSR", FP32, SCALED}

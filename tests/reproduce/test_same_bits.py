@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from lpe.provenance import REPOSITORY, kernels
-from lpe.store import Store
 from reproduce import fig1, same_bits
+from reproduce.command import seedless
 from reproduce.same_bits import EVERYWHERE, OWN, VARIABLES, bits, choose
 from reproduce.scales import DEFAULT, SAME_BITS
 from reproduce.scales.find import SCALES
-from reproduce.study.measurements import working_folder
+from reproduce.study.measurements import key_of
 from reproduce.study.scale import Scale
+from reproduce.study.units import Unit
 
 CAPPED = {"make": "AuthenticAMD", "capability": "AVX2", "mkl": True, "variables": VARIABLES}
 ENTRY_POINTS = sorted(
@@ -220,9 +221,10 @@ def test_a_figures_json_says_where_its_bits_are_the_same(figure: Callable[..., i
     assert told["config"]["bits"] == bits(told["kernels"])
 
 
-def test_rows_that_other_kernels_measured_are_in_another_folder(
-    tiny: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_rows_that_other_kernels_measured_have_another_key(
+    tiny: Scale, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = working_folder(tiny, Store(tmp_path))
+    session, unit = seedless(tiny), Unit(tiny.substrate, "SGD", 0)
+    before = key_of(session, unit)
     monkeypatch.setenv("MKL_CBWR", "AVX2")
-    assert working_folder(tiny, Store(tmp_path)) != before
+    assert key_of(session, unit) != before

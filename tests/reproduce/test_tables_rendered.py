@@ -543,7 +543,8 @@ def test_the_record_of_the_networks_keeps_the_bit_widths_that_its_table_shows(
     whole = pd.concat([record("table1"), record("table4")]).drop_duplicates(list(KEY))
     for unit in table1.wanted(session):
         here = whole[whole["substrate"] == unit.substrate]
-        Records(session.working / unit.file).add(here[here["seed"] == unit.seed].to_dict("records"))
+        session.records[unit] = session.working / f"{unit.file}.csv"
+        Records(session.records[unit]).add(here[here["seed"] == unit.seed].to_dict("records"))
     module.compute(session)  # type: ignore[attr-defined]
     name = module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]
     kept = Records(session.out / record_name(name)).select()

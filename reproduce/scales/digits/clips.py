@@ -19,7 +19,6 @@ from lpe.substrates.clip import ZeroShotClassifier, zero_shot_head
 from lpe.substrates.digits import Jitter
 from lpe.training.loop import train
 from lpe.training.schedules import warmup_cosine
-from reproduce.study.keys import data_hash
 from reproduce.study.points import Report, config_of, trained, training_examples
 from reproduce.study.run import Run
 from reproduce.study.scale import Classification, Data, Point, Substrate
@@ -37,7 +36,6 @@ def _data(seed: int) -> Data:
         test=test,
         statistics=None,
         images=torch.from_numpy(digits.split_indices(seed)[2]),
-        digest=data_hash(data),
     )
 
 

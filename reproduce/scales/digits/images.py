@@ -14,7 +14,6 @@ from lpe.substrates import digits
 from lpe.substrates.digits import DigitsNetwork, Jitter
 from lpe.training.loop import train
 from lpe.training.schedules import warmup_cosine
-from reproduce.study.keys import data_hash
 from reproduce.study.points import Report, config_of, fine_tuning_seed, trained, training_examples
 from reproduce.study.run import Run
 from reproduce.study.scale import Classification, Data, Split, Started, Substrate
@@ -34,7 +33,6 @@ def _data(seed: int) -> Data:
         test=test,
         statistics=None,
         images=torch.from_numpy(digits.split_indices(seed)[2]),
-        digest=data_hash(data),
     )
 
 

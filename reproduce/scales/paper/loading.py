@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lpe.provenance import plain_data
-from reproduce.scales.paper.models import DATA, PaperModel, data_folder
+from reproduce.scales.paper.models import DATA, PaperModel, content, data_folder
 from reproduce.study.answers import task_questions
 from reproduce.study.run import Run, device_of
 from reproduce.study.scale import Classification, Data, Point, Substrate, TestData
@@ -114,8 +114,11 @@ class Checkpoint:
             test=(),
             statistics=None,
             images=None,
-            digest=self.model.data,
         )
+
+    def digest(self, seed: int) -> str:
+        """Return a hash of the weights and the test data, the same at every seed."""
+        return content(self.model.source, self.model.data)
 
     # A model's configuration may hold what has no hash.
     def __hash__(self) -> int:

@@ -8,12 +8,14 @@ inputs for a few batches, and prints memory, time per example and bits per membe
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lpe.provenance import REPOSITORY
+from reproduce.study.keys import data_hash
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,31 @@ def _missing_data(data: PaperData) -> str:
     )
 
 
-def _cached(repository: str, file: str, kind: str) -> bool:
+def _cached(repository: str, file: str, kind: str) -> str | None:
+    """Return where a file of a hub's repository lies; None where it does not."""
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(repository, file, repo_type=kind), str)
+    found = try_to_load_from_cache(repository, file, repo_type=kind)
+    return found if isinstance(found, str) else None
+
+
+@functools.cache
+def content(source: str, named: str) -> str:
+    """Return a hash of a model's weights and its data: of images the files, of the hub's files their commit.
+
+    Args:
+        source: of the weights, see :class:`PaperModel`. named: a key of DATA.
+    """
+    (repository, files), data = hub_files(source), DATA[named]
+    found = [_commit(_cached(repository, file, "model")) for file in files]
+    if data.place:
+        return data_hash(found, data_folder() / data.place)
+    return data_hash(found, _commit(_cached(data.hub, "README.md", "dataset")), data.tasks)
+
+
+def _commit(file: str | None) -> str | None:
+    """Return the commit of a file in the hub's cache: the name of its folder of snapshots."""
+    if file is None:
+        return None
+    parts = Path(file).parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else data_hash(Path(file))

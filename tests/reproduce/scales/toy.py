@@ -8,7 +8,6 @@ from torch import nn
 
 from lpe.number_systems.grids import PerChannel, PerTensor
 from reproduce.study import families, points
-from reproduce.study.keys import data_hash
 from reproduce.study.scale import Classification, Data, Landscape, Rivals, Scale, Settings, Split, Substrate
 
 
@@ -28,8 +27,7 @@ class Stripes:
         images = kinds[labels][:, None] + torch.randn(120, 1, 6, 6, generator=draws)
         train, validation, test = ((images[s], labels[s]) for s in (slice(60), slice(60, 90), slice(90, 120)))
         scored, tuning = Classification([test], [validation]), Classification([validation], [validation])
-        digest = data_hash(images, labels)
-        return Data(scored, tuning, train, [validation], [test], [train], torch.arange(90, 120), digest)
+        return Data(scored, tuning, train, [validation], [test], [train], torch.arange(90, 120))
 
     def network(self, classes: int, seed: int) -> nn.Module:
         """Make a convolution with batch norm and a head."""

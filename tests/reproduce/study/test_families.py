@@ -212,7 +212,7 @@ def test_a_finished_unit_is_not_looked_into_again(session: Session, monkeypatch:
 def test_a_finished_unit_whose_record_is_gone_is_measured_again(session: Session) -> None:
     unit = Unit(MAIN, "SGD", 0)
     measure(session, unit)
-    record = (session.working / unit.file).read_bytes()
-    (session.working / unit.file).unlink()
+    record = session.records[unit].read_bytes()
+    session.records[unit].unlink()
     measure(session, unit)
-    assert (session.working / unit.file).read_bytes() == record
+    assert session.records[unit].read_bytes() == record

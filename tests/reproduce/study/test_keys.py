@@ -14,22 +14,10 @@ import torch
 
 import lpe
 from lpe.errors import InputError
+from reproduce.study import keys
 from reproduce.study.keys import DISTRIBUTIONS, code_hash, data_hash, determinants, device_kind, versions
 
 DIGITS = "lpe.substrates.digits:network"
-
-
-@pytest.fixture
-def upgrade(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """(distribution) → it has another version from now on."""
-    asked = importlib.metadata.version
-
-    def upgraded(distribution: str) -> None:
-        monkeypatch.setattr(
-            importlib.metadata, "version", lambda name: "99.0" if name == distribution else asked(name)
-        )
-
-    return upgraded
 
 
 def test_an_upgrade_of_a_package_that_the_code_imports_is_another_key(upgrade: Callable[[str], None]) -> None:
@@ -81,6 +69,7 @@ def test_a_module_of_a_user_is_keyed_by_its_content(tmp_path: Path, monkeypatch:
 
     before = versions(scale_of_a_user.rate)["helper_of_a_user"]
     (tmp_path / "helper_of_a_user.py").write_text("RATE = 2\n")
+    keys._version.cache_clear()
     assert versions(scale_of_a_user.rate)["helper_of_a_user"] != before
     del sys.modules["scale_of_a_user"]
 

@@ -31,7 +31,7 @@ MEANS = ("nll", "ambiguity", "calibrated_nll", "disagreement")
 def measured(scale: Scale, unit: Unit, folder: Path) -> tuple[Session, pd.DataFrame]:
     with opened("test", scale, 1, folder, "disabled", quiet=True) as session:
         measure(session, unit)
-        return session, Records(session.working / unit.file).select()
+        return session, Records(session.records[unit]).select()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,154 @@
+"""Which units and trainings have new keys after an edit of the code, an upgrade, or a change of a setting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lpe.errors import InputError
+from lpe.provenance import REPOSITORY, provenance
+from lpe.store import Store
+from reproduce.__main__ import FIGURES
+from reproduce.command import opened, seedless
+from reproduce.rendering import script_of
+from reproduce.scales.digits.settings import DIGITS, VALUES, scale_of
+from reproduce.study import keys, measurements
+from reproduce.study.closure import APART, DEFINED_BY, PACKAGES, Project
+from reproduce.study.keys import versions
+from reproduce.study.measurements import key_of, measure
+from reproduce.study.points import config_of
+from reproduce.study.scale import Scale
+from reproduce.study.units import Unit
+
+MAIN = DIGITS.substrate
+
+
+@pytest.fixture
+def edit(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, str], None]:
+    """(module, old text, new text) → keys are of the code with this edit from now on."""
+
+    def edited(module: str, old: str, new: str) -> None:
+        project = Project(REPOSITORY, PACKAGES, DEFINED_BY, APART)
+        path, source = project._files[module]
+        assert source.count(old.encode()) == 1
+        project._files[module] = path, source.replace(old.encode(), new.encode())
+        monkeypatch.setattr(keys, "project", lambda: project)
+
+    return edited
+
+
+def unit_keys(scale: Scale = DIGITS) -> dict[str, str]:
+    """Return the keys of all units of one training seed, by what and where they measure."""
+    session = seedless(scale)
+    units = dict.fromkeys(unit for figure in FIGURES for unit in script_of(figure).wanted(session))
+    return {f"{unit.substrate}: {unit.what}": key_of(session, unit) for unit in units}
+
+
+def training_keys() -> dict[str, str]:
+    """Return the keys of the main substrate's trainings at one seed, by recipe."""
+    main = DIGITS.main
+    assert main is not None
+    session = seedless(DIGITS)
+    recipes = {**main.points, **{name: main.families[name] for name in EDITS}, "start": main.start}
+    return {
+        name: Store.key(config_of(session, main, name, 0, recipe, None)) for name, recipe in recipes.items()
+    }
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if before[name] != after[name]}
+
+
+EDITS = {
+    "SSE": ("SnapshotTraining", {f"{MAIN}: SSE", f"{MAIN}: disagreement"}),
+    "CSGLD": ("CyclicalSGLDTraining", {f"{MAIN}: CSGLD"}),
+    "BE": ("BatchEnsembleTraining", {f"{MAIN}: BE"}),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_of_a_familys_training_makes_new_keys_for_it_and_no_other(
+    edit: Callable[[str, str, str], None], name: str
+) -> None:
+    trainings, units = training_keys(), unit_keys()
+    recipe, measured = EDITS[name]
+    edit("reproduce.study.families", f"class {recipe}:\n", f"class {recipe}:\n    edited = True\n")
+    assert changed(trainings, training_keys()) == {name}
+    assert changed(units, unit_keys()) == measured
+
+
+def test_an_edit_of_how_predictions_are_scored_measures_all_anew_and_trains_nothing(
+    edit: Callable[[str, str, str], None],
+) -> None:
+    trainings, units = training_keys(), unit_keys()
+    edit("lpe.evaluation.metrics", "def fit_temperature(", "@staticmethod\ndef fit_temperature(")
+    assert changed(trainings, training_keys()) == set()
+    assert changed(units, unit_keys()) == units.keys()
+
+
+def test_an_upgrade_of_timm_makes_new_keys_for_all_that_is_built_on_it(
+    upgrade: Callable[[str], None],
+) -> None:
+    trainings, units = training_keys(), unit_keys()
+    upgrade("timm")
+    assert changed(trainings, training_keys()) == trainings.keys()
+    assert changed(units, unit_keys()) == {name for name in units if " ViT" in name}
+
+
+def test_an_upgrade_of_ivon_makes_new_keys_for_ivon_alone(upgrade: Callable[[str], None]) -> None:
+    trainings, units = training_keys(), unit_keys()
+    upgrade("ivon-opt")
+    assert changed(trainings, training_keys()) == {"IVON"}
+    assert changed(units, unit_keys()) == {f"{MAIN}: IVON", f"{MAIN}: MultiIVON"}
+
+
+def test_after_an_upgrade_the_provenance_names_the_version_that_keys_hold(
+    upgrade: Callable[[str], None],
+) -> None:
+    upgrade("timm")
+    said = provenance(["figure.py"], {}, "cpu", [0], 1, 0.0)["packages"]
+    held = versions("lpe.substrates.digits:network")
+    assert {name: said[name] for name in ("timm", "torch", "numpy")} == {
+        name: held[name] for name in ("timm", "torch", "numpy")
+    }
+    assert held["timm"] == "99.0"
+
+
+def test_a_change_of_a_recipe_makes_new_keys_for_what_is_measured_on_it() -> None:
+    recipe = replace(VALUES.ivon, learning_rate=0.3)
+    after = unit_keys(scale_of(replace(VALUES, ivon=recipe)))
+    assert changed(unit_keys(), after) == {f"{MAIN}: IVON", f"{MAIN}: MultiIVON"}
+
+
+def test_more_training_seeds_leave_the_keys_of_those_that_are_there() -> None:
+    assert unit_keys(replace(DIGITS, seeds=DIGITS.seeds + 1)) == unit_keys()
+
+
+@pytest.mark.parametrize("change", [{"threads": 7}, {"device": "meta"}])
+def test_another_machine_makes_new_keys(change: dict[str, Any]) -> None:
+    session, unit = seedless(DIGITS), Unit(MAIN, "SGD", 0)
+    assert key_of(replace(session, **change), unit) != key_of(session, unit)
+
+
+def test_a_unit_that_was_measured_on_what_its_key_does_not_hold_is_refused(
+    tiny: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measurements, "trained_for", lambda scale, unit: [])
+    with opened("all", tiny, 1, tmp_path, "disabled", quiet=True) as session:
+        with pytest.raises(InputError, match="SGDTraining of tiny ViT"):
+            measure(session, Unit(tiny.substrate, "SGD", 0))
+
+
+def test_a_unit_that_is_finished_is_not_measured_again(
+    tiny: Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = Unit(tiny.substrate, "SGD", 0)
+    with opened("all", tiny, 1, tmp_path, "disabled", quiet=True) as session:
+        measure(session, unit)
+        monkeypatch.setattr(session.store, "get", lambda config: pytest.fail("weights were taken"))
+        measure(session, unit)
