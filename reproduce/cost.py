@@ -20,7 +20,7 @@ gain.
 
     columns  milliseconds per example, with members made for every batch, and kept in memory as float32
              modules; memory of n stored members, and of the smallest thing from which they can be drawn
-    rows     NLL; calibrated NLL: by the temperature of the other half of the test examples
+    rows     NLL; calibrated NLL: by the temperature of the other folds of the test examples
     grey     the Pareto front: what nothing shown undercuts in cost at a lower mean
 """
 

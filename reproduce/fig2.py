@@ -33,7 +33,7 @@ from reproduce.draw.curves import difference_panel, nll_panel
 from reproduce.draw.style import METHODS
 from reproduce.draw.summaries import claim_lines, noun
 from reproduce.judge import intervals
-from reproduce.study.measurements import measure_all, posterior_stds
+from reproduce.study.measurements import measure_all, posteriors
 from reproduce.study.records import selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
@@ -54,7 +54,7 @@ def compute(session: Session) -> dict[str, object]:
     """Train and measure; write fig2.csv."""
     measure_all(session, wanted(session))
     write_table(selected(session, wanted(session), methods=METHODS), session.out / "fig2.csv", COLUMNS)
-    return {"median_posterior_std": posterior_stds(session, session.scale.posteriors)}
+    return {"posteriors": posteriors(session, session.scale.posteriors, [])}
 
 
 def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:

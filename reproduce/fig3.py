@@ -50,7 +50,7 @@ from reproduce.study.landscapes import (
     planes_of,
     point_of,
 )
-from reproduce.study.measurements import measure_all, posterior_stds
+from reproduce.study.measurements import measure_all, posteriors
 from reproduce.study.records import selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
@@ -75,7 +75,7 @@ def compute(session: Session) -> dict[str, object]:
     measure_all(session, wanted(session))
     measure_landscapes(session)
     write_table(selected(session, wanted(session), methods=METHODS), session.out / "fig3.csv", COLUMNS)
-    return {"median_posterior_std": posterior_stds(session, session.scale.posteriors)}
+    return {"posteriors": posteriors(session, session.scale.posteriors, [])}
 
 
 def measure_landscapes(session: Session) -> None:

@@ -48,7 +48,7 @@ from reproduce.study.landscapes import (
     planes_of,
     point_of,
 )
-from reproduce.study.measurements import measure_all, posterior_stds
+from reproduce.study.measurements import measure_all, posteriors
 from reproduce.study.records import selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
@@ -73,8 +73,8 @@ def compute(session: Session) -> dict[str, object]:
     measure_all(session, wanted(session))
     measure_landscape(session)
     write_table(selected(session, wanted(session), methods=METHODS), session.out / "fig6.csv", COLUMNS)
-    stds = posterior_stds(session, ["IVON"])
-    return {"landscape_bits": session.scale.settings.best_bits, "median_posterior_std": stds}
+    known = posteriors(session, ["IVON"], [])
+    return {"landscape_bits": session.scale.settings.best_bits, "posteriors": known}
 
 
 def measure_landscape(session: Session) -> None:

@@ -123,6 +123,8 @@ def rows_shown(summary: Summary, chosen: Scale) -> list[tuple[What, str]]:
 def equivalent(summary: Summary, what: What, deep: What) -> str | None:
     """Return the deep-ensemble equivalent over the seeds that ``what`` and DE share; None where undefined.
 
+    Where these are fewer than the row's, whose other cells are means over all of its own, it says so.
+
     Args:
         deep: DE, of any size.
     """
@@ -137,7 +139,8 @@ def equivalent(summary: Summary, what: What, deep: What) -> str | None:
     if shared.empty:
         raise InputError(f"{what} and DE share no training seed; run with the same --seeds")
     means = [float(series.loc[shared].mean()) for series in curve]
-    return deep_ensemble_equivalent(float(values.loc[shared].mean()), means).text()
+    text = deep_ensemble_equivalent(float(values.loc[shared].mean()), means).text()
+    return text if len(shared) == summary.seeds(what) else f"{text} (n = {len(shared)})"
 
 
 def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
@@ -177,8 +180,8 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
         "NLL − MAP's: paired by training seed, over the seeds that both have. Rows of different n differ "
         "in their test examples too: compare them by this column.",
         "Calibrated NLL: by the temperature that was fitted on the other folds of the test examples. DEE "
-        "(deep-ensemble equivalent): the mean calibrated NLL on the curve of DE's means, over the shared "
-        "training seeds.",
+        "(deep-ensemble equivalent): the mean calibrated NLL on the curve of DE's means, over the training "
+        "seeds that both have (n in the cell, where these are fewer than the row's).",
         "Memory: n stored members, and the smallest thing from which they can be drawn. Training: "
         f"{pass_size(chosen)}.",
     ]

@@ -2,21 +2,31 @@
 
     python -m reproduce.tune --jobs 2
 
-Costs about an hour of one core for three training seeds of ``digits``. One setting at a time is varied around
-the scale's. A row of figures/SCALE/sweep.csv is one setting at one training seed: method, setting ("chosen"
-is the scale's own), seed, validation NLL and error of the point (the first member, for ensembles of several
-networks) and of the ensemble: ten averaged draws of a posterior, ten noisy, masked or low precision members,
-or all members of an ensemble of several networks. Test images are never looked at.
+Costs about half an hour of one core a tuning seed of ``digits``. One setting at a time is varied around the
+scale's. A row of figures/SCALE/sweep.csv is one setting at one tuning seed: method, setting, seed, role,
+validation NLL and error of the point (the first member, for ensembles of several networks) and of the
+ensemble: ten averaged draws of a posterior, ten noisy, masked or low precision members, or all members of an
+ensemble of several networks; and what is known of its posterior. Test images are never looked at.
 
-Rows that the file holds already are kept and not measured again; delete it to measure all anew. What is
-printed is the mean over seeds, the best first.
+The role is of the setting among the method's, by the mean NLL of the ensemble over the seeds at which all of
+them were measured:
+
+    kept        the scale's own
+    best        the lowest NLL; "kept, best" where that is the scale's own
+    excluded    the posterior is not what it is called, whatever its NLL: outside of BOUNDS
+    swept       another
+
+Tuning seeds are 100, 101 …: no claim is judged on them, so that no seed chooses its own recipe. Rows that
+the file holds already are kept and not measured again; delete it to measure all anew. What is printed is the
+mean over seeds, the best first.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -39,10 +49,18 @@ from reproduce.command import opened
 from reproduce.scales import find, own
 from reproduce.study.parallel import workers
 from reproduce.study.scale import Setting
-from reproduce.study.session import Session
+from reproduce.study.session import TUNING_SEED, Session
 
 KEY = ("method", "setting", "seed")
-COLUMNS = (*KEY, "point_nll", "point_err", "ensemble_nll", "ensemble_err")
+BOUNDS = {
+    "std_over_forgetting": (0.0, 0.9),
+    "std_over_expected": (2 / 3, 3 / 2),
+    "variance_share": (0.9, math.inf),
+}
+"""What the mean over seeds must lie in, fixed before the sweep: IVON's median posterior std over what h0
+alone would have left, and over the one that the curvature asks for; the share that CSGLD's samples have of
+the posterior's variance at the network's typical curvature."""
+COLUMNS = (*KEY, "role", "point_nll", "point_err", "ensemble_nll", "ensemble_err", *BOUNDS)
 
 
 def settings(session: Session, seed: int) -> Iterable[Setting]:
@@ -56,11 +74,36 @@ def _measured(session: Session, method: str, words: str, seed: int) -> dict[str,
     if session.threads is not None:
         torch.set_num_threads(session.threads)
     setting = next(each for each in settings(session, seed) if (each.method, each.words) == (method, words))
-    single, ensemble = setting.make()
+    single, ensemble, known = setting.make()
     one = setting.data.evaluate(single, ()).iloc[-1]
     many = one if ensemble is single else setting.data.evaluate(ensemble, ()).iloc[-1]
-    values = (method, words, seed, one["nll"], one["err"], many["nll"], many["err"])
-    return dict(zip(COLUMNS, values, strict=True))
+    losses = {"point_nll": one["nll"], "point_err": one["err"]}
+    losses |= {"ensemble_nll": many["nll"], "ensemble_err": many["err"]}
+    return {"method": method, "setting": words, "seed": seed, **losses, **known}
+
+
+def roles(rows: pd.DataFrame, kept: Collection[tuple[str, str]]) -> list[str]:
+    """Return the role of each row of a sweep; see the module.
+
+    Args:
+        rows: with the columns of KEY, ensemble_nll and BOUNDS. kept: (method, setting) of the scale's own.
+    """
+    of: dict[tuple[str, str], str] = {}
+    for method, here in rows.groupby("method"):
+        means = here.groupby("setting")[list(BOUNDS)].mean()
+        outside = {
+            setting
+            for name, (low, high) in BOUNDS.items()
+            for setting, value in means[name].items()
+            if value < low or value > high
+        }
+        shared = here.pivot(index="seed", columns="setting", values="ensemble_nll").dropna()
+        within = shared.drop(columns=list(outside)).mean().dropna()
+        best = within.idxmin() if len(within) else None
+        for setting in means.index:
+            names = ["kept"] * ((method, setting) in kept) + ["best"] * (setting == best)
+            of[method, setting] = ", ".join(names) or ("excluded" if setting in outside else "swept")
+    return [of[key] for key in zip(rows["method"], rows["setting"], strict=True)]
 
 
 def sweep(session: Session, path: Path, jobs: int, only: list[str] | None = None) -> pd.DataFrame:
@@ -81,9 +124,13 @@ def sweep(session: Session, path: Path, jobs: int, only: list[str] | None = None
     lacking = [key for key in dict.fromkeys(asked) if key not in there and (only is None or key[0] in only)]
     places = {key: place for place, key in enumerate(dict.fromkeys(asked))}
 
+    kept = {(e.method, e.words) for e in settings(session, session.seeds[0]) if e.kept}
+
     def keep(row: dict[str, object]) -> None:
-        rows.append(row)
+        rows.append(dict.fromkeys(COLUMNS, math.nan) | row)
         rows.sort(key=lambda row: places.get(tuple(row[column] for column in KEY), len(places)))  # type: ignore[arg-type]
+        for each, role in zip(rows, roles(pd.DataFrame(rows), kept), strict=True):
+            each["role"] = role
         write_table(rows, path, COLUMNS)
 
     with session.progress(len(lacking), "settings") as bar:
@@ -108,7 +155,13 @@ def main(arguments: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     options.add_argument("--scale", default=find.DEFAULT, help="(default: %(default)s)")
-    options.add_argument("--seeds", type=int, default=3, help="training seeds 0 … N-1 (default: 3)")
+    options.add_argument(
+        "--seeds",
+        type=int,
+        default=10,
+        help=f"tuning seeds {TUNING_SEED} … {TUNING_SEED}+N-1, on which nothing is judged "
+        "(default: %(default)s)",
+    )
     options.add_argument("--out", type=Path, help="folder of sweep.csv (default: figures/SCALE)")
     options.add_argument("--jobs", type=int, default=1, help="processes, one thread each (default: 1)")
     options.add_argument("--only", help="methods, by commas (default: all)")
@@ -123,11 +176,12 @@ def main(arguments: list[str]) -> int:
         out = asked.out or REPOSITORY / "figures" / chosen.name
         check_writable(out)
         with opened("tune", chosen, asked.seeds, out, "disabled") as session:
+            session.seeds = [TUNING_SEED + seed for seed in session.seeds]
             table = sweep(session, out / "sweep.csv", asked.jobs, only)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    means = table.drop(columns="seed").groupby(["method", "setting"]).mean().reset_index()
+    means = table.drop(columns="seed").groupby(["method", "setting", "role"]).mean().reset_index()
     print(means.sort_values(["method", "ensemble_nll"]).to_string(index=False, float_format="%.4f"))
     print(f"wrote {out / 'sweep.csv'}")
     return 0

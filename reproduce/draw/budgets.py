@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from lpe.records import COLUMNS, write_table
 from reproduce.draw import panels
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, pass_size, read
-from reproduce.study.measurements import measure_all
+from reproduce.study.measurements import measure_all, posteriors
 from reproduce.study.records import MEGABIT, selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
@@ -54,7 +54,7 @@ def compute_budgets(session: Session, figure: str, families: Sequence[str]) -> d
     methods = [FP32, SCALED, *families, *(f"{name} + LPE-BSR" for name in families)]
     rows = selected(session, the_units, every_size=("nll", "ece"), methods=methods)
     write_table(rows, session.out / f"{figure}.csv", COLUMNS)
-    return {"backward_pass": pass_size(session.scale)}
+    return {"backward_pass": pass_size(session.scale), "posteriors": posteriors(session, [], families)}
 
 
 def budget_panel(

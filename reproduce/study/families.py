@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,15 +16,16 @@ from torch import Tensor, nn
 
 import lpe
 from lpe.ensembles.base import Ensemble
-from lpe.ensembles.cyclical_sgld import CyclicalSGLDCollector
+from lpe.ensembles.cyclical_sgld import SamplingStage, StageCollector
 from lpe.store import Entry
 from lpe.training.loop import train
-from lpe.training.schedules import cyclical_cosine, warmup_cosine
-from lpe.training.sgld import SGLD
+from lpe.training.schedules import cyclical_cosine, then_constant, warmup_cosine
+from lpe.training.sgld import SGLD, variance_share
 from reproduce.study.points import (
     REPLICAS,
     Report,
     config_of,
+    mean_curvature,
     part_of,
     sgd_optimizer,
     started,
@@ -49,7 +51,7 @@ class DeepEnsembleTraining:
         """Return DE."""
         points = [substrate.point(run, self.of, seed, replica) for replica in range(self.members)]
         ensemble = lpe.DeepEnsemble([p.net for p in points], backward_passes=_costs(points))
-        return Family("DE", lambda _: ensemble, draws=False)
+        return Family("DE", lambda _: ensemble, draws=False, info={})
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class MultiPosteriorTraining:
                 parts.append(part)
             return lpe.Mixture.of(parts)
 
-        return Family(f"Multi{self.of}", make, draws=True)
+        return Family(f"Multi{self.of}", make, draws=True, info={})
 
 
 def _costs(points: list[Point]) -> list[int]:
@@ -86,7 +88,8 @@ def _costs(points: list[Point]) -> list[int]:
 
 
 FitCycle = Callable[
-    [nn.Module, Split, Callable[[int], Iterable[Batch]], int, Report], tuple[dict[str, Tensor], int]
+    [nn.Module, Split, Callable[[int], Iterable[Batch]], int, Report],
+    tuple[dict[str, Tensor], dict[str, Any]],
 ]
 
 
@@ -100,7 +103,8 @@ def _cycles(
 ) -> tuple[list[Entry], nn.Module]:
     """Return the store's entries of a cyclical run, each cycle going on from the last, and the network.
 
-    ``fit_cycle`` trains the network for one cycle, in place, and returns what to keep and what it cost.
+    ``fit_cycle`` trains the network for one cycle, in place, and returns what to keep, and its information:
+    the backward passes ("passes"), and more that is kept.
     """
     begun = started(run, substrate, seed)
     net, passes, before = begun.net, begun.backward_passes, begun.key
@@ -120,9 +124,9 @@ def _cycles(
                 # In another order in every cycle.
                 return whole_run(cycle * recipe.epochs_per_cycle + epoch)
 
-            kept, cost = fit_cycle(net, split, batches, cycle, report)
+            kept, found = fit_cycle(net, split, batches, cycle, report)
             last = {f"last/{key}": value for key, value in net.state_dict().items()}
-            info = {"backward_passes": passes + cost, "passes_before": passes}
+            info = {**found, "backward_passes": passes + found["passes"], "passes_before": passes}
             return {**last, **kept}, info
 
         entry = trained(run, config, recipe.epochs_per_cycle, fit)
@@ -153,34 +157,57 @@ class SnapshotTraining:
             batches: Callable[[int], Iterable[Batch]],
             cycle: int,
             report: Report,
-        ) -> tuple[dict[str, Tensor], int]:
+        ) -> tuple[dict[str, Tensor], dict[str, Any]]:
             steps = self.epochs_per_cycle * (len(split[0]) // self.batch)
             schedule = cyclical_cosine(self.learning_rate, steps)
             optimizer = sgd_optimizer(net, self.learning_rate, self.momentum, self.weight_decay)
             done = train(net, batches, optimizer, schedule, self.epochs_per_cycle, seed, report=report)
-            return {}, done.backward_passes
+            return {}, {"passes": done.backward_passes}
 
         entries, net = _cycles(run, substrate, seed, "SSE", self, fit_cycle)
         ensemble = lpe.SnapshotEnsemble(net, [part_of(entry, "last") for entry in entries])
         ensemble.training_budget = [entry.info["backward_passes"] for entry in entries]
-        return Family("SSE", lambda _: ensemble, draws=False)
+        return Family("SSE", lambda _: ensemble, draws=False, info={})
+
+
+CURVATURES = (0.01, 0.1, 1.0)
+"""Of the known quadratics at which a record says what share of the posterior's variance samples have."""
 
 
 @dataclass(frozen=True)
 class CyclicalSGLDTraining:
-    """CSGLD: cycles of a cosine: gradient descent without momentum, and in the last epochs of each, SGLD."""
+    """CSGLD: cycles of gradient descent without momentum, and then SGLD, which leaves samples.
+
+    Args:
+        sampling_steps: the last of a cycle, with noise. samples_per_cycle: the last at its end. spacing:
+            steps between two samples.
+        learning_rate: from which a cosine falls while a cycle explores. sampling_rate: to which it falls, and
+            which stays.
+        temperature: 1 is the posterior, less a colder one.
+    """
 
     cycles: int
     epochs_per_cycle: int
+    sampling_steps: int
     samples_per_cycle: int
+    spacing: int
     batch: int
     learning_rate: float
+    sampling_rate: float
     temperature: float
     weight_decay: float
 
     def family(self, run: Run, substrate: Substrate, seed: int) -> Family:
-        """Return CSGLD: samples from the ends of the cycles of one run."""
-        CyclicalSGLDCollector(self.epochs_per_cycle, self.samples_per_cycle).check(self.epochs_per_cycle)
+        """Return CSGLD: samples from the ends of the cycles of one run.
+
+        Its information, a mean over cycles, says whether samples have the posterior's spread:
+        ``typical_curvature`` is the median over weights of the samples' Fisher diagonal plus the weight
+        decay, ``variance_share`` by curvature the share of the posterior's variance that a cycle's own noise
+        has brought about, in the mean over the cycle's samples.
+        """
+        an_epoch = len(training_examples(substrate, seed)[0]) // self.batch
+        steps = self.epochs_per_cycle * an_epoch
+        stage = SamplingStage(steps, self.sampling_steps, self.samples_per_cycle, self.spacing)
 
         def fit_cycle(
             net: nn.Module,
@@ -188,19 +215,20 @@ class CyclicalSGLDTraining:
             batches: Callable[[int], Iterable[Batch]],
             cycle: int,
             report: Report,
-        ) -> tuple[dict[str, Tensor], int]:
-            an_epoch = len(split[0]) // self.batch
-            collector = CyclicalSGLDCollector(self.epochs_per_cycle, self.samples_per_cycle)
+        ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            collector = StageCollector(stage)
             optimizer = SGLD(
                 net.parameters(),
                 lr=self.learning_rate,
                 examples=len(split[0]),
                 temperature=self.temperature,
                 weight_decay=self.weight_decay,
-                noise=collector.noise_steps(an_epoch),
+                noise=stage.noise,
                 seed=seed + REPLICAS * cycle,
             )
-            schedule = cyclical_cosine(self.learning_rate, self.epochs_per_cycle * an_epoch)
+            exploring = steps - self.sampling_steps
+            falling = warmup_cosine(self.learning_rate, max(1, exploring), 0.0, self.sampling_rate)
+            schedule = then_constant(falling, exploring, self.sampling_rate)
             done = train(
                 net,
                 batches,
@@ -216,19 +244,29 @@ class CyclicalSGLDTraining:
                 for i, sample in enumerate(collector.samples)
                 for key, value in sample.items()
             }
-            return samples, done.backward_passes
+            networks = lpe.CyclicalSGLDEnsemble(net, collector.samples)
+            curvature = mean_curvature(networks, split[0], seed)
+            return samples, {
+                "passes": done.backward_passes,
+                "sample_passes": collector.training_budget,
+                "typical_curvature": float(curvature.median()) + self.weight_decay,
+            }
 
         entries, net = _cycles(run, substrate, seed, "CSGLD", self, fit_cycle)
         samples, budget = [], []
         for entry in entries:
-            before, after = entry.info["passes_before"], entry.info["backward_passes"]
-            for index in range(self.samples_per_cycle):
+            for index, cost in enumerate(entry.info["sample_passes"]):
                 samples.append(part_of(entry, f"sample {index}"))
-                epochs = self.epochs_per_cycle - self.samples_per_cycle + 1 + index
-                budget.append(before + (after - before) * epochs // self.epochs_per_cycle)
+                budget.append(entry.info["passes_before"] + cost)
         ensemble = lpe.CyclicalSGLDEnsemble(net, samples)
         ensemble.training_budget = budget
-        return Family("CSGLD", lambda _: ensemble, draws=False)
+        typical = fmean(entry.info["typical_curvature"] for entry in entries)
+        shares = {
+            name: fmean(variance_share([self.sampling_rate] * count, at) for count in stage.noisy_steps)
+            for name, at in {**{f"{at:g}": at for at in CURVATURES}, "typical": typical}.items()
+        }
+        info = {"typical_curvature": typical, "variance_share": shares}
+        return Family("CSGLD", lambda _: ensemble, draws=False, info=info)
 
 
 @dataclass(frozen=True)
@@ -285,7 +323,7 @@ class BatchEnsembleTraining:
         ensemble.module.load_state_dict(entry.tensors)
         ensemble.module.eval()
         ensemble.training_budget = entry.info["backward_passes"]
-        return Family("BE", lambda _: ensemble, draws=False)
+        return Family("BE", lambda _: ensemble, draws=False, info={})
 
 
 def with_low_precision(

@@ -335,13 +335,37 @@ def working_folder(chosen: Scale, store: Store) -> Path:
     return store.root.parent / "records" / chosen.name
 
 
-def posterior_stds(session: Session, names: Iterable[str]) -> dict[str, float]:
-    """Return, and print, each point's median posterior std where training reports one, by "NAME seed S"."""
-    stds = {}
-    for name in names:
+LEARNT = ("median_posterior_std", "std_over_forgetting", "std_over_expected")
+"""What IVON's training keeps of its posterior; see :class:`reproduce.study.points.IVONTraining`."""
+
+
+def posteriors(session: Session, points: Iterable[str], families: Iterable[str]) -> dict[str, object]:
+    """Return, and print, what is known of posteriors, by "NAME seed S": were they learnt, do samples spread?
+
+    Args:
+        points, families: names; those whose training reports nothing are left out.
+    """
+    known: dict[str, object] = {}
+    for name in points:
         for seed in session.seeds:
             info = session.main.point(session, name, seed).info
-            if "median_posterior_std" in info:
-                stds[f"{name} seed {seed}"] = info["median_posterior_std"]
-                print(f"{name} seed {seed}: median posterior std {info['median_posterior_std']:.3g}")
-    return stds
+            found = {key: info[key] for key in LEARNT if key in info}
+            if found:
+                known[f"{name} seed {seed}"] = found
+                std, forgetting, expected = (found[key] for key in LEARNT)
+                print(
+                    f"{name} seed {seed}: median posterior std {std:.3g}, {forgetting:.2f} times what the "
+                    f"start alone would leave, {expected:.2f} times what the curvature asks for"
+                )
+    for name in families:
+        for seed in session.seeds:
+            info = session.main.family(session, name, seed).info
+            if "variance_share" in info:
+                known[f"{name} seed {seed}"] = info
+                *others, typical = info["variance_share"].items()
+                print(
+                    f"{name} seed {seed}: samples have {typical[1]:.2f} of the posterior's variance at the "
+                    f"typical curvature, {info['typical_curvature']:.2g}; "
+                    + ", ".join(f"{share:.2f} at {at}" for at, share in others)
+                )
+    return known

@@ -7,15 +7,17 @@ versions of the packages which that code imports, the kind of device and the num
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lpe.ensembles.ivon import IVONEnsemble, posterior_std
+from lpe.ensembles.ivon import IVONEnsemble, forgetting_std, posterior_std
 from lpe.ensembles.swag import SWAGCollector, SWAGEnsemble, SWAGStatistics
+from lpe.evaluation.curvature import fisher_diagonal
+from lpe.number_systems.streams import generator
 from lpe.store import Entry
 from lpe.training.loop import train
 from lpe.training.roots import as_everywhere
@@ -218,9 +220,32 @@ class SWAGTraining:
         return Point("SWAG", net, posterior, entry.info["backward_passes"], entry.info)
 
 
+CURVATURE_NETWORKS = 4
+CURVATURE_EXAMPLES = 64
+"""Networks and examples of each that a curvature is measured on: about a second for a small network."""
+
+
+def mean_curvature(networks: Sequence[nn.Module], examples: Tensor, seed: int) -> Tensor:
+    """Return the mean loss's curvature along each weight, [weights]: networks' mean Fisher diagonal.
+
+    Each network is measured on CURVATURE_EXAMPLES training examples of its own, as they are.
+    """
+    order = torch.randperm(len(examples), generator=generator("curvature", seed, "", 0), device="cpu")
+    diagonals = []
+    for index, net in enumerate(networks):
+        places = torch.arange(index * CURVATURE_EXAMPLES, (index + 1) * CURVATURE_EXAMPLES) % len(examples)
+        fisher = fisher_diagonal(net, examples[order[places]], seed)
+        diagonals.append(torch.cat([value.flatten() for value in fisher.values()]))
+    return torch.stack(diagonals).mean(dim=0)
+
+
 @dataclass(frozen=True)
 class IVONTraining:
-    """Fine-tuning by IVON with warm-up and cosine; ess is the number of training examples."""
+    """Fine-tuning by IVON with warm-up and cosine.
+
+    Args:
+        temperature: ess is the number of training examples over it; 1 is the posterior, less a colder one.
+    """
 
     epochs: int
     batch: int
@@ -228,14 +253,21 @@ class IVONTraining:
     hess_init: float
     beta1: float
     beta2: float
+    temperature: float
     weight_decay: float
 
     has_posterior: ClassVar[bool] = True
 
     def point(self, run: Run, substrate: Substrate, seed: int, replica: int = 0) -> Point:
-        """Return IVON's mean and posterior."""
+        """Return IVON's mean and posterior.
+
+        Its information says whether the posterior was learnt, by medians over weights:
+        ``std_over_forgetting`` is the std over the one that h0 alone would have left, ``std_over_expected``
+        over 1/√(ess·(F + wd)), F the Fisher diagonal of draws.
+        """
         begun = started(run, substrate, seed, replica)
         net, order = begun.net, fine_tuning_seed(seed, replica)
+        refreshing = substrate.source.load(seed).statistics
 
         def fit(report: Report) -> tuple[dict[str, Tensor], dict[str, Any]]:
             import ivon
@@ -243,10 +275,11 @@ class IVONTraining:
             split = training_examples(substrate, seed)
             batches = substrate.source.batches(split, self.batch, order)
             steps = self.epochs * (len(split[0]) // self.batch)
+            ess = len(split[0]) / self.temperature
             optimizer = ivon.IVON(
                 net.parameters(),
                 lr=self.learning_rate,
-                ess=len(split[0]),
+                ess=ess,
                 hess_init=self.hess_init,
                 beta1=self.beta1,
                 beta2=self.beta2,
@@ -256,21 +289,25 @@ class IVONTraining:
             with as_everywhere():
                 done = train(net, batches, optimizer, schedule, self.epochs, order, report=report)
             std = posterior_std(optimizer, net)
-            median = float(torch.cat([value.flatten() for value in std.values()]).median())
+            learnt = torch.cat([value.flatten() for value in std.values()])
+            draws = IVONEnsemble(net, std, CURVATURE_NETWORKS, order, batches=refreshing)
+            expected = 1 / (ess * (mean_curvature(draws, split[0], order) + self.weight_decay)).sqrt()
+            forgetting = forgetting_std(self.hess_init, self.beta2, self.weight_decay, ess, steps)
             tensors = {f"mean/{name}": value for name, value in net.state_dict().items()}
             tensors |= {f"std/{name}": value for name, value in std.items()}
             return tensors, {
                 "backward_passes": begun.backward_passes + done.backward_passes,
                 "pre_training_passes": begun.backward_passes,
                 "last_loss": done.curve[-1]["loss"],
-                "median_posterior_std": median,
+                "median_posterior_std": float(learnt.median()),
+                "std_over_forgetting": float(learnt.median()) / forgetting,
+                "std_over_expected": float((learnt / expected).median()),
             }
 
         config = config_of(run, substrate, "IVON", seed, self, begun.key, replica=replica)
         entry = trained(run, config, self.epochs, fit)
         mean, std = part_of(entry, "mean"), part_of(entry, "std")
         net = loaded(substrate, seed, mean)
-        refreshing = substrate.source.load(seed).statistics
 
         def posterior(size: int, draw_seed: int) -> IVONEnsemble:
             return IVONEnsemble(net, std, size, draw_seed, batches=refreshing)

@@ -180,11 +180,13 @@ class Family:
     Args:
         make: seed of draws → the ensemble, its training budget set.
         draws: whether the members are drawn: if not, ``make`` gives the same for every seed.
+        info: what the store keeps of it beside the weights.
     """
 
     name: str
     make: Callable[[int], Ensemble]
     draws: bool
+    info: Mapping[str, Any]
 
 
 class PointRecipe(Protocol):
@@ -351,13 +353,15 @@ class Setting:
     """A setting of a sweep.
 
     Args:
-        method: what is tuned. words: the setting. make: returns the single model and the ensemble.
+        method: what is tuned. words: the setting. kept: whether it is the scale's own. make: returns the
+            single model, the ensemble, and what is known of its posterior, by column of the sweep.
         data: the examples that decide; no row is scored on them.
     """
 
     method: str
     words: str
-    make: Callable[[], tuple[Ensemble, Ensemble]]
+    kept: bool
+    make: Callable[[], tuple[Ensemble, Ensemble, Mapping[str, float]]]
     data: TestData
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ from reproduce.study.scale import Setting, Substrate
 MEMBERS = 10
 
 Changes = tuple[dict[str, Any], ...]
+Made = tuple[Ensemble, Ensemble, Mapping[str, float]]
 
 PRE_TRAINING: Changes = (
     {"epochs": 0},
@@ -33,23 +34,21 @@ SWAG: Changes = (
     {"learning_rate": 0.01},
     {"learning_rate": 0.05},
 )
+# A colder posterior has the lower NLL, and is less what the curvature asks for: see reproduce.tune's BOUNDS.
 IVON: Changes = (
+    {"temperature": 0.01},
+    {"temperature": 0.003},
     {"learning_rate": 0.1},
-    {"learning_rate": 0.5},
-    {"hess_init": 1.0},
-    {"hess_init": 5.0},
-    {"beta2": 0.9999},
-    {"weight_decay": 1e-4},
-    {"weight_decay": 2e-3},
+    {"learning_rate": 0.1, "temperature": 0.01},
+    {"learning_rate": 0.1, "temperature": 0.003},
 )
 SSE: Changes = (
     {"learning_rate": 0.0125},
     {"learning_rate": 0.05},
 )
 CSGLD: Changes = (
-    {"learning_rate": 0.125},
-    {"learning_rate": 0.5},
-    {"temperature": 0.1},
+    {"temperature": 0.003},
+    {"temperature": 0.0003},
 )
 BE: Changes = (
     {"learning_rate": 0.1},
@@ -69,7 +68,15 @@ RATES = (0.005, 0.01, 0.02, 0.05, 0.1)
 
 
 def _words(change: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in change.items()) or "chosen"
+    return ", ".join(f"{key} {value}" for key, value in change.items())
+
+
+def _known(info: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a training's information says of its posterior, by column of the sweep."""
+    known = {name: info[name] for name in ("std_over_forgetting", "std_over_expected") if name in info}
+    if "variance_share" in info:
+        known["variance_share"] = info["variance_share"]["typical"]
+    return known
 
 
 def settings(main: Substrate, clip: Substrate, run: Run, seed: int) -> Iterator[Setting]:
@@ -80,49 +87,57 @@ def settings(main: Substrate, clip: Substrate, run: Run, seed: int) -> Iterator[
     """
     data = main.source.load(seed).tuning
 
-    def point_made(substrate: Substrate, name: str, recipe: Any) -> tuple[Ensemble, Ensemble]:
+    def point_made(substrate: Substrate, recipe: Any) -> Made:
         solution = recipe.point(run, substrate, seed)
         single = lpe.DeepEnsemble([solution.net])
-        return single, solution.posterior(MEMBERS, seed) if solution.posterior else single
+        ensemble = solution.posterior(MEMBERS, seed) if solution.posterior else single
+        return single, ensemble, _known(solution.info)
 
-    def family_made(recipe: Any) -> tuple[Ensemble, Ensemble]:
-        ensemble = recipe.family(run, main, seed).make(seed)
-        return lpe.DeepEnsemble([ensemble[0]]), ensemble
+    def family_made(recipe: Any) -> Made:
+        family = recipe.family(run, main, seed)
+        ensemble = family.make(seed)
+        return lpe.DeepEnsemble([ensemble[0]]), ensemble, _known(family.info)
 
     start: Any = main.start
     for change in PRE_TRAINING:
         changed = replace(main, start=replace(start, **change))
-        make = partial(point_made, changed, "SGD", main.points["SGD"])
-        yield Setting("SGD", f"pre-training: {_words(change)}", make, data)
-    for name, changes in (("SGD", SGD), ("SWAG", SWAG), ("IVON", IVON)):
-        recipe: Any = main.points[name]
-        for change in ({}, *changes):
-            yield Setting(
-                name, _words(change), partial(point_made, main, name, replace(recipe, **change)), data
-            )
-    for name, changes in (("SSE", SSE), ("CSGLD", CSGLD), ("BE", BE)):
-        recipe = main.families[name]
+        make = partial(point_made, changed, main.points["SGD"])
+        yield Setting("SGD", f"pre-training: {_words(change)}", False, make, data)
+    csgld: Any = main.families["CSGLD"]
+    tuned: tuple[tuple[str, Changes, Any, Callable[[Any], Made]], ...] = (
+        ("SGD", SGD, main.points["SGD"], partial(point_made, main)),
+        ("SWAG", SWAG, main.points["SWAG"], partial(point_made, main)),
+        ("IVON", IVON, main.points["IVON"], partial(point_made, main)),
+        ("SSE", SSE, main.families["SSE"], family_made),
+        # By its first cycle alone: a cycle does not depend on how many follow.
+        ("CSGLD", CSGLD, replace(csgld, cycles=1), family_made),
+        ("BE", BE, main.families["BE"], family_made),
+    )
+    for name, changes, recipe, made in tuned:
         keys = dict.fromkeys(key for change in changes for key in change)
         for change in ({}, *changes):
             changed_recipe = replace(recipe, **change)
             # Named by the values: a row stays true when another setting is chosen.
             words = _words({key: getattr(changed_recipe, key) for key in keys})
-            yield Setting(name, words, partial(family_made, changed_recipe), data)
+            yield Setting(name, words, not change, partial(made, changed_recipe), data)
 
-    def around(name: str, make: Callable[..., Ensemble]) -> tuple[Ensemble, Ensemble]:
+    def around(name: str, make: Callable[..., Ensemble]) -> Made:
         net = main.point(run, name, seed).net
-        return lpe.DeepEnsemble([net]), make(net)
+        return lpe.DeepEnsemble([net]), make(net), {}
 
     for name in main.points:
         for bits in range(2, 9):
             low = partial(lpe.LowPrecisionEnsemble, system=lpe.Int(bits), size=MEMBERS, seed=seed)
-            yield Setting("LPE-BSR", f"INT-{bits} at {name}", partial(around, name, low), data)
+            # The bits are one number for all points: none is a point's own.
+            yield Setting(f"LPE-BSR at {name}", f"INT-{bits}", False, partial(around, name, low), data)
     for std in STDS:
         noisy = partial(lpe.GaussianEnsemble, system=lpe.Int(5), size=MEMBERS, seed=seed, std=std)
-        yield Setting("Gaussian", f"std {std}", partial(around, "SGD", noisy), data)
+        kept = main.rivals is not None and std in main.rivals.stds
+        yield Setting("Gaussian", f"std {std}", kept, partial(around, "SGD", noisy), data)
     for rate in RATES:
         masked = partial(lpe.MCDropoutEnsemble, rate=rate, size=MEMBERS, seed=seed)
-        yield Setting("MC-dropout", f"rate {rate}", partial(around, "SGD", masked), data)
+        kept = main.rivals is not None and rate in main.rivals.rates
+        yield Setting("MC-dropout", f"rate {rate}", kept, partial(around, "SGD", masked), data)
     yield from _clip_settings(clip, run, seed)
 
 
@@ -131,19 +146,21 @@ def _clip_settings(clip: Substrate, run: Run, seed: int) -> Iterator[Setting]:
     recipe: Any = clip.points["SGD"]
     data = clip.source.load(seed).tuning
 
-    def made(changed: Any, ensemble: Callable[..., Ensemble] | None) -> tuple[Ensemble, Ensemble]:
+    def made(changed: Any, ensemble: Callable[..., Ensemble] | None) -> Made:
         net = changed.point(run, clip, seed).net
         single = lpe.DeepEnsemble([net])
-        return single, single if ensemble is None else ensemble(net, size=MEMBERS, seed=seed)
+        return single, single if ensemble is None else ensemble(net, size=MEMBERS, seed=seed), {}
 
     keys = dict.fromkeys(key for change in CLIP for key in change)
     for change in ({}, *CLIP):
         changed = replace(recipe, **change)
         words = _words({key: getattr(changed, key) for key in keys})
-        yield Setting(clip.short, words, partial(made, changed, None), data)
+        yield Setting(clip.short, words, not change, partial(made, changed, None), data)
     for std in CLIP_STDS:
         noisy = partial(lpe.GaussianEnsemble, system=lpe.Int(5), std=std)
-        yield Setting(f"{clip.short} Gaussian", f"std {std}", partial(made, recipe, noisy), data)
+        kept = clip.rivals is not None and std in clip.rivals.stds
+        yield Setting(f"{clip.short} Gaussian", f"std {std}", kept, partial(made, recipe, noisy), data)
     for rate in RATES:
         masked = partial(lpe.MCDropoutEnsemble, rate=rate)
-        yield Setting(f"{clip.short} MC-dropout", f"rate {rate}", partial(made, recipe, masked), data)
+        kept = clip.rivals is not None and rate in clip.rivals.rates
+        yield Setting(f"{clip.short} MC-dropout", f"rate {rate}", kept, partial(made, recipe, masked), data)

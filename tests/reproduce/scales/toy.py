@@ -48,7 +48,7 @@ class Stripes:
 
 SGD = points.SGDTraining(2, 20, 0.05, 0.9, 1e-4, None)
 SWAG = points.SWAGTraining(points.SGDTraining(3, 20, 0.05, 0.9, 1e-4, None), 1, 0.02, 2, 0.5)
-IVON = points.IVONTraining(2, 20, 0.1, 1.0, 0.9, 0.99, 1e-3)
+IVON = points.IVONTraining(2, 20, 0.1, 1.0, 0.9, 0.99, 1.0, 1e-3)
 
 
 def network(name: str, width: int, **more: object) -> Substrate:
@@ -64,7 +64,7 @@ MAIN = network(
     families={
         "DE": families.DeepEnsembleTraining("SGD", 2),
         "SSE": families.SnapshotTraining(2, 1, 20, 0.05, 0.9, 1e-4),
-        "CSGLD": families.CyclicalSGLDTraining(2, 2, 1, 20, 0.05, 1.0, 1e-3),
+        "CSGLD": families.CyclicalSGLDTraining(2, 2, 3, 1, 1, 20, 0.05, 0.02, 1.0, 1e-3),
         "MultiIVON": families.MultiPosteriorTraining("IVON", 2, 2),
         "BE": families.BatchEnsembleTraining(2, 1, 20, 0.05, 0.5, 0.1, 0.9, 1e-4),
     },
