@@ -17,7 +17,7 @@ from reproduce.command import opened
 from reproduce.scales.digits.images import PreTraining
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study import families, points
-from reproduce.study.families import CyclicalSGLDTraining, SnapshotTraining, with_low_precision
+from reproduce.study.families import SnapshotTraining, with_low_precision
 from reproduce.study.measurements import measure
 from reproduce.study.points import SWAGTraining
 from reproduce.study.records import rows_of
@@ -47,12 +47,6 @@ def pre_training(scale: Scale) -> int:
     recipe = scale.substrates[scale.substrate].start
     assert isinstance(recipe, PreTraining)
     return steps(scale, recipe.epochs, recipe.batch)
-
-
-def cyclical_sgld(scale: Scale) -> CyclicalSGLDTraining:
-    recipe = scale.substrates[scale.substrate].families["CSGLD"]
-    assert isinstance(recipe, CyclicalSGLDTraining)
-    return recipe
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
@@ -124,23 +118,6 @@ def test_a_stored_run_gives_the_same_members_as_the_one_that_trained(session: Se
     for name in session.scale.families:
         first, second = (session.main.family(session, name, 0).make(3) for _ in range(2))
         assert all(same(a, b) for a, b in zip(first, second, strict=True)), name
-
-
-def test_samples_of_csgld_are_charged_up_to_their_own_epoch(tiny: Scale, session: Session) -> None:
-    recipe = replace(cyclical_sgld(tiny), epochs_per_cycle=3, samples_per_cycle=2, cycles=2)
-    ensemble = recipe.family(session, session.main, 0).make(0)
-    trunk, epoch = pre_training(tiny), steps(tiny, 1)
-    costs = [trunk + epochs * epoch for epochs in (2, 3, 5, 6)]
-    assert [ensemble.backward_passes(n) for n in (1, 2, 3, 4)] == costs
-
-
-def test_more_samples_than_epochs_in_a_cycle_are_refused_before_any_training(
-    tiny: Scale, session: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(families, "train", None)
-    recipe = replace(cyclical_sgld(tiny), epochs_per_cycle=2, samples_per_cycle=3)
-    with pytest.raises(InputError, match="samples_per_cycle must be at most epochs_per_cycle, 2"):
-        recipe.family(session, session.main, 0)
 
 
 def test_a_step_of_batch_ensemble_is_charged_for_every_member(tiny: Scale, session: Session) -> None:
