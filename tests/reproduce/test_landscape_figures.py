@@ -25,16 +25,20 @@ from reproduce.command import opened, run_figure
 from reproduce.draw import panels
 from reproduce.scales import find
 from reproduce.study.landscapes import (
-    CLOUD_COLUMNS,
+    BMA,
     GRID_COLUMNS,
+    LOW,
+    PLANE_CLOUD_COLUMNS,
+    PLANE_GRID_COLUMNS,
+    RADIAL,
+    THROUGH,
     WeightPair,
     expected_rise,
-    radial_lines,
+    point_of,
     rounding_pairs,
     squared_gradients,
-    window_around,
 )
-from reproduce.study.scale import Landscape, Scale
+from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 
 INT3 = lpe.Int(3)
@@ -235,34 +239,6 @@ def test_the_expected_rise_on_a_bowl_is_the_variance_of_the_rounding(
     assert expected_rise(Bowl(), weight_vector(model), pair) == pytest.approx(variance, rel=1e-4)
 
 
-# Radial planes.
-
-PLACES = [(35.0, 0.0), (31.0, 7.0), (34.9, 0.1)]
-SHAPE = Landscape(seed=0, resolution=5, margin=0.25, cloud=3)
-
-
-def test_the_window_is_a_square_with_the_margin_around_the_anchors() -> None:
-    assert window_around(PLACES, 0.25) == pytest.approx((33 - 5.25, 33 + 5.25, 3.5 - 5.25, 3.5 + 5.25))
-
-
-def test_radial_lines_go_through_the_origin_and_every_anchor() -> None:
-    xs, ys = radial_lines(PLACES, SHAPE)
-    assert {0.0, *(x for x, _ in PLACES)} <= set(xs) and {0.0, *(y for _, y in PLACES)} <= set(ys)
-
-
-def test_radial_lines_go_through_the_edges_of_the_window() -> None:
-    left, right, low, high = window_around(PLACES, SHAPE.margin)
-    xs, ys = radial_lines(PLACES, SHAPE)
-    assert {left, right} <= set(xs) and {low, high} <= set(ys)
-
-
-def test_radial_lines_are_finer_within_the_window() -> None:
-    left, right, _, _ = window_around(PLACES, SHAPE.margin)
-    xs, _ = radial_lines(PLACES, SHAPE)
-    within = (xs >= left) & (xs <= right)
-    assert np.diff(xs[within]).max() < 0.5 * np.diff(xs[~within & (xs <= left)]).max()
-
-
 # What compute writes, at the reduced scale.
 
 
@@ -307,11 +283,19 @@ def test_figure_1s_grid_reaches_over_every_code(
         assert grid[axis].min() < -edge + 1e-9 and grid[axis].max() > edge - 1e-9
 
 
-def own(anchor: str, folder: Path, name: str) -> dict[str, float]:
+ANCHORS = {fig4: (fig4.FIRST, fig4.SECOND, LOW), fig6: (point_of("IVON"), BMA, LOW)}
+"""The solutions of a landscape, the first of which is the origin of the plane through them."""
+SPANNING = {fig4: (fig4.FIRST, fig4.SECOND), fig6: (BMA, LOW)}
+"""Those that span the radial plane."""
+
+
+def own(anchor: str, folder: Path, name: str, plane: str = THROUGH) -> dict[str, float]:
     """What the landscape says at an anchor's place, by metric."""
     members = pd.read_csv(folder / f"{name}_members.csv")
-    place = members[(members["method"] == anchor) & (members["member"] == 0)].iloc[0]
+    here = (members["method"] == anchor) & (members["member"] == 0) & (members["plane"] == plane)
+    (place,) = (row for _, row in members[here].iterrows())
     grid = pd.read_csv(folder / f"{name}_landscape.csv")
+    grid = grid[grid["plane"] == plane]
     here = grid[(grid["x"] == place["x"]) & (grid["y"] == place["y"])]
     return {**here.set_index("metric")["value"].to_dict(), "own nll": place["nll"]}
 
@@ -320,23 +304,44 @@ def own(anchor: str, folder: Path, name: str) -> dict[str, float]:
 def test_nothing_changes_from_an_anchor_at_its_own_place(module: ModuleType, session: Session) -> None:
     name = module.__name__.rsplit(".", 1)[-1]
     module.measure_landscape(session)
-    # The two that span the plane; coordinates are float32-exact to about 1e-7.
-    spanning = {fig4: (fig4.FIRST, fig4.SECOND), fig6: (fig6.BMA, fig6.LOW)}[module]
-    for anchor in spanning:
+    # All three lie on the plane through them; coordinates are float32-exact to about 1e-7.
+    for anchor in ANCHORS[module]:
         values = own(anchor, session.out, name)
         assert values[f"disagreement {anchor}"] == 0
         assert abs(values[f"kl {anchor}"]) < 1e-9
         assert values["nll"] == pytest.approx(values["own nll"], abs=1e-5)
+    for anchor in SPANNING[module]:
+        values = own(anchor, session.out, name, RADIAL)
+        assert values["nll"] == pytest.approx(values["own nll"], abs=1e-5)
+
+
+def test_the_anchors_span_the_planes_that_are_named_for_them(session: Session) -> None:
+    fig6.measure_landscape(session)
+    members = pd.read_csv(session.out / "fig6_members.csv")
+    firsts = members[members["member"] == 0].set_index(["plane", "method"])
+    off = firsts["distance_from_plane"]
+    assert off[RADIAL][list(SPANNING[fig6])].max() < 1e-4 < off[RADIAL][point_of("IVON")]
+    assert off[THROUGH].max() < 1e-4
+    origin, on_axis = (firsts.loc[(THROUGH, name)] for name in (point_of("IVON"), BMA))
+    assert (origin["x"], origin["y"], on_axis["y"]) == pytest.approx((0, 0, 0), abs=1e-4)
+    assert on_axis["x"] == pytest.approx(on_axis["distance_from_point"], abs=1e-4)
+
+
+def test_the_radial_plane_is_measured_from_the_zero_vector_on(session: Session) -> None:
+    fig6.measure_landscape(session)
+    grid = pd.read_csv(session.out / "fig6_landscape.csv")
+    zero = grid[(grid["plane"] == RADIAL) & (grid["x"] == 0) & (grid["y"] == 0)]
+    # A network of zeros says the same of every image.
+    assert zero["metric"].tolist() == ["nll"] and zero["value"].item() == pytest.approx(np.log(10), rel=1e-5)
 
 
 def test_figure_6_projects_every_member_of_the_clouds(session: Session, tiny: Scale) -> None:
     fig6.measure_landscape(session)
-    counts = pd.read_csv(session.out / "fig6_members.csv")["method"].value_counts()
-    assert counts.to_dict() == {
-        fig6.POINT: 1,
-        fig6.BMA: tiny.settings.landscape.cloud,
-        fig6.LOW: tiny.settings.landscape.cloud,
-    }
+    members = pd.read_csv(session.out / "fig6_members.csv")
+    cloud = tiny.settings.landscape.cloud
+    for plane in (RADIAL, THROUGH):
+        counts = members[members["plane"] == plane]["method"].value_counts()
+        assert counts.to_dict() == {point_of("IVON"): 1, BMA: cloud, LOW: cloud}
 
 
 def test_figure_4s_landscape_agrees_with_the_record_that_the_claim_is_judged_on(
@@ -394,34 +399,50 @@ def fig1_record(folder: Path) -> None:
     write_table(grid, folder / "fig1_landscape.csv", GRID_COLUMNS)
 
 
+PLACES = [(35.0, 0.0), (31.0, 7.0), (34.0, 1.0)]
+"""Of the anchors, on either plane."""
+
+
+def missed(module: ModuleType) -> str:
+    """The anchor that the radial plane misses."""
+    (name,) = set(ANCHORS[module]) - set(SPANNING[module])
+    return name
+
+
 def radial_record(module: ModuleType, folder: Path) -> None:
     name = module.__name__.rsplit(".", 1)[-1]
-    places = dict(zip(module.STYLES, PLACES, strict=True))
+    places = dict(zip(ANCHORS[module], PLACES, strict=True))
     members = [
         {
+            "plane": plane,
             "method": method,
             "member": member,
             "x": x + 0.02 * member,
             "y": y - 0.01 * member,
-            "distance_from_plane": 2.5 if method == list(places)[2] else 0.0,
+            "distance_from_plane": 8.7 if member else 2.5 * (plane == RADIAL and method == missed(module)),
             "distance_from_point": 2.5,
             "nll": 0.05,
         }
+        for plane in (RADIAL, THROUGH)
         for method, (x, y) in places.items()
         for member in range(3)
     ]
-    write_table(members, folder / f"{name}_members.csv", CLOUD_COLUMNS)
-    shape = find.scale("tiny").settings.landscape
-    xs, ys = radial_lines(PLACES, replace(shape, resolution=6))
+    write_table(members, folder / f"{name}_members.csv", PLANE_CLOUD_COLUMNS)
     grid = []
-    for x, y in itertools.product(xs, ys):
+    # Around the anchors; the radial plane from the origin on.
+    for x, y in itertools.product((0.0, 28.0, 31.0, 33.0, 35.0, 38.0), (-3.0, 0.0, 1.0, 4.0, 7.0, 10.0)):
         away = {anchor: (x - a) ** 2 + (y - b) ** 2 for anchor, (a, b) in places.items()}
-        grid.append({"x": x, "y": y, "metric": "nll", "value": 0.05 + 0.01 * min(away.values())})
+        nll = {"x": x, "y": y, "metric": "nll", "value": 0.05 + 0.01 * min(away.values())}
+        grid.append({"plane": RADIAL, **nll})
+        if not x:
+            continue
+        grid.append({"plane": THROUGH, **nll})
         for anchor, squared in away.items():
-            grid.append({"x": x, "y": y, "metric": f"kl {anchor}", "value": 0.01 * squared})
+            here = {"plane": THROUGH, "x": x, "y": y}
+            grid.append({**here, "metric": f"kl {anchor}", "value": 0.01 * squared})
             share = min(0.9, 0.003 * squared)
-            grid.append({"x": x, "y": y, "metric": f"disagreement {anchor}", "value": share})
-    write_table(grid, folder / f"{name}_landscape.csv", GRID_COLUMNS)
+            grid.append({**here, "metric": f"disagreement {anchor}", "value": share})
+    write_table(grid, folder / f"{name}_landscape.csv", PLANE_GRID_COLUMNS)
     write_table(claim_rows(name), folder / f"{name}.csv", COLUMNS)
 
 
@@ -449,7 +470,7 @@ def claim_rows(name: str) -> list[dict[str, object]]:
     return rows
 
 
-FIGURES = {fig1: "abcd", fig4: "abcdefgh", fig6: "abcdefgh"}
+FIGURES = {fig1: "abcd", fig4: "abcdefghi", fig6: "abcdefghijkl"}
 every_figure = pytest.mark.parametrize("module", FIGURES, ids=["fig1", "fig4", "fig6"])
 radial_figures = pytest.mark.parametrize("module", [fig4, fig6], ids=["fig4", "fig6"])
 
@@ -509,35 +530,35 @@ def test_every_anchor_has_a_panel_of_disagreement_and_one_of_divergence(
     module: ModuleType, drawn: Callable[[ModuleType], tuple[Figure, list[str]]]
 ) -> None:
     panel = titled(drawn(module)[0])
-    for anchor, first, second in zip(module.STYLES, "bcd", "fgh", strict=True):
-        assert panel[first].get_title(loc="left").endswith(f"disagreement\nwith {anchor}")  # type: ignore[attr-defined]
-        assert panel[second].get_title(loc="left").endswith(f"KL divergence\nfrom {anchor}")  # type: ignore[attr-defined]
+    for anchor, first, second in zip(ANCHORS[module], "def", "ghi", strict=True):
+        assert panel[first].get_title(loc="left").endswith(f"disagreement with\n{anchor}")  # type: ignore[attr-defined]
+        assert panel[second].get_title(loc="left").endswith(f"KL divergence from\n{anchor}")  # type: ignore[attr-defined]
 
 
 @radial_figures
-def test_every_panel_marks_every_anchor_at_its_place(
+def test_every_plane_marks_every_anchor_at_its_place(
     module: ModuleType, drawn: Callable[[ModuleType], tuple[Figure, list[str]]]
 ) -> None:
-    for axes in titled(drawn(module)[0]).values():
+    panel = titled(drawn(module)[0])
+    for axes in (panel[letter] for letter in "abdefghi"):
         marked = {tuple(map(float, line.get_xydata()[0])) for line in axes.lines if len(line.get_xydata())}  # type: ignore[attr-defined]
         assert set(PLACES) <= marked
 
 
 @radial_figures
-def test_the_distance_of_a_projected_anchor_is_written_in_the_panel(
+def test_the_distance_of_a_projected_anchor_is_written_below_the_radial_panel(
     module: ModuleType, drawn: Callable[[ModuleType], tuple[Figure, list[str]]]
 ) -> None:
-    written = [text.get_text() for text in titled(drawn(module)[0])["e"].texts]  # type: ignore[attr-defined]
-    assert written.count("2.5 off plane") == 1
+    panel = titled(drawn(module)[0])
+    below = [panel[letter].get_xlabel() for letter in "ab"]  # type: ignore[attr-defined]
+    assert below == [f"x (L2 units)\n{missed(module)}: 2.5 off the plane", "x (L2 units)"]
 
 
 def test_figure_6_says_how_far_the_clouds_are_off_the_plane(
     drawn: Callable[[ModuleType], tuple[Figure, list[str]]],
 ) -> None:
-    figure, _ = drawn(fig6)
-    legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert "BMA members (inset): 0.0 off plane" in legend
-    assert "LPE-BSR members (inset): 2.5 off plane" in legend
+    panel = titled(drawn(fig6)[0])
+    assert [panel[letter].get_xlabel() for letter in "jk"] == ["x (L2 units)\n8.7 off the plane"] * 2  # type: ignore[attr-defined]
 
 
 def test_figure_1_writes_the_probability_and_the_loss_beside_every_neighbour(
@@ -596,7 +617,7 @@ def test_a_record_that_lacks_a_column_is_one_line_of_error(
 @radial_figures
 def test_a_landscape_without_an_anchors_values_is_an_error(module: ModuleType, records: Path) -> None:
     name = module.__name__.rsplit(".", 1)[-1]
-    anchor = list(module.STYLES)[1]
+    anchor = ANCHORS[module][1]
     grid = pd.read_csv(records / f"{name}_landscape.csv")
     grid[grid["metric"] != f"kl {anchor}"].to_csv(records / f"{name}_landscape.csv", index=False)
     with pytest.raises(InputError, match=f"no metric 'kl {anchor}'"):
@@ -606,10 +627,10 @@ def test_a_landscape_without_an_anchors_values_is_an_error(module: ModuleType, r
 @radial_figures
 def test_members_without_an_anchor_are_an_error(module: ModuleType, records: Path) -> None:
     name = module.__name__.rsplit(".", 1)[-1]
-    anchor = list(module.STYLES)[1]
+    anchor = ANCHORS[module][1]
     members = pd.read_csv(records / f"{name}_members.csv")
     members[members["method"] != anchor].to_csv(records / f"{name}_members.csv", index=False)
-    with pytest.raises(InputError, match=f"no member of .*{anchor}"):
+    with pytest.raises(InputError, match=f"no member of '{anchor}'"):
         module.draw(records, find.scale("tiny"))
 
 

@@ -73,8 +73,8 @@ def test_figure_7_has_two_labelled_panels_a_model_and_one_a_kind(drawn: matplotl
     assert len(titles) == 2 * len(PARAMETERS) + 2
     assert [title[:3] for title in titles] == [f"({letter})" for letter in "abcdefghijklmn"]
     for model in PARAMETERS:
-        assert sum(f" {model}," in title for title in titles) == 2
-    assert titles[-2:] == ["(m) gain over FP32: CLIP", "(n) gain over FP32: Llama"]
+        assert sum(f" {model}\n" in title for title in titles) == 2
+    assert titles[-2:] == ["(m) CLIP: NLL above FP32's", "(n) Llama: NLL above FP32's"]
 
 
 def test_figure_7_labels_every_axis(drawn: matplotlib.figure.Figure) -> None:

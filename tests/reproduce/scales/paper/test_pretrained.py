@@ -211,8 +211,8 @@ def test_figure_7_titles_a_bfloat16_network_so(
 ) -> None:
     rendered(fig7)
     summary = read(tmp_path / "out", "fig7")
-    assert fig7.title_of(summary, "paper Llama-8B").endswith(" parameters, BF16")
-    assert fig7.title_of(summary, "paper CLIP-L").endswith(" parameters")
+    assert fig7.title_of(summary, "paper Llama-8B", "Llama-8B").endswith(" parameters, BF16")
+    assert fig7.title_of(summary, "paper CLIP-L", "CLIP-L").endswith(" parameters")
 
 
 def test_the_setting_with_the_least_nll_is_taken() -> None:
