@@ -84,7 +84,7 @@ def key(session: Session, substrate: Substrate, seed: int = 0) -> str:
     class Found(Exception):
         pass
 
-    def get_or_make(config: Mapping[str, object], _: object) -> Entry:
+    def get_or_make(config: Mapping[str, object], *_: object) -> Entry:
         asked.append(config)
         raise Found
 
