@@ -35,6 +35,7 @@ from reproduce.command import (
     rehearse,
     run_figure,
 )
+from reproduce.draw import page
 from reproduce.rendering import Rendered
 from reproduce.scales import find, own
 from reproduce.study import parallel
@@ -83,6 +84,7 @@ def main(arguments: list[str]) -> int:
         out = asked.out or REPOSITORY / "figures" / chosen.name
         check_writable(out)
         passed_on = ["--scale", asked.scale, "--out", str(out)]
+        passed_on += ["--width", f"{page.check_width(asked.width):g}"]
         for option in ("seeds", "wandb"):
             if getattr(asked, option) is not None:
                 passed_on += [f"--{option}", str(getattr(asked, option))]

@@ -19,6 +19,7 @@ from lpe.provenance import REPOSITORY, kernels, write_provenance
 from lpe.store import Store
 from lpe.writing import check_writable
 from reproduce import same_bits
+from reproduce.draw import page
 from reproduce.scales import find
 from reproduce.study.costs import summed
 from reproduce.study.measurements import working_folder
@@ -75,6 +76,7 @@ def parser(figure: str, description: str | None) -> Parser:
     )
     made.add_argument("--out", type=Path, help="folder of the results (default: figures/SCALE)")
     made.add_argument("--plot-only", action="store_true", help="redraw from the record in the folder")
+    add_width(made, page.BOTH_COLUMNS)
     made.add_argument(
         "--overwrite", action="store_true", help="replace records in the folder that have more training seeds"
     )
@@ -89,6 +91,18 @@ def parser(figure: str, description: str | None) -> Parser:
         help="where weights are given: rehearse at the true shapes, with random weights and synthetic inputs",
     )
     return made
+
+
+def add_width(made: argparse.ArgumentParser, default: float) -> None:
+    """Give a parser the option ``--width``; its value is for :func:`reproduce.draw.page.page`."""
+    made.add_argument(
+        "--width",
+        type=float,
+        default=default,
+        metavar="INCHES",
+        help="of the pictures: 7 for both columns of a page, 5.5 for a page of one; the text keeps its size "
+        f"(default: {default:g})",
+    )
 
 
 @contextmanager
@@ -211,6 +225,7 @@ def run_figure(
         script.check(chosen)
         check_options(asked)
         seeds_asked(chosen, asked.seeds)
+        page.check_width(asked.width)
         out = asked.out or REPOSITORY / "figures" / chosen.name
         started = time.time()
         if asked.random_weights:
@@ -240,7 +255,8 @@ def run_figure(
                     started,
                     summed(session.measured, use.made),
                 )
-                paths, lines = script.draw(out, chosen)
+                with page.page(asked.width):
+                    paths, lines = script.draw(out, chosen)
                 written = [record, out / f"{figure}.json", *paths]
                 session.tracker.artifact(f"{figure}-{chosen.name}", "figure", written)
         else:
@@ -248,7 +264,8 @@ def run_figure(
                 raise InputError(
                     f"there is no record {record_name(figure)} in {out}; run without --plot-only first"
                 )
-            written, lines = script.draw(out, chosen)
+            with page.page(asked.width):
+                written, lines = script.draw(out, chosen)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -27,7 +27,8 @@ from lpe.records import COLUMNS, write_table
 from lpe.store import Store
 from lpe.substrates.assets import assets_folder
 from lpe.writing import check_writable
-from reproduce.draw import panels
+from reproduce.command import add_width
+from reproduce.draw import page, panels
 from reproduce.draw.cost_picture import draw_picture
 from reproduce.draw.cost_verdicts import Picture
 from reproduce.scales import assets
@@ -239,15 +240,18 @@ def run(arguments: Sequence[str], again: bool) -> int:
         "--out", type=Path, default=REPOSITORY / "figures" / SCALE, help="folder of the results"
     )
     options.add_argument("--plot-only", action="store_true", help="redraw from the records in the folder")
+    add_width(options, page.BOTH_COLUMNS)
     try:
         asked = options.parse_args(arguments)
+        page.check_width(asked.width)
         torch.set_num_threads(1)
         for name in [asked.only] if asked.only else SUBJECTS:
             if not asked.plot_only:
                 place = assets_folder()
                 check_writable(asked.out)
                 measure_subject(name, place, asked.out, arguments, again)
-            print("\n".join(draw(SUBJECTS[name], asked.out)), flush=True)
+            with page.page(asked.width):
+                print("\n".join(draw(SUBJECTS[name], asked.out)), flush=True)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -43,7 +43,8 @@ import lpe
 from lpe.evaluation.landscape import Surface, grid_lines, weight_vector
 from lpe.records import write_table
 from reproduce.command import Script, run_figure
-from reproduce.draw import panels
+from reproduce.draw import page, panels
+from reproduce.draw.style import BIT_STYLES, RTN_MARKER, SINGLE_STYLE, Mark
 from reproduce.draw.summaries import noun
 from reproduce.study.landscapes import (
     GRID_COLUMNS,
@@ -181,13 +182,13 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     left, below = (math.floor(trained[code]) - AROUND for code in ("x_code", "y_code"))
     side = 1 + 2 * AROUND
     titles = (
-        f"trained point: {trained['nll']:.4f}",
+        f"trained point\nNLL {trained['nll']:.4f}",
         f"grid of INT-{bits}",
-        f"nearest, RTN: {nearest['nll']:.4f}",
-        "around it: BSR",
+        f"nearest point: RTN\nNLL {nearest['nll']:.4f}",
+        "around it: BSR\nprobability, NLL",
     )
     with panels.style():
-        figure = panels.plt.figure(figsize=(panels.TEXT_WIDTH, 2.15))
+        figure = panels.plt.figure(figsize=(page.width(), 0.7 + 0.2 * page.width()))
         *axes, bar = figure.subplots(1, 5, width_ratios=(1, 1, 1, 1, 0.05))
         for letter, ax, title in zip("abcd", axes, titles, strict=True):
             # In steps, so that the ticks are the codes.
@@ -202,19 +203,19 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
                 )
                 ax.vlines(codes, codes[0], codes[-1], colors="white", linewidths=0.6)
                 ax.hlines(codes, codes[0], codes[-1], colors="white", linewidths=0.6)
-            _mark(ax, trained, panels.BLACK, "*", 55)
+            _mark(ax, trained, *SINGLE_STYLE, 55)
             ax.set(aspect="equal", xlim=(codes[0] - BEYOND, codes[-1] + BEYOND))
             ax.set_ylim(codes[0] - BEYOND, codes[-1] + BEYOND)
             ax.set_xlabel(f"input {trained['x_input']} (steps)")
-            ax.xaxis.set_major_locator(MultipleLocator(1))
-            ax.yaxis.set_major_locator(MultipleLocator(1))
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_major_locator(MultipleLocator(1 if codes[-1] < 5 or letter == "d" else codes[-1]))
             panels.label_panel(ax, letter, title)
         axes[0].set_ylabel(f"input {trained['y_input']} (steps of Δ = {step:.3g})")
-        _mark(axes[2], nearest, panels.VERMILION, "s", 24)
+        _mark(axes[2], nearest, BIT_STYLES[bits][0], RTN_MARKER, 40)
         shown = Rectangle((left, below), side, side, fill=False, linestyle=":", linewidth=0.9, zorder=4)
         axes[2].add_patch(shown)
         for _, neighbour in neighbours.iterrows():
-            _neighbour(axes[3], trained, neighbour)
+            _neighbour(axes[3], trained, neighbour, BIT_STYLES[bits])
         axes[3].set_xlim(left, left + side)
         axes[3].set_ylim(below, below + side)
         panels.colour_bar(figure, filled, bar, f"test NLL (nats per {noun(chosen)})", levels[1::2])
@@ -244,9 +245,9 @@ def _mark(axes: Axes, place: pd.Series, colour: str, marker: str, size: float) -
     )
 
 
-def _neighbour(axes: Axes, trained: pd.Series, place: pd.Series) -> None:
+def _neighbour(axes: Axes, trained: pd.Series, place: pd.Series, mark: Mark) -> None:
     """Draw a grid point, its area by its probability, which is written on the side off the trained point."""
-    _mark(axes, place, panels.BLUE, "o", 12 + 90 * place["probability"])
+    _mark(axes, place, *mark, 12 + 90 * place["probability"])
     up = place["y_code"] >= trained["y_code"]
     right = place["x_code"] >= trained["x_code"]
     text = f"p = {place['probability']:.2f}\n{place['nll']:.4f}"

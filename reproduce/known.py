@@ -60,7 +60,8 @@ from lpe.records import write_table
 from lpe.training.schedules import cyclical_cosine
 from lpe.training.sgld import variance_share
 from lpe.writing import check_writable
-from reproduce.draw import panels
+from reproduce.command import add_width
+from reproduce.draw import page, panels
 from reproduce.draw.style import BIT_STYLES, BMA_STYLE
 from reproduce.judge.intervals import student_interval
 from reproduce.study import known_answer, known_methods
@@ -282,7 +283,7 @@ def draw(folder: Path) -> tuple[list[Path], list[str]]:
     """Draw known.pdf and known.png from known.csv; returns their paths and the record's table."""
     record = panels.read_record(folder / "known.csv", COLUMNS)
     with panels.style():
-        figure, grid = panels.plt.subplots(2, 2, figsize=(WIDTH, 4.5))
+        figure, grid = panels.plt.subplots(2, 2, figsize=(page.width(), 4.5))
         around, against, dense, thin = grid.ravel()
         draw_directions(around, record)
         panels.label_panel(around, "a", f"std against direction, N = {SHOWN:,}")
@@ -339,6 +340,7 @@ def main(arguments: Sequence[str] | None = None, quiet: bool = False) -> int:
     parser.add_argument("--seeds", type=int, help=f"seeds 0 … N-1 (default: {SEEDS})")
     parser.add_argument("--out", type=Path, help="folder of the results (default: figures/known)")
     parser.add_argument("--plot-only", action="store_true", help="redraw from the record in the folder")
+    add_width(parser, WIDTH)
     parser.add_argument("--scale", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     started = time.time()
@@ -349,6 +351,7 @@ def main(arguments: Sequence[str] | None = None, quiet: bool = False) -> int:
             raise InputError(f"the known answer is of no scale; leave --scale {asked.scale} out")
         if asked.plot_only and asked.seeds is not None:
             raise InputError("--plot-only draws the seeds that the record has; leave --seeds out")
+        page.check_width(asked.width)
         seeds = SEEDS if asked.seeds is None else asked.seeds
         if seeds < 1:
             raise InputError(f"--seeds must be 1 or more, not {seeds}")
@@ -373,7 +376,8 @@ def main(arguments: Sequence[str] | None = None, quiet: bool = False) -> int:
             shares = [each["ivon_std"] / each["ivon_std_of_decayed_h0"] for each in learnt.values()]
             lines = ["IVON's std over what h0's decay alone would leave, by N: "]
             lines[0] += ", ".join(f"{share:.2g}" for share in shares)
-        paths, of_record = draw(out)
+        with page.page(asked.width):
+            paths, of_record = draw(out)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from lpe.errors import InputError
 from lpe.records import COLUMNS, write_table
-from reproduce.draw import panels
-from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, pass_size, read
+from reproduce.draw import page, panels
+from reproduce.draw.curves import signed
+from reproduce.draw.style import BIT_STYLES, FAMILY_STYLES
+from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, noun, pass_size, read
+from reproduce.judge.intervals import student_interval
 from reproduce.study.measurements import measure_all, posteriors
 from reproduce.study.records import MEGABIT, selected
 from reproduce.study.scale import Scale
@@ -17,21 +24,9 @@ from reproduce.study.session import Session
 from reproduce.study.units import Unit, units
 
 COLUMNS_SHOWN = (("nll", "training"), ("ece", "training"), ("nll", "memory"), ("ece", "memory"))
-
-
 TITLES = {"nll": "NLL", "ece": "ECE"}
-
-
-Y_LABELS = {"nll": "test NLL (nats)", "ece": "ECE (15 bins)"}
-
-
-BASE_STYLE = (panels.VERMILION, "^")
-
-
-LOW_STYLE = (panels.BLUE, "o")
-
-
-THOUSAND = 1e3
+BUDGETS = {"training": ("backward_passes", 1e3), "memory": ("memory_bits", MEGABIT)}
+"""The record's column and its unit on the axis."""
 
 
 def families_of(chosen: Scale, families: Sequence[str]) -> list[str]:
@@ -58,20 +53,17 @@ def compute_budgets(session: Session, figure: str, families: Sequence[str]) -> d
 
 
 def budget_panel(
-    axes: Axes,
-    summary: Summary,
-    base: What,
-    expanded: What,
-    metric: str,
-    budget: str,
-    labels: tuple[str, str],
+    axes: Axes, summary: Summary, base: What, expanded: What, metric: str, budget: str, bits: int
 ) -> None:
     """Draw one metric of X and X + LPE-BSR against one budget, and the single FP32 model."""
-    column, factor = ("backward_passes", THOUSAND) if budget == "training" else ("memory_bits", MEGABIT)
+    column, factor = BUDGETS[budget]
     single = What(base.substrate, "SGD", FP32)
     reference = summary.values(single, metric)
     curves = []
-    for what, (colour, marker), label in ((base, BASE_STYLE, labels[0]), (expanded, LOW_STYLE, labels[1])):
+    for what, (colour, marker), label in (
+        (base, FAMILY_STYLES[base.method], f"{base.method}, FP32 members"),
+        (expanded, BIT_STYLES[bits], f"X + LPE-BSR, INT-{bits}"),
+    ):
         curve = panels.budget_table(summary.every_size(what, metric), reference, column)
         if budget == "training":
             curve = panels.all_paid_for(curve)
@@ -82,10 +74,50 @@ def budget_panel(
     cost = summary.backward_passes(single) if budget == "training" else summary.memory_bits(single)
     panels.single_models(axes, cost / factor, level, scaled, "cost")
     panels.limit_values(axes, curves, [level, scaled])
-    if budget == "memory":
-        panels.memory_axis(axes)
-    else:
-        axes.set_xlabel("training (10³ passes)")
+
+
+def pairs_of(summary: Summary, base: What, expanded: What, metric: str, budget: str) -> pd.DataFrame:
+    """Tabulate what X + LPE-BSR changes at the budgets of X.
+
+    Args:
+        budget: "training": against X's members that a budget pays for, all their low precision members;
+            "memory": against each number of members of X, the largest prefix that takes no more memory.
+
+    Returns:
+        [sizes of X, (size, budget, mean, low, high)]: the mean over training seeds of the paired difference,
+        and its 95 % interval (NaN with one seed).
+    """
+    theirs, ours = summary.every_size(base, metric), summary.every_size(expanded, metric)
+    each, left = divmod(int(ours["size"].max()), int(theirs["size"].max()))
+    if left:
+        raise InputError(f"{expanded.method} has no whole number of members for each of {base.method}")
+    column, _ = BUDGETS[budget]
+    lines = []
+    for size, stored in theirs.set_index("seed").groupby("size"):
+        if budget == "training":
+            low = ours[ours["size"] == each * int(str(size))]
+        else:
+            limit = ours["seed"].map(stored["memory_bits"])
+            low = ours[ours["memory_bits"] <= limit].sort_values("size").drop_duplicates("seed", keep="last")
+        difference = (low.set_index("seed")["value"] - stored["value"]).dropna()
+        if len(difference):
+            interval = student_interval(difference.to_numpy())
+            lines.append((size, float(stored[column].mean()), float(difference.mean()), *interval))
+    table = pd.DataFrame(lines, columns=["size", "budget", "mean", "low", "high"])
+    return panels.all_paid_for(table) if budget == "training" else table
+
+
+def difference_panel(
+    axes: Axes, summary: Summary, base: What, expanded: What, metric: str, budget: str, bits: int
+) -> None:
+    """Draw what LPE-BSR changes, paired by training seed, at equal budgets; see :func:`pairs_of`."""
+    table = pairs_of(summary, base, expanded, metric, budget)
+    colour, marker = BIT_STYLES[bits]
+    axes.axhline(0.0, color=panels.GREY, linewidth=0.7, zorder=1)
+    label = f"X + LPE-BSR, INT-{bits}"
+    panels.draw_budget(axes, table, colour, marker, label, BUDGETS[budget][1])
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_formatter(FuncFormatter(signed))
 
 
 def draw_budgets(
@@ -93,23 +125,38 @@ def draw_budgets(
 ) -> tuple[list[Path], list[str]]:
     """Draw families × (NLL, ECE) × (training, memory) from the record; paths, and lines to print."""
     summary = read(folder, figure)
-    system = f"int{chosen.settings.best_bits}"
-    letters = iter("abcdefghijklmnopqrst")
+    families, bits = families_of(chosen, families), chosen.settings.best_bits
+    letters = panels.letters()
     with panels.style():
-        drawn, rows = panels.plt.subplots(
-            len(families), 4, figsize=(panels.TEXT_WIDTH, 0.55 + 1.62 * len(families)), squeeze=False
+        rows = 2 * len(families)
+        drawn, cells = panels.plt.subplots(
+            rows, 4, figsize=(page.width(), 0.6 + 1.15 * rows), sharex=False, squeeze=False
         )
-        for axes, name in zip(rows, families, strict=True):
+        for place, name in enumerate(families):
             base = What(chosen.substrate, name, name)
-            expanded = What(chosen.substrate, name, f"{name} + LPE-BSR", system)
-            for ax, (metric, budget) in zip(axes, COLUMNS_SHOWN, strict=True):
-                labels = ("X, FP32 members", f"X + LPE-BSR, INT-{chosen.settings.best_bits}")
-                budget_panel(ax, summary, base, expanded, metric, budget, labels)
+            expanded = What(chosen.substrate, name, f"{name} + LPE-BSR", f"int{bits}")
+            for ax, below, (metric, budget) in zip(
+                cells[2 * place], cells[2 * place + 1], COLUMNS_SHOWN, strict=True
+            ):
+                budget_panel(ax, summary, base, expanded, metric, budget, bits)
+                difference_panel(below, summary, base, expanded, metric, budget, bits)
+                for each in (ax, below):
+                    if budget == "memory":
+                        panels.memory_axis(each, "")
+                    each.set_xlim(ax.get_xlim())
+                    if budget == "memory" and ax.get_xlim()[1] > 30 * ax.get_xlim()[0]:
+                        each.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+                ax.tick_params(labelbottom=False)
+                below.set_xlabel("memory (Mbit)" if budget == "memory" else "training (10³ passes)")
                 panels.label_panel(ax, next(letters), f"{name}: {TITLES[metric]}")
-                ax.set_ylabel(Y_LABELS[metric])
-        panels.legend_below(drawn, list(rows.flat))
+            for below, (metric, _) in zip(cells[2 * place + 1], COLUMNS_SHOWN, strict=True):
+                panels.label_panel(below, next(letters), f"{TITLES[metric]}: difference")
+            cells[2 * place, 0].set_ylabel(f"nats per {noun(chosen)}")
+            cells[2 * place + 1, 0].set_ylabel("difference (nats)")
+        drawn.align_ylabels(list(cells[:, 0]))
         said = f"X: the panel's method; {pass_size(chosen)}; memory: of n stored members"
-        drawn.legends[0].set_title(said)
-        drawn.legends[0].get_title().set_fontsize(6)
+        panels.legend_below(
+            drawn, list(cells.flat), title=textwrap.fill(said, int(17 * page.width()), break_on_hyphens=False)
+        )
         paths = panels.save(drawn, folder, figure)
     return paths, [*claim_lines(summary.record, chosen, [claim]), pass_size(chosen)]

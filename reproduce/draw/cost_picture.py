@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from reproduce.draw import panels
+from reproduce.draw import page, panels
 from reproduce.draw.cost_verdicts import (
     Picture,
     Series,
@@ -22,20 +21,29 @@ from reproduce.draw.cost_verdicts import (
     levels,
     table_lines,
 )
-from reproduce.draw.style import BIT_STYLES
+from reproduce.draw.style import (
+    BIT_STYLES,
+    CASCADE_MARKERS,
+    FAMILY_STYLES,
+    LARGER_STYLE,
+    RTN_MARKER,
+    SCALED_STYLE,
+    SINGLE_STYLE,
+    Mark,
+)
 from reproduce.draw.summaries import FP32, SCALED
 from reproduce.study.cost_measures import HEADLINE, cascade_name
 from reproduce.study.records import MEGABIT
 
 COSTS = (
-    ("ms", 1.0, "milliseconds per example"),
-    ("ms_kept", 1.0, "milliseconds per example"),
-    ("memory_bits", MEGABIT, "Mbit"),
-    ("generator_bits", MEGABIT, "Mbit"),
+    ("ms", 1.0, "ms per example"),
+    ("ms_kept", 1.0, "ms per example"),
+    ("memory_bits", MEGABIT, "memory (Mbit)"),
+    ("generator_bits", MEGABIT, "memory (Mbit)"),
 )
 
 
-TITLES = ("time, members made", "time, members kept", "memory, n members", "memory to draw from")
+TITLES = ("members made", "members kept", "n stored members", "to draw from")
 
 
 ROWS = (("nll", "test NLL"), ("calibrated_nll", "calibrated NLL"))
@@ -43,16 +51,6 @@ ROWS = (("nll", "test NLL"), ("calibrated_nll", "calibrated NLL"))
 
 MARKED = (1, 2, 5, 10)
 """Sizes that have a marker, beside the largest."""
-
-
-DEEP = (panels.VERMILION, "s")
-
-
-FIRSTS = {"RTN": "^", "FP32": ">"}
-
-
-BESIDE = 1.12
-"""Distance, as a factor, between the bit widths that are drawn from one memory."""
 
 
 def _drawn(at: pd.DataFrame, picture: Picture, cost: str) -> pd.DataFrame:
@@ -74,11 +72,9 @@ def _panel(axes: Axes, at: pd.DataFrame, picture: Picture, metric: str, cost: st
         rows = at[(at["method"] == method) & (at["number_system"] == system)]
         return rows[(rows["rounding"] == rounding) & (rows["substrate"] == picture.substrate)]
 
-    def line(
-        points: pd.DataFrame, label: str, *, band: bool = False, aside: float = 1.0, **style: Any
-    ) -> None:
+    def line(points: pd.DataFrame, label: str, *, band: bool = False, **style: Any) -> None:
         points = points.sort_values("networks")
-        xs, ys = aside * points[cost].to_numpy() / factor, points[metric].to_numpy()
+        xs, ys = points[cost].to_numpy() / factor, points[metric].to_numpy()
         sizes = list(points["size"])
         shown = [place for place, size in enumerate(sizes) if len(sizes) < 8 or size in (*MARKED, sizes[-1])]
         axes.plot(xs, ys, markevery=shown, label=label, **{"zorder": 3, **style})
@@ -94,31 +90,35 @@ def _panel(axes: Axes, at: pd.DataFrame, picture: Picture, metric: str, cost: st
         dotted["linestyle"] = "none"
         line(tuned, "", **dotted)
 
-    for place, bits in enumerate(picture.bits):
-        aside = BESIDE ** ((len(picture.bits) - 1) / 2 - place) if cost == "generator_bits" else 1.0
+    for bits in picture.bits:
         colour, marker = BIT_STYLES[bits]
-        system, name = f"int{bits}", f"INT-{bits}"
-        style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 2.8, "aside": aside}
+        system = f"int{bits}"
+        style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 2.8}
         thin: dict[str, Any] = {"markerfacecolor": "white", "linewidth": 0.8, "linestyle": (0, (3, 1.5))}
-        line(of("LPE-BSR", system, "bernoulli"), f"LPE-BSR, {name}, independent", **style, **thin)
-        line(of("LPE-BSR", system, "coupled"), f"LPE-BSR, {name}, coupled", band=True, **style)
-        nearest: dict[str, Any] = {"linestyle": "none", "marker": "X", "markersize": 5.5, "zorder": 5}
-        line(of("RTN", system, "nearest"), f"RTN, {name}", **{**style, **nearest}, **EDGE)
-        for first, shape in FIRSTS.items():
-            cascades(first, f"cascade from {first}, {name}", system, color=colour, marker=shape, aside=aside)
+        line(of("LPE-BSR", system, "bernoulli"), "", **style, **thin)
+        line(of("LPE-BSR", system, "coupled"), f"INT-{bits}", band=True, **style)
+        nearest: dict[str, Any] = {"linestyle": "none", "marker": RTN_MARKER, "markersize": 5.5, "zorder": 5}
+        line(of("RTN", system, "nearest"), "", **{**style, **nearest}, **EDGE)
+        for first in ("RTN", FP32):
+            cascades(first, "", system, color=colour, marker=CASCADE_MARKERS[first])
     deep = of("DE")
     if len(deep):
-        colour, marker = DEEP
-        line(deep, f"DE of 1 to {deep['size'].max()}", band=True, color=colour, marker=marker, markersize=3.2)
-        cascades("DE", "cascade from DE's first", color=colour, marker="^")
-    single: dict[str, Any] = {"color": panels.BLACK, "linestyle": "none", "zorder": 6, **EDGE}
-    line(of(FP32), f"{picture.names[0]}, FP32", **single, marker="*", markersize=8)
+        colour, marker = FAMILY_STYLES["DE"]
+        label = f"DE of 1 to {deep['size'].max()}"
+        line(deep, label, band=True, color=colour, marker=marker, markersize=4)
+        cascades("DE", "cascade from DE's first", color=colour, marker=CASCADE_MARKERS["DE"])
+    single: dict[str, Any] = {"linestyle": "none", "zorder": 6, **EDGE}
+
+    def alone(points: pd.DataFrame, label: str, mark: Mark, size: float) -> None:
+        line(points, label, color=mark[0], marker=mark[1], markersize=size, **single)
+
+    alone(of(FP32), f"{picture.names[0]}, FP32", SINGLE_STYLE, 8)
     if metric == "nll":
         # Its calibrated NLL is FP32's.
-        line(of(SCALED), f"{picture.names[0]}, FP32 + temperature", **single, marker="P", markersize=5)
+        alone(of(SCALED), f"{picture.names[0]}, FP32 + temperature", SCALED_STYLE, 5)
     if picture.larger is not None:
         larger = at[(at["substrate"] == picture.larger) & (at["method"] == FP32)]
-        line(larger, f"{picture.names[1]}, FP32", **single, marker="h", markersize=6)
+        alone(larger, f"{picture.names[1]}, FP32", LARGER_STYLE, 6)
     _draw_front(axes, at, metric, cost, factor)
     _limit(axes, at, metric)
     panels.memory_axis(axes, "")
@@ -132,7 +132,6 @@ def _draw_front(axes: Axes, at: pd.DataFrame, metric: str, cost: str, factor: fl
     best = candidates.iloc[front(candidates[cost].to_numpy(float), candidates[metric].to_numpy(float))]
     xs, ys = best[cost].to_numpy() / factor, best[metric].to_numpy()
     axes.step(xs, ys, where="post", label="Pareto front", color="0.8", linewidth=3, zorder=2)
-    axes.plot([], [], color="0.5", marker="^", linestyle="none", label=f"tuned for {HEADLINE}")
 
 
 def _limit(axes: Axes, at: pd.DataFrame, metric: str) -> None:
@@ -142,25 +141,27 @@ def _limit(axes: Axes, at: pd.DataFrame, metric: str) -> None:
     pad = 0.08 * (near.max() - near.min())
     axes.set_ylim(near.min() - pad, near.max() + 2 * pad)
     if at[metric].max() > near.max() + 2 * pad:
-        text = f"cut off; up to {at[metric].max():.2g}"
-        axes.text(1.0, 1.0, text, transform=axes.transAxes, ha="right", va="top", fontsize=5)
+        panels.say_cut(axes, float(at[metric].max()))
 
 
-def _legend(figure: Figure, axes: Axes, columns: int) -> None:
-    """Draw a legend under the panels, a column of what belongs together."""
-    handles, labels = axes.get_legend_handles_labels()
-    rest = [place for place, label in enumerate(labels) if "INT-" not in label]
-    groups = [rest]
-    for system in dict.fromkeys(label.partition("INT-")[2][:1] for label in labels if "INT-" in label):
-        groups.insert(-1, [place for place, label in enumerate(labels) if f"INT-{system}" in label])
-    longest = max(map(len, groups))
-    shown: list[Artist] = []
-    texts: list[str] = []
-    for group in groups:
-        blanks = longest - len(group)
-        shown += [*(handles[place] for place in group), *(Line2D([], [], linestyle="none"),) * blanks]
-        texts += [*(labels[place] for place in group), *("",) * blanks]
-    figure.legend(shown, texts, loc="outside lower center", ncols=columns)
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Draw a legend under the panels: the colours of the widths, the marks of the methods, the others."""
+    grey: dict[str, Any] = {"color": panels.GREY, "linewidth": 0.8}
+    hollow: dict[str, Any] = {**grey, "markerfacecolor": "white", "markersize": 4}
+    kinds = {
+        "LPE-BSR, coupled": Line2D([], [], **{**grey, "linewidth": 1.2}),
+        "LPE-BSR, independent": Line2D([], [], linestyle=(0, (3, 1.5)), **grey),
+        "RTN": Line2D([], [], linestyle="none", marker=RTN_MARKER, markersize=5.5, **grey),
+        "cascade from RTN": Line2D([], [], linestyle=":", marker=CASCADE_MARKERS["RTN"], **hollow),
+        "cascade from FP32": Line2D([], [], linestyle=":", marker=CASCADE_MARKERS[FP32], **hollow),
+        f"tuned for {HEADLINE}": Line2D(
+            [], [], linestyle="none", marker=CASCADE_MARKERS["RTN"], markersize=4, **grey
+        ),
+    }
+    for label, handle in kinds.items():
+        handle.set_label(label)
+        axes.add_line(handle)
+    panels.legend_below(figure, [axes])
 
 
 def draw_picture(
@@ -170,7 +171,7 @@ def draw_picture(
     series = Series(record, picture)
     at = levels(series, times)
     with panels.style():
-        figure, rows = panels.plt.subplots(2, len(COSTS), figsize=(panels.TEXT_WIDTH, 4.6), sharey="row")
+        figure, rows = panels.plt.subplots(2, len(COSTS), figsize=(page.width(), 4.6), sharey="row")
         letters = iter("abcdefgh")
         for line, (metric, named) in zip(rows, ROWS, strict=True):
             for axes, (cost, factor, x_label), title in zip(line, COSTS, TITLES, strict=True):
@@ -178,7 +179,7 @@ def draw_picture(
                 axes.set_xlabel(x_label)
                 panels.label_panel(axes, next(letters), title)
             line[0].set_ylabel(f"{named} (nats per {picture.example})")
-        _legend(figure, rows[0][0], len(picture.bits) + 1)
+        _legend(figure, rows[0][0])
         paths = panels.save(figure, folder, picture.stem)
     return paths, [
         *table_lines(at, picture),

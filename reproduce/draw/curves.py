@@ -154,10 +154,11 @@ def difference_axis(axes: Axes, level: float, name: str = FP32) -> None:
     powers = 10.0 ** np.arange(np.ceil(np.log10(margin)), 3)
     axes.yaxis.set_major_locator(FixedLocator([*-powers[::-1], 0.0, *powers]))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(_signed))
+    axes.yaxis.set_major_formatter(FuncFormatter(signed))
 
 
-def _signed(value: float, _: object) -> str:
+def signed(value: float, _: object = None) -> str:
+    """Write a difference with its sign."""
     return f"{value:+g}".replace("-", "−") if value else "0"
 
 

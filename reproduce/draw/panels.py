@@ -359,15 +359,17 @@ def filled_contours(
         lines = axes.contour(xs, ys, values, levels=crossed, colors=BLACK, linewidths=0.35, alpha=0.6)
         shown = [level for level in crossed if level in named]
         labels = axes.clabel(lines, shown, fontsize=SMALL, fmt="%g", inline=False, colors=BLACK)
-        taken = [((x - xs[0]) / (xs[-1] - xs[0]), (y - ys[0]) / (ys[-1] - ys[0])) for x, y in clear]
+        marked = [((x - xs[0]) / (xs[-1] - xs[0]), (y - ys[0]) / (ys[-1] - ys[0])) for x, y in clear]
+        # How far a label must be from a mark and from another label, across and up, as shares of the panel.
+        taken = [(place, (0.22, 0.13)) for place in marked]
         for text in labels:
             # Upright: .01 on its head is 10.
             text.set(alpha=1, rotation=0, path_effects=[withStroke(linewidth=1, foreground="white")])
             x, y = text.get_position()
             across, up = (x - xs[0]) / (xs[-1] - xs[0]), (y - ys[0]) / (ys[-1] - ys[0])
-            beside = all(abs(across - a) > 0.35 or abs(up - b) > 0.13 for a, b in taken)
+            beside = all(abs(across - a) > far or abs(up - b) > high for (a, b), (far, high) in taken)
             if beside and min(across, 1 - across) > 0.12 and min(up, 1 - up) > 0.06:
-                taken.append((across, up))
+                taken.append(((across, up), (0.38, 0.1)))
             else:
                 text.remove()
     return filled
