@@ -60,7 +60,7 @@ from reproduce.study.units import Unit
 
 CANDIDATES = 40
 """Pairs whose rise is measured; there is one of every output channel, hundreds in all."""
-AROUND = 0.9
+AROUND = 1.2
 """Steps that panel (d) shows on either side of the grid points around the trained point."""
 BEYOND = 0.5
 """Steps that the other panels show beyond the grid, which ends at −q and q."""
@@ -208,7 +208,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
             ax.set_ylim(codes[0] - BEYOND, codes[-1] + BEYOND)
             ax.set_xlabel(f"input {trained['x_input']} (steps)")
             for axis in (ax.xaxis, ax.yaxis):
-                axis.set_major_locator(MultipleLocator(1 if codes[-1] < 5 or letter == "d" else codes[-1]))
+                axis.set_major_locator(MultipleLocator(1 if letter == "d" else codes[-1]))
             panels.label_panel(ax, letter, title)
         axes[0].set_ylabel(f"input {trained['y_input']} (steps of Δ = {step:.3g})")
         _mark(axes[2], nearest, BIT_STYLES[bits][0], RTN_MARKER, 40)

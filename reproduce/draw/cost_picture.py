@@ -121,6 +121,7 @@ def _panel(axes: Axes, at: pd.DataFrame, picture: Picture, metric: str, cost: st
         alone(larger, f"{picture.names[1]}, FP32", LARGER_STYLE, 6)
     _draw_front(axes, at, metric, cost, factor)
     _limit(axes, at, metric)
+    axes.margins(x=0.08)
     panels.memory_axis(axes, "")
 
 
