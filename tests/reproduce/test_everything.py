@@ -104,7 +104,7 @@ def test_each_unit_is_measured_once_for_all_figures(
 
     with monkeypatch.context() as patched:
         patched.setattr(measurements, "measure", counted)
-        patched.setattr(everything, "run_figure", lambda *_: 0)
+        patched.setattr(everything, "run_figure", lambda *_, **__: 0)
         arguments = ["--scale", "tiny", "--seeds", "1", "--only", "fig2,fig3", "--out", str(tmp_path)]
         assert everything.main([*arguments, "--wandb", "disabled"]) == 0
     assert sorted(unit.what for unit in measured) == sorted(tiny.points)
