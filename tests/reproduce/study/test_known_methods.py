@@ -98,6 +98,15 @@ def test_given_the_weights_rounding_is_blind_to_n_and_the_others_but_swag_are_no
             assert (few[method] > 5 * many[method]).all()
 
 
+def test_a_seeds_weights_share_one_step_and_swag_has_its_recipes_scale(data: Labelled) -> None:
+    point, _ = known_answer.laplace(data.counted(30))
+    recipes = replace(SHORT, swag=replace(SHORT.swag, scale=0.25))
+    made, _ = known_methods.ensembles(data, 30, point, recipes, DESIGN.regressions)
+    (rounding,), (swag,) = made[known_methods.BSR, "int4"], made["SWAG", ""]
+    assert isinstance(rounding, lpe.LowPrecisionEnsemble) and rounding.scales("weight").numel() == 1
+    assert isinstance(swag, lpe.SWAGEnsemble) and swag.scale == 0.25
+
+
 def test_each_seed_has_the_weights_of_its_regressions_and_draws_of_its_own() -> None:
     two = known_answer.labelled(DESIGN, 30, 2)
     point, _ = known_answer.laplace(two.counted(30))
@@ -199,6 +208,8 @@ def test_swags_spread_is_that_of_its_rate_and_batch_in_every_direction(data: Lab
     statistics = known_methods.averaged(data, 100_000, point, recipe)
     ensemble = lpe.SWAGEnsemble(known_methods.network(point), statistics, MEMBERS, scale=0.5)
     expected = math.sqrt(0.5 / (2 * 20))
+    # Some 37 of the 3,000 steps are independent.
+    assert (abs(statistics.mean["weight"] - point) < 5 * expected / math.sqrt(37)).all()
     assert (abs(known_methods.spread(ensemble, INPUTS) / expected - 1) < 0.15).all()
 
 
