@@ -124,7 +124,8 @@ def main(arguments: list[str]) -> int:
         )
     )
     if asked.only is not None:
-        print("\n".join(mixture(out)))
+        for line in mixture(out):
+            print(line)
     return codes[0] if codes else 0
 
 
