@@ -110,9 +110,9 @@ def test_noise_and_dropout_are_those_of_the_scale(session: Session, monkeypatch:
         seen["std"] = further["std"]
         return gaussian(*given, **further)
 
-    def masked(net: Any, rate: float, *given: Any) -> object:
+    def masked(net: Any, rate: float, *given: Any, **further: Any) -> object:
         seen["rate"] = rate
-        return dropout(net, rate, *given)
+        return dropout(net, rate, *given, **further)
 
     monkeypatch.setattr(measurements.lpe, "GaussianEnsemble", noisy)
     monkeypatch.setattr(measurements.lpe, "MCDropoutEnsemble", masked)
