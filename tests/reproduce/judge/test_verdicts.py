@@ -13,7 +13,7 @@ from lpe.errors import InputError
 from reproduce.judge.claims import Claim, Side
 from reproduce.judge.intervals import percentile_interval, resampled_means
 from reproduce.judge.statistics import Rows, difference, ratio
-from reproduce.judge.verdicts import KEPT, Verdict, judge_all, kept_estimates
+from reproduce.judge.verdicts import KEPT, Verdict, judge_all, kept_estimates, over_examples
 
 LOW, RTN, FP32 = (
     Rows("net", "SGD", method, system, None, 1)
@@ -112,6 +112,14 @@ def test_of_a_ratio_the_bootstrap_draws_both_means_together() -> None:
     assert verdict.effect == pytest.approx(both[:, 0].mean() / both[:, 1].mean())
 
 
+def test_of_a_ratio_whose_denominator_may_be_0_the_bootstrap_has_no_bounds() -> None:
+    draws = np.random.default_rng(0)
+    values = np.stack([draws.normal(1.0, 0.1, EXAMPLES), draws.normal(0.0, 1.0, EXAMPLES)], axis=1)
+    found = over_examples(values, resampled_means(values), Side(0.5, 2.0))
+    assert (found.low, found.high, found.verdict) == (-math.inf, math.inf, "undecided")
+    assert found.level > 0.05
+
+
 def test_values_of_another_run_are_not_taken_for_the_records() -> None:
     world = World(seeds=1)
     which, values = world.kept["RTN", 0]
@@ -185,6 +193,19 @@ def test_a_decided_claim_needs_no_more() -> None:
 
 def test_one_seed_has_no_spread_to_tell_from() -> None:
     assert needed([-1.0]) == ""
+
+
+def test_of_one_checkpoint_it_counts_examples_of_which_there_may_be_many() -> None:
+    world = World(seeds=1)
+    # Mean −.02, std 1: (2.8 / .02)² = 19,600.
+    away = np.tile([1.0, -1.0], EXAMPLES // 2) - 0.02
+    world.kept["RTN", 0] = np.arange(EXAMPLES), np.zeros(EXAMPLES)
+    world.kept["LPE-BSR", 0] = np.arange(EXAMPLES), away
+    values = world.record["method"].map({"RTN": 0.0, "LPE-BSR": away.mean()}).fillna(world.record["value"])
+    world.record["value"] = values
+    verdict = judged(world, "example")
+    assert verdict.verdict == "undecided"
+    assert int(verdict.needed) == pytest.approx(19_600, rel=0.02)
 
 
 # Many claims.
