@@ -62,7 +62,7 @@ from lpe.training.sgld import variance_share
 from lpe.writing import check_writable
 from reproduce.command import add_width
 from reproduce.draw import page, panels
-from reproduce.draw.style import BIT_STYLES, BMA_STYLE
+from reproduce.draw.style import BIT_STYLES, BMA_STYLE, FAMILY_STYLES, SGLD_STYLE, SWAG_STYLE
 from reproduce.judge.intervals import student_interval
 from reproduce.study import known_answer, known_methods
 from reproduce.study.known_answer import Array, Counted, Design
@@ -128,10 +128,10 @@ class Style:
 STYLES = {
     EXACT: Style(panels.BLACK, ""),
     MEAN_FIELD: Style(panels.BLACK, "", ":"),
-    ("SGLD", ""): Style("#555555", "x"),
-    ("CSGLD", ""): Style(panels.ORANGE, "P"),
+    ("SGLD", ""): Style(*SGLD_STYLE),
+    ("CSGLD", ""): Style(*FAMILY_STYLES["CSGLD"]),
     ("IVON", ""): Style(*BMA_STYLE),
-    ("SWAG", ""): Style(panels.PURPLE, "v"),
+    ("SWAG", ""): Style(*SWAG_STYLE),
     (BSR, "int5"): Style(*BIT_STYLES[5]),
     (BSR, "int4"): Style(*BIT_STYLES[4]),
     (BSR, "int3"): Style(*BIT_STYLES[3]),
@@ -227,7 +227,7 @@ def draw_curve(axes: Axes, method: Method, logs: pd.DataFrame, line: str = "") -
         linestyle=line or style.line,
         linewidth=1.6 if method == EXACT else 0.9,
         marker=style.marker,
-        markersize=6 if style.hollow else 3.5,
+        markersize=6 if style.hollow or style.marker == "+" else 3.5,
         markerfacecolor="none" if style.hollow else style.colour,
         label="_" if line else words(method),
         zorder={EXACT: 2, MEAN_FIELD: 4}.get(method, 3),
@@ -283,7 +283,7 @@ def draw(folder: Path) -> tuple[list[Path], list[str]]:
     """Draw known.pdf and known.png from known.csv; returns their paths and the record's table."""
     record = panels.read_record(folder / "known.csv", COLUMNS)
     with panels.style():
-        figure, grid = panels.plt.subplots(2, 2, figsize=(page.width(), 4.5))
+        figure, grid = panels.plt.subplots(2, 2, figsize=(page.width(), 4.3))
         around, against, dense, thin = grid.ravel()
         draw_directions(around, record)
         panels.label_panel(around, "a", f"std against direction, N = {SHOWN:,}")
@@ -302,7 +302,7 @@ def draw(folder: Path) -> tuple[list[Path], list[str]]:
         lows, highs = zip(dense.get_ylim(), thin.get_ylim(), strict=True)
         for ax in (dense, thin):
             ax.set_ylim(min(lows), max(highs))
-        panels.legend_below(figure, [around, against])
+        panels.legend_below(figure, [around, against], columns=5)
         paths = panels.save(figure, folder, "known")
     return paths, table(record)
 

@@ -29,6 +29,9 @@ SINGLE_STYLE: Mark = (panels.BLACK, "*")
 SCALED_STYLE: Mark = (panels.BLACK, "P")
 LARGER_STYLE: Mark = (panels.BLACK, "h")
 BMA_STYLE: Mark = (panels.VERMILION, "^")
+SWAG_STYLE: Mark = (panels.PURPLE, ">")
+"""Where SWAG's draws stand beside IVON's, which then have BMA's."""
+SGLD_STYLE: Mark = (panels.GREY, "+")
 FAMILY_STYLES: dict[str, Mark] = {
     "DE": (panels.ORANGE, "p"),
     "SSE": (panels.ORANGE, "d"),
