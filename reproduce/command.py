@@ -240,8 +240,7 @@ def run_figure(
                     check_seeds(script, session)
                 with session.store.use() as use:
                     extra = dict(script.compute(session))
-                shown = [each.name for each in substrates_of([script], chosen)]
-                if models := session.descriptions(shown):
+                if models := session.descriptions():
                     extra["models"] = models
                 record = out / record_name(figure)
                 landscape = [] if chosen.main is None else [chosen.settings.landscape.seed]

@@ -173,7 +173,7 @@ def _estimate(session: Session, unit: Unit, named: str | None = None) -> tuple[P
     substrate = session.scale.substrates[unit.substrate]
     solution = substrate.point(session, substrate.estimate, unit.seed)
     if "described" in solution.info:
-        session.describe(unit.substrate, solution.info["described"])
+        session.describe(unit, solution.info["described"])
     measurer = Measurer(session, unit, substrate.estimate, named)
     measurer.single(solution.net, solution.backward_passes)
     return solution, measurer

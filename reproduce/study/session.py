@@ -44,21 +44,18 @@ class Session(Run):
         assert self.scale.main is not None
         return self.scale.main
 
-    def describe(self, substrate: str, described: Mapping[str, object]) -> None:
-        """Keep how a given model sees its data, for the provenance."""
-        write_text_atomic(self._description(substrate), json.dumps(described))
+    def describe(self, unit: Unit, described: Mapping[str, object]) -> None:
+        """Keep how a given model sees its data beside the rows that are measured on it."""
+        write_text_atomic(self.records[unit].with_suffix(".model.json"), json.dumps(described))
 
-    def descriptions(self, substrates: list[str]) -> dict[str, object]:
-        """Return how given models see their data, as it was when they were measured."""
-        kept = {name: self._description(name) for name in substrates}
+    def descriptions(self) -> dict[str, object]:
+        """Return how the given models of the run's units saw their data when they were measured."""
+        kept = {unit.substrate: path.with_suffix(".model.json") for unit, path in self.records.items()}
         return {
             name: json.loads(path.read_text(encoding="utf-8"))
             for name, path in kept.items()
             if path.is_file()
         }
-
-    def _description(self, substrate: str) -> Path:
-        return self.working / f"{substrate.replace(' ', '-')}.model.json"
 
 
 TUNING_SEED = 100

@@ -152,3 +152,12 @@ def test_a_unit_that_is_finished_is_not_measured_again(
         measure(session, unit)
         monkeypatch.setattr(session.store, "get", lambda config: pytest.fail("weights were taken"))
         measure(session, unit)
+
+
+def test_how_a_given_model_sees_its_data_is_kept_with_its_rows(tmp_path: Path) -> None:
+    unit = Unit(MAIN, "large", 0)
+    one = replace(seedless(DIGITS), records={unit: tmp_path / "one.csv"})
+    other = replace(seedless(DIGITS), records={unit: tmp_path / "other.csv"})
+    one.describe(unit, {"crop": 0.9})
+    assert one.descriptions() == {MAIN: {"crop": 0.9}}
+    assert other.descriptions() == {}

@@ -96,6 +96,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Scale]:
     loading._kept.cache_clear()  # what is kept in memory is of another test's pictures
     monkeypatch.setattr(paper, "_missing_weights", lambda *_: "")
     monkeypatch.setattr(paper, "_missing_data", lambda *_: "")
+    monkeypatch.setattr(loading, "content", lambda source, data: f"{source} on {data}")
     monkeypatch.setenv("LPE_STORE", str(tmp_path / "work" / "store"))
     yield SMALL
     loading._kept.cache_clear()
@@ -221,3 +222,30 @@ def test_the_setting_with_the_least_nll_is_taken() -> None:
             return pd.DataFrame({"nll": [9.0, (ensemble - 0.3) ** 2]})
 
     assert tuned(lambda value, size, seed: value, (0.1, 0.25, 0.6), 2, Data()) == 0.25  # type: ignore[arg-type, return-value]
+
+
+def _content_at(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, commit: str, picture: str, name: str = "imagenet"
+) -> str:
+    """Return the content of a model whose weights are of that commit, on one image."""
+    monkeypatch.setenv("LPE_DATA", str(folder))
+    monkeypatch.setattr(paper, "_cached", lambda repository, file, kind: f"/hub/snapshots/{commit}/{file}")
+    (folder / "imagenet" / "val").mkdir(parents=True, exist_ok=True)
+    (folder / "imagenet" / "val" / "picture").write_text(picture)
+    return paper.content.__wrapped__("timm/test_vit.r160_in1k", name)
+
+
+def test_other_weights_and_other_images_are_another_content(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = _content_at(monkeypatch, tmp_path, "abc", "cat")
+    assert _content_at(monkeypatch, tmp_path, "abc", "cat") == before
+    assert _content_at(monkeypatch, tmp_path, "def", "cat") != before
+    assert _content_at(monkeypatch, tmp_path, "abc", "dog") != before
+
+
+def test_what_is_scored_on_the_hubs_data_does_not_depend_on_images(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = _content_at(monkeypatch, tmp_path, "abc", "cat", "mmlu")
+    assert _content_at(monkeypatch, tmp_path, "abc", "dog", "mmlu") == before
