@@ -20,7 +20,7 @@ from reproduce.scales.digits.llamas import ArithmeticQuestions
 from reproduce.study import examples
 from reproduce.study.answers import Questions, Subject
 from reproduce.study.measurements import measure
-from reproduce.study.records import BETTER_THAN_RTN
+from reproduce.study.records import BETTER_THAN_RTN, STD_OVER_FORGETTING
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 from reproduce.study.units import DISAGREEMENT_UNIT, LARGE, ROUNDING, Unit
@@ -49,6 +49,13 @@ def test_the_record_has_the_means_of_the_values_that_are_kept(
         assert found is not None
         assert found[0].tolist() == digits.split_indices(1)[2].tolist()
         assert found[1].mean() == pytest.approx(row["value"], rel=1e-5, abs=1e-7)
+
+
+def test_the_record_says_how_far_ivons_posterior_is_from_its_start(tiny: Scale, tmp_path: Path) -> None:
+    session, rows = measured(tiny, Unit("tiny ViT", "IVON", 0), tmp_path)
+    (told,) = rows.loc[rows["metric"] == STD_OVER_FORGETTING, "value"]
+    info = session.main.point(session, "IVON", 0).info
+    assert told == pytest.approx(info["std_over_forgetting"])
 
 
 def test_a_question_that_two_seeds_ask_has_one_number() -> None:
