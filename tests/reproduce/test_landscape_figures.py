@@ -330,9 +330,9 @@ def test_the_anchors_span_the_planes_that_are_named_for_them(session: Session) -
 def test_the_radial_plane_is_measured_from_the_zero_vector_on(session: Session) -> None:
     fig6.measure_landscape(session)
     grid = pd.read_csv(session.out / "fig6_landscape.csv")
-    zero = grid[(grid["plane"] == RADIAL) & (grid["x"] == 0) & (grid["y"] == 0)]
+    zero = grid[(grid["plane"] == RADIAL) & (grid["x"] == 0) & (grid["y"] == 0) & (grid["metric"] == "nll")]
     # A network of zeros says the same of every image.
-    assert zero["metric"].tolist() == ["nll"] and zero["value"].item() == pytest.approx(np.log(10), rel=1e-5)
+    assert zero["value"].item() == pytest.approx(np.log(10), rel=1e-5)
 
 
 def test_figure_6_projects_every_member_of_the_clouds(session: Session, tiny: Scale) -> None:
@@ -461,10 +461,10 @@ def claim_rows(name: str) -> list[dict[str, object]]:
     low, other = ("disagreement", "disagreement") if name == "fig4" else ("LPE-BSR", "BMA")
     rows: list[dict[str, object]] = []
     for seed in (0, 1):
-        here = {**common, "seed": seed}
-        rows.append({**here, "method": other, "number_system": "fp32", "rounding": "", "value": 0.4 + seed})
+        here, whole = {**common, "seed": seed}, 0.4 + 0.01 * seed
+        rows.append({**here, "method": other, "number_system": "fp32", "rounding": "", "value": whole})
         for bits in scale.settings.bits:
-            value = 0.75 * (0.4 + seed)
+            value = 0.75 * whole
             system = {"method": low, "number_system": f"int{bits}", "rounding": "bernoulli", "value": value}
             rows.append({**here, **system})
     return rows
