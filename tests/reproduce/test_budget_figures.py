@@ -178,7 +178,7 @@ def test_against_the_training_budget_a_curve_lies_at_its_backward_passes(
 
 def paired(table: pd.DataFrame, sizes: list[tuple[int, int]]) -> np.ndarray:
     """Mean over training seeds of SSE + LPE-BSR less SSE, at (its size, SSE's size)."""
-    nll = table[table["metric"] == "nll"].set_index(["method", "size", "seed"])["value"]
+    nll = table[table["metric"] == "nll"].set_index(["method", "size", "seed"])["value"].sort_index()
     return np.array([(nll["SSE + LPE-BSR", low] - nll["SSE", size]).mean() for low, size in sizes])
 
 
