@@ -322,7 +322,7 @@ def _write(out: Path, verdicts: Sequence[Verdict], chosen: Scale, files: Sequenc
     write_text_atomic(names[1], markdown(header, rows, title, said))
     # On a page there is no room for a second interval.
     plain = [_short_row(verdict, beside=False) for verdict in verdicts]
-    write_text_atomic(names[2], latex("claims", SHORT, plain, title, said, narrow=True))
+    write_text_atomic(names[2], latex("claims", SHORT, plain, title, said))
     kept = kept_estimates(verdicts)
     if kept:
         write_table(kept, out / KEPT_FILE, KEPT)

@@ -6,9 +6,9 @@ Costs about 30 minutes on 2 cores at ``digits``, from nothing: twenty training s
 and five of the ensembles of several trainings. It prints the paths written and the verdicts of claims C9,
 C10, C11 and C12.
 
-MAP (☆) is the point that SGD finds. DEE, the deep-ensemble equivalent, says how many members of DE are as
-good by calibrated NLL: the methods' *mean* calibrated NLL on the curve of DE's means, both over the training
-seeds that they share, for the curve of one seed is too flat and too rough to be read from.
+MAP (☆) is the point that SGD finds. All rows are over the training seeds that every row has. DEE, the
+deep-ensemble equivalent, says how many members of DE are as good by calibrated NLL: the methods' *mean*
+calibrated NLL on the curve of DE's means, for the curve of one seed is too flat and too rough to be read.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from reproduce import same_bits
 
 if __name__ == "__main__":  # before torch and numpy are imported
     same_bits.choose(sys.argv[1:])
+
+from collections.abc import Sequence
 
 from lpe.errors import InputError
 from lpe.evaluation.equivalent import deep_ensemble_equivalent
@@ -56,7 +58,6 @@ METHODS = (FP32, SCALED, *FAMILIES, "LPE-BSR", "Gaussian", "Gaussian, matched", 
 HEADER = (
     "method",
     "members",
-    "n",
     "NLL (nats)",
     "NLL − MAP's",
     "ERR",
@@ -109,7 +110,7 @@ def rows_shown(summary: Summary, chosen: Scale) -> list[tuple[What, str]]:
     ]
     others = [bits for bits in chosen.settings.bits if bits != best]
     shown += [(at_sgd("LPE-BSR", f"int{bits}", size), f"LPE-BSR, INT-{bits}") for bits in others]
-    shown += [
+    rivals = [
         (at_sgd("Gaussian", "fp32", size), "Gaussian, tuned"),
         *(
             (at_sgd("Gaussian, matched", f"int{bits}", size), f"Gaussian, matched to INT-{bits}")
@@ -117,6 +118,8 @@ def rows_shown(summary: Summary, chosen: Scale) -> list[tuple[What, str]]:
         ),
         (at_sgd("MC-dropout", "fp32", size), "MC-dropout, tuned"),
     ]
+    if chosen.main is not None and chosen.main.rivals is not None:
+        shown += rivals
     return shown
 
 
@@ -143,14 +146,25 @@ def equivalent(summary: Summary, what: What, deep: What) -> str | None:
     return text if len(shared) == summary.seeds(what) else f"{text} (n = {len(shared)})"
 
 
+def shared_seeds(summary: Summary, shown: Sequence[What]) -> list[int]:
+    """Return the training seeds that every row has; InputError where there are none."""
+    shared = set.intersection(*(set(summary.rows(what).index) for what in shown))
+    if not shared:
+        raise InputError("table5's rows share no training seed; run with the same --seeds")
+    return sorted(shared)
+
+
 def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Write table5.csv, .md and .tex from the record; returns their paths and the claims' verdicts."""
-    summary = read(folder, "table5")
+    everything = read(folder, "table5")
+    shown = rows_shown(everything, chosen)
+    seeds = shared_seeds(everything, [what for what, _ in shown])
+    # Seeds differ in their test examples: rows of other seeds could not be compared.
+    summary = Summary("table5", everything.record[everything.record["seed"].isin(seeds)])
     single = What(chosen.substrate, "SGD", FP32)
     deep = What(chosen.substrate, "DE", "DE")
     rows: list[list[Cell]] = []
-    seeds = []
-    for what, title in rows_shown(summary, chosen):
+    for what, title in shown:
         generator = (
             megabits(float(summary.values(what, "generator_bits").mean()))
             if summary.has(what, "generator_bits")
@@ -160,33 +174,31 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
             [
                 title,
                 what.size,
-                summary.seeds(what),
                 summary.with_interval(what),
                 None if what == single else summary.difference(what, single),
                 *(summary.mean(what, metric) for metric in ("err", "ece", "brier", "calibrated_nll")),
-                equivalent(summary, what, deep),
+                equivalent(summary, what, deep) if "DE" in chosen.families else None,
                 megabits(summary.memory_bits(what)),
                 generator,
                 round(summary.backward_passes(what)),
             ]
         )
-        seeds.append(summary.seeds(what))
     caption = (
-        f"Ensembles of the fine-tuned model, {chosen.substrate}, scale {chosen.name}, {counted_seeds(seeds)} "
-        "training seeds (column n)."
+        f"Ensembles of the fine-tuned model, {chosen.substrate}, scale {chosen.name}, "
+        f"{counted_seeds([len(seeds)])} training seeds, the same in every row."
     )
+    all_seeds = everything.seeds(single)
+    more = f" Claims are judged on all {all_seeds} seeds that they have." if all_seeds > len(seeds) else ""
     notes = [
         *chosen.conditions,
-        "NLL − MAP's: paired by training seed, over the seeds that both have. Rows of different n differ "
-        "in their test examples too: compare them by this column.",
+        f"NLL − MAP's: paired by training seed.{more}",
         "Calibrated NLL: by the temperature that was fitted on the other folds of the test examples. DEE "
-        "(deep-ensemble equivalent): the mean calibrated NLL on the curve of DE's means, over the training "
-        "seeds that both have (n in the cell, where these are fewer than the row's).",
+        "(deep-ensemble equivalent): the mean calibrated NLL on the curve of DE's means.",
         "Memory: n stored members, and the smallest thing from which they can be drawn. Training: "
         f"{pass_size(chosen)}.",
     ]
     return write_all(folder, "table5", HEADER, rows, caption, notes), claim_lines(
-        summary.record, chosen, ["C9", "C10 (Gaussian", "C10 (MC-dropout", "C11", "C12"]
+        everything.record, chosen, ["C9", "C10 (Gaussian", "C10 (MC-dropout", "C11", "C12"]
     )
 
 

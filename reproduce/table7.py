@@ -74,7 +74,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
         f"RTN against LPE-BSR of {chosen.settings.claim_size} members under other scale axes and number "
         f"systems, scale {chosen.name}, {seeds_shown(summary)} training seeds."
     )
-    return write_all(folder, "table7", HEADER, rows, caption, rounding_notes(chosen)), []
+    return write_all(folder, "table7", HEADER, rows, caption, rounding_notes(chosen, summary)), []
 
 
 SCRIPT = Script("table7", __doc__, lacks, wanted, compute, draw)

@@ -25,12 +25,16 @@ from reproduce.study.records import record_name, selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 from reproduce.study.units import Unit
-from reproduce.study.unrounded import SYSTEMS
+from reproduce.study.unrounded import RE_ESTIMATED, SYSTEMS
 
 BITS = (6, 4)
 
 
-METHODS = (FP32, SCALED, "RTN", "LPE-BSR")
+WAYS = ("", RE_ESTIMATED)
+"""With batch norm there is each method twice: as rounded, and with each member's statistics re-estimated."""
+
+
+METHODS = (SCALED, *(f"{name}{way}" for way in WAYS for name in (FP32, "RTN", "LPE-BSR")))
 
 
 HEADER = (
@@ -57,7 +61,8 @@ def write_record(session: Session, figure: str, the_units: Sequence[Unit], syste
     """
     measure_all(session, the_units)
     rows = selected(session, the_units, every_size=(), methods=METHODS)
-    rows = rows[(rows["method"] != "LPE-BSR") | (rows["size"] == session.scale.settings.claim_size)]
+    many = rows["method"].isin([f"LPE-BSR{way}" for way in WAYS])
+    rows = rows[~many | (rows["size"] == session.scale.settings.claim_size)]
     if systems:
         rows = rows[rows["number_system"].isin([*SYSTEMS, *systems])]
     write_table(rows, session.out / record_name(figure), COLUMNS)
@@ -66,7 +71,8 @@ def write_record(session: Session, figure: str, the_units: Sequence[Unit], syste
 def block(summary: Summary, substrate: str, systems: Sequence[str], size: int) -> list[list[Cell]]:
     """Return a network's rows: the FP32 model, with temperature scaling too, RTN and LPE-BSR of each system.
 
-    The lower NLL of RTN and LPE-BSR is bold.
+    The lower NLL of RTN and LPE-BSR is bold. With batch norm FP32, RTN and LPE-BSR are there once more, with
+    re-estimated statistics.
     """
     single = What(substrate, "SGD", FP32)
     parameters = round(summary.parameters(single))
@@ -89,10 +95,16 @@ def block(summary: Summary, substrate: str, systems: Sequence[str], size: int) -
         ]
 
     rows = [row(single, "☆ single"), row(What(substrate, "SGD", SCALED), "single + temperature")]
+    again = What(substrate, "SGD", f"{FP32}{RE_ESTIMATED}")
+    if summary.has(again):
+        rows.append(row(again, f"single{RE_ESTIMATED}"))
     for system in systems:
-        pair = [What(substrate, "SGD", "RTN", system), What(substrate, "SGD", "LPE-BSR", system, size)]
-        means = [float(summary.values(what).mean()) for what in pair]
-        rows += mark_best([row(what, what.method) for what in pair], NLL, means)
+        for way in WAYS:
+            nearest = What(substrate, "SGD", f"RTN{way}", system)
+            if not way or summary.has(nearest):
+                pair = [nearest, What(substrate, "SGD", f"LPE-BSR{way}", system, size)]
+                means = [float(summary.values(what).mean()) for what in pair]
+                rows += mark_best([row(what, what.method) for what in pair], NLL, means)
     return rows
 
 
@@ -103,10 +115,13 @@ def seeds_shown(summary: Summary) -> str:
     )
 
 
-def rounding_notes(chosen: Scale) -> list[str]:
+def rounding_notes(chosen: Scale, summary: Summary) -> list[str]:
     """List what holds of the tables of RTN against LPE-BSR."""
+    again = summary.record["method"].str.endswith(RE_ESTIMATED).any()
+    said = "Re-estimated: the batch-norm statistics of each member, over training batches."
     return [
         *chosen.conditions,
+        *([said] if again else []),
         "NLL − FP32's: paired by training seed, against ☆ of the same network. Bold: the lower mean NLL of "
         "RTN and LPE-BSR, however little they differ.",
         "Memory: n stored members, scales and what stays in full precision counted once.",
@@ -133,5 +148,5 @@ def write_networks(
         f"{listed([f'INT-{system_bits(system)}' for system in systems])}, scale {chosen.name}, "
         f"{seeds_shown(summary)} training seeds."
     )
-    header, notes = ([*map(summary.named, texts)] for texts in (HEADER, rounding_notes(chosen)))
+    header, notes = ([*map(summary.named, texts)] for texts in (HEADER, rounding_notes(chosen, summary)))
     return write_all(folder, figure, header, rows, caption, notes), summary

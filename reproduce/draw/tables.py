@@ -22,7 +22,7 @@ Cell = str | float | int | None
 LONG = 30
 """Characters from which a LaTeX column breaks its lines."""
 PAGE = 40
-"""Rows from which a LaTeX table goes over several pages."""
+"""Lines of a LaTeX table that fit on a page."""
 
 # What LaTeX reads as a command, and what its default fonts lack.
 _LATEX = {
@@ -167,53 +167,65 @@ def latex(
     rows: Sequence[Sequence[Cell]],
     caption: str,
     notes: Sequence[str] = (),
-    narrow: bool = False,
 ) -> str:
-    """Write a LaTeX table with booktabs' rules and the label tab:name.
+    """Write a LaTeX table with booktabs' rules and the label tab:name, as wide as the page's text at most.
 
-    It needs ``\\usepackage{booktabs}``, and ``longtable`` where it has more than ``PAGE`` rows.
-
-    Args:
-        narrow: half the usual space between the columns of a long table.
+    It needs ``\\usepackage{booktabs, graphicx}``, and stands in one column or over both of two. What is wider
+    than the text is set smaller; what has more than ``PAGE`` lines goes on in further tables of its number.
     """
-    columns = []
-    for column, to_right in enumerate(_numeric(header, rows)):
+    right = _numeric(header, rows)
+    columns, titles = [], []
+    for column, (title, to_right) in enumerate(zip(header, right, strict=True)):
         longest = max((len(_shown(row[column])) for row in rows), default=0)
-        columns.append("r" if to_right else r"p{0.17\linewidth}" if longest > LONG else "l")
-    body = [" & ".join(_in_latex(cell) for cell in row) + r" \\" for row in rows]
-    head = [r"\toprule", " & ".join(_in_latex(title) for title in header) + r" \\", r"\midrule"]
-    titles = [rf"\caption{{{_in_latex(caption)}}}", rf"\label{{tab:{name}}}"]
-    below = [rf"\par\smallskip\noindent {_in_latex(note)}" for note in notes]
-    if len(rows) > PAGE:
-        lines = [
-            r"\begingroup\scriptsize" + (r"\setlength{\tabcolsep}{3pt}" if narrow else ""),
-            rf"\begin{{longtable}}{{{''.join(columns)}}}",
-            *titles,
-            r"\\",
-            *head,
-            r"\endfirsthead",
-            *head,
-            r"\endhead",
-            *body,
-            r"\bottomrule",
-            r"\end{longtable}",
-            *below,
-            r"\par\endgroup",
-        ]
-    else:
-        lines = [
-            r"\begin{table}",
-            r"\centering",
-            *titles,
+        broken = longest > LONG and not to_right
+        columns.append("r" if to_right else r"p{0.17\linewidth}" if broken else "l")
+        titles.append(_stacked(title, longest, to_right))
+    head = [r"\toprule", " & ".join(titles) + r" \\", r"\midrule"]
+    lines = []
+    for number, part in enumerate(_parts(rows, right)):
+        lines += [
+            r"\begin{table*}",
+            r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
+            *([r"\addtocounter{table}{-1}"] if number else []),
+            rf"\caption{{{_in_latex(caption)}}}" if not number else r"\caption{(continued)}",
+            *([] if number else [rf"\label{{tab:{name}}}"]),
+            r"\sbox0{%",
             rf"\begin{{tabular}}{{{''.join(columns)}}}",
             *head,
-            *body,
+            *(" & ".join(_in_latex(cell) for cell in row) + r" \\" for row in part),
             r"\bottomrule",
-            r"\end{tabular}",
-            *([r"\footnotesize", *below] if below else []),
-            r"\end{table}",
+            r"\end{tabular}}",
+            r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi",
+            r"\end{table*}",
         ]
+    # Below the last part.
+    lines[-1:] = [*(rf"\par\smallskip\noindent {_in_latex(note)}" for note in notes), lines[-1]]
     return "\n".join(lines) + "\n"
+
+
+def _parts(rows: Sequence[Sequence[Cell]], right: Sequence[bool]) -> list[list[Sequence[Cell]]]:
+    """Split rows so that no part has more than ``PAGE`` lines; at least one part."""
+    parts: list[list[Sequence[Cell]]] = [[]]
+    lines = 0
+    for row in rows:
+        long = [len(_shown(cell)) for cell, to_right in zip(row, right, strict=True) if not to_right]
+        height = max(1, -(-max(long, default=0) // LONG))
+        if lines + height > PAGE and parts[-1]:
+            parts.append([])
+            lines = 0
+        parts[-1].append(row)
+        lines += height
+    return parts
+
+
+def _stacked(title: str, longest: int, to_right: bool) -> str:
+    """Break a title that is wider than its column at the space nearest its middle."""
+    spaces = [place for place, character in enumerate(title) if character == " "]
+    if len(title) <= max(longest, 6) or not spaces:
+        return _in_latex(title)
+    place = min(spaces, key=lambda space: abs(space - len(title) / 2))
+    side = "r" if to_right else "l"
+    return rf"\shortstack[{side}]{{{_in_latex(title[:place])}\\{_in_latex(title[place + 1 :])}}}"
 
 
 def _shown(cell: Cell) -> str:

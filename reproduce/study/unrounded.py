@@ -47,7 +47,8 @@ def own_names(names: Mapping[str, str], substrate: str, method: str, system: str
     name = names.get(substrate)
     if name is None:
         return method, system
-    method = {FP32: name, SCALED: scaled(name)}.get(method, method)
+    again = {f"{FP32}{RE_ESTIMATED}": f"{name}{RE_ESTIMATED}"}
+    method = {FP32: name, SCALED: scaled(name), **again}.get(method, method)
     return method, name.lower() if system == FP32.lower() else system
 
 
@@ -55,7 +56,8 @@ def every_name(methods: Iterable[str]) -> list[str]:
     """List methods, with all names of the unrounded ones among them."""
     found: list[str] = []
     for method in methods:
-        of = {FP32: NAMES, SCALED: tuple(map(scaled, NAMES))}.get(method, (method,))
+        again = {f"{FP32}{RE_ESTIMATED}": tuple(f"{name}{RE_ESTIMATED}" for name in NAMES)}
+        of = {FP32: NAMES, SCALED: tuple(map(scaled, NAMES)), **again}.get(method, (method,))
         found += of
     return found
 
