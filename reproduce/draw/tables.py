@@ -185,7 +185,7 @@ def latex(
     for number, part in enumerate(_parts(rows, right)):
         lines += [
             r"\begin{table*}",
-            r"\centering\scriptsize\setlength{\tabcolsep}{3pt}",
+            r"\centering\scriptsize\setlength{\tabcolsep}{2.5pt}",
             *([r"\addtocounter{table}{-1}"] if number else []),
             rf"\caption{{{_in_latex(caption)}}}" if not number else r"\caption{(continued)}",
             *([] if number else [rf"\label{{tab:{name}}}"]),
