@@ -126,8 +126,6 @@ def rows_shown(summary: Summary, chosen: Scale) -> list[tuple[What, str]]:
 def equivalent(summary: Summary, what: What, deep: What) -> str | None:
     """Return the deep-ensemble equivalent over the seeds that ``what`` and DE share; None where undefined.
 
-    Where these are fewer than the row's, whose other cells are means over all of its own, it says so.
-
     Args:
         deep: DE, of any size.
     """
@@ -142,8 +140,7 @@ def equivalent(summary: Summary, what: What, deep: What) -> str | None:
     if shared.empty:
         raise InputError(f"{what} and DE share no training seed; run with the same --seeds")
     means = [float(series.loc[shared].mean()) for series in curve]
-    text = deep_ensemble_equivalent(float(values.loc[shared].mean()), means).text()
-    return text if len(shared) == summary.seeds(what) else f"{text} (n = {len(shared)})"
+    return deep_ensemble_equivalent(float(values.loc[shared].mean()), means).text()
 
 
 def shared_seeds(summary: Summary, shown: Sequence[What]) -> list[int]:

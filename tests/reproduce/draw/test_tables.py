@@ -9,7 +9,16 @@ import pytest
 from lpe import writing
 from lpe.errors import InputError
 from reproduce.draw import tables
-from reproduce.draw.tables import Bold, latex, mark_best, markdown, mean_and_interval, plain_number, write_all
+from reproduce.draw.tables import (
+    PAGE,
+    Bold,
+    latex,
+    mark_best,
+    markdown,
+    mean_and_interval,
+    plain_number,
+    write_all,
+)
 
 HEADER = ["method", "NLL (nats)", "members"]
 ROWS = [["FP32", 0.123456789, 1], ["LPE-BSR", Bold(".05 [.04, .06]"), 10], ["50 % & more", None, 4]]
@@ -109,10 +118,11 @@ def test_markdown_does_not_break_at_a_bar() -> None:
 
 def test_latex_is_a_booktabs_table() -> None:
     assert latex("table9", HEADER, ROWS, "A table.", ["a note"]).splitlines() == [
-        r"\begin{table}",
-        r"\centering",
+        r"\begin{table*}",
+        r"\centering\scriptsize\setlength{\tabcolsep}{2.5pt}",
         r"\caption{A table.}",
         r"\label{tab:table9}",
+        r"\sbox0{%",
         r"\begin{tabular}{lrr}",
         r"\toprule",
         r"method & NLL (nats) & members \\",
@@ -121,15 +131,15 @@ def test_latex_is_a_booktabs_table() -> None:
         r"LPE-BSR & \textbf{.05 [.04, .06]} & 10 \\",
         r"50 \% \& more &  & 4 \\",
         r"\bottomrule",
-        r"\end{tabular}",
-        r"\footnotesize",
+        r"\end{tabular}}",
+        r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi",
         r"\par\smallskip\noindent a note",
-        r"\end{table}",
+        r"\end{table*}",
     ]
 
 
 def in_latex(text: str) -> str:
-    return latex("n", ["x"], [[text]], "").splitlines()[8].removesuffix(r" \\")
+    return latex("n", ["x"], [[text]], "").splitlines()[9].removesuffix(r" \\")
 
 
 @pytest.mark.parametrize(
@@ -154,10 +164,19 @@ def test_a_long_latex_column_breaks_its_lines() -> None:
     assert r"\begin{tabular}{p{0.17\linewidth}}" in latex("n", ["x"], [["word " * 20]], "c")
 
 
-def test_a_long_latex_table_goes_over_pages_with_one_label_and_a_head_on_each() -> None:
-    text = latex("n", ["x"], [[1]] * 41, "c", ["a note"])
-    assert (text.count(r"\begin{longtable}"), text.count(r"\label"), text.count(r"x \\")) == (1, 1, 2)
-    assert r"\begin{table}" not in text
+def test_a_long_latex_table_goes_on_in_another_of_its_number_with_one_label_and_a_head_on_each() -> None:
+    text = latex("n", ["x"], [[1]] * (PAGE + 1), "c", ["a note"])
+    counted = [text.count(part) for part in (r"\begin{table*}", r"\label", r"x \\", r"{table}{-1}", "a note")]
+    assert counted == [2, 1, 2, 1, 1]
+
+
+def test_a_row_of_many_lines_counts_as_many() -> None:
+    text = latex("n", ["x"], [["word " * 6 * 25], ["word " * 6 * 25]], "c")
+    assert text.count(r"\begin{table*}") == 2
+
+
+def test_a_title_that_is_wider_than_its_column_is_broken() -> None:
+    assert r"\shortstack[r]{average\\loss} \\" in latex("n", ["average loss"], [[0.05]], "c")
 
 
 def test_all_three_files_are_written_and_csv_keeps_the_digits(tmp_path: Path) -> None:
