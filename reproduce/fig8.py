@@ -153,7 +153,7 @@ def _generator_panel(axes: Axes, summary: Summary, chosen: Scale, point: str, re
         if np.isfinite(ends).all():
             axes.plot([bits[-1]] * 2, ends, "_", color=colour, markersize=7, zorder=4)
     _finish_differences(axes, summary, chosen, point, reference)
-    panels.memory_axis(axes, "to draw members from (Mbit)")
+    panels.memory_axis(axes, "to draw from (Mbit)")
 
 
 def _finish_differences(

@@ -150,9 +150,9 @@ def draw_budgets(
                 below.set_xlabel("memory (Mbit)" if budget == "memory" else "training (10³ passes)")
                 panels.label_panel(ax, next(letters), f"{name}: {TITLES[metric]}")
             for below, (metric, _) in zip(cells[2 * place + 1], COLUMNS_SHOWN, strict=True):
-                panels.label_panel(below, next(letters), f"{TITLES[metric]}: difference")
+                panels.label_panel(below, next(letters), f"{TITLES[metric]}: change")
             cells[2 * place, 0].set_ylabel(f"nats per {noun(chosen)}")
-            cells[2 * place + 1, 0].set_ylabel("difference (nats)")
+            cells[2 * place + 1, 0].set_ylabel("change (nats)")
         drawn.align_ylabels(list(cells[:, 0]))
         said = f"X: the panel's method; {pass_size(chosen)}; memory: of n stored members"
         panels.legend_below(

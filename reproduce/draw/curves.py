@@ -166,5 +166,4 @@ def _size_axis(axes: Axes, nll: pd.DataFrame) -> None:
     largest = int(nll["size"].max())
     axes.set_xlabel("members")
     axes.set_xlim(0.5, largest + 0.5)
-    if largest > 5:
-        axes.set_xticks([1, *range(5, largest + 1, 5)])
+    axes.set_xticks([1, *range(5, largest + 1, 5)] if largest > 5 else range(1, largest + 1))
