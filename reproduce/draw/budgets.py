@@ -148,9 +148,9 @@ def draw_budgets(
                         each.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
                 ax.tick_params(labelbottom=False)
                 below.set_xlabel("memory (Mbit)" if budget == "memory" else "training (10³ passes)")
-                panels.label_panel(ax, next(letters), f"{name}: {TITLES[metric]}")
+                panels.label_panel(ax, next(letters), f"{name} {TITLES[metric]}")
             for below, (metric, _) in zip(cells[2 * place + 1], COLUMNS_SHOWN, strict=True):
-                panels.label_panel(below, next(letters), f"{TITLES[metric]}: change")
+                panels.label_panel(below, next(letters), f"{TITLES[metric]} change")
             cells[2 * place, 0].set_ylabel(f"nats per {noun(chosen)}")
             cells[2 * place + 1, 0].set_ylabel("change (nats)")
         drawn.align_ylabels(list(cells[:, 0]))

@@ -70,6 +70,7 @@ _STYLE: dict[Any, Any] = {
     "lines.markersize": 3.5,
     "pdf.fonttype": 42,
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.02,
     "svg.hashsalt": "lpe",
 }
 
