@@ -16,7 +16,12 @@ SCALES = {scale.name: scale for scale in (DIGITS, PAPER)}
 def scale(name: str) -> Scale:
     """Return the scale of that name, or that a file of one's own gives; InputError for another."""
     if own.is_file(name):
-        return own.load(name)
+        found = own.load(name)
+        if found.name in SCALES:
+            raise InputError(f"{name} is called {found.name!r}, which this repository has; name it otherwise")
+        return found
     if name not in SCALES:
-        raise InputError(f"unknown scale {name!r}; there are {', '.join(SCALES)}, and files (mine.py)")
+        raise InputError(
+            f"unknown scale {name!r}; there are {', '.join(SCALES)}, and files (mine.toml, mine.py)"
+        )
     return SCALES[name]

@@ -1,19 +1,19 @@
-"""A scale of one's own: a Python file that names one ``SCALE``."""
+"""A scale of one's own: a TOML file (:mod:`reproduce.scales.mine`), or Python that names one ``SCALE``."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import importlib.util
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from lpe.errors import InputError
+from reproduce.scales.functions import run_file
+from reproduce.scales.mine.scale import scale_of
 from reproduce.study.scale import Scale
 
-KINDS = (".py",)
+TOML = ".toml"
+KINDS = (TOML, ".py")
 
 
 def is_file(name: str) -> bool:
@@ -45,18 +45,7 @@ def load(name: str) -> Scale:
     path = Path(name).resolve()
     if not path.is_file():
         raise InputError(f"there is no scale's file {name}")
-    # By the file's place: another file of the same name is another module, in every process the same.
-    module_name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module_name]
-        raise InputError(f"{name} cannot be run: {type(error).__name__}: {error}") from error
-    scale = getattr(module, "SCALE", None)
+    scale = scale_of(path) if path.suffix == TOML else getattr(run_file(path), "SCALE", None)
     if not isinstance(scale, Scale):
         raise InputError(f"{name} names no SCALE; give it a reproduce.study.scale.Scale of that name")
     _LOADED.append(str(path))

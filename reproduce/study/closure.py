@@ -58,8 +58,11 @@ DEFINED_BY = {
 Tests hold them to it bit for bit: kernels that are faster make nothing new. ``kernels`` itself chooses
 between backends.
 """
-APART = ("reproduce.study.closure", "reproduce.study.keys")
-"""Modules that make keys: where a change of them matters, the keys change, and not for its code."""
+APART = ("reproduce.study.closure", "reproduce.study.keys", "reproduce.scales.functions")
+"""Modules that make keys: where a change of them matters, the keys change, and not for its code.
+
+The last runs a user's files, whose functions are in a key themselves.
+"""
 
 _IMPORTERS = ("importlib.import_module", "importlib.__import__", "__import__")
 _REFUSED = (*_IMPORTERS, "exec", "eval", "compile", "globals", "runpy", "importlib.util", "pkgutil")

@@ -7,16 +7,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import nn
 
-from lpe.provenance import plain_data
 from reproduce.scales.paper.models import DATA, PaperModel, content, data_folder
 from reproduce.study.answers import task_questions
-from reproduce.study.run import Run, device_of
-from reproduce.study.scale import Classification, Data, Point, Substrate, TestData
+from reproduce.study.run import device_of
+from reproduce.study.scale import Classification, Data, TestData
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,9 @@ def load(model: PaperModel, batch: int, tuning_stride: int) -> Loaded:
         asked = partial(task_questions, tokenizer, tasks, tuning_stride)
         nn.Module.to(llama, where)
         dtype = str(next(llama.parameters()).dtype)
-        return Loaded(llama, asked(), asked(on_tuning=True), {"tasks": tasks, "dtype": dtype})
+        return Loaded(
+            llama, asked(), asked(on_tuning=True), {"source": model.source, "tasks": tasks, "dtype": dtype}
+        )
     from lpe.substrates import imagenet
 
     if kind == "timm":
@@ -83,7 +83,8 @@ def load(model: PaperModel, batch: int, tuning_stride: int) -> Loaded:
 
     test, tuning = part(False), part(True)
     net = net.eval().to(where)
-    return Loaded(net, Classification(test, tuning), Classification(tuning, tuning), {"data_config": seen})
+    described: Mapping[str, object] = {"source": model.source, "data_config": seen}
+    return Loaded(net, Classification(test, tuning), Classification(tuning, tuning), described)
 
 
 @dataclass(frozen=True)
@@ -128,17 +129,3 @@ class Checkpoint:
 @functools.lru_cache(maxsize=1)
 def _kept(checkpoint: Checkpoint) -> Loaded:
     return load(checkpoint.model, checkpoint.batch, checkpoint.tuning_stride)
-
-
-@dataclass(frozen=True)
-class Given:
-    """A recipe of what is given: nothing is trained."""
-
-    has_posterior: ClassVar[bool] = False
-
-    def point(self, run: Run, substrate: Substrate, seed: int, replica: int = 0) -> Point:
-        """Return the checkpoint's network; its point goes by SGD's name, the record's for an estimate."""
-        source: Checkpoint = substrate.source
-        loaded = source.loaded()
-        described = plain_data({"source": source.model.source, **loaded.record}, substrate.name)
-        return Point("SGD", loaded.net, None, 0, {"described": described})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reproduce.scales.paper.loading import Checkpoint, Given
+from reproduce.scales.given import Given
+from reproduce.scales.paper.loading import Checkpoint
 from reproduce.scales.paper.models import LLAMA_3_8B, PaperModel, PaperPieces
 from reproduce.study.scale import Landscape, Rivals, Scale, Settings, Substrate
 

@@ -1,0 +1,1 @@
+"""A scale of one's own in a TOML file: one checkpoint, its data, and what is measured of it."""
