@@ -67,7 +67,9 @@ def parser(figure: str, description: str | None) -> Parser:
     made.add_argument(
         "--scale",
         default=find.DEFAULT,
-        help=f"which substrates and hyper-parameters: {', '.join(find.SCALES)} (default: {find.DEFAULT})",
+        metavar="NAME or FILE",
+        help=f"networks, data and settings: {', '.join(find.SCALES)}, or a file of your own, mine.toml (see "
+        f"docs/own_scale.md) or mine.py (default: {find.DEFAULT})",
     )
     made.add_argument(
         "--seeds",

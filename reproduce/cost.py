@@ -43,6 +43,7 @@ if __name__ == "__main__":  # before torch and numpy are imported
     same_bits.choose(sys.argv[1:])
 
 
+from lpe.modules import device_of, to_device
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Script, run_figure
 from reproduce.draw import panels
@@ -103,8 +104,8 @@ def measure_times(session: Session) -> None:
     larger = session.scale.next_larger
     for seed in seeds:
         data = main.source.load(seed)
-        inputs = data.test[0][0][:examples]
         solution = main.point(session, main.estimate, seed)
+        inputs = to_device(data.test[0][0][:examples], device_of(solution.net))
         deep = None
         if DEEP in main.families:
             deep = known(main.family(session, DEEP, seed).make(0), data.validation, data.test)
@@ -126,7 +127,9 @@ def measure_times(session: Session) -> None:
         )
     with session.progress(0, "times") as bar:
         rows = cost_times.rows_of_times(items, examples, bar)
-    cost_times.write(rows, session.out, ["reproduce/cost.py", "--time"], examples, seeds, started)
+    cost_times.write(
+        rows, session.out, ["reproduce/cost.py", "--time"], examples, seeds, started, device=session.device
+    )
 
 
 def picture_of(chosen: Scale) -> Picture:

@@ -281,7 +281,12 @@ def main(arguments: Sequence[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    options.add_argument("--scale", default=find.DEFAULT, help=f"whose claims (default: {find.DEFAULT})")
+    options.add_argument(
+        "--scale",
+        default=find.DEFAULT,
+        metavar="NAME or FILE",
+        help=f"whose claims (default: {find.DEFAULT})",
+    )
     options.add_argument(
         "--out", type=Path, help="folder of the records and of claims.* (default: figures/SCALE)"
     )

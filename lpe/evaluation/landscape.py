@@ -27,8 +27,10 @@ from lpe.structure import Structure
 
 
 def weight_vector(model: nn.Module) -> Tensor:
-    """Return a model's parameters as one float64 vector [weights], tied ones once, in the model's order."""
-    parts = [e.tensor.detach().double().flatten() for e in named_tensors(model) if e.kind == "parameter"]
+    """Return a model's parameters as a float64 vector [weights] on the CPU, tied ones once, in its order."""
+    parts = [
+        e.tensor.detach().cpu().double().flatten() for e in named_tensors(model) if e.kind == "parameter"
+    ]
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 

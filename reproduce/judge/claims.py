@@ -425,7 +425,7 @@ def all_claims(settings: Settings) -> tuple[Claim, ...]:
         _c9(settings),
         *(
             _c10(settings, rival, width, substrate)
-            for substrate in (settings.substrate, *filter(None, [settings.compared_clip]))
+            for substrate in dict.fromkeys((settings.substrate, *filter(None, [settings.compared_clip])))
             for rival in ("Gaussian", "MC-dropout")
             for width in bits
         ),

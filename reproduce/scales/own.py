@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from lpe.errors import InputError
-from reproduce.scales.functions import run_file
 from reproduce.scales.mine.scale import scale_of
+from reproduce.study.functions import run_file
 from reproduce.study.scale import Scale
 
 TOML = ".toml"

@@ -58,7 +58,7 @@ DEFINED_BY = {
 Tests hold them to it bit for bit: kernels that are faster make nothing new. ``kernels`` itself chooses
 between backends.
 """
-APART = ("reproduce.study.closure", "reproduce.study.keys", "reproduce.scales.functions")
+APART = ("reproduce.study.closure", "reproduce.study.keys", "reproduce.study.functions")
 """Modules that make keys: where a change of them matters, the keys change, and not for its code.
 
 The last runs a user's files, whose functions are in a key themselves.

@@ -12,6 +12,7 @@ with the fewest members; or, whatever their labels, so that "5 % go on", the lea
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -91,7 +92,10 @@ def cascade_name(first: str, target: Target | str) -> str:
 
 def known(ensemble: Ensemble, validation: Sequence[Batch], test: Sequence[Batch]) -> Known:
     """Run every member once over the validation and the test batches."""
-    log_probs, targets = lpe.member_log_probs(ensemble, [*validation, *test])
+    held = isinstance(validation, list) and isinstance(test, list)
+    # Batches that are read from files whenever they are asked for are not held all at once.
+    batches = [*validation, *test] if held else itertools.chain(validation, test)
+    log_probs, targets = lpe.member_log_probs(ensemble, batches)
     count = sum(len(targets) for _, targets in validation)
     return Known(ensemble, log_probs[:, :count], targets[:count], log_probs[:, count:], targets[count:])
 

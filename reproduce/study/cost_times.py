@@ -88,6 +88,7 @@ def write(
     seeds: Sequence[int],
     started: float,
     stem: str = "cost",
+    device: str = "cpu",
 ) -> None:
     """Write cost_times.csv, or that of another stem, and, beside it, the conditions as JSON."""
     config = {
@@ -97,14 +98,21 @@ def write(
         "load_average": round(os.getloadavg()[0], 2),
     }
     threads = torch.get_num_threads()
-    write_provenance(out / f"{stem}_times.json", command, config, "cpu", seeds, threads, started)
+    write_provenance(out / f"{stem}_times.json", command, config, device, seeds, threads, started)
     write_table(rows, out / f"{stem}_times.csv", COLUMNS)
 
 
+def _now() -> float:
+    """Return the time once a graphics card, where there is one, has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = _now()
     call()
-    return time.perf_counter() - start
+    return _now() - start
 
 
 def _predicting(predictor: Ensemble | lpe.Cascade, inputs: Any) -> Callable[[], list[float]]:
@@ -118,12 +126,12 @@ def _prefixes(ensemble: Ensemble, inputs: Any, sizes: Sequence[int]) -> Callable
         making, running = [], []
         total: torch.Tensor | None = None
         for index in range(len(ensemble)):
-            start = time.perf_counter()
+            start = _now()
             net = ensemble.member(index)
-            between = time.perf_counter()
+            between = _now()
             log_probs = apply(net, inputs).double().log_softmax(dim=-1)
             total = log_probs if total is None else torch.logaddexp(total, log_probs)
-            running.append(time.perf_counter() - between)
+            running.append(_now() - between)
             making.append(between - start)
         both, alone = np.cumsum(np.add(making, running)), np.cumsum(running)
         return [*(float(both[n - 1]) for n in sizes), *(float(alone[n - 1]) for n in sizes)]

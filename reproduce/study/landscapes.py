@@ -26,7 +26,7 @@ from lpe.evaluation.landscape import (
     radial_plane,
     weight_vector,
 )
-from lpe.modules import apply, named_tensors, with_tensors
+from lpe.modules import apply, device_of, named_tensors, with_tensors
 from lpe.number_systems.grids import Int
 from lpe.number_systems.rounding import absmax_scales
 from lpe.records import write_table
@@ -294,12 +294,15 @@ def squared_gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Tenso
     """
     own = with_tensors(model, {entry.name: entry.tensor.detach().clone() for entry in named_tensors(model)})
     parameters = [e.tensor.requires_grad_() for e in named_tensors(own) if e.kind == "parameter"]
-    total = torch.zeros(sum(parameter.numel() for parameter in parameters), dtype=torch.float64)
+    device = device_of(own)
+    total = torch.zeros(
+        sum(parameter.numel() for parameter in parameters), dtype=torch.float64, device=device
+    )
     for image, label in zip(images, labels, strict=True):
-        loss = nn.functional.cross_entropy(apply(own, image[None]), label[None])
+        loss = nn.functional.cross_entropy(apply(own, image[None].to(device)), label[None].to(device))
         gradients = torch.autograd.grad(loss, parameters)
         total += torch.cat([gradient.flatten() for gradient in gradients]).double().square()
-    return total / len(labels)
+    return (total / len(labels)).cpu()
 
 
 def rounding_pairs(model: nn.Module, system: Int, curvature: Tensor, count: int) -> list[WeightPair]:
@@ -330,7 +333,7 @@ def rounding_pairs(model: nn.Module, system: Int, curvature: Tensor, count: int)
             raise InputError(f"{system.name} has no step of each output channel's own; take PerChannel()")
         if layout.columns < 2:
             continue
-        weight = tensors[planned.name].detach()
+        weight = tensors[planned.name].detach().cpu()
         delta = absmax_scales(weight, system, layout)
         matrix = layout.matrix(weight.float())
         places = layout.matrix(starts[planned.name] + torch.arange(layout.numel).view(planned.shape))

@@ -17,10 +17,10 @@ from lpe.modules import apply
 from lpe.substrates.imagenet import LabelledImages, validation
 from lpe.substrates.images import spread
 from lpe.substrates.loading import available_bytes, require_memory
-from reproduce.scales.functions import called, function
 from reproduce.scales.mine.networks import Network
 from reproduce.scales.mine.tables import DataTable
-from reproduce.study.keys import code_hash, data_hash, versions
+from reproduce.study.functions import called, function
+from reproduce.study.keys import data_hash
 from reproduce.study.scale import Batch, Split
 
 KINDS = ("folder", "arrays", "python")
@@ -177,7 +177,7 @@ def _images(table: DataTable, folder: Path, network: Network, batch: int, kept: 
     seen = str(dict(network.record))
     if table.transform is not None:
         transform = function(table.transform, folder)
-        seen = f"{code_hash(transform)} {versions(transform)}"
+        seen = table.transform
     if transform is None:
         raise InputError(
             f"nothing says how the network sees the images of {table.folder}; name a function, PIL image → "

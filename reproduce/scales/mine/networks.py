@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lpe.errors import InputError
 from lpe.substrates import hub
 from lpe.substrates.loading import load_weights
-from reproduce.scales.functions import called, is_function
 from reproduce.scales.mine.tables import SOURCES, NetworkTable
+from reproduce.study.functions import called, is_function
 
 Transform = Callable[[Any], Tensor]
 

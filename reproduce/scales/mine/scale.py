@@ -7,7 +7,7 @@ import functools
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from lpe.ensembles.batch_norm import batch_norms
 from lpe.errors import InputError
 from lpe.modules import named_tensors
 from lpe.substrates.loading import parameter_bytes, require_memory
-from reproduce.scales.functions import function, is_function
 from reproduce.scales.given import Given
 from reproduce.scales.mine import data, networks
 from reproduce.scales.mine.data import Arrays, Examples
@@ -36,7 +35,8 @@ from reproduce.scales.mine.tables import (
     check_settings,
     settings_presets,
 )
-from reproduce.study.keys import code_hash, data_hash, versions
+from reproduce.study.functions import function, is_function
+from reproduce.study.keys import data_hash, versions
 from reproduce.study.run import device_of
 from reproduce.study.scale import Classification, Data, Rivals, Scale, Settings, Substrate
 
@@ -63,8 +63,7 @@ class Checkpoint:
     """A network on data, as a scale's file describes them.
 
     Args:
-        batch, tuning_every, device: the file's. contents: a hash of the weights, the examples and the user's
-            functions, taken when it is first asked for: drawing from a record needs none of them.
+        batch, tuning_every, device: the file's.
         folder: of the file, which paths are relative to; it is in no key.
     """
 
@@ -74,18 +73,10 @@ class Checkpoint:
     batch: int
     tuning_every: int
     device: str
-    contents: str = field(init=False, compare=False, repr=False)
     folder: InitVar[Path]
 
     def __post_init__(self, folder: Path) -> None:
         object.__setattr__(self, "_folder", folder)
-
-    def __getattr__(self, name: str) -> Any:
-        # Of what is not there yet.
-        if name != "contents":
-            raise AttributeError(f"{type(self).__name__} has no {name!r}")
-        object.__setattr__(self, name, self._contents())
-        return self.contents
 
     # Arguments may hold what has no hash.
     def __hash__(self) -> int:
@@ -120,10 +111,14 @@ class Checkpoint:
             test=test,
             statistics=statistics,
             images=torch.tensor(scored),
-            digest=self.contents,
         )
 
-    def _contents(self) -> str:
+    def digest(self, seed: int) -> str:
+        """Return a hash of the weights, the examples and the user's functions, the same at every seed."""
+        return _digest(self, self.place)
+
+    def hashed(self) -> str:
+        """Return what :meth:`digest` keeps."""
         table, loaded = self.network, self.loaded()
         named = [
             text
@@ -138,7 +133,7 @@ class Checkpoint:
             weights if table.weights is None else self.place / table.weights,
             loaded.examples.digest(),
             None if loaded.training is None else loaded.training.digest(),
-            code_hash(*functions) if functions else "",
+            [(self.place / text.partition(":")[0]).read_bytes() for text in named],
             versions(*functions) if functions else {},
         )
 
@@ -167,6 +162,11 @@ def _kept(checkpoint: Checkpoint, folder: Path) -> Loaded:
         "tuning_every": checkpoint.tuning_every,
     }
     return Loaded(network.net.to(where), {**described, **network.record}, examples, training)
+
+
+@functools.cache
+def _digest(checkpoint: Checkpoint, folder: Path) -> str:
+    return checkpoint.hashed()
 
 
 def scale_of(path: Path) -> Scale:

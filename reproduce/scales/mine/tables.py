@@ -116,6 +116,7 @@ def settings_presets(size: int) -> Mapping[str, Any]:
         "best_bits": 5,
         "claim_size": min(10, size),
         "memory_models": 2,
+        "noise_share": None,
         "expansion": 5,
         "table_bits": (8, 7, 6, 5, 4, 3),
         "scale_axes": (PerTensor(), PerChannel(), PerBlock(16)),

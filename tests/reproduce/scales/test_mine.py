@@ -1,0 +1,315 @@
+"""A scale in a TOML file: what a user may get wrong is one line, and the documented example runs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from lpe.errors import InputError
+from lpe.provenance import REPOSITORY
+from reproduce import __main__ as everything
+from reproduce.scales import own
+from reproduce.scales.mine.tables import SIZE, settings_presets
+from reproduce.study.scale import Scale, digest_of
+
+NETWORK = """
+from torch import nn
+
+def make(classes=3):
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, classes))
+
+def a_number():
+    return 1
+"""
+LEAST = 'name = "mine"\n[network]\nsource = "net.py:make"\n[data]\narrays = "test.npz"\n'
+
+
+def arrays(path: Path, targets: np.ndarray | None = None, width: int = 4) -> None:
+    """Write twelve examples of three classes."""
+    inputs = np.random.default_rng(0).normal(size=(12, width)).astype(np.float32)
+    np.savez(path, inputs=inputs, targets=np.arange(12) % 3 if targets is None else targets)
+
+
+Written = Callable[[str], Scale]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    """Write a scale's file beside a network and arrays; returns the scale."""
+    (tmp_path / "net.py").write_text(NETWORK)
+    arrays(tmp_path / "test.npz")
+
+    def of(text: str) -> Scale:
+        (tmp_path / "mine.toml").write_text(text)
+        own.load.cache_clear()
+        return own.load(str(tmp_path / "mine.toml"))
+
+    return of
+
+
+def top(lines: str) -> str:
+    """Return the least file with more lines before its tables."""
+    return f"{lines}\n{LEAST}"
+
+
+def network(lines: str) -> str:
+    """Return the least file with a network of these lines."""
+    return LEAST.replace('source = "net.py:make"', lines)
+
+
+def scored_on(lines: str) -> str:
+    """Return the least file with data of these lines."""
+    return LEAST.replace('arrays = "test.npz"', lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"{LEAST}[settings]\nbit = [4]", "unknown key 'bit' in [settings]; did you mean 'bits'?"),
+        (top("tuning_evry = 3"), "unknown key 'tuning_evry' in the file; did you mean 'tuning_every'?"),
+        (scored_on('file = "test.npz"'), "unknown key 'file' in [data]; "),
+        (f"{LEAST}[settings]\nbits = 4", "'bits' in [settings] is 4; a list of whole numbers is expected"),
+        (f"{LEAST}[settings]\nsize = true", "'size' in [settings] is true; a whole number is expected"),
+        (
+            f"{LEAST}[settings]\nbits = [4.5]",
+            "'bits' in [settings] is [4.5]; a list of whole numbers is expected",
+        ),
+        (
+            f"{LEAST}[settings.landscape]\nmargin = 'a'",
+            "'margin' in [settings.landscape] is 'a'; a number is",
+        ),
+        (f'{LEAST}[settings]\nscale_axes = ["row"]', "unknown scale axis 'row'; there are channel, tensor"),
+        (f'{LEAST}[settings]\nnumber_systems = ["int9"]', "number system 'int9' has 9 bits"),
+        (
+            f"{LEAST}[settings]\nbits = [3, 4]",
+            "'best_bits' in [settings] is 5; one of bits ([3, 4]) is expected",
+        ),
+        (f"{LEAST}[settings]\nbits = [16]", "'bits' in [settings] is [16]; different widths from 2 to 8"),
+        (
+            f"{LEAST}[settings]\nclaim_size = 21",
+            "'claim_size' in [settings] is 21; 1 to size (20) is expected",
+        ),
+        (f"{LEAST}[settings]\nsize = 1", "'size' in [settings] is 1; 2 members or more are expected"),
+        (top('device = "gpu"'), "'device' is 'gpu'; \"auto\" or \"cpu\" is expected"),
+        (LEAST.replace('"mine"', '"a/b"'), "'name' is 'a/b'; letters, digits and -_.+ are expected"),
+        ('name = "mine"\n', "it lacks [network]"),
+        (network(""), "[network] lacks 'source'; text is expected"),
+        (
+            network('source = "net.py:make"\nweights = "no.pt"'),
+            "'weights' in [network] is 'no.pt', and there is no",
+        ),
+        (
+            network('source = "other.py:make"'),
+            "'source' in [network] is 'other.py', and there is no such file",
+        ),
+        (
+            scored_on('arrays = "test.npz"\nfolder = "."'),
+            "[data] has folder and arrays; one of folder, arrays, python",
+        ),
+        (scored_on('folder = "no"'), "'folder' in [data] is 'no', and there is no such folder"),
+        (f'{LEAST}[[sizes]]\nsource = "net.py:make"', "two networks are called 'make'"),
+        (f"{LEAST}[rivals]\nstds = []", "need one value or more each"),
+        ("name =", "it is no TOML: "),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_one_line(text: str, said: str, written: Written) -> None:
+    with pytest.raises(InputError, match=f"^mine.toml: .*{re.escape(said)}"):
+        written(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (network('source = "keras/vgg"'), "unknown source 'keras/vgg' of a network; there are timm/NAME"),
+        (network('source = "net.py:mak"'), "net.py has no function 'mak'; it has make, a_number"),
+        (
+            network('source = "net.py:a_number"'),
+            "net.py:a_number returned a int; a torch.nn.Module is expected",
+        ),
+        (network('source = "net.py:make"\narguments = { width = 3 }'), "net.py:make failed: TypeError"),
+        (
+            network('source = "net.py:make"\narguments = { classes = 2 }'),
+            "has the classes 0 to 2, and the network",
+        ),
+        (network('source = "timm/resnet81"'), "timm has no model 'resnet81'"),
+        (
+            network('source = "torchvision/resnet81"'),
+            "torchvision/resnet81 cannot be made: Unknown model resnet81",
+        ),
+        (scored_on('arrays = "test.npz"\ninputs = "x"'), "test.npz has no array 'x'; it has inputs, targets"),
+        (
+            scored_on('python = "net.py:a_number"'),
+            "net.py:a_number returned a int; (inputs, classes), or a data set",
+        ),
+        (scored_on('folder = "images"'), "nothing says how the network sees the images of images"),
+        (top("tuning_every = 7"), "there are 12 examples and every 7th tunes; 14 or more are expected"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_when_it_is_loaded(
+    text: str, said: str, written: Written, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    scale = written(text)
+    assert scale.main is not None
+    with pytest.raises(InputError, match=re.escape(said)):
+        scale.main.source.load(0)
+
+
+def test_examples_that_the_network_does_not_take_are_one_line(written: Written, tmp_path: Path) -> None:
+    arrays(tmp_path / "test.npz", width=5)
+    scale = written(LEAST)
+    assert scale.main is not None
+    with pytest.raises(InputError, match=r"does not take an example of test.npz, float32 \[5\]: "):
+        scale.main.source.load(0)
+
+
+def test_a_file_of_the_suites_own_name_is_refused(
+    tmp_path: Path, written: Written, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(LEAST.replace('"mine"', '"digits"'))
+    assert everything.main(["--scale", str(tmp_path / "mine.toml")]) == 2
+    assert "which this repository has; name it otherwise" in capsys.readouterr().err
+
+
+def test_every_kth_example_tunes_and_the_others_are_scored_by_their_numbers(written: Written) -> None:
+    scale = written(top("tuning_every = 4"))
+    assert scale.main is not None
+    data = scale.main.source.load(0)
+    assert data.images.tolist() == [1, 2, 3, 5, 6, 7, 9, 10, 11]
+    assert torch.cat([targets for _, targets in data.test]).tolist() == [number % 3 for number in data.images]
+    assert torch.cat([targets for _, targets in data.validation]).tolist() == [0, 4 % 3, 8 % 3]
+
+
+def test_presets_are_those_of_the_size_that_is_given(written: Written) -> None:
+    settings = written(f"{LEAST}[settings]\nsize = 8").settings
+    assert (settings.table_sizes, settings.claim_size) == ((1, 5, 8), 8)
+
+
+def test_a_further_network_is_a_block_of_table_1_alone(written: Written) -> None:
+    scale = written(f'{LEAST}[[sizes]]\nsource = "net.py:make"\nname = "larger"')
+    assert [each.name for each in scale.sizes] == ["mine make", "mine larger"]
+    assert [each.name for each in scale.large[""]] == ["mine make"]
+
+
+@pytest.mark.parametrize("what", ["weights", "data", "network"])
+def test_what_changes_changes_the_key(what: str, written: Written, tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+
+    def digest() -> str:
+        # Another folder each time: what was loaded from one place is kept for the life of a process.
+        folder = tmp_path / f"copy{len(list(tmp_path.glob('copy*')))}"
+        folder.mkdir()
+        for name in ("net.py", "net.pt", "test.npz"):
+            shutil.copy(tmp_path / name, folder)
+        (folder / "mine.toml").write_text(network('source = "net.py:make"\nweights = "net.pt"'))
+        main = own.load(str(folder / "mine.toml")).main
+        assert main is not None
+        return digest_of(main.source, 0)
+
+    before = digest()
+    assert digest() == before
+    if what == "weights":
+        torch.save({name: 2 * value for name, value in net.state_dict().items()}, tmp_path / "net.pt")
+    elif what == "data":
+        arrays(tmp_path / "test.npz", targets=np.arange(12) % 2)
+    else:
+        (tmp_path / "net.py").write_text(NETWORK.replace("nn.Flatten()", "nn.Flatten(1)"))
+    assert digest() != before
+
+
+def test_class_folders_are_read_as_the_networks_own_transform_says(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for label in range(3):
+        (tmp_path / "val" / f"class{label}").mkdir(parents=True)
+        for number in range(4):
+            colour = (60 * label, 10 * number, 0)
+            Image.new("RGB", (40, 40), colour).save(tmp_path / "val" / f"class{label}" / f"{number}.png")
+    (tmp_path / "mine.toml").write_text(
+        'name = "mine"\ntuning_every = 4\n[network]\nsource = "timm/resnet18"\nweights = "w.pt"\n'
+        '[data]\nfolder = "val"\n'
+    )
+    import timm
+
+    torch.save(timm.create_model("resnet18", num_classes=3).state_dict(), tmp_path / "w.pt")
+    main = own.load(str(tmp_path / "mine.toml")).main
+    assert main is not None
+    data = main.source.load(0)
+    inputs, targets = data.test[0]
+    assert inputs.shape == (9, 3, 288, 288) and targets.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_data_set_of_pairs_is_taken(written: Written, tmp_path: Path) -> None:
+    (tmp_path / "data.py").write_text(
+        "import torch\n\n\ndef test(count):\n    return [(torch.ones(4), i % 3) for i in range(count)]\n"
+    )
+    scale = written(scored_on('python = "data.py:test"\narguments = { count = 20 }\nlimit = 10'))
+    assert scale.main is not None
+    assert len(scale.main.source.loaded().examples.targets) == 10
+
+
+# The documented example.
+
+DOCUMENT = REPOSITORY / "docs" / "own_scale.md"
+COMMANDS = re.findall(r"^```sh\n(.*?)^```$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+OFFERED = (*(f"fig{n}" for n in (1, 2, 7, 8)), *(f"table{n}" for n in (1, 2, 3, 4, 6, 7)), "cost")
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of results after the document's two lines, in a copy of the example."""
+    folder = tmp_path_factory.mktemp("own")
+    shutil.copytree(REPOSITORY / "examples", folder / "examples")
+    trains, measures = COMMANDS[0].splitlines()
+    assert trains.split()[0] == "python" and measures.split()[:3] == ["python", "-m", "reproduce"]
+    subprocess.run([sys.executable, *trains.split()[1:]], cwd=folder, check=True, capture_output=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LPE_STORE", str(folder / "work" / "store"))
+        patch.chdir(folder)
+        arguments = [*measures.split()[3:], "--out", str(folder / "out"), "--wandb", "disabled"]
+        assert everything.main(arguments) == 0
+    return folder / "out"
+
+
+@pytest.mark.parametrize("figure", OFFERED)
+def test_one_checkpoint_renders(figure: str, rendered: Path) -> None:
+    kind = "tex" if figure.startswith("table") else "pdf"
+    assert (rendered / f"{figure}.{kind}").stat().st_size > 0
+
+
+def test_what_needs_trainings_is_not_offered(rendered: Path) -> None:
+    there = {path.stem for path in [*rendered.glob("fig?.pdf"), *rendered.glob("table?.tex")]}
+    assert there == set(OFFERED) - {"cost"}
+
+
+def test_claims_of_one_checkpoint_are_decided_over_its_test_examples(rendered: Path) -> None:
+    claims = pd.read_csv(rendered / "claims.csv").set_index("claim")
+    judged = claims.loc["C1a (mine cnn)"]
+    scored = [number for number in range(898) if number % 5]
+    assert judged["interval over"] == "test example" and judged["n"] == len(scored)
+    assert judged["95 % low"] < judged["effect"] < judged["95 % high"]
+    assert claims.index.is_unique
+
+
+def test_batch_norm_rows_are_re_estimated_on_the_training_examples(rendered: Path) -> None:
+    record = pd.read_csv(rendered / "table1_record.csv")
+    assert {"RTN, re-estimated", "LPE-BSR, re-estimated", "FP32, re-estimated"} <= set(record["method"])
+
+
+def test_the_document_names_every_setting_and_its_preset() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for key, preset in settings_presets(SIZE).items():
+        assert f"`{key}`" in text, key
+        for value in preset if key in ("bits", "table_bits", "number_systems") else ():
+            assert str(value) in text, (key, value)
