@@ -13,6 +13,8 @@ from reproduce import __main__ as everything
 from reproduce import fig2, tune
 from reproduce.command import run_figure
 
+UNKNOWN = "error: unknown scale 'huge'; there are digits, paper, and files (mine.toml, mine.py)\n"
+
 
 def run(arguments: list[str]) -> int:
     try:
@@ -76,7 +78,7 @@ def test_an_unknown_figure_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_sweep_names_an_unknown_scale(capsys: pytest.CaptureFixture[str]) -> None:
     assert tune.main(["--scale", "huge"]) == 2
-    assert capsys.readouterr().err == "error: unknown scale 'huge'; there are digits, paper\n"
+    assert capsys.readouterr().err == UNKNOWN
 
 
 def test_a_script_run_by_its_path_prints_one_line_and_exits_with_2(tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_a_script_run_by_its_path_prints_one_line_and_exits_with_2(tmp_path: Pat
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: unknown scale 'huge'; there are digits, paper\n"
+    assert done.stderr == UNKNOWN
 
 
 def test_the_sweep_names_an_unknown_method(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
