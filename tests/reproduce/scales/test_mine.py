@@ -313,3 +313,80 @@ def test_the_document_names_every_setting_and_its_preset() -> None:
         assert f"`{key}`" in text, key
         for value in preset if key in ("bits", "table_bits", "number_systems") else ():
             assert str(value) in text, (key, value)
+
+
+# Networks and images by the libraries' own loaders.
+
+
+def pictures(folder: Path) -> None:
+    """Write three class folders of four images each."""
+    from PIL import Image
+
+    for label in range(3):
+        (folder / f"class{label}").mkdir(parents=True)
+        for number in range(4):
+            Image.new("RGB", (40, 40), (60 * label, 10 * number, 0)).save(
+                folder / f"class{label}" / f"{number}.png"
+            )
+
+
+def scale_of_pictures(folder: Path, source: str) -> Scale:
+    """Write images, and the file of a network on them; returns the scale."""
+    pictures(folder / "val")
+    (folder / "mine.toml").write_text(
+        f'name = "mine"\ntuning_every = 4\nbatch = 4\n[network]\n{source}\n[data]\nfolder = "val"\n'
+    )
+    return own.load(str(folder / "mine.toml"))
+
+
+def test_transformers_image_classifier_sees_images_as_its_processor_says(tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = ViTConfig(**shape, image_size=16, patch_size=8, num_labels=3)
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "vit")
+    main = scale_of_pictures(tmp_path, 'source = "hf/vit"').main
+    assert main is not None
+    assert main.source.load(0).test[0][0].shape == (4, 3, 16, 16)
+
+
+def test_torchvision_network_takes_a_file_of_weights(tmp_path: Path) -> None:
+    from torchvision.models import resnet18
+
+    net = resnet18(num_classes=3)
+    torch.save(net.state_dict(), tmp_path / "w.pt")
+    source = 'source = "torchvision/resnet18"\nweights = "w.pt"\narguments = { num_classes = 3 }'
+    main = scale_of_pictures(tmp_path, source).main
+    assert main is not None
+    assert torch.equal(main.source.loaded().net.fc.weight, net.fc.weight)
+    assert main.source.load(0).test[0][0].shape == (4, 3, 224, 224)
+
+
+def test_images_that_memory_does_not_hold_are_read_again_and_give_the_same_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reproduce.scales.mine import data
+    from reproduce.scales.mine.scale import _kept
+
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\n\n"
+        "def make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))\n\n\n"
+        "def seen(image):\n    return torch.tensor(list(image.resize((2, 2)).tobytes())).float()\n"
+    )
+    text = 'name = "mine"\ntuning_every = 4\nbatch = 4\n[network]\nsource = "net.py:make"\n[data]\n'
+    text += 'folder = "val"\ntransform = "net.py:seen"\n'
+    pictures(tmp_path / "val")
+    found = []
+    for name, share in (("kept.toml", 1.0), ("read.toml", 0.0)):
+        monkeypatch.setattr(data, "KEPT_SHARE", share)
+        (tmp_path / name).write_text(text)
+        main = own.load(str(tmp_path / name)).main
+        assert main is not None
+        _kept.cache_clear()
+        found.append(main.source.load(0).test)
+    assert isinstance(found[0], list) and isinstance(found[1], data.Pictures)
+    assert len(found[0]) == len(found[1]) == 3
+    for kept, read, one in zip(found[0], found[1], map(found[1].__getitem__, range(3)), strict=True):
+        for place in range(2):
+            assert torch.equal(kept[place], read[place]) and torch.equal(kept[place], one[place])
