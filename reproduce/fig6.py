@@ -129,7 +129,7 @@ def _ambiguity_panel(axes: Axes, record: pd.DataFrame, chosen: Scale) -> None:
         here = rows
         for column, value in equal.items():
             here = here[here[column] == value]
-        by_size = {size: intervals.by_seed(of) for size, of in here.groupby("size")}
+        by_size = {int(str(size)): intervals.by_seed(of) for size, of in here.groupby("size")}
         sizes, means = list(by_size), np.array([values.mean() for values in by_size.values()])
         axes.plot(sizes, means, label=label, **{"zorder": 3, **style})
         ends = np.array([intervals.student_interval(values.to_numpy()) for values in by_size.values()])

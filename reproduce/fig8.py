@@ -146,7 +146,7 @@ def _generator_panel(axes: Axes, summary: Summary, chosen: Scale, point: str, re
         means = curve["difference"].to_numpy()
         wide = 1.0 + 2.0 * place / max(len(shown) - 1, 1)
         axes.plot(bits, means, color=colour, linewidth=wide, alpha=0.7, zorder=3 - 0.1 * place)
-        hollow = {"color": colour, "markerfacecolor": "white", "markeredgewidth": 0.8}
+        hollow: dict[str, Any] = {"color": colour, "markerfacecolor": "white", "markeredgewidth": 0.8}
         axes.plot(bits[0], means[0], marker, markersize=4, zorder=4, **hollow)
         axes.plot(bits[-1], means[-1], marker, color=colour, markersize=4.5, label=label, zorder=5)
         ends = curve[["low", "high"]].iloc[-1]

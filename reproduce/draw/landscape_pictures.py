@@ -95,15 +95,13 @@ def loss_panel(
     if most > 4 * least:
         levels = panels.round_levels(least, most, (1, 2, 5) if most > 30 * least else (1, 1.5, 2, 3, 5, 7))
     else:
-        levels = MaxNLocator(9, steps=[1, 2, 5, 10]).tick_values(least, most)
+        levels = np.asarray(MaxNLocator(9, steps=[1, 2, 5, 10]).tick_values(least, most))
     places = _mark(axes, members, shown)
     if (grid["plane"] == RADIAL).all():
         axes.plot(0, 0, "X", color=panels.BLACK, markeredgecolor="white", markeredgewidth=0.6, label="origin")
         places.append((0.0, 0.0))
     clipped = np.maximum(nll, levels[0] + 1e-3 * (levels[1] - levels[0]))
-    filled = panels.filled_contours(
-        axes, xs, ys, clipped, np.asarray(levels), "cividis_r", list(levels[1::2]), places
-    )
+    filled = panels.filled_contours(axes, xs, ys, clipped, levels, "cividis_r", list(levels[1::2]), places)
     bar = figure.colorbar(filled, ax=axes, fraction=0.06, pad=0.03, aspect=18)
     panels.finish_bar(bar, f"NLL (nats per {noun})", levels[:: 1 + len(levels) // 7])
     axes.set_xlabel("x (L2 units)")
@@ -154,9 +152,9 @@ def cloud_panel(axes: Axes, members: pd.DataFrame, shown: Shown) -> None:
     for draw_line in (axes.axhline, axes.axvline):
         draw_line(0.0, color=panels.BLACK, linewidth=0.5, zorder=1)
     axes.scatter(rest["x"], rest["y"], s=9, c=colour, marker=marker, linewidths=0.3, edgecolors="white")
-    reach = 1.15 * max(*rest["x"].abs(), *rest["y"].abs(), 1e-6)
-    axes.set_xlim(-reach, reach)
-    axes.set_ylim(-reach, reach)
+    for limit, values in ((axes.set_xlim, rest["x"]), (axes.set_ylim, rest["y"])):
+        reach = 1.15 * max(float(values.abs().max()), 1e-6)
+        limit(-reach, reach)
     axes.set_xlabel(f"x (L2 units)\n{off_plane(rest)}")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(2, symmetric=True))

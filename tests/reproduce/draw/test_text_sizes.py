@@ -52,7 +52,11 @@ def test_no_text_is_smaller_than_6_5_points_in_a_column_of_5_5_inches(
 ) -> None:
     with page.page(COLUMN):
         script.draw(RECORDS, find.scale("digits"))
-    small = {text.get_text(): text.get_fontsize() for text in texts(drawn[0]) if text.get_fontsize() < 6.5}
+    small = {
+        text.get_text(): float(text.get_fontsize())
+        for text in texts(drawn[0])
+        if float(text.get_fontsize()) < 6.5
+    }
     assert small == {}
 
 
@@ -102,5 +106,5 @@ def test_the_cost_picture_has_no_small_text_either(drawn: list[Figure]) -> None:
 
     with page.page(COLUMN):
         cost.SCRIPT.draw(RECORDS, find.scale("digits"))
-    assert min(text.get_fontsize() for text in texts(drawn[0])) >= 6.5
+    assert min(float(text.get_fontsize()) for text in texts(drawn[0])) >= 6.5
     assert drawn[0].get_figwidth() == COLUMN

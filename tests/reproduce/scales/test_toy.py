@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from reproduce import __main__ as everything
+from reproduce import rendering
+from reproduce.draw import page, panels
 from reproduce.scales import find
 
 TOY = str(Path(__file__).with_name("toy.py"))
@@ -40,6 +44,29 @@ def test_its_noun_is_what_the_pictures_and_records_say(rendered: Path) -> None:
 def test_batch_norm_gives_rows_as_rounded_and_re_estimated(rendered: Path) -> None:
     record = (rendered / "table1_record.csv").read_text(encoding="utf-8")
     assert "LPE-BSR, re-estimated" in record and "FP32, re-estimated" in record
+
+
+PICTURES = [name for name in everything.FIGURES if not name.startswith("table")]
+
+
+@pytest.mark.parametrize("figure", PICTURES)
+def test_no_text_is_smaller_than_6_5_points_in_a_column_of_5_5_inches(
+    figure: str, rendered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+
+    def keep(figure: Figure, folder: Path, name: str) -> list[Path]:
+        drawn.append(figure)
+        return []
+
+    monkeypatch.setattr(panels, "save", keep)
+    with page.page(5.5):
+        rendering.script_of(figure).draw(rendered, find.scale(TOY))
+    drawn[0].canvas.draw()
+    written = [text for text in drawn[0].findobj(Text) if isinstance(text, Text) and text.get_text()]
+    panels.plt.close(drawn[0])
+    assert drawn[0].get_figwidth() == 5.5
+    assert min(float(text.get_fontsize()) for text in written) >= 6.5
 
 
 def test_the_file_has_less_than_a_hundred_lines() -> None:
