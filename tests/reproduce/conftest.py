@@ -82,7 +82,9 @@ def figure(tiny: Scale) -> Callable[..., int]:
     """(module, folder, further arguments…) → exit code of that figure at the reduced scale."""
 
     def run(module: object, folder: Path, *further: str) -> int:
-        arguments = ["--scale", "tiny", "--out", str(folder), "--wandb", "disabled", *further]
+        # What is only drawn anew logs nothing, and refuses to be told how.
+        logging = [] if "--plot-only" in further else ["--wandb", "disabled"]
+        arguments = ["--scale", "tiny", "--out", str(folder), *logging, *further]
         return run_figure(module.SCRIPT, arguments)  # type: ignore[attr-defined]
 
     return run
