@@ -102,8 +102,12 @@ def roles(rows: pd.DataFrame, kept: Collection[tuple[str, str]]) -> list[str]:
         best = within.idxmin() if len(within) else None
         for setting in means.index:
             names = ["kept"] * ((method, setting) in kept) + ["best"] * (setting == best)
-            of[method, setting] = ", ".join(names) or ("excluded" if setting in outside else "swept")
-    return [of[key] for key in zip(rows["method"], rows["setting"], strict=True)]
+            of[str(method), str(setting)] = ", ".join(names) or (
+                "excluded" if setting in outside else "swept"
+            )
+    return [
+        of[str(method), str(words)] for method, words in zip(rows["method"], rows["setting"], strict=True)
+    ]
 
 
 def sweep(session: Session, path: Path, jobs: int, only: list[str] | None = None) -> pd.DataFrame:
