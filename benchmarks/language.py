@@ -45,6 +45,8 @@ BATCH = 16
 THREADS = 1
 SEED = 0
 
+FOLDER = Path(__file__).parent / "tasks"
+"""The tasks on the assets, for lm-eval's ``include_path``."""
 PARADIGMS = ("determiner_noun_agreement_1", "regular_plural_subject_verb_agreement_1")
 TASKS = {"tinystories": stories.STORIES, **{f"blimp_{paradigm}": 300 for paradigm in PARADIGMS}}
 """Number of each task's first examples."""
@@ -86,7 +88,7 @@ def measured_rows(
 
     timer = MemberTimer(measurement.size)
     table = language.evaluate(
-        measurement.make(net), tokenizer, task, stories.TASKS, BATCH, limit=TASKS[task], timer=timer
+        measurement.make(net), tokenizer, task, FOLDER, BATCH, limit=TASKS[task], timer=timer
     )
     named = {
         "scale": SCALE,

@@ -103,8 +103,7 @@ class Measuring:
             self.subject.examples: len(examples.targets),
             "members": len(ensemble),
             **determinants(
-                lpe.member_log_probs,
-                lpe.DeepEnsemble,
+                Measuring,
                 lpe.LowPrecisionEnsemble,
                 assets,
                 data=data_hash(examples.inputs, examples.targets, *self.weights),

@@ -582,6 +582,12 @@ class AllMembers(nn.Module):
             "members one by one"
         )
 
+    def _epsilon(self, dtype: torch.dtype) -> float:
+        """Return the coarsest epsilon of the logits' dtype and the weights': logits may be cast."""
+        of_weights = {weight.dtype for weight in self._ensemble.model.parameters()}
+        floating = {each for each in of_weights if each.is_floating_point}
+        return max(torch.finfo(each).eps for each in {dtype, *floating})
+
     def _check(self, alone: Tensor, together: Tensor) -> None:
         """Raise InputError unless a member's logits are its own, to the square root of an epsilon."""
         name = type(self._ensemble.model).__name__
@@ -596,7 +602,7 @@ class AllMembers(nn.Module):
         a, b = alone[finite].double(), together[finite].double()
         scale = float(a.abs().max()) if len(a) else 0.0
         error = float((a - b).abs().max()) if len(a) else 0.0
-        if not same or not error <= scale * torch.finfo(alone.dtype).eps ** 0.5:
+        if not same or not error <= scale * self._epsilon(alone.dtype) ** 0.5:
             raise InputError(
                 f"{name} gives other logits for a member among all members than for it alone (by {error:.3g} "
                 f"of up to {scale:.3g}): it mixes the examples of a batch, or keeps the batch elsewhere than "

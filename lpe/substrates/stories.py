@@ -34,8 +34,6 @@ the same 2,376 targets FP32's NLL is 1.447 after 64 tokens, 1.404 after 128 and 
 CONTEXTS = 12
 """Contexts of a story, as many of a long one as of a short one."""
 
-TASKS = Path(__file__).parent / "tasks"
-"""The folder of tasks on the assets, for lm-eval's ``include_path``."""
 
 Batch = tuple[dict[str, Tensor], Tensor]
 
@@ -103,7 +101,7 @@ def story_tokens(assets: Path, stories: int | None = STORIES, tokens: int | None
 
 
 def asset_dataset(file: str, **_: Any) -> dict[str, datasets.Dataset]:
-    """Read a local file of JSON lines as lm-eval's tasks of ``TASKS`` have it (it passes more than the file).
+    """Read a local file of JSON lines as lm-eval's tasks name it (which pass more than the file).
 
     Args:
         file: relative to the folder that LPE_ASSETS names.

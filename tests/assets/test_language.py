@@ -17,6 +17,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import lpe
+from benchmarks.language import FOLDER
 from lpe.modules import with_tensors
 from lpe.substrates import language, stories
 
@@ -36,7 +37,7 @@ def samples(lm: Any, task: str, limit: int) -> list[Any]:
         tasks=[task],
         limit=limit,
         bootstrap_iters=0,
-        task_manager=TaskManager(include_path=str(stories.TASKS), include_defaults=False),
+        task_manager=TaskManager(include_path=str(FOLDER), include_defaults=False),
     )
     assert results is not None
     return [(sample["arguments"], sample["resps"]) for sample in results["samples"][task]]
@@ -88,7 +89,7 @@ def test_rounding_changes_the_answers_that_are_compared(loaded: tuple[Any, Any])
 
 def test_fp32_has_its_known_accuracy_on_the_first_300_pairs(loaded: tuple[Any, Any]) -> None:
     model, tokenizer = loaded
-    table = language.evaluate(lpe.DeepEnsemble([model]), tokenizer, PARADIGM, stories.TASKS, 16, limit=300)
+    table = language.evaluate(lpe.DeepEnsemble([model]), tokenizer, PARADIGM, FOLDER, 16, limit=300)
     assert table["acc"][0] == pytest.approx(0.680, abs=1e-9)
 
 
@@ -134,6 +135,6 @@ def test_with_the_mark_of_a_beginning_scored_it_would_be_another(
     loaded: tuple[Any, Any], eighty: list[str]
 ) -> None:
     model, tokenizer = loaded
-    found = language.evaluate(lpe.DeepEnsemble([model]), tokenizer, "tinystories", stories.TASKS, 16, 80)
+    found = language.evaluate(lpe.DeepEnsemble([model]), tokenizer, "tinystories", FOLDER, 16, 80)
     assert found["nll"][0] == pytest.approx(1.42304, abs=1e-5)
     assert found["lm_eval_nll"][0] == pytest.approx(1.43436, abs=1e-5)

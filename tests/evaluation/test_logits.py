@@ -124,6 +124,25 @@ def test_logits_may_be_of_any_floating_point_type(dtype: torch.dtype) -> None:
         reader(Net(lambda logits: logits.to(dtype)))
 
 
+def test_logits_cast_at_the_end_are_held_to_the_weights_precision() -> None:
+    """All members at once differ from one alone by float32's rounding, whatever the logits are cast to."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(257, 129), torch.nn.Tanh(), torch.nn.Linear(129, 4))
+
+    class Cast(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.net(x)
+            return logits.double()
+
+    ensemble = lpe.LowPrecisionEnsemble(Cast(), lpe.Int(4), 3)
+    together = ensemble.as_module()(torch.randn(33, 257))
+    assert together.dtype == torch.float64 and together.shape == (3, 33, 4)
+
+
 def test_the_batch_of_a_wrong_row_is_named() -> None:
     def second(logits: Tensor) -> Tensor:
         # One example alone tries the copies.

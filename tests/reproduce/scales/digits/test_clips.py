@@ -24,7 +24,7 @@ from reproduce.study import measurements
 from reproduce.study.measurements import measure
 from reproduce.study.records import rows_of
 from reproduce.study.scale import Point, Rivals, Scale, Substrate
-from reproduce.study.session import Session
+from reproduce.study.session import TUNING_SEED, Session
 from reproduce.study.units import LARGE, Unit, units
 
 
@@ -144,9 +144,9 @@ def test_the_sweep_tunes_the_clip_on_its_own_validation_scans(
     table = pd.read_csv(tmp_path / "sweep.csv")
     assert list(table["setting"]) == [f"std {std}" for std in sweep.CLIP_STDS]
     with opened("test", tiny, 1, tmp_path, "disabled", quiet=True) as session:
-        images, labels = captioned_digits.load(0).validation
+        images, labels = captioned_digits.load(TUNING_SEED).validation
         with torch.no_grad():
-            logits = clip_point(session, 0, "L").net(images)
+            logits = clip_point(session, TUNING_SEED, "L").net(images)
     expected = float(torch.nn.functional.cross_entropy(logits, labels))
     assert table["point_nll"].to_numpy() == pytest.approx(expected, rel=1e-6)
 
