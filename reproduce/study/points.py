@@ -24,7 +24,7 @@ from lpe.training.roots import as_everywhere
 from lpe.training.schedules import then_constant, warmup_cosine
 from reproduce.study.keys import determinants
 from reproduce.study.run import Run
-from reproduce.study.scale import Point, Split, Started, Substrate, bare, digest_of
+from reproduce.study.scale import Point, Split, Started, Substrate, Trainable, bare, digest_of
 
 REPLICAS = 1_000_000
 """Distance between the seeds of two fine-tunings of one training seed: above any number of seeds."""
@@ -97,7 +97,7 @@ def started(run: Run, substrate: Substrate, seed: int, replica: int = 0) -> Star
     """Return what a training starts from: the substrate's start, or a freshly initialised network."""
     if substrate.start is not None:
         return substrate.start.start(run, substrate, seed, replica)
-    source = substrate.source
+    source: Trainable = substrate.source
     return Started(source.network(source.classes, fine_tuning_seed(seed, replica)), 0, None)
 
 
@@ -110,7 +110,8 @@ def training_examples(substrate: Substrate, seed: int) -> Split:
 
 def loaded(substrate: Substrate, seed: int, weights: Mapping[str, Tensor]) -> nn.Module:
     """Return the network with these weights, in eval mode."""
-    net: nn.Module = substrate.source.network(substrate.source.classes, seed)
+    source: Trainable = substrate.source
+    net = source.network(source.classes, seed)
     net.load_state_dict(dict(weights))
     return net.eval()
 

@@ -108,16 +108,12 @@ class Source(Protocol):
         ...
 
 
-class Digested(Protocol):
-    """A source that hashes its data itself: not all are tensors, or weights that are large come with them."""
-
-    def digest(self, seed: int) -> str:
-        """Return a hash of all that ``load`` returns."""
-        ...
-
-
 def digest_of(source: Any, seed: int) -> str:
-    """Return a hash of a source's data at a training seed, for keys: its own, or of the tensors it loads."""
+    """Return a hash of a source's data at a training seed, for keys.
+
+    It is ``source.digest(seed)`` of a source that hashes what it loads itself, for not all are tensors, or
+    large weights come with them; else of the tensors that it loads.
+    """
     return str(source.digest(seed)) if hasattr(source, "digest") else _digest_of_tensors(source, seed)
 
 

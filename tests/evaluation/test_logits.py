@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -124,23 +125,20 @@ def test_logits_may_be_of_any_floating_point_type(dtype: torch.dtype) -> None:
         reader(Net(lambda logits: logits.to(dtype)))
 
 
-def test_logits_cast_at_the_end_are_held_to_the_weights_precision() -> None:
+class Cast(Net):
+    """A network of float32 weights whose logits are cast to float64 at the end."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda logits: logits.double())
+
+
+@pytest.mark.parametrize(("error", "is_the_same"), [(3e-7, True), (1e-2, False)])
+def test_logits_cast_at_the_end_are_held_to_the_weights_precision(error: float, is_the_same: bool) -> None:
     """All members at once differ from one alone by float32's rounding, whatever the logits are cast to."""
-    torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Linear(257, 129), torch.nn.Tanh(), torch.nn.Linear(129, 4))
-
-    class Cast(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.net(x)
-            return logits.double()
-
-    ensemble = lpe.LowPrecisionEnsemble(Cast(), lpe.Int(4), 3)
-    together = ensemble.as_module()(torch.randn(33, 257))
-    assert together.dtype == torch.float64 and together.shape == (3, 33, 4)
+    module = ensemble_of(Cast()).as_module()
+    alone = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    with contextlib.nullcontext() if is_the_same else pytest.raises(lpe.InputError, match="other logits"):
+        module._check(alone, alone + error)
 
 
 def test_the_batch_of_a_wrong_row_is_named() -> None:

@@ -13,30 +13,21 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lpe.substrates import captioned_digits, digits
+from lpe.substrates import captioned_digits
 from lpe.substrates.captioned_digits import DigitsCLIP
 from lpe.substrates.clip import ZeroShotClassifier, zero_shot_head
 from lpe.substrates.digits import Jitter
 from lpe.training.loop import train
 from lpe.training.schedules import warmup_cosine
+from reproduce.scales.digits.images import data_of
 from reproduce.study.points import Report, config_of, trained, training_examples
 from reproduce.study.run import Run
-from reproduce.study.scale import Classification, Data, Point, Substrate
+from reproduce.study.scale import Data, Point, Substrate
 
 
 @functools.cache
 def _data(seed: int) -> Data:
-    data = captioned_digits.load(seed)
-    test, validation = [data.test], [data.validation]
-    return Data(
-        scored=Classification(test, validation),
-        tuning=Classification(validation, validation),
-        train=data.train,
-        validation=validation,
-        test=test,
-        statistics=None,
-        images=torch.from_numpy(digits.split_indices(seed)[2]),
-    )
+    return data_of(captioned_digits.load(seed), seed)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lpe.substrates import digits
-from lpe.substrates.digits import DigitsNetwork, Jitter
+from lpe.substrates.digits import DigitsData, DigitsNetwork, Jitter
 from lpe.training.loop import train
 from lpe.training.schedules import warmup_cosine
 from reproduce.study.points import Report, config_of, fine_tuning_seed, trained, training_examples
@@ -21,9 +21,8 @@ from reproduce.study.scale import Classification, Data, Split, Started, Substrat
 HEAD = "head."
 
 
-@functools.cache
-def _data(seed: int) -> Data:
-    data = digits.load(seed)
+def data_of(data: DigitsData, seed: int) -> Data:
+    """Return the images of a training seed as the study has them: each split one batch."""
     test, validation = [data.test], [data.validation]
     return Data(
         scored=Classification(test, validation),
@@ -34,6 +33,11 @@ def _data(seed: int) -> Data:
         statistics=None,
         images=torch.from_numpy(digits.split_indices(seed)[2]),
     )
+
+
+@functools.cache
+def _data(seed: int) -> Data:
+    return data_of(digits.load(seed), seed)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def test_no_text_is_smaller_than_6_5_points_in_a_column_of_5_5_inches(
     assert min(float(text.get_fontsize()) for text in written) >= 6.5
 
 
-def test_the_file_has_less_than_a_hundred_lines() -> None:
+def test_the_file_has_fewer_than_130_lines() -> None:
     assert len(Path(TOY).read_text(encoding="utf-8").splitlines()) < 130
 
 
