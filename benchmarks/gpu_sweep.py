@@ -44,24 +44,7 @@ from torch import Tensor
 
 import lpe
 from benchmarks.command import one_line_of_bad_input, parser
-from benchmarks.gpu_training import (
-    RECIPES,
-    SGD,
-    UPDATES,
-    Collected,
-    GroupRun,
-    Measured,
-    Protocol,
-    Recipe,
-    fast_gradient,
-    layout_of,
-    learning_rate,
-    mean_of,
-    networks_of,
-    noise,
-    put,
-    train_group,
-)
+from benchmarks.gpu_training import Measured, mean_of, networks_of
 from lpe.ensembles.base import text_table
 from lpe.ensembles.ivon import forgetting_std
 from lpe.provenance import write_provenance
@@ -73,6 +56,23 @@ from lpe.training.flat import FlatLayout, Gradient
 from lpe.training.resident import ResidentImages, predictions
 from lpe.training.sgld import variance_share
 from lpe.writing import check_writable
+from reproduce.scales.cifar10.recipes import (
+    PROTOCOL,
+    RECIPES,
+    SGD,
+    Protocol,
+    Recipe,
+    learning_rate,
+    noise,
+)
+from reproduce.scales.cifar10.training import (
+    Collected,
+    GroupRun,
+    fast_gradient,
+    layout_of,
+    put,
+    train_group,
+)
 
 SEED, OTHER_SEED = 100, 101
 SHORT = 8_000
@@ -159,7 +159,7 @@ def _ivon(augment: bool, *grid: tuple[float, float, float, float]) -> tuple[Tria
     )
 
 
-def at_full_length(trial: Trial, seed: int, updates: int = UPDATES) -> Trial:
+def at_full_length(trial: Trial, seed: int, updates: int = PROTOCOL.updates) -> Trial:
     """Return a trial of the whole length; IVON's β2 such that it forgets h0 as much."""
     recipe = trial.recipe
     if recipe.rule == "ivon":
@@ -189,7 +189,7 @@ IVON_PLAIN = _ivon(
 SSE = settings(
     "sse",
     replace(SGD, cycles=4),
-    UPDATES,
+    PROTOCOL.updates,
     {"lr": 0.02, "warm_cycles": False},
     {"lr": 0.05, "warm_cycles": False},
     {"lr": 0.1, "warm_cycles": False},
@@ -197,7 +197,9 @@ SSE = settings(
 )
 # A cycle has 31 epochs, the last 15.5 with noise, and leaves samples after 7.5, 11.5 and 15.5 of them.
 SAMPLED = replace(RECIPES["csgld"], cycles=4, noise=0.5, kept=3, kept_every=4)
-CSGLD = settings("csgld", SAMPLED, UPDATES, *_rates(0.01, 0.4), *_rates(0.03, 0.1, 0.4), *_rates(0.1, 0.4))
+CSGLD = settings(
+    "csgld", SAMPLED, PROTOCOL.updates, *_rates(0.01, 0.4), *_rates(0.03, 0.1, 0.4), *_rates(0.1, 0.4)
+)
 BATCH_ENSEMBLE = settings(
     "be",
     replace(SGD, members=4),
@@ -213,7 +215,7 @@ SWAG = settings(
 SGD_PLAIN = settings(
     "sgd", replace(SGD, augment=False), SHORT, *({"weight_decay": wd} for wd in (5e-4, 1e-3, 2e-3, 4e-3))
 )
-ADAMW = Recipe("adamw", lr=1e-3, momentum=0.0, weight_decay=0.1)
+ADAMW = replace(SGD, rule="adamw", lr=1e-3, momentum=0.0, weight_decay=0.1)
 _ADAMW_GRID = tuple({"lr": lr, "weight_decay": decay} for lr in (1e-3, 4e-3) for decay in (0.05, 0.3))
 SGD_GRID = settings(
     "sgd",
@@ -504,7 +506,7 @@ def main(arguments: Sequence[str]) -> int:
         raise lpe.InputError("there is no CUDA device; the sweep trains on one")
     # Networks are measured in whole float32.
     torch.backends.cudnn.allow_tf32 = False
-    device, protocol = torch.device("cuda"), Protocol()
+    device, protocol = torch.device("cuda"), PROTOCOL
     images = cifar.load(asked.data or assets_folder() / "cifar10_jpeg_q75.npz")
     sweep = Sweep(images, protocol, device, *fast_gradient(protocol, device))
     print(f"{images.name} after {time.time() - started:.1f} s", flush=True)

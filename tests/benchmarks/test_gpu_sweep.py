@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from benchmarks import gpu_sweep as bench
-from benchmarks.gpu_training import Protocol, Recipe, fast_gradient
 from lpe.substrates import cifar
 from lpe.substrates.cifar_networks import ResNetShape
+from reproduce.scales.cifar10 import recipes
+from reproduce.scales.cifar10.training import fast_gradient
 
-PROTOCOL = Protocol(shape=ResNetShape(1, 4, 2), batch=4, examples=8)
+PROTOCOL = replace(recipes.PROTOCOL, shape=ResNetShape(1, 4, 2), batch=4, examples=8)
 UPDATES = 32
 
 
@@ -97,19 +98,19 @@ def test_all_stages_can_be_trained_side_by_side() -> None:
 
 
 def test_no_claim_is_judged_on_a_seed_of_the_sweep() -> None:
-    from benchmarks.gpu_training import GROUPS
-
-    judged = {seed for group in GROUPS for _, seed in group}
+    judged = {seed for group in recipes.GROUPS for _, seed in group}
     assert not judged & {bench.SEED, bench.OTHER_SEED}
 
 
 def test_ivon_forgets_as_much_at_the_whole_length() -> None:
     trial = bench.at_full_length(bench.IVON[0], 101)
-    assert trial.updates == bench.UPDATES and trial.seed == 101
+    assert trial.updates == recipes.PROTOCOL.updates and trial.seed == 101
     assert (1 - trial.recipe.beta2) * trial.updates == pytest.approx(6.0)
 
 
-IVON = Recipe("ivon", lr=0.1, momentum=0.9, weight_decay=0.01, ess=100, hess_init=0.5, beta2=0.99)
+IVON = replace(
+    recipes.SGD, rule="ivon", lr=0.1, weight_decay=0.01, ess=100, hess_init=0.5, beta1=0.9, beta2=0.99
+)
 
 
 def test_a_std_that_is_h0s_remainder_is_not_learnt() -> None:
@@ -127,7 +128,7 @@ def test_a_std_at_half_of_the_priors_is_learnt_after_enough_updates() -> None:
 
 def test_the_shares_are_those_of_the_last_cycles_noise() -> None:
     recipe = replace(bench.SAMPLED, lr=0.4, final=0.25, noise=0.5, cycles=2)
-    row = bench.share_columns(recipe, Protocol(updates=40))
+    row = bench.share_columns(recipe, replace(recipes.PROTOCOL, updates=40))
     expected = (1 - 0.99**20) / (1 - 0.1 * 0.1 / 2)
     assert row["share_0.1"] == pytest.approx(expected)
 
@@ -178,7 +179,7 @@ def test_the_best_are_run_again_at_the_whole_length_with_the_other_seed() -> Non
         rows.append(made_row(trial.setting, nll, method="csgld"))
         known[bench.key(rows[-1])] = trial
     (again,) = bench.best_again(csgld=1)(rows, known)
-    assert (again.setting, again.seed, again.updates) == (second.setting, 101, bench.UPDATES)
+    assert (again.setting, again.seed, again.updates) == (second.setting, 101, recipes.PROTOCOL.updates)
 
 
 def test_a_stage_that_would_not_end_in_time_is_not_begun(
