@@ -2,7 +2,7 @@
 
     python reproduce/fig2.py
 
-Costs about 10 minutes on 2 busy cores for the five training seeds of ``digits``, from nothing. It prints the
+Costs about 7 minutes of one core for the five training seeds of ``digits``, from nothing. It prints the
 posterior std of IVON at each seed, the paths written, and claim C2's verdict for SWAG and for IVON.
 
 BMA (where the point has a posterior) against LPE-BSR at several bit widths; the single FP32 model, as it

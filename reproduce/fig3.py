@@ -2,7 +2,7 @@
 
     python reproduce/fig3.py
 
-Costs about 2 minutes on 2 cores for one training seed of ``digits``, from nothing, and under a minute after
+Costs about 2 minutes of one core for one training seed of ``digits``, from nothing, and under a minute after
 figure 2. It prints the posterior std of IVON at each seed, the paths written, and claim C2's verdicts.
 
 For each point: NLL against ensemble size; the radial landscape plane spanned from the origin by a BMA

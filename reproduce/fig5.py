@@ -2,7 +2,7 @@
 
     python reproduce/fig5.py
 
-Costs about 10 minutes on 2 cores for the five training seeds of ``digits``, from nothing. It prints the
+Costs about 22 minutes of one core for the five training seeds of ``digits``, from nothing. It prints the
 paths written, the verdicts of claim C4, and what a backward pass is.
 
 NLL and ECE of X and of X + LPE-BSR, each member of X expanded into k low precision members:

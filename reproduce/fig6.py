@@ -2,7 +2,7 @@
 
     python reproduce/fig6.py
 
-Costs about 5 minutes on one core for the five training seeds of ``digits``, from nothing, and half a minute
+Costs about 4 minutes of one core for the five training seeds of ``digits``, from nothing, and half a minute
 after figure 2. It prints how far the members lie from the plane and from the point, the paths
 written, and claim C5's verdicts.
 

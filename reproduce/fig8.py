@@ -2,7 +2,7 @@
 
     python reproduce/fig8.py
 
-Costs about 10 minutes on 2 busy cores for the five training seeds of ``digits``, from nothing, and seconds
+Costs about 7 minutes of one core for the five training seeds of ``digits``, from nothing, and seconds
 after figure 2. It prints the paths written and the verdicts of claim C7.
 
     top      n stored members, for n = 1 … M: a curve. Open markers lie at the sizes of real files of such

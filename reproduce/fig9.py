@@ -2,7 +2,7 @@
 
     python reproduce/fig9.py
 
-Costs about 20 minutes on 2 cores for the five training seeds of ``digits``, from nothing. It prints the
+Costs about 17 minutes of one core for the five training seeds of ``digits``, from nothing. It prints the
 paths written, the verdicts of claim C8, and what a backward pass is. What the panels show: see figure 5.
 """
 

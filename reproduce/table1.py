@@ -3,7 +3,7 @@
     python reproduce/table1.py
     python reproduce/table1.py --scale paper [--random-weights]
 
-Costs about 25 minutes on 2 cores for the twenty training seeds of ``digits``, from nothing. It prints the
+Costs about 44 minutes of one core for the twenty training seeds of ``digits``, from nothing. It prints the
 paths written and the verdicts of claims C1a, C1b and C1c.
 
 A block a network, the smallest first: the FP32 model (☆), it with temperature scaling, then RTN and LPE-BSR

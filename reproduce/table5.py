@@ -2,7 +2,7 @@
 
     python reproduce/table5.py
 
-Costs about 30 minutes on 2 cores at ``digits``, from nothing: twenty training seeds of the point estimate
+Costs about 50 minutes of one core at ``digits``, from nothing: twenty training seeds of the point estimate
 and five of the ensembles of several trainings. It prints the paths written and the verdicts of claims C9,
 C10, C11 and C12.
 

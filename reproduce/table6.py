@@ -3,7 +3,7 @@
     python reproduce/table6.py
     python reproduce/table6.py --scale paper [--random-weights]
 
-Costs about 20 minutes on 2 cores for the twenty training seeds of ``digits``, from nothing. It prints the
+Costs about 24 minutes of one core for the twenty training seeds of ``digits``, from nothing. It prints the
 paths written and the verdicts of claim C10.
 
 ☆ is the single FP32 model. Noise and dropout have the std and the rate that validation images chose; at

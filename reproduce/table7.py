@@ -2,7 +2,7 @@
 
     python reproduce/table7.py
 
-Costs about 7 minutes on 2 cores for the twenty training seeds of ``digits``, from nothing. It prints the
+Costs about 14 minutes of one core for the twenty training seeds of ``digits``, from nothing. It prints the
 paths written; no claim is judged on it.
 
 Systems of equal bits stand together, that with the fewest scales first and the integers before the others:
