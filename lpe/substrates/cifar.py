@@ -219,6 +219,41 @@ def standardised(images: Tensor) -> Tensor:
     return (scaled - mean) / std
 
 
+def image_indices(images: Tensor, indices: Tensor) -> list[int]:
+    """Return images' indices in their data set as numbers, for draws that are keyed by them.
+
+    Args:
+        images: uint8 [images, 32, 32, 3]. indices: int64 [images], ≥ 0.
+
+    Raises:
+        InputError: images of another shape or type; indices that are not one an image.
+    """
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1:] != (SIDE, SIDE, 3):
+        raise InputError(
+            f"images must be uint8 [images, {SIDE}, {SIDE}, 3], not {images.dtype} {list(images.shape)}"
+        )
+    if indices.dtype != torch.int64 or indices.shape != images.shape[:1]:
+        raise InputError(
+            f"indices must be int64 [{len(images)}], one an image, not {indices.dtype} {list(indices.shape)}"
+        )
+    found: list[int] = indices.tolist()
+    if found and min(found) < 0:
+        raise InputError(f"an image's index must not be negative, not {min(found)}")
+    return found
+
+
+def check_classes(classes: int, network: str = "the network") -> None:
+    """Raise InputError unless a network has as many classes as CIFAR-10.
+
+    Args:
+        network: what the message calls it.
+    """
+    if classes != len(CLASSES):
+        raise InputError(
+            f"{network} has {classes} classes and CIFAR-10 has {len(CLASSES)}; give one trained on CIFAR-10"
+        )
+
+
 def split_indices(seed: int) -> tuple[Tensor, Tensor]:
     """Return indices, among the 50,000, of the training and the validation images of a training seed."""
     if seed < 0:

@@ -173,3 +173,13 @@ def test_a_seed_splits_all_training_images(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_negative_seed_is_refused() -> None:
     with pytest.raises(lpe.InputError, match="must not be negative"):
         cifar.split_indices(-1)
+
+
+def test_as_many_classes_as_cifar10_has_are_taken() -> None:
+    cifar.check_classes(10)
+
+
+@pytest.mark.parametrize("classes", [9, 100])
+def test_other_numbers_of_classes_are_refused(classes: int) -> None:
+    with pytest.raises(lpe.InputError, match=f"w.pt's network has {classes} classes and CIFAR-10 has 10"):
+        cifar.check_classes(classes, "w.pt's network")
