@@ -1,4 +1,4 @@
-"""Small networks for CIFAR-10 without batch norm: a ResNet with filter response norms, one with group norms.
+"""Small networks for CIFAR-10 without batch norm: ResNets with filter response or group norms, and ViTs.
 
 He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2: a 3×3 stem, three stages of n
 basic blocks, each stage of twice the channels at half the side, mean pooling, a linear layer; depth 6n + 2.
@@ -6,19 +6,29 @@ Filter response norm, Singh & Krishnan 2020, here without its thresholded unit:
 
     y = x · (mean over space of x² + 10⁻⁶)^(−½) · weight + bias, for each example and channel by itself.
 
+The Vision Transformer (Dosovitskiy et al. 2021, "An image is worth 16×16 words") is timm's, with mean pooling
+and no class token, as the digits' is.
+
 No tensor depends on other examples, so rounding or averaging weights leaves no statistics behind.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lpe.checks import check_finite, check_integer
 from lpe.errors import InputError
+from lpe.substrates.cifar import SIDE, check_classes
+from lpe.substrates.loading import load_state, read_weights
+
+Network = TypeVar("Network", bound=nn.Module)
 
 EPSILON = 1e-6
 
@@ -128,7 +138,7 @@ class ResNet(nn.Module):
         return self.fc(x.mean(dim=(2, 3), dtype=self.fc.weight.dtype))
 
 
-def _seeded(make: Callable[[], ResNet], seed: int) -> ResNet:
+def _seeded(make: Callable[[], Network], seed: int) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
         return make()
@@ -148,3 +158,86 @@ def resnet_group_norm(shape: ResNetShape = RESNET8, seed: int = 0, groups: int =
     if groups < 1 or shape.width % groups:
         raise InputError(f"{shape.width} channels have no {groups} groups of equal size")
     return _seeded(lambda: ResNet(shape, lambda channels: nn.GroupNorm(groups, channels)), seed)
+
+
+def load_resnet_frn(path: str | os.PathLike[str]) -> ResNet:
+    """Return the ResNet-20-FRN-SiLU with the weights of a file, every one by its name, in eval mode.
+
+    Args:
+        path: see :func:`lpe.substrates.loading.read_weights`.
+
+    Raises:
+        InputError: a file that cannot be read; this network trained for other classes; the weights of
+            another network, with the first three names that are missing, unexpected and of other shapes.
+    """
+    net = resnet_frn()
+    weights = read_weights(path)
+    if weights.keys() == net.state_dict().keys():
+        check_classes(weights["fc.bias"].numel(), f"the network of {path}")
+    load_state(net, weights, str(path))
+    return net.eval()
+
+
+@dataclass(frozen=True)
+class ViTShape:
+    """The shape of a Vision Transformer.
+
+    Args:
+        patch: pixels a side of a patch, a divisor of 32. width: embedding. depth: blocks. heads: attention
+            heads, a divisor of the width. mlp_ratio: hidden width of the MLP over the embedding's.
+        position_std: of the positional embedding at the start; timm's .02 leaves the patches of a small
+            network without a place. classes: logits.
+    """
+
+    patch: int
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float
+    position_std: float
+    classes: int
+
+    def __post_init__(self) -> None:
+        for name in ("patch", "width", "depth", "heads", "classes"):
+            check_integer(f"a ViT's {name}", getattr(self, name), 1)
+        check_finite("a ViT's mlp_ratio", self.mlp_ratio, above=True)
+        check_finite("a ViT's position_std", self.position_std)
+        if SIDE % self.patch:
+            raise InputError(f"a ViT's patch must divide {SIDE}, not {self.patch}")
+        if self.width % self.heads:
+            raise InputError(f"a ViT's width must be a multiple of its {self.heads} heads, not {self.width}")
+
+
+VITS = {
+    name: ViTShape(
+        patch=8, width=width, depth=4, heads=width // 16, mlp_ratio=4.0, position_std=0.5, classes=10
+    )
+    for name, width in {"T": 32, "S": 48, "B": 64, "L": 96}.items()
+}
+"""Four widths; each head is 16 wide, as those of ViT-T, S, B and L are all 64 wide."""
+
+
+def small_vit(shape: ViTShape = VITS["B"], seed: int = 0) -> nn.Module:
+    """Return a fresh Vision Transformer for images [examples, 3, 32, 32]; no generator is touched.
+
+    At widths 32, 48, 64 and 96 it has 57,898, 123,706, 214,090 and 468,586 weights.
+    """
+    from timm.models.vision_transformer import VisionTransformer
+
+    def make() -> VisionTransformer:
+        net = VisionTransformer(
+            img_size=SIDE,
+            patch_size=shape.patch,
+            num_classes=shape.classes,
+            embed_dim=shape.width,
+            depth=shape.depth,
+            num_heads=shape.heads,
+            mlp_ratio=shape.mlp_ratio,
+            global_pool="avg",
+            class_token=False,
+        )
+        assert net.pos_embed is not None
+        nn.init.normal_(net.pos_embed, std=shape.position_std)
+        return net
+
+    return _seeded(make, seed)
