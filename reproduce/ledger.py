@@ -33,6 +33,7 @@ from lpe.store import Store
 from lpe.writing import check_writable, write_text_atomic
 from reproduce.draw.tables import Cell, latex, markdown, plain_number
 from reproduce.judge.claims import Settings, all_claims
+from reproduce.judge.external import FILE
 from reproduce.judge.statistics import notes
 from reproduce.judge.verdicts import KEPT, UNITS, Estimate, Verdict, judge_all, kept_estimates
 from reproduce.scales import find
@@ -57,17 +58,28 @@ def read_records(folder: Path, scale_name: str) -> tuple[pd.DataFrame, list[str]
         InputError: no record, a damaged one, rows of another scale, or two files that measured different
             numbers of the same thing.
     """
-    found = [path for pattern in PATTERNS for path in sorted(folder.glob(pattern)) if _is_record(path)]
+    rows = read_with_files(folder, scale_name)
+    return rows[list(COLUMNS)], [path.name for path in records_in(folder)]
+
+
+def records_in(folder: Path) -> list[Path]:
+    """List the records of figures and tables in a folder."""
+    return [path for pattern in PATTERNS for path in sorted(folder.glob(pattern)) if _is_record(path)]
+
+
+def read_with_files(folder: Path, scale_name: str) -> pd.DataFrame:
+    """Read as ``read_records`` does; the column FILE names the first file that has the row."""
+    found = records_in(folder)
     if not found:
         raise InputError(
             f"there is no record in {folder}; run python -m reproduce --scale {scale_name} first"
         )
-    tables = [Records(path).select().assign(file=path.name) for path in found]
+    tables = [Records(path).select().assign(**{FILE: path.name}) for path in found]
     rows = pd.concat(tables, ignore_index=True)
     foreign = rows[rows["scale"] != scale_name]
     if len(foreign):
         row = foreign.iloc[0]
-        raise InputError(f"{row['file']} has rows of scale {row['scale']!r}; {scale_name!r} is expected")
+        raise InputError(f"{row[FILE]} has rows of scale {row['scale']!r}; {scale_name!r} is expected")
     rows = rows.drop_duplicates(list(COLUMNS))
     conflicting = rows[rows.duplicated(list(KEY), keep=False)]
     if len(conflicting):
@@ -76,12 +88,12 @@ def read_records(folder: Path, scale_name: str) -> tuple[pd.DataFrame, list[str]
         second = conflicting[same].iloc[1]
         named = " ".join(f"{column}={first[column]}" for column in KEY if first[column] != "")
         differing = next(column for column in MEASURED if first[column] != second[column])
-        said = [f"{row[differing]} in {_from(folder / row['file'])}" for row in (first, second)]
+        said = [f"{row[differing]} in {_from(folder / row[FILE])}" for row in (first, second)]
         raise InputError(
             f"{named}: {differing} is {said[0]} and {said[1]}; measure both anew with one version of the "
             "code on one kind of machine"
         )
-    return rows[list(COLUMNS)].reset_index(drop=True), [path.name for path in found]
+    return rows.reset_index(drop=True)
 
 
 def _from(record: Path) -> str:

@@ -1,0 +1,245 @@
+"""Our numbers beside published ones.
+
+    python -m reproduce.external
+
+Costs seconds: nothing is trained or measured. It reads the records of every scale in the folder of figures
+and writes external.csv (everything) and external.md (a table to read) there. Every published number that is
+known here is a row, with its source; where no record of ours measures the same it says "not run".
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from lpe.command_line import Parser
+from lpe.errors import InputError
+from lpe.provenance import REPOSITORY
+from lpe.records import write_table
+from lpe.writing import check_writable, write_text_atomic
+from reproduce import ledger
+from reproduce.draw.tables import Cell, markdown, plain_number
+from reproduce.judge.external import (
+    INSIDE,
+    NOT_RUN,
+    ONE_NUMBER,
+    OUTSIDE,
+    Comparison,
+    Measured,
+    compare_all,
+    counted,
+)
+from reproduce.judge.published import PUBLISHED, Published, Table
+
+HEADER = (
+    "method",
+    "members",
+    "metric",
+    "ours",
+    "ours 95 % low",
+    "ours 95 % high",
+    "our n",
+    "our members",
+    "our scale",
+    "our substrate",
+    "our network",
+    "our data",
+    "our augmentation",
+    "our backward passes",
+    "our record",
+    "published",
+    "published min",
+    "published max",
+    "published n",
+    "published network",
+    "published data",
+    "published scored on",
+    "published augmentation",
+    "published backward passes",
+    "repository",
+    "file",
+    "outcome",
+    "verdict",
+)
+SHORT = (
+    "source",
+    "network",
+    "method",
+    "members",
+    "metric",
+    "ours",
+    "our n",
+    "published",
+    "published n",
+    "verdict",
+)
+UNSAID = "not said"
+
+
+def records_of(figures: Path) -> dict[str, pd.DataFrame]:
+    """Return the rows of every scale's records, by the scale's name, which is its folder's.
+
+    Raises:
+        InputError: there is no folder, or its records are damaged, contradict each other or are of another
+            scale.
+    """
+    if not figures.is_dir():
+        raise InputError(f"there is no folder {figures}; give the one that has a folder of records a scale")
+    folders = sorted(path for path in figures.glob("*") if path.is_dir())
+    return {
+        folder.name: ledger.read_with_files(folder, folder.name)
+        for folder in folders
+        if ledger.records_in(folder)
+    }
+
+
+def _row(comparison: Comparison) -> list[Cell]:
+    published, table = comparison.published, comparison.published.table
+    return [
+        published.row.method,
+        published.row.members,
+        published.metric,
+        *_cells(comparison.ours),
+        published.value,
+        published.low,
+        published.high,
+        table.trials,
+        table.network,
+        table.data,
+        table.scored,
+        table.augmentation,
+        published.backward_passes,
+        table.repository,
+        table.file,
+        comparison.outcome,
+        comparison.verdict,
+    ]
+
+
+def _cells(ours: Measured | None) -> list[Cell]:
+    if ours is None:
+        return [None] * 12
+    return [
+        ours.value,
+        *(limit if ours.seeds > 1 else None for limit in (ours.low, ours.high)),
+        ours.seeds,
+        ours.members,
+        ours.scale,
+        ours.substrate,
+        ours.subject.network,
+        ours.subject.data,
+        ours.subject.augmentation,
+        round(ours.backward_passes),
+        " ".join(f"{ours.scale}/{file}" for file in ours.files),
+    ]
+
+
+def _short_row(comparison: Comparison, source: int) -> list[Cell]:
+    published, ours = comparison.published, comparison.ours
+    return [
+        source,
+        published.table.network,
+        published.row.method,
+        published.row.members,
+        published.metric,
+        "" if ours is None else _interval(ours, published.decimals + 1),
+        None if ours is None else ours.seeds,
+        _range(published),
+        published.table.trials or UNSAID,
+        comparison.verdict,
+    ]
+
+
+def _interval(ours: Measured, digits: int) -> str:
+    value = plain_number(ours.value, digits)
+    if ours.seeds < 2:
+        return value
+    return f"{value} [{plain_number(ours.low, digits)}, {plain_number(ours.high, digits)}]"
+
+
+def _range(published: Published) -> str:
+    numbers = [published.value, *(limit for limit in (published.low, published.high) if limit is not None)]
+    value, *limits = (plain_number(number, published.decimals) for number in numbers)
+    return f"{value} [{'–'.join(limits)}]" if limits else value
+
+
+def _source(number: int, table: Table) -> str:
+    steps = "" if table.updates is None else f", {table.updates:,} updates a member"
+    return (
+        f"Source {number}: {table.repository}, {table.file}. {table.network}, {table.data}, augmentation "
+        f"{table.augmentation}{steps}; scored on {table.scored}."
+    )
+
+
+def summary(comparisons: Sequence[Comparison]) -> str:
+    """Count the comparisons in words."""
+    counts = counted(comparisons)
+    return (
+        f"{len(comparisons)} rows: {counts[INSIDE]} inside the published min–max, {counts[OUTSIDE]} outside, "
+        f"{counts[ONE_NUMBER]} beside one published number, {counts[NOT_RUN]} not run"
+    )
+
+
+def _notes(comparisons: Sequence[Comparison], sources: Sequence[Table], scales: Sequence[str]) -> list[str]:
+    return [
+        f"{summary(comparisons)}. Those that are run come first.",
+        f"Scales with records: {', '.join(scales) or 'none'}.",
+        "Ours: the mean over n training seeds, in brackets its 95 % interval (Student's t). Published: the "
+        "mean over n trainings, in brackets the least and the greatest of them where the source prints them.",
+        "NLL and ambiguity in nats, ERR and ECE as shares of 1; a published accuracy is read as an error. "
+        "A verdict lists what is known to differ; it does not say which of it makes the difference.",
+        *(_source(number, table) for number, table in enumerate(sources, start=1)),
+    ]
+
+
+def write(figures: Path, comparisons: Sequence[Comparison], scales: Sequence[str]) -> list[Path]:
+    """Write external.csv and external.md into a folder; returns their paths."""
+    paths = [figures / f"external.{kind}" for kind in ("csv", "md")]
+    rows = [dict(zip(HEADER, _row(comparison), strict=True)) for comparison in comparisons]
+    write_table(rows, paths[0], HEADER)
+    sources: list[Table] = []
+    for each in comparisons:
+        if each.published.table not in sources:
+            sources.append(each.published.table)
+    ordered = sorted(comparisons, key=lambda each: each.outcome == NOT_RUN)
+    short = [_short_row(each, 1 + sources.index(each.published.table)) for each in ordered]
+    title = "Our numbers beside published ones"
+    write_text_atomic(paths[1], markdown(SHORT, short, title, _notes(comparisons, sources, scales)))
+    return paths
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compare, write and say how many; the exit code is 0, or 2 after one line about bad input."""
+    options = Parser(
+        prog="python -m reproduce.external",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options.add_argument(
+        "--figures",
+        type=Path,
+        default=REPOSITORY / "figures",
+        help="folder with a folder of records a scale; external.* is written there (default: figures)",
+    )
+    asked = options.parse_args(arguments)
+    try:
+        records = records_of(asked.figures)
+        check_writable(asked.figures)
+        comparisons = compare_all(PUBLISHED, records)
+        paths = write(asked.figures, comparisons, list(records))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in paths:
+        print(f"wrote {os.path.relpath(path)}")
+    print(summary(comparisons))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,293 @@
+"""Our numbers beside published ones: from records in folders to the table."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lpe.records import Records
+from reproduce import external
+from reproduce.judge.external import Comparison, compare_all
+from reproduce.judge.published import PUBLISHED
+
+WITHOUT = "CIFAR-10 (JPEG q75) R20-FRN-SiLU, no augmentation"
+AUGMENTED = "CIFAR-10 (JPEG q75) R20-FRN-SiLU"
+SCALE = "small"
+
+
+def row(seed: int, value: float, **columns: object) -> dict[str, object]:
+    told = {"substrate": WITHOUT, "point": "IVON", "method": "FP32", "number_system": "fp32", "size": 1}
+    told |= {"scale": SCALE, "metric": "nll", "memory_bits": 320, "backward_passes": 19_840}
+    return {**told, "seed": seed, "value": value, **columns}
+
+
+def record(*values: float, **columns: object) -> list[dict[str, object]]:
+    return [row(seed, value, **columns) for seed, value in enumerate(values)]
+
+
+@pytest.fixture
+def figures(tmp_path: Path) -> Path:
+    return tmp_path / "figures"
+
+
+def put(figures: Path, rows: list[dict[str, object]], file: str = "table2_record.csv") -> None:
+    folder = figures / SCALE
+    folder.mkdir(parents=True, exist_ok=True)
+    Records(folder / file).add(rows)
+
+
+def compared(figures: Path, method: str, augmentation: str = "none", metric: str = "nll") -> list[Comparison]:
+    return [
+        each
+        for each in compare_all(PUBLISHED, external.records_of(figures))
+        if (each.published.row.method, each.published.metric) == (method, metric)
+        and each.published.table.augmentation == augmentation
+    ]
+
+
+def only(figures: Path, method: str, augmentation: str = "none", metric: str = "nll") -> Comparison:
+    (found,) = compared(figures, method, augmentation, metric)
+    return found
+
+
+def test_ours_is_the_mean_over_seeds_with_students_interval(figures: Path) -> None:
+    put(figures, record(0.45, 0.46, 0.47))
+    ours = only(figures, "IVON").ours
+    assert ours is not None and ours.seeds == 3
+    # t(.975, 2) · .01 / √3 = .0248414
+    assert (ours.value, ours.low, ours.high) == pytest.approx((0.46, 0.4351586, 0.4848414), abs=1e-7)
+
+
+def test_each_metric_stands_beside_its_own(figures: Path) -> None:
+    put(figures, record(0.46) + record(0.13, metric="err"))
+    ours = only(figures, "IVON", metric="err").ours
+    assert ours is not None and ours.value == 0.13
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.460, "inside the published min–max; "),
+        (0.4744, "inside the published min–max; "),  # .474 to the source's three decimals
+        (0.500, "outside: .026 above the published min–max; "),
+        (0.4, "outside: .045 below the published min–max; "),
+    ],
+)
+def test_the_verdict_is_by_the_published_range_at_its_own_decimals(
+    figures: Path, value: float, said: str
+) -> None:
+    put(figures, record(value))
+    assert only(figures, "IVON").verdict.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ((0.58, 0.60), "one number is published, which our 95 % interval holds: ours is .0045 above it; "),
+        (
+            (0.7, 0.7),
+            "one number is published, which our 95 % interval does not hold: ours is .1145 above it; ",
+        ),
+        ((0.5,), "one number is published: ours is .0855 below it; "),
+        ((0.5855,), "one number is published: ours is the same; "),
+    ],
+)
+def test_beside_one_number_the_verdict_says_how_far_and_whether_our_interval_holds_it(
+    figures: Path, values: tuple[float, ...], said: str
+) -> None:
+    put(figures, record(*values, point="SGD"))
+    assert only(figures, "SGD").verdict.startswith(said)
+
+
+def test_other_data_are_said(figures: Path) -> None:
+    put(figures, record(0.46))
+    assert "data (CIFAR-10 (JPEG q75), theirs CIFAR-10)" in only(figures, "IVON").verdict
+
+
+def test_the_same_data_are_not_called_different(figures: Path) -> None:
+    put(figures, record(0.46, substrate=WITHOUT.replace(" (JPEG q75)", "")))
+    assert "data (" not in only(figures, "IVON").verdict
+
+
+def test_other_examples_to_score_on_are_said(figures: Path) -> None:
+    put(figures, record(0.46))
+    said = "scored on (test examples, theirs the last 9,040 training examples)"
+    assert said in only(figures, "IVON").verdict
+
+
+def test_another_network_is_said(figures: Path) -> None:
+    put(figures, record(0.3, point="SGD", substrate=AUGMENTED))
+    said = "network (R20-FRN-SiLU, theirs WRN28x1-BN-ReLU)"
+    assert said in only(figures, "SGD", "crops and flips").verdict
+
+
+def test_another_training_budget_is_said(figures: Path) -> None:
+    put(figures, record(0.46))
+    assert "backward passes (19840, theirs 50000)" in only(figures, "IVON").verdict
+
+
+def test_the_same_training_budget_is_not_called_different(figures: Path) -> None:
+    put(figures, record(0.46, backward_passes=50_000))
+    assert "backward passes" not in only(figures, "IVON").verdict
+
+
+def test_the_substrate_of_the_same_augmentation_is_taken(figures: Path) -> None:
+    put(figures, record(0.46) + record(0.3, substrate=AUGMENTED))
+    without, augmented = only(figures, "IVON"), only(figures, "IVON", "crops and flips")
+    assert without.ours is not None and augmented.ours is not None
+    assert (without.ours.value, augmented.ours.value) == (0.46, 0.3)
+    assert "augmentation (" not in without.verdict + augmented.verdict
+
+
+def test_where_there_is_another_augmentation_alone_it_is_said(figures: Path) -> None:
+    put(figures, record(0.3, substrate=AUGMENTED))
+    assert "augmentation (crops and flips, theirs none)" in only(figures, "IVON").verdict
+
+
+def test_where_there_is_nothing_that_differs_the_verdict_says_so(figures: Path) -> None:
+    name = WITHOUT.replace(" (JPEG q75)", "")
+    put(figures, record(0.58, point="SGD", substrate=name))
+    assert only(figures, "SGD").verdict.endswith("; no known difference")
+
+
+def test_the_temperatures_number_stands_beside_the_scaled_networks(figures: Path) -> None:
+    put(figures, record(0.58, point="SGD") + record(0.49, point="SGD", method="FP32 + temperature"))
+    ours = only(figures, "SGD, temperature").ours
+    assert ours is not None and ours.value == 0.49
+
+
+def test_a_rounded_network_is_not_taken_for_the_unrounded_one(figures: Path) -> None:
+    put(figures, record(0.46, number_system="int4", method="RTN", rounding="nearest"))
+    assert only(figures, "IVON").ours is None
+
+
+def test_a_deep_ensemble_stands_beside_one_of_its_own_size(figures: Path) -> None:
+    rows = [each for size in (1, 2) for each in record(0.5 - size / 20, point="DE", method="DE", size=size)]
+    put(figures, rows)
+    two, four = only(figures, "DE-2"), only(figures, "DE-4")
+    assert two.ours is not None and two.ours.value == 0.4
+    assert four.verdict.startswith("not run: no rows: nll of DE, fp32, size 4")
+
+
+def test_our_largest_chain_stands_for_one_of_another_size_and_says_so(figures: Path) -> None:
+    sizes = {6: 0.5, 12: 0.48}
+    columns = {"point": "CSGLD", "method": "CSGLD"}
+    put(figures, [each for size, nll in sizes.items() for each in record(nll, size=size, **columns)])
+    found = only(figures, "cyclical SGLD")
+    assert found.ours is not None and found.ours.value == 0.48
+    assert "members (12, theirs 100)" in found.verdict
+
+
+def test_what_no_record_measures_is_not_run(figures: Path) -> None:
+    put(figures, record(0.46))
+    found = only(figures, "AdamW")
+    assert (found.ours, found.outcome) == (None, "not run")
+    assert found.verdict.startswith("not run: no rows: nll of FP32")
+
+
+def test_a_method_that_the_suite_lacks_says_so(figures: Path) -> None:
+    put(figures, record(0.46))
+    assert only(figures, "cyclical SGHMC").verdict == "not run: the suite has no such method"
+
+
+def test_records_of_other_data_leave_every_row_not_run(figures: Path) -> None:
+    put(figures, record(0.46, substrate="numerals R20-FRN-SiLU"))
+    found = compare_all(PUBLISHED, external.records_of(figures))
+    assert len(found) == len(PUBLISHED) and {each.outcome for each in found} == {"not run"}
+    assert only(figures, "IVON").verdict == "not run: no record of R20-FRN-SiLU on CIFAR-10"
+
+
+def test_every_scale_that_has_the_rows_is_a_row(figures: Path) -> None:
+    put(figures, record(0.46))
+    (figures / "other").mkdir()
+    Records(figures / "other" / "fig2.csv").add(record(0.5, scale="other"))
+    scales = [each.ours.scale for each in compared(figures, "IVON") if each.ours is not None]
+    assert scales == ["other", SCALE]
+
+
+def written(figures: Path) -> pd.DataFrame:
+    assert external.main(["--figures", str(figures)]) == 0
+    return pd.read_csv(figures / "external.csv")
+
+
+def test_the_table_is_read_again_with_all_that_was_compared(figures: Path) -> None:
+    put(figures, record(0.45, 0.46, 0.47))
+    table = written(figures)
+    assert tuple(table.columns) == external.HEADER and len(table) == len(PUBLISHED)
+    mine = table[table["our scale"].notna() & (table["metric"] == "nll")].iloc[0]
+    told = (mine["method"], mine["ours"], mine["our n"], mine["published min"], mine["published max"])
+    assert told == ("IVON", 0.46, 3, 0.445, 0.474)
+    assert (mine["our data"], mine["published data"]) == ("CIFAR-10 (JPEG q75)", "CIFAR-10")
+    assert (mine["repository"], mine["file"]) == ("cs-giung/bdlx", "examples/cifar/README.md")
+
+
+def test_the_file_that_a_number_is_read_from_is_named(figures: Path) -> None:
+    put(figures, record(0.46))
+    put(figures, record(0.58, point="SGD"), file="table5_record.csv")
+    table = written(figures)
+    mine = table[(table["metric"] == "nll") & table["ours"].notna()]
+    files = {(method, file) for method, file in zip(mine["method"], mine["our record"], strict=True)}
+    assert ("IVON", f"{SCALE}/table2_record.csv") in files and ("SGD", f"{SCALE}/table5_record.csv") in files
+
+
+def test_one_seed_has_no_interval(figures: Path) -> None:
+    put(figures, record(0.46))
+    table = written(figures)
+    mine = table[table["ours"].notna()]
+    assert len(mine) and mine["ours 95 % low"].isna().all() and mine["ours 95 % high"].isna().all()
+
+
+def test_the_page_shows_ours_beside_theirs(figures: Path) -> None:
+    put(figures, record(0.45, 0.46, 0.47))
+    written(figures)
+    lines = (figures / "external.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    (mine,) = [line for line in cells if line[2] == "IVON" and line[7].startswith(".462")]
+    assert mine[5:9] == [".4600 [.4352, .4848]", "3", ".462 [.445–.474]", "8"]
+
+
+def test_the_page_has_what_is_run_before_what_is_not(figures: Path) -> None:
+    put(figures, record(0.46))
+    written(figures)
+    rows = [line for line in (figures / "external.md").read_text().splitlines() if line.startswith("|")][2:]
+    run = ["not run: " not in line for line in rows]
+    assert any(run) and run == sorted(run, reverse=True)
+
+
+def test_a_second_run_writes_the_same_bytes(figures: Path) -> None:
+    put(figures, record(0.45, 0.46, 0.47))
+    names = ["external.csv", "external.md"]
+    written(figures)
+    first = [(figures / name).read_bytes() for name in names]
+    written(figures)
+    assert [(figures / name).read_bytes() for name in names] == first
+
+
+def test_without_any_record_every_row_is_not_run(figures: Path) -> None:
+    figures.mkdir()
+    assert set(written(figures)["outcome"]) == {"not run"}
+
+
+def test_every_row_of_the_csv_has_as_many_fields_as_the_header(figures: Path) -> None:
+    put(figures, record(0.46))
+    written(figures)
+    with (figures / "external.csv").open(newline="") as file:
+        assert {len(fields) for fields in csv.reader(file)} == {len(external.HEADER)}
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert external.main(["--figures", str(tmp_path / "nothing")]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and message.startswith("error: there is no folder ")
+
+
+def test_rows_in_another_scales_folder_are_one_line(
+    figures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(figures, record(0.46, scale="other"))
+    assert external.main(["--figures", str(figures)]) == 2
+    assert "has rows of scale 'other'; 'small' is expected" in capsys.readouterr().err
+    assert not (figures / "external.csv").exists()
