@@ -19,7 +19,7 @@ and writing: **7 minutes on an H200**. On an H100 nothing was measured. Were a s
 which has 3.35 TB/s there for the H200's 4.8, it would take 1.43 times as long: **10 minutes at most**, by
 that estimate.
 
-Without a CUDA device it trains on the CPU, in float32: hours a network; for fewer updates.
+Without a CUDA device it trains on the CPU, in float32: about 300 images/s a free core, so 5 hours a network.
 """
 
 from __future__ import annotations

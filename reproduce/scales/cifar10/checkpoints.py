@@ -42,12 +42,14 @@ class Checkpoint:
 
     def write(self, tensors: Mapping[str, Tensor]) -> None:
         """Write the state, whole or not at all, over the one before."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         about = json.dumps(plain_data(self.settings, "settings"))
+        # Not save_file, whose files are private: whoever shares the folder may go on from it.
+        content = save(held, metadata={"settings": about})
         with replacing(self.path) as temporary:
-            save_file(held, temporary, metadata={"settings": about})
+            temporary.write_bytes(content)
 
     def check(self) -> None:
         """Check that the file, where there is one, is of this training; one that is damaged passes.

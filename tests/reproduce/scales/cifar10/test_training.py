@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from lpe.substrates import cifar
 from lpe.substrates.cifar_networks import ResNetShape, resnet_frn
 from lpe.training.flat import Gradient
 from lpe.training.resident import ResidentImages
+from lpe.writing import replacing
 from reproduce.scales.cifar10 import __main__ as command
 from reproduce.scales.cifar10 import trained
 from reproduce.scales.cifar10.checkpoints import Checkpoint
@@ -37,7 +39,7 @@ from reproduce.scales.cifar10.training import (
     train_group,
 )
 
-TINY = Protocol(shape=ResNetShape(1, 4, 2), updates=16, batch=4, examples=8, warm_up=0.02)
+TINY = Protocol(shape=ResNetShape(1, 4, 2), updates=16, batch=2, examples=4, warm_up=0.02)
 """Eight epochs of two steps."""
 
 SMALL = {
@@ -238,7 +240,7 @@ def test_swag_statistics_are_the_moments_of_the_iterates() -> None:
 @pytest.mark.parametrize("name", ["sgd", "ivon", "swag", "csgld"])
 def test_a_points_file_has_the_names_types_and_shapes_of_the_given_points(name: str, assets: Path) -> None:
     recipe = RECIPES[name]
-    weights = [start(recipe, PROTOCOL, seed) for seed in range(20)]
+    weights = [start(recipe, PROTOCOL, seed) for seed in range(2)] * 10
     point = Collected(
         weights[0],
         weights[:12] if name == "csgld" else [],
@@ -362,16 +364,15 @@ def test_killed_while_writing_its_files_are_the_same_bytes(
     written: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trained, "CHECKPOINT_SECONDS", 0.0)
-    save = safetensors.torch.save
     calls = itertools.count()
 
-    def once(*arguments: object, **options: object) -> bytes:
+    def once(path: Path) -> AbstractContextManager[Path]:
         if next(calls):
             raise Killed
-        return save(*arguments, **options)
+        return replacing(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(safetensors.torch, "save", once)
+        patch.setattr(trained, "replacing", once)
         with pytest.raises(Killed):
             trained_again(tmp_path)
     (first,) = tmp_path.glob("*.safetensors")
@@ -379,6 +380,27 @@ def test_killed_while_writing_its_files_are_the_same_bytes(
     found, whole = trained_again(tmp_path), contents(written[0])
     assert found == {name: whole[name] for name in found} and len(found) == len(CYCLES)
     assert first.stat().st_mtime_ns == before, "a point that was there was written again"
+
+
+def test_killed_between_a_points_two_files_it_is_written_at_the_next_run(
+    written: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trained, "replacing", killed)
+        with pytest.raises(Killed):
+            trained_again(tmp_path, ADAMW)
+    name = "adamw-0.safetensors"
+    assert trained_again(tmp_path, ADAMW) == {name: contents(written[0])[name]}
+
+
+def test_a_checkpoint_is_open_to_those_who_share_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "another").touch()
+    checkpoint = file_of(CYCLES, tmp_path)
+    checkpoint.write({})
+    assert checkpoint.path.stat().st_mode == (tmp_path / "another").stat().st_mode
 
 
 def test_a_checkpoint_whose_points_are_there_is_removed(written: tuple[Path, list[str]]) -> None:
