@@ -185,8 +185,8 @@ class ViTShape:
     Args:
         patch: pixels a side of a patch, a divisor of 32. width: embedding. depth: blocks. heads: attention
             heads, a divisor of the width. mlp_ratio: hidden width of the MLP over the embedding's.
-        position_std: of the positional embedding at the start; timm's .02 leaves the patches of a small
-            network without a place. classes: logits.
+        position_std: of the positional embedding at the start; at timm's .02 small networks of small patches
+            stall (see :mod:`lpe.substrates.digits`). classes: logits.
     """
 
     patch: int
