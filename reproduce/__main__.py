@@ -26,6 +26,7 @@ from lpe.provenance import REPOSITORY
 from lpe.writing import check_writable
 from reproduce import ledger, rendering
 from reproduce.command import (
+    INTERRUPTED,
     Script,
     all_there,
     check_options,
@@ -111,6 +112,9 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        return 130
     codes = [each.code for each in rendered if each.code]
     if not codes and asked.only is None:
         codes = [code for code in [ledger.main(["--scale", asked.scale, "--out", str(out)])] if code]

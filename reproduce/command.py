@@ -30,6 +30,9 @@ from reproduce.study.session import Session, open_session, seeds_asked
 from reproduce.study.units import Unit
 
 
+INTERRUPTED = "interrupted: what was finished is kept; the same command goes on from there"
+
+
 @dataclass(frozen=True)
 class Script:
     """A figure or table.
@@ -270,6 +273,9 @@ def run_figure(
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        return 130
     for path in written:
         print(f"wrote {_shown(path)}")
     for line in [*lines, *(mixture(out) if notes else [])]:

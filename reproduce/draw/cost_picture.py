@@ -136,11 +136,12 @@ def _draw_front(axes: Axes, at: pd.DataFrame, metric: str, cost: str, factor: fl
 
 
 def _limit(axes: Axes, at: pd.DataFrame, metric: str) -> None:
-    """Limit y to what is not the least of a few members, and say above the panel what lies higher."""
+    """Limit y above to what is not the worst of a few members, and say there what lies higher; below to all."""
     few = (at["method"] == "LPE-BSR") & (at["size"] < 5)
     near = at[~few][metric]
-    pad = 0.08 * (near.max() - near.min())
-    axes.set_ylim(near.min() - pad, near.max() + 2 * pad)
+    least = at[metric].min()
+    pad = 0.08 * (near.max() - least)
+    axes.set_ylim(least - pad, near.max() + 2 * pad)
     if at[metric].max() > near.max() + 2 * pad:
         panels.say_cut(axes, float(at[metric].max()))
 

@@ -328,7 +328,8 @@ def _verdict(
     if unit == "example":
         # One checkpoint has no spread over seeds: without its examples there is an effect and no interval.
         note = notes(note, f"no interval: {why}" if examples is None else "")
-        found = examples or replace(found, low=NOTHING, high=NOTHING, verdict="undecided", level=NOTHING)
+        outcome = "reported" if side.is_open else "undecided"
+        found = examples or replace(found, low=NOTHING, high=NOTHING, verdict=outcome, level=NOTHING)
         instead = examples_instead or instead
         examples = examples_instead = None
     needed = ""

@@ -578,3 +578,13 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert code == 2
     message = capsys.readouterr().err
     assert said in message and message.count("\n") == 1
+
+
+def test_no_point_lies_below_a_panel() -> None:
+    # Two members may be the best there is.
+    rows = pd.DataFrame({"method": ["LPE-BSR", "FP32", "RTN"], "size": [2, 1, 1], "nll": [0.05, 0.06, 0.07]})
+    figure, axes = panels.plt.subplots()
+    cost_picture._limit(axes, rows, "nll")
+    bottom = axes.get_ylim()[0]
+    panels.plt.close(figure)
+    assert bottom < 0.05

@@ -81,6 +81,12 @@ def test_one_checkpoint_without_its_examples_has_no_interval_and_says_why() -> N
     assert verdict.note.startswith("no interval: the values of single examples were not kept (net SGD")
 
 
+def test_what_has_no_threshold_is_reported_for_one_checkpoint_without_examples_too() -> None:
+    claim = Claim("A", "s", Side(), "share", lambda record: difference(LOW, RTN, record))
+    verdict = judge_all([claim], World(seeds=1).record, "example", examples=lambda row: None)[0]
+    assert verdict.verdict == "reported"
+
+
 def test_seeds_decide_where_they_are_the_unit_and_examples_stand_beside() -> None:
     world = World(seeds=3)
     verdict = judged(world, "seed")
