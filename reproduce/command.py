@@ -29,7 +29,6 @@ from reproduce.study.scale import Scale, Substrate
 from reproduce.study.session import Session, open_session, seeds_asked
 from reproduce.study.units import Unit
 
-
 INTERRUPTED = "interrupted: what was finished is kept; the same command goes on from there"
 
 

@@ -136,7 +136,7 @@ def _draw_front(axes: Axes, at: pd.DataFrame, metric: str, cost: str, factor: fl
 
 
 def _limit(axes: Axes, at: pd.DataFrame, metric: str) -> None:
-    """Limit y above to what is not the worst of a few members, and say there what lies higher; below to all."""
+    """Limit y above to what is not the worst of a few members, and say what lies higher; below to all."""
     few = (at["method"] == "LPE-BSR") & (at["size"] < 5)
     near = at[~few][metric]
     least = at[metric].min()
