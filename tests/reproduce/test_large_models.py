@@ -10,6 +10,7 @@ import matplotlib.figure
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import PolyCollection
 
 from lpe.errors import InputError
 from lpe.records import COLUMNS, write_table
@@ -95,6 +96,14 @@ def test_figure_7_draws_each_model_s_own_curve(drawn: matplotlib.figure.Figure) 
         memory = next(line for line in drawn.axes[3 + place].lines if line.get_label() == "LPE-BSR, INT-5")
         expected = 5 * PARAMETERS[model] * np.arange(1, 21) / 1e6
         assert np.asarray(memory.get_xdata(), float) == pytest.approx(expected)
+
+
+def test_the_bands_of_figure_7_are_those_of_the_paired_difference(drawn: matplotlib.figure.Figure) -> None:
+    # All seeds of a model gain alike: nothing is left of what sets the seeds apart.
+    for panel in drawn.axes[: 2 * len(PARAMETERS)]:
+        (band,) = (each for each in panel.collections if isinstance(each, PolyCollection))
+        by_size = pd.DataFrame(np.asarray(band.get_paths()[0].vertices), columns=["x", "y"]).groupby("x")["y"]
+        assert (by_size.max() - by_size.min()).max() < 1e-9, panel.get_title(loc="left")
 
 
 def test_figure_7_shows_the_gain_of_the_largest_ensemble_against_parameters(

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
 
+from lpe.records import COLUMNS, write_table
+from reproduce import fig2, fig3
 from reproduce.draw import curves, panels
 from reproduce.judge.intervals import student_interval
+from reproduce.scales.digits.settings import DIGITS
 
 LEVELS = pd.Series([0.5, 0.9, 0.2, 0.7], index=[0, 1, 2, 3], name="value")
 """The single network's NLL, which differs far more from seed to seed than the methods."""
@@ -56,6 +63,44 @@ def test_the_band_of_a_panel_is_that_of_the_paired_difference(
     panel(axes, rows(), LEVELS, [5])
     panels.plt.close(figure)
     np.testing.assert_allclose(band(axes), base + paired_limits())
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes the rows as a figure's record, beside it landscapes without a line; the folder."""
+
+    def record(name: str) -> Path:
+        named = {
+            "scale": "digits",
+            "substrate": "digits ViT",
+            "point": "SWAG",
+            "rounding": "",
+            "metric": "nll",
+        }
+        write_table(rows().assign(**named, backward_passes=1), tmp_path / f"{name}.csv", COLUMNS)
+        write_table([], tmp_path / f"{name}_landscape.csv", fig3.GRID_COLUMNS)
+        write_table([], tmp_path / f"{name}_members.csv", fig3.CLOUD_COLUMNS)
+        return tmp_path
+
+    return record
+
+
+@pytest.mark.parametrize(("module", "shown"), [(fig2, 2), (fig3, 1)], ids=["fig2", "fig3"])
+def test_the_bands_of_a_figure_are_those_of_the_paired_difference(
+    module: Any, shown: int, record: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert DIGITS.main is not None
+    main = replace(DIGITS.main, points={"SWAG": DIGITS.main.points["SWAG"]})
+    kept: list[Figure] = []
+    monkeypatch.setattr(panels, "save", lambda figure, *_: kept.append(figure) or [])
+    monkeypatch.setattr(module, "claim_lines", lambda *_: [])
+    for panel in ("radial_panel", "through_panel", "singles_panel", "cloud_panel"):
+        monkeypatch.setattr(fig3, panel, lambda *_: None)
+    name = module.__name__.rpartition(".")[2]
+    module.draw(record(name), replace(DIGITS, main=main, settings=replace(DIGITS.settings, bits=(5,))))
+    panels.plt.close(kept[0])
+    for axes, base in zip(kept[0].axes[:shown], (LEVELS.mean(), 0.0), strict=False):
+        np.testing.assert_allclose(band(axes), base + paired_limits())
 
 
 def test_the_band_against_a_budget_is_that_of_the_paired_difference() -> None:

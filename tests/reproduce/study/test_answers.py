@@ -63,6 +63,16 @@ def test_several_subjects_count_alike() -> None:
     assert both.evaluate(single, ())["err"].tolist() == [0.5]
 
 
+def test_what_is_tuned_is_scored_on_tuning_questions_and_all_else_on_the_others() -> None:
+    tuning_is_wrong = constant([[0.0, 9.0], [9.0, 0.0]])
+    single = lpe.DeepEnsemble([nn.Linear(1, 1)])
+    errors = {
+        on_tuning: Questions(tuning_is_wrong, on_tuning).evaluate(single, ())["err"].item()
+        for on_tuning in (False, True)
+    }
+    assert errors == {False: 0.0, True: 1.0}
+
+
 def test_every_so_manieth_question_of_a_task_is_for_tuning_alone(
     llama: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,12 @@ def test_the_kind_of_a_card_is_its_name(monkeypatch: pytest.MonkeyPatch) -> None
     assert device_kind("cpu") == "cpu"
 
 
+def test_another_card_is_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    one, other = (determinants(DIGITS, data="", device=f"cuda:{index}") for index in range(2))
+    assert {name for name in one if one[name] != other[name]} == {"device"}
+
+
 def test_the_threads_are_those_that_torch_computes_with() -> None:
     assert determinants(DIGITS, data="")["threads"] == torch.get_num_threads()
 

@@ -17,7 +17,9 @@ from lpe import tracking
 from lpe.ensembles.base import Ensemble
 from lpe.evaluation.predict import evaluate_temperature_scaled
 from lpe.store import Store
+from reproduce.study import examples
 from reproduce.study.measurer import Measurer
+from reproduce.study.records import BETTER_THAN_RTN
 from reproduce.study.scale import Classification, Data, Scale, Substrate
 from reproduce.study.session import Session
 from reproduce.study.units import Unit, draw_seed, reported_sizes
@@ -105,6 +107,20 @@ def test_a_value_is_the_mean_over_the_ensembles_of_all_draws(session: Session) -
     assert abs(found - tables[0]).max() > 1e-3, "one draw alone would be told apart"
 
 
+def test_it_is_members_that_beat_a_level_not_means_over_the_first_ones(session: Session) -> None:
+    members = [
+        float(lpe.evaluate(lpe.DeepEnsemble([member]), data(SEED).test)["nll"].iloc[0])
+        for draw in range(2)
+        for member in list(drawn(draw_seed(SEED, draw)))[: session.scale.settings.claim_size]
+    ]
+    least, next_one = sorted(members)[:2]
+    assert members[2] == least, "the mean of the first three is above the level"
+    writer = measurer(session)
+    writer.measure("LPE-BSR", "int3", "bernoulli", drawn, beaten=(least + next_one) / 2)
+    (share,) = rows_of(writer, BETTER_THAN_RTN)["value"]
+    assert share == pytest.approx(1 / len(members))
+
+
 def test_what_is_not_drawn_is_measured_once(session: Session) -> None:
     made: list[int] = []
 
@@ -114,6 +130,21 @@ def test_what_is_not_drawn_is_measured_once(session: Session) -> None:
 
     measurer(session).measure("FP32", "fp32", "", make, drawn=False)
     assert len(made) == 1
+
+
+def test_seeds_that_have_examples_of_their_own_share_no_number(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MadeUp, "load", lambda _, seed: replace(data(seed), images=None))
+    numbers = []
+    for seed in (0, 1):
+        writer = measurer(session, seed)
+        writer.measure("FP32", "fp32", "", lambda _: lpe.DeepEnsemble([network()]), drawn=False)
+        row = writer.records.select(metric="nll").iloc[0].to_dict()
+        found = examples.find(session.working, row)
+        assert found is not None
+        numbers += found[0].tolist()
+    assert len(set(numbers)) == len(numbers) == 120
 
 
 def test_nll_and_ece_are_kept_at_every_size_and_the_rest_at_the_reported_ones(session: Session) -> None:

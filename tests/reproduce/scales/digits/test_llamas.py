@@ -123,6 +123,11 @@ def test_the_vit_of_a_scale_is_no_part_of_a_llamas_key(session: Session) -> None
     assert key(session, llama(session, "S")) == before
 
 
+def test_a_llama_is_tuned_on_tuning_questions_and_scored_on_the_others() -> None:
+    data = DIGITS.large["Llama"][0].source.load(1)
+    assert (data.scored.on_tuning, data.tuning.on_tuning) == (False, True)
+
+
 def test_each_size_has_more_weights_than_the_one_before() -> None:
     weights = [
         sum(parameter.numel() for parameter in arithmetic.network(shape, 0).parameters())

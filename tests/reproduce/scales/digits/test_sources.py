@@ -8,6 +8,7 @@ from torch import nn
 
 import lpe
 from lpe.evaluation.metrics import fit_temperature, nll
+from lpe.substrates import digits
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.scale import Data, Scale, Substrate
 
@@ -34,6 +35,16 @@ def scaled_nll(data: Data, fitted_on: str) -> float:
     temperature = fit_temperature(log_probs(Guesses(), images), targets)
     ((images, targets),) = data.test
     return nll((log_probs(Guesses(), images) / temperature).log_softmax(-1), targets)
+
+
+@every_source
+def test_an_image_trains_or_validates_or_tests(name: str) -> None:
+    data = IMAGES[name].source.load(1)
+    assert data.train is not None
+    parts = [data.train, *data.validation, *data.test]
+    assert [len(targets) for _, targets in parts] == [len(part) for part in digits.split_indices(1)]
+    # No two scans are the same.
+    assert len({image.numpy().tobytes() for images, _ in parts for image in images}) == 1797
 
 
 @every_source

@@ -125,6 +125,12 @@ def test_an_example_that_tunes_is_not_scored() -> None:
     assert list(loaded.test.validation.labels) == held  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("small")
+def test_a_llama_is_tuned_on_tuning_questions_and_scored_on_the_others() -> None:
+    loaded = LLAMA.source.loaded()
+    assert (loaded.test.on_tuning, loaded.tuning.on_tuning) == (False, True)
+
+
 def test_table_1_has_rtn_and_lpe_bsr_of_each_network(
     rendered: Callable[[object], pd.DataFrame], tmp_path: Path
 ) -> None:
