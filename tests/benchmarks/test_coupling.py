@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import lpe
 from benchmarks import coupling
 from benchmarks.coupling import Kind, Substrate
+from reproduce.judge.intervals import student_interval
 
 INPUTS = 128
 EXAMPLES = 200
@@ -234,6 +235,36 @@ def test_a_copy_whose_members_lose_more_than_the_margin_is_worse(tmp_path: Path)
     spoilt = record["method"] == coupling.from_base(8)
     record.loc[spoilt, "value"] += 0.05
     assert set(coupling.seeded_differences(record)["verdict"]) == {"worse"}
+
+
+# Pairs
+
+LEVELS = (0.5, 0.9, 0.2, 0.7)
+"""NLL of independent members, a value a seed: seeds lie further apart than ways of drawing."""
+CHANGES = (0.010, 0.012, 0.011, 0.009)
+
+
+def seeds_far_apart() -> pd.DataFrame:
+    """A record in which coupled members, and those drawn from 8 bits, are off by CHANGES."""
+    ways = [("LPE-BSR", "bernoulli", 0), ("LPE-BSR", "coupled", 1), (coupling.from_base(8), "bernoulli", 1)]
+    rows = [
+        {"method": method, "rounding": rounding, "size": size, "seed": seed, "value": level + off * change}
+        for method, rounding, off in ways
+        for size in (2, 4)
+        for seed, (level, change) in enumerate(zip(LEVELS, CHANGES, strict=True))
+    ]
+    single = {"method": "FP32", "rounding": "", "size": 1, "seed": 0, "value": 0.1}
+    common = {"scale": "test", "substrate": "planted", "number_system": "int4", "metric": "nll"}
+    return pd.DataFrame([single, *rows]).assign(**common, memory_bits=8)
+
+
+@pytest.mark.parametrize("compare", [coupling.comparisons, coupling.seeded_differences])
+def test_ways_of_drawing_are_compared_within_a_seed(
+    compare: Callable[[pd.DataFrame], pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coupling, "SIZES", (2,))
+    row = compare(seeds_far_apart()).iloc[0]
+    assert (row["low"], row["high"]) == pytest.approx(student_interval(np.array(CHANGES)))
 
 
 # The record

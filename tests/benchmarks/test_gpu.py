@@ -125,6 +125,13 @@ def test_every_way_of_decoding_has_a_row(recorded: Path) -> None:
     assert found == expected and len(table) == len(expected)
 
 
+def test_decoding_is_told_in_times_of_one_pass(recorded: Path) -> None:
+    table = pd.read_csv(recorded / "gpu_decoding.csv")
+    (of_a_pass,) = table[table["what"] == gpu.FORWARD]["median_seconds"]
+    times = (table["median_seconds"] / of_a_pass).to_list()
+    assert table["times_a_pass"].to_list() == pytest.approx(times)
+
+
 def test_decoding_passes_distinct_layers_in_turn(recorded: Path) -> None:
     table = pd.read_csv(recorded / "gpu_decoding.csv")
     assert set(table["weights"]) == {LAYERS * sum(rows * columns for rows, columns in SHAPES)}

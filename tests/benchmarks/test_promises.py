@@ -69,12 +69,23 @@ def test_an_own_seed_is_given_to_every_round(clock: Clock) -> None:
 
 # Promises: kept at the bound, broken just beyond it.
 
+Verdict = Callable[[Callable[[list[str]], int]], str]
+
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No conditions, which are of a machine, beside the tables."""
+def verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Verdict:
+    """Runs a benchmark: "kept" or "broken", which its exit code and what it prints say alike."""
     for module in (construction, evaluation, memory, packed, scaling):
+        # They are of a machine.
         monkeypatch.setattr(module, "conditions", lambda _: "")
+
+    def verdict(main: Callable[[list[str]], int]) -> str:
+        by_code = {0: "kept", 1: "broken"}[main(["--out", str(tmp_path)])]
+        printed = "broken" if "broken" in capsys.readouterr().out else "kept"
+        assert printed == by_code, "printed, and by the exit code"
+        return by_code
+
+    return verdict
 
 
 def construction_rows(**changed: float) -> list[dict[str, object]]:
@@ -92,42 +103,33 @@ def construction_rows(**changed: float) -> list[dict[str, object]]:
     return rows
 
 
-def ran_construction(folder: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict[str, object]]) -> int:
-    monkeypatch.setattr(construction, "measure", lambda shape, _: rows if shape == (250, 400) else [])
-    return construction.main(["--out", str(folder)])
-
-
-@pytest.mark.usefixtures("told")
-def test_construction_at_its_bounds_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ran_construction(tmp_path, monkeypatch, construction_rows()) == 0
-
-
-@pytest.mark.usefixtures("told")
 @pytest.mark.parametrize(
-    ("what", "of_a_copy"), [(construction.MEMBER, 0.19), (construction.NEXT_COUPLED, 0.39)]
+    ("changed", "expected"),
+    [({}, "kept"), ({construction.MEMBER: 0.19}, "broken"), ({construction.NEXT_COUPLED: 0.39}, "broken")],
+    ids=["at the bounds", "a slower member", "slower coupled members"],
 )
-def test_slower_construction_breaks_its_promise(
-    what: str, of_a_copy: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_construction_keeps_its_promises_at_their_bounds(
+    changed: dict[str, float], expected: str, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert ran_construction(tmp_path, monkeypatch, construction_rows(**{what: of_a_copy})) == 1
+    rows = construction_rows(**changed)
+    monkeypatch.setattr(construction, "measure", lambda shape, _: rows if shape == (250, 400) else [])
+    assert verdict(construction.main) == expected
 
 
-@pytest.mark.usefixtures("told")
-@pytest.mark.parametrize(("times", "code"), [(1.05, 0), (1.051, 1)])
+@pytest.mark.parametrize(("times", "expected"), [(1.05, "kept"), (1.051, "broken")])
 def test_an_evaluation_may_take_1_05_times_its_plain_passes(
-    times: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    times: float, expected: str, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     of = {evaluation.PLAIN: 1.0, evaluation.MEMBER: times, evaluation.COPIES: 9.0}
     common = {"batch": 1, "members": 20, "repeats": 3, "median_seconds": 1.0}
     rows = [{**common, "what": what, "times_plain": value} for what, value in of.items()]
     monkeypatch.setattr(evaluation, "measure", lambda: rows)
-    assert evaluation.main(["--out", str(tmp_path)]) == code
+    assert verdict(evaluation.main) == expected
 
 
-@pytest.mark.usefixtures("told")
-@pytest.mark.parametrize("beyond", [0.0, 0.01])
+@pytest.mark.parametrize(("beyond", "expected"), [(0.0, "kept"), (0.01, "broken")])
 def test_members_may_take_as_much_memory_as_is_promised(
-    beyond: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    beyond: float, expected: str, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     above = {"plain": 0.0, "members": memory.PROMISE + beyond, "copies": 9.0}
 
@@ -137,10 +139,9 @@ def test_members_may_take_as_much_memory_as_is_promised(
         return {**found, **dict.fromkeys(kinds, above[case])}
 
     monkeypatch.setattr(memory, "measure", measured)
-    assert memory.main(["--out", str(tmp_path)]) == (1 if beyond else 0)
+    assert verdict(memory.main) == expected
 
 
-@pytest.mark.usefixtures("told")
 def test_memory_is_what_a_case_adds_to_its_own_process_in_members(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "REPEATS", 3)
     peaks = iter([150, 400, 200])
@@ -154,10 +155,9 @@ def test_memory_is_what_a_case_adds_to_its_own_process_in_members(monkeypatch: p
     assert (found["lowest_above_plain_members"], found["highest_above_plain_members"]) == (1.0, 6.0)
 
 
-@pytest.mark.usefixtures("told")
-@pytest.mark.parametrize(("times", "code"), [(1.1, 0), (1.11, 1)])
+@pytest.mark.parametrize(("times", "expected"), [(1.1, "kept"), (1.11, "broken")])
 def test_rounding_may_take_1_1_times_as_long_a_weight_at_the_worst_size(
-    times: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    times: float, expected: str, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     common = {"weights": 1024, "repeats": 3, "median_seconds": 1.0, "nanoseconds": 1.0}
     # The last is not the worst one.
@@ -165,17 +165,16 @@ def test_rounding_may_take_1_1_times_as_long_a_weight_at_the_worst_size(
         {**common, "members": n, "times_the_smallest": value} for n, value in enumerate((1.0, times, 0.9))
     ]
     monkeypatch.setattr(scaling, "measure", lambda: rows)
-    assert scaling.main(["--out", str(tmp_path)]) == code
+    assert verdict(scaling.main) == expected
 
 
-@pytest.mark.usefixtures("told")
-@pytest.mark.parametrize(("bits_a_weight", "code"), [(8.1, 0), (8.11, 1)])
+@pytest.mark.parametrize(("bits_a_weight", "expected"), [(8.1, "kept"), (8.11, "broken")])
 def test_a_seeded_file_at_int_5_may_take_8_1_bits_a_weight(
-    bits_a_weight: float, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bits_a_weight: float, expected: str, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     common: dict[str, object] = dict.fromkeys(packed.COLUMNS, 1)
     others = [{**common, "kind": "members", "base": "", "bits": 5, "bits_a_weight": 100.0}]
     others += [{**common, "kind": "seeded", "base": "int8", "bits": 3, "bits_a_weight": 100.0}]
     own = {**common, "kind": "seeded", "base": "int8", "bits": 5, "bits_a_weight": bits_a_weight}
     monkeypatch.setattr(packed, "measure", lambda: [*others, own])
-    assert packed.main(["--out", str(tmp_path)]) == code
+    assert verdict(packed.main) == expected
