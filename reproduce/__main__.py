@@ -29,8 +29,8 @@ from reproduce.command import (
     INTERRUPTED,
     Script,
     all_there,
+    check_kept,
     check_options,
-    check_seeds,
     opened,
     parser,
     rehearse,
@@ -105,7 +105,7 @@ def main(arguments: list[str]) -> int:
                 with opened("all", chosen, asked.seeds, out, asked.wandb) as session:
                     if not asked.overwrite:
                         for script in scripts:
-                            check_seeds(script, session)
+                            check_kept(script, session)
                     _measure(scripts, session, processes)
             measured = time.time() - started
             rendered = _render(scripts, passed_on, processes)

@@ -23,7 +23,7 @@ from reproduce.draw import page
 from reproduce.scales import find
 from reproduce.study.costs import summed
 from reproduce.study.measurements import working_folder
-from reproduce.study.origins import mixture, seeds_of
+from reproduce.study.origins import mixture, scales_of, seeds_of
 from reproduce.study.records import record_name
 from reproduce.study.scale import Scale, Substrate
 from reproduce.study.session import Session, open_session, seeds_asked
@@ -82,7 +82,9 @@ def parser(figure: str, description: str | None) -> Parser:
     made.add_argument("--plot-only", action="store_true", help="redraw from the record in the folder")
     add_width(made, page.BOTH_COLUMNS)
     made.add_argument(
-        "--overwrite", action="store_true", help="replace records in the folder that have more training seeds"
+        "--overwrite",
+        action="store_true",
+        help="replace records in the folder that have more training seeds or are of another scale",
     )
     made.add_argument(
         "--wandb",
@@ -190,15 +192,23 @@ def check_options(asked: argparse.Namespace) -> None:
         )
 
 
-def check_seeds(script: Script, session: Session) -> None:
-    """Raise InputError where the folder has a record of more training seeds than this run would leave."""
-    there = seeds_of(session.out / f"{script.name}.json")
+def check_kept(script: Script, session: Session) -> None:
+    """Raise InputError where the folder has a record that this run would replace by another or a lesser one.
+
+    That is one of another scale, or of more training seeds than this run would leave.
+    """
+    record = session.out / record_name(script.name)
+    way_out = "give another folder with --out, or --overwrite"
+    if others := [name for name in scales_of(record) if name != session.scale.name]:
+        raise InputError(
+            f"{_shown(record)} is of scale {others[0]!r}, this run is of {session.scale.name!r}; {way_out}"
+        )
+    there = seeds_of(record)
     ours = {unit.seed for unit in script.wanted(session)}
     if len(there) > max(1, len(ours)):
-        record = _shown(session.out / record_name(script.name))
         raise InputError(
-            f"{record} has {len(there)} training seeds, this run would leave {max(1, len(ours))}; "
-            "give another folder with --out, or --overwrite"
+            f"{_shown(record)} has {len(there)} training seeds, this run would leave {max(1, len(ours))}; "
+            f"{way_out}"
         )
 
 
@@ -241,7 +251,7 @@ def run_figure(
                 return 2
             with opened(figure, chosen, asked.seeds, out, asked.wandb, quiet) as session:
                 if not asked.overwrite:
-                    check_seeds(script, session)
+                    check_kept(script, session)
                 with session.store.use() as use:
                     extra = dict(script.compute(session))
                 if models := session.descriptions():

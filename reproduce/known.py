@@ -361,7 +361,7 @@ def main(arguments: Sequence[str] | None = None, quiet: bool = False) -> int:
                 raise InputError(f"there is no record known.csv in {out}; run without --plot-only first")
         else:
             check_writable(out)
-            if (there := len(seeds_of(out / "known.json"))) > seeds:
+            if (there := len(seeds_of(out / "known.csv"))) > seeds:
                 raise InputError(
                     f"the record in {out} has {there} seeds, more than {seeds}; give another folder by --out"
                 )

@@ -33,6 +33,35 @@ def test_a_record_of_more_training_seeds_is_not_replaced(
     assert json.loads((folder / "fig5.json").read_text()) == MORE
 
 
+@pytest.mark.parametrize("json_beside", [None, "{", '{"seeds": [0]}'], ids=["none", "broken", "fewer"])
+def test_a_record_of_more_training_seeds_is_not_replaced_whatever_the_json_beside_it_says(
+    figure: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], json_beside: str | None
+) -> None:
+    rows = "scale,seed,value\n" + "".join(f"tiny,{seed},1.0\n" for seed in range(3))
+    (tmp_path / "fig5.csv").write_text(rows)
+    if json_beside is not None:
+        (tmp_path / "fig5.json").write_text(json_beside)
+    assert figure(fig5, tmp_path, "--seeds", "1") == 2
+    assert "fig5.csv has 3 training seeds, this run would leave 1;" in capsys.readouterr().err
+    assert (tmp_path / "fig5.csv").read_text() == rows
+
+
+@pytest.mark.parametrize("name", ["fig5.csv", "fig1.json"])
+def test_a_record_of_another_scale_is_not_replaced(
+    figure: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    there = {
+        "fig5.csv": "scale,seed,value\ndigits,0,1.0\n",
+        "fig1.json": json.dumps({"seeds": [0], "config": {"scale": {"name": "digits"}}}),
+    }[name]
+    (tmp_path / name).write_text(there)
+    assert figure({"fig5.csv": fig5, "fig1.json": fig1}[name], tmp_path, "--seeds", "1") == 2
+    said = capsys.readouterr().err
+    assert "is of scale 'digits', this run is of 'tiny'; give another folder with --out, or --ov" in said
+    assert said.count("\n") == 1
+    assert (tmp_path / name).read_text() == there
+
+
 def test_nothing_is_measured_where_one_of_many_records_would_be_replaced(
     tiny: object, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
