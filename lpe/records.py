@@ -123,7 +123,9 @@ class Records:
         check_writable(self.path.parent)
         with locked(self.path) as held:
             if held:
-                remove_leftovers(self.path.parent, f".{glob.escape(self.path.name)}.*.tmp")
+                # Not those of another file beside it that begins with this one's name, X.csv.json.
+                unique = "[0-9a-f]" * 32
+                remove_leftovers(self.path.parent, f".{glob.escape(self.path.name)}.{unique}.tmp")
             merged = _read_rows(self.path)
             before = len(merged)
             for key, measured in added.items():

@@ -18,6 +18,7 @@ import pandas
 import pytest
 import torch
 
+from lpe import writing
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
 from lpe.records import COLUMNS, KEY, Records, write_table
@@ -242,10 +243,20 @@ def test_a_failed_write_leaves_nothing_beside_the_file(path: Path, monkeypatch: 
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next(path: Path) -> None:
-    leftover = path.with_name(".records.csv.0123.tmp")
+    with writing.replacing(path) as leftover:
+        leftover.touch()
+    path.unlink()
     leftover.write_text("scale,sub")
     Records(path).add([row()])
     assert sorted(path.parent.iterdir()) == [lock_of(path), path]
+
+
+def test_what_another_process_is_writing_of_the_file_beside_is_left_alone(path: Path) -> None:
+    beside = path.with_name(f"{path.name}.json")
+    with writing.replacing(beside) as temporary:
+        temporary.write_text("{}")
+        Records(path).add([row()])
+    assert beside.read_text() == "{}"
 
 
 def test_adding_keeps_what_another_writer_added_since(path: Path) -> None:
