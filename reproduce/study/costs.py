@@ -1,18 +1,22 @@
 """What results cost: the seconds of training and of measuring behind them, by machine.
 
 Beside each working record lies a JSON: what measuring it took, run by run, and what making the stored weights
-took that it was measured on, whenever that was. A figure sums those of the records that it shows.
+took that it was measured on, whenever that was. A figure sums those of the records that it shows. Of a record
+that is finished the JSON has the hash: one that was altered since is measured anew.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from lpe.errors import InputError
 from lpe.provenance import machine
 from lpe.store import Store
 from lpe.writing import write_text_atomic
@@ -23,25 +27,94 @@ def _file(record: Path) -> Path:
 
 
 def _read(record: Path) -> dict[str, Any]:
+    """Return what the JSON beside a record says; that nothing is finished where it is odd or not there."""
     try:
-        read: dict[str, Any] = json.loads(_file(record).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {"finished": False, "measuring": [], "training": {}}
-    return read
+        read: object = json.loads(_file(record).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        read = None
+    return read if _is_whole(read) else {"finished": False, "measuring": [], "training": {}}
+
+
+def _is_whole(read: object) -> TypeGuard[dict[str, Any]]:
+    if not isinstance(read, dict) or not isinstance(read.get("finished"), bool):
+        return False
+    runs, training = read.get("measuring"), read.get("training")
+    if not isinstance(runs, list) or not isinstance(training, dict):
+        return False
+    parts = [*runs, *training.values()]
+    return all(isinstance(part, dict) and isinstance(part.get("seconds", 0.0), int | float) for part in parts)
+
+
+def _sha256(record: Path) -> str:
+    with record.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_finished(record: Path) -> bool:
-    """Tell whether a working record is whole: it is there, and what measured it came to its end."""
-    return record.is_file() and bool(_read(record)["finished"])
+    """Tell whether a working record is whole: as what measured it left it when it came to its end."""
+    known = _read(record)
+    return record.is_file() and known["finished"] and known.get("sha256") == _sha256(record)
+
+
+def remove_damaged(record: Path, read: Callable[[Path], object]) -> None:
+    """Remove a working record that is not what was measured, and say so on stderr: it is measured anew.
+
+    Its finished rows were altered or lost, or it cannot be read, or the JSON beside it is none. The rows of a
+    run that was killed are taken as they are.
+
+    Args:
+        read: the record's reader: it raises InputError or ValueError for a record that cannot be read.
+    """
+    if not record.is_file() or not (why := _damage(record, read)):
+        return
+    print(f"working record {record.name} {why}; it is measured anew", file=sys.stderr)
+    # First the hash goes: another process is not to hold what it measures now against the old one.
+    _write(record, _read(record), finished=False)
+    record.unlink(missing_ok=True)
+
+
+def _damage(record: Path, read: Callable[[Path], object]) -> str:
+    if is_finished(record):
+        return ""
+    known, file = _read(record), _file(record)
+    if known["finished"] and "sha256" in known:
+        return "was altered since it was measured"
+    try:
+        if file.is_file() and not _is_whole(json.loads(file.read_text(encoding="utf-8"))):
+            raise ValueError
+    except (OSError, ValueError, RecursionError):
+        return f"has a damaged {file.name} beside it"
+    try:
+        read(record)
+    except (InputError, ValueError):
+        return "cannot be read"
+    return ""
+
+
+def _write(record: Path, known: dict[str, Any], finished: bool) -> None:
+    known["finished"] = finished
+    known.pop("sha256", None)
+    if finished and record.is_file():
+        known["sha256"] = _sha256(record)
+    write_text_atomic(_file(record), json.dumps(known))
 
 
 @contextmanager
 def measuring(record: Path, store: Store, device: str) -> Iterator[None]:
     """Keep what the block takes, training aside, and which stored weights it uses; also where it fails.
 
+    Where the block comes to its end, the record's hash is kept as well.
+
     Args:
         record: that the block measures. device: that it computes on, as torch names it.
+
+    Raises:
+        InputError: there is a folder where the JSON beside the record belongs.
     """
+    if _file(record).is_dir():
+        raise InputError(f"{_file(record)} is a folder, where a file belongs; remove it")
+    if (before := _read(record))["finished"]:
+        _write(record, before, finished=False)
     started, finished = time.perf_counter(), False
     with store.use() as use:
         try:
@@ -52,8 +125,7 @@ def measuring(record: Path, store: Store, device: str) -> Iterator[None]:
             seconds = round(time.perf_counter() - started - use.seconds, 3)
             known["measuring"].append({"seconds": seconds, **machine(device)})
             known["training"] |= use.made
-            known["finished"] = finished
-            write_text_atomic(_file(record), json.dumps(known))
+            _write(record, known, finished)
 
 
 def summed(

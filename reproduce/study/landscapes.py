@@ -31,7 +31,7 @@ from lpe.number_systems.grids import Int
 from lpe.number_systems.rounding import absmax_scales
 from lpe.records import write_table
 from lpe.store import Store
-from reproduce.study.costs import measuring
+from reproduce.study.costs import measuring, remove_damaged
 from reproduce.study.keys import determinants
 from reproduce.study.scale import Data, bare, digest_of
 from reproduce.study.session import Session
@@ -65,8 +65,8 @@ def grid_table(
         digest.update(np.ascontiguousarray(numbers).tobytes())
     digest.update("\0".join([data, *sorted(surface.anchor_names)]).encode())
     path = session.working / f"landscape-{digest.hexdigest()[:24]}.csv"
-    columns = ("x", "y", "metric", "value")
     rows: list[dict[str, object]] = []
+    remove_damaged(path, _sorted)
     if path.is_file():
         rows = [{str(k): v for k, v in row.items()} for row in pd.read_csv(path).to_dict("records")]
     # Coordinates are compared as the file holds them.
@@ -82,7 +82,7 @@ def grid_table(
             for measured in line:
                 place = {"x": measured.pop("x"), "y": measured.pop("y")}
                 rows.extend({**place, "metric": metric, "value": value} for metric, value in measured.items())
-            write_table(rows, path, columns)
+            write_table(rows, path, GRID_COLUMNS)
             bar.update()
 
         measure_grid(surface, plane, xs.tolist(), ys.tolist(), lambda y: f"{y:.12g}" in finished, keep)
@@ -90,7 +90,10 @@ def grid_table(
 
 
 def _sorted(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path).sort_values(["metric", "y", "x"], ignore_index=True)
+    table = pd.read_csv(path)
+    if tuple(table.columns) != GRID_COLUMNS:
+        raise ValueError(f"{path} has the columns {', '.join(map(str, table.columns))}")
+    return table.sort_values(["metric", "y", "x"], ignore_index=True)
 
 
 def cloud_table(

@@ -20,9 +20,10 @@ from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
 from lpe.modules import apply, dtype_name
 from lpe.number_systems.naming import Systems
+from lpe.records import Records
 from lpe.store import Store
 from reproduce.study.cost_units import DEEP, measure_cost, measure_cost_rivals
-from reproduce.study.costs import is_finished, measuring
+from reproduce.study.costs import is_finished, measuring, remove_damaged
 from reproduce.study.families import (
     DeepEnsembleTraining,
     MultiPosteriorTraining,
@@ -308,6 +309,7 @@ def measure(session: Session, unit: Unit) -> None:
     record = session.working / f"{unit.file}-{key_of(session, unit)[:16]}.csv"
     session.records[unit] = record
     session.measured.add(record)
+    remove_damaged(record, Records)
     if is_finished(record):
         # To look for every row would take the unit's weights from the store.
         return

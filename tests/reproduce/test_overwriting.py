@@ -76,6 +76,21 @@ def test_a_record_is_replaced_where_that_is_asked_for(figure: Callable[..., int]
     assert json.loads((folder / "fig1.json").read_text())["seeds"] == [0]
 
 
+def test_a_landscape_whose_working_record_was_altered_is_measured_anew_and_the_figures_is_the_same(
+    figure: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert figure(fig1, out, "--seeds", "1") == 0
+    grid = (out / "fig1_landscape.csv").read_bytes()
+    (working,) = (tmp_path / "work" / "records" / "tiny").glob("landscape-*.csv")
+    measured = working.read_text()
+    *rows, last = measured.splitlines(keepends=True)
+    working.write_text("".join([*rows, last.rpartition(",")[0] + ",9.5\n"]))
+    assert figure(fig1, out, "--seeds", "1") == 0
+    assert "was altered since it was measured; it is measured anew" in capsys.readouterr().err
+    assert working.read_text() == measured and (out / "fig1_landscape.csv").read_bytes() == grid
+
+
 def test_a_figures_json_says_what_training_and_measuring_took_also_in_an_earlier_run(
     figure: Callable[..., int], tmp_path: Path
 ) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
+from lpe.errors import InputError
 from lpe.provenance import machine
+from lpe.records import Records
 from lpe.store import Store
-from reproduce.study.costs import is_finished, measuring, summed
+from reproduce.study.costs import is_finished, measuring, remove_damaged, summed
 
 HERE = machine("cpu")
 
 
 TRAINING, MEASURING = 5.0, 3.0
+ROWS = [{"metric": "nll", "size": size, "value": size / 4} for size in (1, 2, 3)]
 
 
 @pytest.fixture
@@ -50,7 +55,7 @@ class Work:
             for seed in seeds:
                 self.train(seed)
             self.clock[0] += MEASURING
-            record.touch()
+            Records(record).add(ROWS)
 
 
 def test_training_is_not_counted_as_measuring(work: Work, tmp_path: Path) -> None:
@@ -86,7 +91,7 @@ def test_measuring_that_failed_is_counted_and_the_record_is_not_finished(work: W
     record = tmp_path / "a.csv"
     with pytest.raises(RuntimeError), measuring(record, work.store, "cpu"):
         work.clock[0] += MEASURING
-        record.touch()
+        Records(record).add(ROWS[:1])
         raise RuntimeError
     assert not is_finished(record)
     work.measure(record)
@@ -98,3 +103,123 @@ def test_a_record_that_was_removed_is_not_finished(work: Work, tmp_path: Path) -
     work.measure(tmp_path / "a.csv")
     (tmp_path / "a.csv").unlink()
     assert not is_finished(tmp_path / "a.csv")
+
+
+def _last_line_cut(content: bytes) -> bytes:
+    return b"".join(content.splitlines(keepends=True)[:-1])
+
+
+DAMAGE = {
+    "value changed": lambda content: content.replace(b"0.25", b"0.26"),
+    "row dropped": _last_line_cut,
+    "header only": lambda content: content.splitlines(keepends=True)[0],
+    "cut within a line": lambda content: content[:-4],
+    "empty": lambda content: b"",
+    "not text": lambda content: b"\xff\xfe",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_finished_record_that_was_altered_is_measured_anew(
+    work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    record = tmp_path / "a.csv"
+    work.measure(record)
+    content = record.read_bytes()
+    record.write_bytes(DAMAGE[damage](content))
+    assert record.read_bytes() != content and not is_finished(record)
+    remove_damaged(record, Records)
+    said = "working record a.csv was altered since it was measured; it is measured anew\n"
+    assert capsys.readouterr().err == said
+    assert not record.exists()
+    work.measure(record)
+    assert record.read_bytes() == content and is_finished(record)
+
+
+def test_a_finished_record_is_left_alone(work: Work, tmp_path: Path) -> None:
+    record = tmp_path / "a.csv"
+    work.measure(record)
+    remove_damaged(record, lambda _: pytest.fail("it was read"))
+    assert is_finished(record)
+
+
+def _fail_after(work: Work, record: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    with pytest.raises(RuntimeError), measuring(record, work.store, "cpu"):
+        Records(record).add(rows)
+        raise RuntimeError
+
+
+def test_the_rows_of_a_run_that_failed_are_gone_on_from(work: Work, tmp_path: Path) -> None:
+    record = tmp_path / "a.csv"
+    _fail_after(work, record, ROWS[:1])
+    remove_damaged(record, Records)
+    assert len(Records(record)) == 1
+
+
+def test_a_failed_runs_rows_that_cannot_be_read_are_measured_anew(
+    work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "a.csv"
+    _fail_after(work, record, ROWS[:1])
+    record.write_bytes(record.read_bytes()[:-4])
+    remove_damaged(record, Records)
+    assert capsys.readouterr().err == "working record a.csv cannot be read; it is measured anew\n"
+    assert not record.exists()
+
+
+def test_a_record_that_is_measured_again_is_not_held_against_its_old_hash(work: Work, tmp_path: Path) -> None:
+    record = tmp_path / "a.csv"
+    work.measure(record)
+    record.unlink()
+    with measuring(record, work.store, "cpu"):
+        Records(record).add(ROWS[:1])
+        remove_damaged(record, Records)  # as another process would
+        assert len(Records(record)) == 1
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        '"x"',
+        "{}",
+        '{"finished": true}',
+        '{"finished": "yes", "measuring": [], "training": {}}',
+        '{"finished": true, "measuring": [1], "training": {}}',
+        '{"finished": true, "measuring": [{"seconds": "1"}], "training": {}}',
+        '{"finished": true, "measuring": [], "training": []}',
+        "[" * 100_000,
+    ],
+    ids=lambda odd: odd[:60],
+)
+def test_a_record_with_an_odd_json_beside_it_is_measured_anew(
+    work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str], odd: str
+) -> None:
+    record = tmp_path / "a.csv"
+    work.measure(record)
+    (tmp_path / "a.csv.json").write_text(odd)
+    remove_damaged(record, Records)
+    assert "has a damaged a.csv.json beside it; it is measured anew" in capsys.readouterr().err
+    work.measure(record)
+    assert is_finished(record)
+    assert summed([record], {})["measuring"] == [{"seconds": MEASURING, "of": 1, **HERE}]
+
+
+def test_a_record_of_before_hashes_were_kept_is_looked_through(work: Work, tmp_path: Path) -> None:
+    record, beside = tmp_path / "a.csv", tmp_path / "a.csv.json"
+    work.measure(record)
+    said = json.loads(beside.read_text())
+    del said["sha256"]
+    beside.write_text(json.dumps(said))
+    remove_damaged(record, Records)
+    assert len(Records(record)) == len(ROWS) and not is_finished(record)
+
+
+def test_a_folder_in_place_of_the_json_is_one_line_before_any_work(work: Work, tmp_path: Path) -> None:
+    (tmp_path / "a.csv.json").mkdir()
+    with pytest.raises(InputError, match=r"a\.csv\.json is a folder, where a file belongs; remove it\Z"):
+        with measuring(tmp_path / "a.csv", work.store, "cpu"):
+            pytest.fail("it was measured")

@@ -186,6 +186,16 @@ def test_a_finished_unit_is_not_looked_into_again(session: Session, monkeypatch:
     measure(session, Unit(MAIN, "SGD", 0))
 
 
+def test_a_finished_unit_whose_record_was_altered_is_measured_again(session: Session) -> None:
+    unit = Unit(MAIN, "SGD", 0)
+    measure(session, unit)
+    path = session.records[unit]
+    record = path.read_bytes()
+    path.write_bytes(b"".join(record.splitlines(keepends=True)[:-5]))
+    measure(session, unit)
+    assert path.read_bytes() == record
+
+
 def test_a_finished_unit_whose_record_is_gone_is_measured_again(session: Session) -> None:
     unit = Unit(MAIN, "SGD", 0)
     measure(session, unit)
