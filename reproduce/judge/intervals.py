@@ -10,7 +10,8 @@ Three kinds, one for each unit of a statistic:
 
 Each has a function that gives the *level of a limit*: the smallest α at which the 1 − α interval excludes the
 limit, which is the two-sided p-value. So an interval and a p-value never disagree. A percentile interval of
-a handful of values is too narrow (of five it covers 85 %, not 95 %): it is for examples, not for seeds.
+a handful of values is too narrow (of five it covers 85 %, of 20 93 %, not 95 %): it is for examples, not for
+seeds, and of fewer than 20 examples there is none.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ RESAMPLES = 10_000
 POWER = 0.8
 MOST_SEEDS = 1000
 """Seeds beyond which a claim is called never decided."""
+
+LEAST_EXAMPLES = 20
+"""Examples below which a percentile interval is too narrow to decide anything."""
 
 NODES = 64
 """Of the quadrature for the power: it is right to 1e-5."""

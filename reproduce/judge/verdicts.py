@@ -36,6 +36,7 @@ from lpe.records import KEY
 from reproduce.judge.claims import Claim, Side
 from reproduce.judge.examples import Columns, ExampleValues, NotAvailable, columns_of
 from reproduce.judge.intervals import (
+    LEAST_EXAMPLES,
     LEVEL,
     MOST_SEEDS,
     fieller_interval,
@@ -191,7 +192,12 @@ def over_examples(values: np.ndarray, draws: np.ndarray, side: Side, level: floa
     Args:
         values: one an example, [n, 1]; of a ratio the numerators and the denominators, [n, 2]. draws: their
             means on resamples, [resamples, 1 or 2].
+
+    Returns:
+        Of fewer than LEAST_EXAMPLES an estimate whose interval has no bounds: it decides nothing.
     """
+    if len(values) < LEAST_EXAMPLES:
+        return _estimate(values, (-math.inf, math.inf), lambda limit: 1.0, side)
     ratio, sure = draws[:, 0], 0.0
     if draws.shape[1] == 2:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -331,12 +337,18 @@ def _verdict(
         outcome = "reported" if side.is_open else "undecided"
         found = examples or replace(found, low=NOTHING, high=NOTHING, verdict=outcome, level=NOTHING)
         instead = examples_instead or instead
+        few = found
         examples = examples_instead = None
+    else:
+        few = examples
+    if few is not None and math.isinf(few.low) and few.n < LEAST_EXAMPLES:
+        note = notes(note, f"{few.n} test examples decide nothing, {LEAST_EXAMPLES} are needed")
     needed = ""
     if found.verdict == "undecided" and math.isfinite(found.spread):
         most = MOST_EXAMPLES if unit == "example" else MOST_SEEDS
         enough = needed_units(found.effect, found.spread, side.low, side.high, level, most=most)
-        needed = "never" if enough is None else str(enough)
+        least = LEAST_EXAMPLES if unit == "example" else 0
+        needed = "never" if enough is None else str(max(enough, least))
     if math.isnan(found.effect):
         note = notes(note, "its denominator is 0")
     return Verdict(
@@ -466,8 +478,11 @@ def _taken_up(kept: pd.DataFrame, case: _Case) -> tuple[Estimate, Estimate | Non
 
     def read(prefix: str) -> Estimate:
         numbers = {name: float(row[f"{prefix}{name}"]) for name in _MEASURED}
+        if int(row["n"]) < LEAST_EXAMPLES and not math.isnan(numbers["low"]):
+            numbers |= {"low": -math.inf, "high": math.inf, "level": 1.0}
         outcome = case.side.outcome(numbers["low"], numbers["high"])
         return Estimate(**numbers, n=int(row["n"]), verdict=outcome)
 
     instead = read("instead_")
-    return read(""), None if math.isnan(instead.effect) else instead
+    # An effect may be NaN, where a denominator is 0: what was not estimated has no limits either.
+    return read(""), None if math.isnan(instead.low) else instead

@@ -28,16 +28,16 @@ EXAMPLES = 200
 class World:
     """A record of some seeds, and the values of the examples that its values are the means of."""
 
-    def __init__(self, seeds: int, fresh: bool = False) -> None:
-        """Make it; ``fresh``: each seed tests images of its own."""
+    def __init__(self, seeds: int, fresh: bool = False, count: int = EXAMPLES) -> None:
+        """Make it; ``fresh``: each seed tests images of its own. count: of examples."""
         draws = np.random.default_rng(5)
-        hardness = draws.gamma(0.5, size=EXAMPLES)
+        hardness = draws.gamma(0.5, size=count)
         rows, self.kept = [], {}
         for seed in range(seeds):
             for method, offset in OFFSETS.items():
-                values = hardness * (1 + offset) + 0.1 * draws.normal(size=EXAMPLES)
+                values = hardness * (1 + offset) + 0.1 * draws.normal(size=count)
                 values = values.astype(np.float32).astype(float)
-                which = np.arange(EXAMPLES) + (seed * EXAMPLES if fresh else 0)
+                which = np.arange(count) + (seed * count if fresh else 0)
                 self.kept[method, seed] = (which, values)
                 system = "fp32" if method == "FP32" else "int4"
                 named = {"scale": "s", "substrate": "net", "point": "SGD", "method": method, "size": 1}
@@ -109,6 +109,27 @@ def test_images_of_several_seeds_count_each() -> None:
     assert examples.n == 3 * EXAMPLES
 
 
+@pytest.mark.parametrize(("count", "verdict"), [(1, "undecided"), (19, "undecided"), (20, "holds")])
+def test_fewer_than_20_test_examples_decide_nothing(count: int, verdict: str) -> None:
+    world = World(seeds=1, count=count)
+    which, values = world.kept["RTN", 0]
+    world.kept["LPE-BSR", 0] = which, values - 1.0 - 0.01 * np.arange(count)  # below in each example
+    means = {method: world.kept[method, 0][1].mean() for method in OFFSETS}
+    world.record["value"] = world.record["method"].map(means)
+    found = judged(world, "example")
+    assert (found.verdict, found.n) == (verdict, count)
+    said = f"{count} test examples decide nothing, 20 are needed"
+    assert (said in found.note) == math.isinf(found.low) == (verdict == "undecided")
+    assert found.needed == ("" if verdict == "holds" else "20" if count > 1 else "")
+
+
+def test_beside_seeds_a_handful_of_test_examples_decides_nothing_and_is_said() -> None:
+    found = judged(World(seeds=3, count=5), "same images")
+    assert found.examples is not None
+    assert (found.examples.verdict, found.examples.low, found.examples.n) == ("undecided", -math.inf, 5)
+    assert "5 test examples decide nothing, 20 are needed" in found.note
+
+
 def test_of_a_ratio_the_bootstrap_draws_both_means_together() -> None:
     world = World(seeds=1)
     verdict = judged(world, "example", RATIO)
@@ -153,6 +174,27 @@ def test_what_was_kept_gives_the_same_verdicts_without_the_examples(unit: str) -
     first = judge_all([BELOW, RATIO], world.record, unit, examples=world.find)
     again = judge_all([BELOW, RATIO], world.record, unit, kept=kept_of(first))
     assert again == first
+
+
+@pytest.mark.parametrize("count", [5, EXAMPLES])
+def test_what_was_kept_is_kept_again_as_it_was_also_where_a_denominator_is_0(count: int) -> None:
+    world = World(seeds=3, count=count)
+    for seed in range(3):
+        world.kept["FP32", seed] = world.kept["FP32", seed][0], np.zeros(count)
+    world.record.loc[world.record["method"] == "FP32", "value"] = 0.0
+    # Of FP32 in LPE-BSR's place it is 0 / 0.
+    zero = Claim("Z", "s", Side(0.5, 2.0), "ratio", lambda record: ratio(RTN, LOW, record))
+    first = judge_all([zero], world.record, "same images", examples=world.find)
+    assert first[0].examples_instead is not None and math.isnan(first[0].examples_instead.effect)
+    again = judge_all([zero], world.record, "same images", kept=kept_of(first))
+    pd.testing.assert_frame_equal(kept_of(again), kept_of(first))
+
+
+def test_what_was_kept_of_a_handful_of_examples_decides_nothing() -> None:
+    world = World(seeds=1, count=5)
+    (row,) = kept_estimates(judge_all([BELOW], world.record, "example", examples=world.find))
+    decided = pd.DataFrame([row | {"low": -2.0, "high": -1.0, "level": 0.001}], columns=list(KEPT))
+    assert judge_all([BELOW], world.record, "example", kept=decided)[0].verdict == "undecided"
 
 
 def test_what_was_kept_of_other_values_is_not_taken_up() -> None:
