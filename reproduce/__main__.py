@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
         if asked.only is None:
             scripts = [script for script in scripts if not script.lacks(chosen)]
         else:
-            names = asked.only.split(",")
+            names = list(dict.fromkeys(asked.only.split(",")))
             for name in names:
                 if name not in FIGURES:
                     raise InputError(f"unknown figure or table {name!r}; there are {', '.join(FIGURES)}")

@@ -35,7 +35,7 @@ def run_file(path: Path) -> ModuleType:
         sys.path.append(str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a file that ends its process is no end of a run
         del sys.modules[name]
         raise InputError(f"{path.name} cannot be run: {type(error).__name__}: {error}") from error
     return module

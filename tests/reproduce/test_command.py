@@ -69,6 +69,16 @@ def test_plot_only_on_a_file_that_is_no_record_says_so(
     assert not (tmp_path / "fig2.png").exists()
 
 
+@pytest.mark.parametrize("code", ["0", "3", "'enough'"])
+def test_a_scales_file_that_ends_its_process_is_one_line_and_exit_code_2(
+    code: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(f"raise SystemExit({code})\n")
+    assert run(["--scale", str(tmp_path / "mine.py")]) == 2
+    said = f"error: mine.py cannot be run: SystemExit: {code.strip(chr(39))}\n"
+    assert capsys.readouterr().err == said
+
+
 def test_an_unknown_figure_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert everything.main(["--only", "fig2,fig99"]) == 2
     said = capsys.readouterr().err

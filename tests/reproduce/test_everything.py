@@ -121,6 +121,15 @@ def test_it_ends_with_a_table_of_what_was_rendered(
     assert total.startswith("in all ") and total.endswith("1 process")
 
 
+def test_a_figure_that_is_named_twice_is_rendered_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[str] = []
+    monkeypatch.setattr(everything, "run_figure", lambda script, *_, **__: rendered.append(script.name) or 0)
+    assert everything.main(["--only", "fig5,fig2,fig5", "--plot-only", "--out", str(tmp_path)]) == 0
+    assert rendered == ["fig5", "fig2"]
+
+
 def test_figures_are_redrawn_in_several_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(REPOSITORY / "figures" / "digits" / "fig2.csv", tmp_path)
     arguments = ["--only", "fig2", "--plot-only", "--out", str(tmp_path), "--jobs"]
