@@ -35,6 +35,8 @@ from reproduce.command import (
     parser,
     rehearse,
     run_figure,
+    scale_arguments,
+    scale_options,
 )
 from reproduce.draw import page
 from reproduce.rendering import Rendered
@@ -61,8 +63,10 @@ def main(arguments: list[str]) -> int:
     options.add_argument("--jobs", type=int, default=1, help="processes, one thread each (default: 1)")
     try:
         asked = options.parse_args(arguments)
-        chosen = find.scale(asked.scale)
         check_options(asked)
+        options_of_scale = scale_options(asked)
+        recorded = asked.out or find.folder_of(asked.scale)
+        chosen = find.scale(asked.scale, options_of_scale, recorded if asked.plot_only else None)
         seeds_asked(chosen, asked.seeds)
         if asked.jobs < 1:
             raise InputError(f"--jobs must be 1 or more, not {asked.jobs}")
@@ -89,7 +93,7 @@ def main(arguments: list[str]) -> int:
         for option in ("seeds", "wandb"):
             if getattr(asked, option) is not None:
                 passed_on += [f"--{option}", str(getattr(asked, option))]
-        passed_on += ["--overwrite"] * asked.overwrite
+        passed_on += [*scale_arguments(options_of_scale), *["--overwrite"] * asked.overwrite]
         started = time.time()
         pool = (
             parallel.workers(asked.jobs, own.in_another_process())

@@ -70,7 +70,7 @@ def parser(figure: str, description: str | None) -> Parser:
         "--scale",
         default=find.DEFAULT,
         metavar="NAME or FILE",
-        help=f"networks, data and settings: {', '.join(find.SCALES)}, or a file of your own, mine.toml (see "
+        help=f"networks, data and settings: {', '.join(find.names())}, or a file of your own, mine.toml (see "
         f"docs/own_scale.md) or mine.py (default: {find.DEFAULT})",
     )
     made.add_argument(
@@ -78,6 +78,7 @@ def parser(figure: str, description: str | None) -> Parser:
         type=int,
         help="training seeds 0 … N-1 (default: the scale's, more for training-free claims)",
     )
+    add_scale_options(made)
     made.add_argument("--out", type=Path, help="folder of the results (default: figures/SCALE)")
     made.add_argument("--plot-only", action="store_true", help="redraw from the record in the folder")
     add_width(made, page.BOTH_COLUMNS)
@@ -97,6 +98,36 @@ def parser(figure: str, description: str | None) -> Parser:
         help="where weights are given: rehearse at the true shapes, with random weights and synthetic inputs",
     )
     return made
+
+
+def add_scale_options(made: argparse.ArgumentParser) -> None:
+    """Give a parser the options of which some scales are made; see :func:`scale_options`."""
+    taken = {
+        option: " and ".join(name for name, takes in find.TAKEN.items() if option in takes)
+        for option in vars(find.Options())
+    }
+    made.add_argument(
+        "--data",
+        type=Path,
+        help=f"folder or file of the data (default: LPE_DATA, else data/); {taken['data']}",
+    )
+    made.add_argument(
+        "--points", type=Path, help=f"folder of given trained points (default: LPE_POINTS); {taken['points']}"
+    )
+    made.add_argument(
+        "--images", type=int, help=f"test images of what is not measured on all; {taken['images']}"
+    )
+    made.add_argument("--updates", type=int, help=f"of a training; {taken['updates']}")
+
+
+def scale_options(asked: argparse.Namespace) -> find.Options:
+    """Return the options of a command line by which a scale is made."""
+    return find.Options(asked.data, asked.points, asked.images, asked.updates)
+
+
+def scale_arguments(options: find.Options) -> list[str]:
+    """Return the options as a command line has them."""
+    return [text for name, value in options.given.items() for text in (f"--{name}", str(value))]
 
 
 def add_width(made: argparse.ArgumentParser, default: float) -> None:
@@ -183,6 +214,7 @@ def _once(lines: Iterable[tuple[str, ...]]) -> list[str]:
 def check_options(asked: argparse.Namespace) -> None:
     """Raise InputError for options that a redrawing would ignore."""
     given = {"--seeds": asked.seeds, "--wandb": asked.wandb}
+    given |= {f"--{name}": value for name, value in scale_options(asked).given.items()}
     ignored = [f"{option} {value}" for option, value in given.items() if value is not None]
     ignored += ["--overwrite"] * asked.overwrite + ["--random-weights"] * asked.random_weights
     if asked.plot_only and ignored:
@@ -235,9 +267,10 @@ def run_figure(
     figure = script.name
     try:
         asked = parser(figure, script.description).parse_args(arguments)
-        chosen = find.scale(asked.scale)
-        script.check(chosen)
         check_options(asked)
+        recorded = (asked.out or find.folder_of(asked.scale)) / f"{figure}.json"
+        chosen = find.scale(asked.scale, scale_options(asked), recorded if asked.plot_only else None)
+        script.check(chosen)
         seeds_asked(chosen, asked.seeds)
         page.check_width(asked.width)
         out = asked.out or REPOSITORY / "figures" / chosen.name
@@ -268,7 +301,7 @@ def run_figure(
                     started,
                     summed(session.measured, use.made),
                 )
-                with page.page(asked.width):
+                with page.page(asked.width, chosen.heading):
                     paths, lines = script.draw(out, chosen)
                 written = [record, out / f"{figure}.json", *paths]
                 session.tracker.artifact(f"{figure}-{chosen.name}", "figure", written)
@@ -277,7 +310,7 @@ def run_figure(
                 raise InputError(
                     f"there is no record {record_name(figure)} in {out}; run without --plot-only first"
                 )
-            with page.page(asked.width):
+            with page.page(asked.width, chosen.heading):
                 written, lines = script.draw(out, chosen)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

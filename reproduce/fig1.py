@@ -51,6 +51,8 @@ from reproduce.study.landscapes import (
     WeightPair,
     expected_rise,
     grid_table,
+    planes_batches,
+    planes_words,
     rounding_pairs,
     squared_gradients,
 )
@@ -105,7 +107,7 @@ def compute(session: Session) -> dict[str, object]:
     weights = weight_vector(net)
     system = lpe.Int(min(session.scale.settings.bits))
     pair = _searched(session, net, system, data.train, data.statistics or ())
-    surface = Surface(net, data.test, statistics=data.statistics or ())
+    surface = Surface(net, planes_batches(data), statistics=data.statistics or ())
     plane = pair.plane(weights)
 
     rows = [_row(pair, TRAINED, pair.codes, pair.values, 0.0, surface.measure(weights)["nll"])]
@@ -123,12 +125,12 @@ def compute(session: Session) -> dict[str, object]:
         reach = [-system.largest_code - BEYOND, system.largest_code + BEYOND, low, low + 1 + 2 * AROUND]
         around = [edge * pair.step for edge in reach]
         lines.append(grid_lines(sorted(set(points[letter])), shape.resolution, 0.0, around))
-    seen = f"test {main.example}s of seed {shape.seed}"
+    seen = planes_words(session.scale)
     grid = grid_table(session, surface, plane, lines[0], lines[1], seen, "plane of two weights")
     grid = grid[grid["metric"] == "nll"]
     write_table(grid[list(GRID_COLUMNS)], session.out / "fig1_landscape.csv", GRID_COLUMNS)
     write_table(points[list(POINT_COLUMNS)], session.out / "fig1.csv", POINT_COLUMNS)
-    return {"candidates": CANDIDATES}
+    return {"candidates": CANDIDATES, "planes": planes_words(session.scale)}
 
 
 def _searched(
@@ -218,7 +220,13 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
             _neighbour(axes[3], trained, neighbour, BIT_STYLES[bits])
         axes[3].set_xlim(left, left + side)
         axes[3].set_ylim(below, below + side)
-        panels.colour_bar(figure, filled, bar, f"test NLL (nats per {noun(chosen)})", levels[1::2])
+        panels.colour_bar(
+            figure,
+            filled,
+            bar,
+            f"{chosen.settings.landscape.split} NLL (nats per {noun(chosen)})",
+            levels[1::2],
+        )
         paths = panels.save(figure, folder, "fig1")
     place = f"{trained['tensor']}, output channel {trained['channel']}, inputs {trained['x_input']} and "
     lines = [

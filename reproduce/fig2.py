@@ -47,7 +47,7 @@ def lacks(chosen: Scale) -> str:
 
 def wanted(session: Session) -> list[Unit]:
     """Return the units that the figure shows."""
-    return units([session.scale.main], session.scale.points, session.seeds)
+    return units([session.scale.of_points], session.scale.points, session.seeds)
 
 
 def compute(session: Session) -> dict[str, object]:

@@ -48,6 +48,7 @@ from reproduce.study.landscapes import (
     PLANE_GRID_COLUMNS,
     drawn_around,
     planes_of,
+    planes_words,
     point_of,
 )
 from reproduce.study.measurements import measure_all, posteriors
@@ -67,7 +68,7 @@ def lacks(chosen: Scale) -> str:
 
 def wanted(session: Session) -> list[Unit]:
     """Return the units that the figure shows."""
-    return units([session.scale.main], session.scale.posteriors, session.seeds)
+    return units([session.scale.of_points], session.scale.posteriors, session.seeds)
 
 
 def compute(session: Session) -> dict[str, object]:
@@ -75,7 +76,8 @@ def compute(session: Session) -> dict[str, object]:
     measure_all(session, wanted(session))
     measure_landscapes(session)
     write_table(selected(session, wanted(session), methods=METHODS), session.out / "fig3.csv", COLUMNS)
-    return {"posteriors": posteriors(session, session.scale.posteriors, [])}
+    known = posteriors(session, session.scale.posteriors, [])
+    return {"planes": planes_words(session.scale), "posteriors": known}
 
 
 def measure_landscapes(session: Session) -> None:

@@ -44,7 +44,9 @@ from reproduce.study.landscapes import (
     PLANE_GRID_COLUMNS,
     RADIAL,
     Solution,
+    planes_examples,
     planes_of,
+    planes_words,
 )
 from reproduce.study.measurements import first_snapshots, measure_all
 from reproduce.study.records import DISAGREEMENT, selected
@@ -70,7 +72,10 @@ def compute(session: Session) -> dict[str, object]:
     measure_all(session, wanted(session))
     measure_landscape(session)
     write_table(selected(session, wanted(session)), session.out / "fig4.csv", COLUMNS)
-    return {"landscape_bits": session.scale.settings.best_bits}
+    return {
+        "landscape_bits": session.scale.settings.best_bits,
+        "planes": planes_words(session.scale),
+    }
 
 
 def measure_landscape(session: Session) -> None:
@@ -101,8 +106,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     best = chosen.settings.best_bits
     marks = {FIRST: SINGLE_STYLE, SECOND: FAMILY_STYLES["SSE"], LOW: BIT_STYLES[best]}
     shown = shown_as(marks, {LOW: f"{LOW} of the {FIRST}, INT-{best}"}, LOW)
-    assert chosen.main is not None
-    examples = chosen.main.source.load(chosen.settings.landscape.seed).test_count
+    examples = planes_examples(chosen)
 
     def corner(axes: Axes) -> str:
         _disagreement_panel(axes, record, chosen)

@@ -45,7 +45,9 @@ from reproduce.study.landscapes import (
     PLANE_GRID_COLUMNS,
     THROUGH,
     drawn_around,
+    planes_examples,
     planes_of,
+    planes_words,
     point_of,
 )
 from reproduce.study.measurements import measure_all, posteriors
@@ -65,7 +67,7 @@ def lacks(chosen: Scale) -> str:
 
 def wanted(session: Session) -> list[Unit]:
     """Return the units that the figure shows: claim C5's."""
-    return units([session.scale.main], ["IVON"], session.seeds)
+    return units([session.scale.of_points], ["IVON"], session.seeds)
 
 
 def compute(session: Session) -> dict[str, object]:
@@ -74,7 +76,11 @@ def compute(session: Session) -> dict[str, object]:
     measure_landscape(session)
     write_table(selected(session, wanted(session), methods=METHODS), session.out / "fig6.csv", COLUMNS)
     known = posteriors(session, ["IVON"], [])
-    return {"landscape_bits": session.scale.settings.best_bits, "posteriors": known}
+    return {
+        "landscape_bits": session.scale.settings.best_bits,
+        "planes": planes_words(session.scale),
+        "posteriors": known,
+    }
 
 
 def measure_landscape(session: Session) -> None:
@@ -95,8 +101,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     best = chosen.settings.best_bits
     marks = {point_of(POSTERIOR): SINGLE_STYLE, BMA: BMA_STYLE, LOW: BIT_STYLES[best]}
     shown = shown_as(marks, {LOW: f"{LOW}, INT-{best}"}, LOW)
-    assert chosen.main is not None
-    examples = chosen.main.source.load(chosen.settings.landscape.seed).test_count
+    examples = planes_examples(chosen)
 
     def corner(axes: Axes) -> str:
         _ambiguity_panel(axes, record, chosen)

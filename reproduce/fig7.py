@@ -110,7 +110,7 @@ def _change_panel(axes: Axes, summary: Summary, chosen: Scale, substrates: Seque
     for substrate in substrates:
         single = What(substrate, "SGD", FP32)
         change = (
-            summary.values(_bsr(chosen, substrate, chosen.settings.size)) - summary.values(single)
+            summary.values(_bsr(chosen, substrate, chosen.settings.large_size)) - summary.values(single)
         ).dropna()
         low, high = student_interval(change.to_numpy())
         parameters.append(summary.parameters(single))
@@ -126,7 +126,7 @@ def _change_panel(axes: Axes, summary: Summary, chosen: Scale, substrates: Seque
     axes.set_xticks(parameters, [_parameters(number) for number in parameters])
     axes.minorticks_off()
     axes.set_xlim(0.6 * min(parameters), 1.7 * max(parameters))
-    axes.set_ylabel(f"{chosen.settings.size} members − {summary.common_name()} (nats)")
+    axes.set_ylabel(f"{chosen.settings.large_size} members − {summary.common_name()} (nats)")
 
 
 def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:

@@ -54,7 +54,7 @@ def lacks(chosen: Scale) -> str:
 
 def wanted(session: Session) -> list[Unit]:
     """Return the units that the figure shows."""
-    return units([session.scale.main], session.scale.points, session.seeds)
+    return units([session.scale.of_points], session.scale.points, session.seeds)
 
 
 def compute(session: Session) -> dict[str, object]:
@@ -68,12 +68,12 @@ def compute(session: Session) -> dict[str, object]:
 def curves_of(summary: Summary, chosen: Scale, point: str) -> list[tuple[What, str, str, str]]:
     """List what a point's panels show: (what, colour, marker, label)."""
     shown = (
-        [(What(chosen.substrate, point, "BMA"), *BMA_STYLE, "BMA, FP32")]
+        [(What(chosen.points_substrate, point, "BMA"), *BMA_STYLE, "BMA, FP32")]
         if point in chosen.posteriors
         else []
     )
     for bits in chosen.settings.bits:
-        what = What(chosen.substrate, point, "LPE-BSR", f"int{bits}")
+        what = What(chosen.points_substrate, point, "LPE-BSR", f"int{bits}")
         shown.append((what, *BIT_STYLES[bits], f"LPE-BSR, INT-{bits}"))
     return shown
 
@@ -113,9 +113,9 @@ def _members_panel(axes: Axes, summary: Summary, chosen: Scale, point: str, refe
                 linestyle="none",
                 zorder=4,
             )
-    single = What(chosen.substrate, point, FP32)
+    single = What(chosen.points_substrate, point, FP32)
     level = float(summary.values(single).mean())
-    scaled = float(summary.values(What(chosen.substrate, point, SCALED)).mean())
+    scaled = float(summary.values(What(chosen.points_substrate, point, SCALED)).mean())
     panels.single_models(axes, summary.memory_bits(single) / MEGABIT, level, scaled, "memory")
     panels.limit_values(axes, curves, [level, scaled])
     panels.memory_axis(axes, "n stored members (Mbit)")
@@ -160,8 +160,8 @@ def _finish_differences(
     axes: Axes, summary: Summary, chosen: Scale, point: str, reference: pd.Series
 ) -> None:
     """Draw the single FP32 models as lines, the first with its memory; make y an axis of differences."""
-    scaled = (summary.values(What(chosen.substrate, point, SCALED)) - reference).dropna()
-    memory = summary.memory_bits(What(chosen.substrate, point, FP32)) / MEGABIT
+    scaled = (summary.values(What(chosen.points_substrate, point, SCALED)) - reference).dropna()
+    memory = summary.memory_bits(What(chosen.points_substrate, point, FP32)) / MEGABIT
     panels.single_models(axes, memory, 0.0, float(scaled.mean()), "memory")
     difference_axis(axes, float(reference.mean()))
 
@@ -173,7 +173,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     with panels.style():
         figure, columns = panels.paired_grid(len(chosen.points), 3)
         for point, axes in zip(chosen.points, columns, strict=True):
-            reference = summary.values(What(chosen.substrate, point, FP32))
+            reference = summary.values(What(chosen.points_substrate, point, FP32))
             _members_panel(axes[0], summary, chosen, point, reference)
             _difference_panel(axes[1], summary, chosen, point, reference)
             _generator_panel(axes[2], summary, chosen, point, reference)

@@ -27,7 +27,6 @@ import pandas as pd
 from lpe.command_line import Parser
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
-from lpe.provenance import REPOSITORY
 from lpe.records import COLUMNS, KEY, MEASURED, Records, write_table
 from lpe.store import Store
 from lpe.writing import check_writable, write_text_atomic
@@ -304,8 +303,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     asked = options.parse_args(arguments)
     try:
-        chosen = find.scale(asked.scale)
-        out = asked.out or REPOSITORY / "figures" / chosen.name
+        out = asked.out or find.folder_of(asked.scale)
+        chosen = find.scale(asked.scale, recorded=out)
         record, files = read_records(out, chosen.name)
         check_writable(out)
         settings = Settings.of(chosen)

@@ -45,7 +45,7 @@ def lacks(chosen: Scale) -> str:
 
 def wanted(session: Session) -> list[Unit]:
     """Return the units that the table shows."""
-    return units([session.scale.main], session.scale.points, session.seeds)
+    return units([session.scale.of_points], session.scale.points, session.seeds)
 
 
 def compute(session: Session) -> dict[str, object]:
@@ -58,7 +58,7 @@ def compute(session: Session) -> dict[str, object]:
 
 def rows_of_point(chosen: Scale, point: str) -> list[tuple[What, str]]:
     """List what a point's block shows, with its title."""
-    substrate = chosen.substrate
+    substrate = chosen.points_substrate
     shown = [(What(substrate, point, FP32), "☆ single FP32"), (What(substrate, point, SCALED), SCALED)]
     several = [(What(substrate, point, "BMA"), "BMA, FP32")] if point in chosen.posteriors else []
     several += [
@@ -75,7 +75,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     seeds = []
     for point in chosen.points:
         for what, title in rows_of_point(chosen, point):
-            single = What(chosen.substrate, point, FP32)
+            single = What(chosen.points_substrate, point, FP32)
             rows.append(
                 [
                     point,
@@ -86,7 +86,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
             )
             seeds.append(summary.seeds(what))
     caption = (
-        f"The numbers behind figure 2: {chosen.substrate}, scale {chosen.name}, "
+        f"The numbers behind figure 2: {chosen.points_substrate}, scale {chosen.name}, "
         f"{counted_seeds(seeds)} training seeds."
     )
     notes = [

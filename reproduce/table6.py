@@ -98,7 +98,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
         ]
 
     rows = [row(single, "☆ single"), row(What(substrate, "SGD", SCALED), "single + temperature")]
-    for size in sorted({chosen.settings.claim_size, chosen.settings.size}):
+    for size in sorted({chosen.settings.claim_size, chosen.settings.large_size}):
         shown = [(What(substrate, "SGD", rival, "fp32", size), f"{rival}, tuned") for rival in RIVALS]
         shown += [
             (What(substrate, "SGD", "LPE-BSR", f"int{bits}", size), f"LPE-BSR, INT-{bits}")
@@ -111,7 +111,9 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
         grid[0]
         if len(grid) == 1
         else float(
-            summary.values(What(substrate, "SGD", rival, "fp32", chosen.settings.size), "setting").iloc[0]
+            summary.values(What(substrate, "SGD", rival, "fp32", chosen.settings.large_size), "setting").iloc[
+                0
+            ]
         )
         for rival, grid in zip(RIVALS, (compared.rivals.stds, compared.rivals.rates), strict=True)
     )

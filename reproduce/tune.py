@@ -45,7 +45,7 @@ from lpe.provenance import REPOSITORY
 from lpe.records import write_table
 from lpe.tracking import Tracker
 from lpe.writing import check_writable
-from reproduce.command import opened
+from reproduce.command import add_scale_options, opened, scale_options
 from reproduce.scales import find, own
 from reproduce.study.parallel import workers
 from reproduce.study.scale import Setting
@@ -166,12 +166,13 @@ def main(arguments: list[str]) -> int:
         help=f"tuning seeds {TUNING_SEED} … {TUNING_SEED}+N-1, on which nothing is judged "
         "(default: %(default)s)",
     )
+    add_scale_options(options)
     options.add_argument("--out", type=Path, help="folder of sweep.csv (default: figures/SCALE)")
     options.add_argument("--jobs", type=int, default=1, help="processes, one thread each (default: 1)")
     options.add_argument("--only", help="methods, by commas (default: all)")
     asked = options.parse_args(arguments)
     try:
-        chosen = find.scale(asked.scale)
+        chosen = find.scale(asked.scale, scale_options(asked))
         if chosen.sweep is None:
             raise InputError(f"scale {chosen.name} has nothing to tune; its recipes have other sources")
         only = None if asked.only is None else asked.only.split(",")

@@ -3,7 +3,7 @@
 From one of two places, named as what it is:
 
 - a folder that holds ``cifar-10-batches-py`` (or is it), as torchvision and the authors' archive lay it out;
-  the files' MD5 sums are torchvision's. It is downloaded only where ``download`` asks for it, by torchvision;
+  the files' MD5 sums are torchvision's. ``download`` fetches it;
 - one ``.npz`` file of JPEGs: ``header`` (uint8, the bytes that all images begin with), and for ``train`` and
   ``test`` each ``*_body`` (uint8, the rest of all images, one after another), ``*_off`` (where each begins,
   and the end: one more than there are images) and ``*_y`` (labels). Image i is
@@ -72,12 +72,11 @@ class CifarImages:
     test_labels: Tensor
 
 
-def load(source: str | os.PathLike[str], download: bool = False, threads: int | None = None) -> CifarImages:
+def load(source: str | os.PathLike[str], threads: int | None = None) -> CifarImages:
     """Read all images.
 
     Args:
-        source: the folder or the file. download: whether torchvision may fetch a folder's files that are not
-            there. threads: that decode JPEGs; None: as many as there are cores.
+        source: the folder or the file. threads: that decode JPEGs; None: as many as there are cores.
 
     Raises:
         InputError: nothing there, a wrong checksum, or arrays that are not CIFAR-10's.
@@ -85,17 +84,45 @@ def load(source: str | os.PathLike[str], download: bool = False, threads: int | 
     path = Path(source)
     if path.is_file():
         return _from_bundle(path, threads or os.cpu_count() or 1)
+    return _from_folder(_folder(path))
+
+
+def described(source: str | os.PathLike[str]) -> tuple[str, str]:
+    """Return the name and the sha256 that :func:`load` would give, without decoding the images.
+
+    Raises:
+        InputError: nothing there, or a file that is no such file of JPEGs.
+    """
+    path = Path(source)
+    if path.is_file():
+        held = _arrays(path)
+        offsets = held["test_off"].astype(np.int64)
+        first = held["header"].tobytes() + held["test_body"].tobytes()[offsets[0] : offsets[1]]
+        return f"{LOSSLESS} ({_jpeg_quality(first)})", hashlib.sha256(path.read_bytes()).hexdigest()
+    _folder(path)
+    return LOSSLESS, _digest_of_folder()
+
+
+def _folder(path: Path) -> Path:
     folder = path if path.name == FOLDER else path / FOLDER
     if not folder.is_dir():
-        if not download:
-            raise InputError(
-                f"no CIFAR-10 at {path}: give a folder that holds {FOLDER}, or an .npz file of its JPEGs"
-            )
-        _download(path)
-    return _from_folder(folder)
+        raise InputError(
+            f"no CIFAR-10 at {path}: give a folder that holds {FOLDER}, or an .npz file of its JPEGs"
+        )
+    return folder
 
 
-def _download(path: Path) -> None:
+def _digest_of_folder() -> str:
+    """Return the sha256 of a folder's images: of their checksums, which are compared when it is read."""
+    return hashlib.sha256("".join(CHECKSUMS.values()).encode()).hexdigest()
+
+
+def download(path: str | os.PathLike[str]) -> None:
+    """Fetch CIFAR-10 into a folder, by torchvision, which compares checksums.
+
+    Raises:
+        InputError: torchvision is not installed, or the files cannot be fetched.
+    """
     try:
         from torchvision.datasets import CIFAR10
     except ImportError:
@@ -131,11 +158,13 @@ def _from_folder(folder: Path) -> CifarImages:
         images[split].append(np.asarray(held["data"], dtype=np.uint8).reshape(-1, 3, SIDE, SIDE))
         labels[split] += held["labels"]
     pixels = {name: np.concatenate(parts).transpose(0, 2, 3, 1) for name, parts in images.items()}
-    digest = hashlib.sha256("".join(CHECKSUMS.values()).encode()).hexdigest()
-    return _checked(LOSSLESS, digest, pixels, {name: np.array(each) for name, each in labels.items()}, folder)
+    return _checked(
+        LOSSLESS, _digest_of_folder(), pixels, {name: np.array(each) for name, each in labels.items()}, folder
+    )
 
 
-def _from_bundle(path: Path, threads: int) -> CifarImages:
+def _arrays(path: Path) -> dict[str, Any]:
+    """Return the arrays of a file of JPEGs; InputError where one lacks."""
     try:
         # Opened here, so that it is closed where it turns out to be no .npz file.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -148,6 +177,11 @@ def _from_bundle(path: Path, threads: int) -> CifarImages:
     missing = [name for name in wanted if name not in held]
     if missing:
         raise InputError(f"{path} lacks the arrays {', '.join(missing)} of a file of CIFAR-10's JPEGs")
+    return held
+
+
+def _from_bundle(path: Path, threads: int) -> CifarImages:
+    held = _arrays(path)
     header = held["header"].tobytes()
     pixels, labels = {}, {}
     for split in IMAGES:

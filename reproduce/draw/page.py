@@ -1,4 +1,4 @@
-"""How wide the figures are drawn: a column of a page, at which every text keeps its size."""
+"""How wide the figures are drawn, a column of a page at which every text keeps its size; their heading."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ NARROWEST = 5.0
 """Inches: below, texts of 6.5 points would run into each other."""
 
 _width: ContextVar[float] = ContextVar("width", default=BOTH_COLUMNS)
+_heading: ContextVar[str] = ContextVar("heading", default="")
 
 
 def check_width(inches: float) -> float:
@@ -29,15 +30,21 @@ def check_width(inches: float) -> float:
 
 
 @contextmanager
-def page(inches: float) -> Iterator[None]:
-    """Draw figures at a width, for the time of a ``with``."""
-    token = _width.set(check_width(inches))
+def page(inches: float, heading: str = "") -> Iterator[None]:
+    """Draw figures at a width, and below a heading, for the time of a ``with``."""
+    token, of_heading = _width.set(check_width(inches)), _heading.set(heading)
     try:
         yield
     finally:
         _width.reset(token)
+        _heading.reset(of_heading)
 
 
 def width() -> float:
     """Return the width to draw at, in inches."""
     return _width.get()
+
+
+def heading() -> str:
+    """Return the line above the figures; "" for none."""
+    return _heading.get()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -29,7 +30,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from lpe.errors import InputError
 from lpe.writing import replacing
-from reproduce.draw.page import BOTH_COLUMNS, width
+from reproduce.draw.page import BOTH_COLUMNS, heading, width
 from reproduce.judge.intervals import student_interval
 
 # Okabe & Ito's palette: told apart with any of the usual colour-vision deficiencies.
@@ -93,6 +94,8 @@ def read_record(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as PDF and PNG (300 dots an inch), each whole or not at all; returns the paths."""
+    if heading():
+        figure.suptitle(textwrap.fill(heading(), int(19 * width())), fontsize=SMALL)
     paths = []
     for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
         buffer = io.BytesIO()

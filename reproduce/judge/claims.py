@@ -14,17 +14,8 @@ from functools import partial
 from reproduce.judge import statistics
 from reproduce.judge.intervals import LEVEL
 from reproduce.judge.statistics import Rows, StatisticOf
-from reproduce.study.records import BETTER_THAN_RTN
+from reproduce.study.records import BETTER_THAN_RTN, EQUAL_BITS
 from reproduce.study.scale import Scale
-
-EQUAL_BITS = (
-    (2, 4, "int8", "members stored one by one"),
-    (4, 4, "bf16", "members stored one by one"),
-    (3, 5, "bf16", "members stored one by one"),
-    (12, 4, "bf16", "members stored as planes, b + M bits a weight"),
-    (11, 5, "bf16", "members stored as planes, b + M bits a weight"),
-)
-"""C13's comparisons: members, their bits, the one network's number system, and how members are stored."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +58,8 @@ class Settings:
     """The claims' parameters.
 
     Args:
-        substrate: of the default network. networks: the substrates of table 1, smallest first.
+        substrate: of the default network. points_substrate: of it, where its points alone are compared; "": the
+            same. networks: the substrates of table 1, smallest first.
         compared_clip: table 6's substrate, on which C10 is judged too; "": there is none.
         bits: widths by which claims are reported. best_bits: the width of those that are not.
         claim_size: members, where an ensemble's size is not given by a budget.
@@ -96,8 +88,14 @@ class Settings:
     large_size: int = 20
     margin: float = 0.01
     noise_share: float | None = None
+    points_substrate: str = ""
     least_disagreement: float = 0.1
     ambiguity: tuple[float, float] = (0.5, 2.0)
+
+    @property
+    def of_points(self) -> str:
+        """The substrate of what is compared between points alone."""
+        return self.points_substrate or self.substrate
 
     @classmethod
     def of(cls, scale: Scale) -> Settings:
@@ -111,12 +109,13 @@ class Settings:
             claim_size=settings.claim_size,
             memory_models=settings.memory_models,
             noise_share=settings.noise_share,
+            points_substrate=scale.points_substrate,
             compared_clip="" if scale.compared is None else scale.compared.name,
             large_networks={
                 group: tuple(each.name for each in members) for group, members in scale.large.items()
             },
             large_bits=settings.large_bits,
-            large_size=settings.size,
+            large_size=settings.large_size,
         )
 
 
@@ -252,8 +251,8 @@ def _c5(settings: Settings, bits: int) -> Claim:
         "ratio",
         partial(
             statistics.learnt_ratio,
-            _bsr(settings, bits, "IVON", size, metric="ambiguity"),
-            _fp32(settings, "BMA", "IVON", size, metric="ambiguity"),
+            _bsr(settings, bits, "IVON", size, metric="ambiguity", substrate=settings.of_points),
+            _fp32(settings, "BMA", "IVON", size, metric="ambiguity", substrate=settings.of_points),
         ),
     )
 
@@ -299,8 +298,8 @@ def _c7(settings: Settings, point: str, bits: int) -> Claim:
         "nats",
         partial(
             statistics.equal_memory,
-            _fp32(settings, "BMA", point, None),
-            _bsr(settings, bits, point, None),
+            _fp32(settings, "BMA", point, None, substrate=settings.of_points),
+            _bsr(settings, bits, point, None, substrate=settings.of_points),
             models,
         ),
     )
@@ -347,8 +346,8 @@ def _c11(settings: Settings, bits: int) -> Claim:
         "nats",
         partial(
             statistics.difference,
-            _bsr(settings, bits, "SGD", size, metric=metric),
-            _fp32(settings, "FP32", "SGD", 1, metric=metric),
+            _bsr(settings, bits, "SGD", size, metric=metric, substrate=settings.of_points),
+            _fp32(settings, "FP32", "SGD", 1, metric=metric, substrate=settings.of_points),
         ),
     )
 
@@ -406,7 +405,10 @@ def _c14(settings: Settings) -> Claim:
         f"share of single BSR members, {size} a draw, with a lower NLL than RTN at INT-{bits}",
         Side(),
         "share",
-        partial(statistics.level_of, _bsr(settings, bits, "SGD", size, metric=BETTER_THAN_RTN)),
+        partial(
+            statistics.level_of,
+            _bsr(settings, bits, "SGD", size, metric=BETTER_THAN_RTN, substrate=settings.of_points),
+        ),
     )
 
 
@@ -415,7 +417,7 @@ def all_claims(settings: Settings) -> tuple[Claim, ...]:
     bits, size = settings.bits, settings.claim_size
     return (
         *_c1(settings),
-        *(_c2(settings, settings.substrate, settings.best_bits, size, point) for point in ("SWAG", "IVON")),
+        *(_c2(settings, settings.of_points, settings.best_bits, size, point) for point in ("SWAG", "IVON")),
         *(_c3(settings, width) for width in bits),
         *_budgets(settings, "C4", ("SSE", "CSGLD")),
         *(_c5(settings, width) for width in bits),

@@ -270,7 +270,7 @@ def slope(networks: Sequence[tuple[Rows, Rows, Rows]], record: pd.DataFrame) -> 
     log_parameters = np.log([network_parameters(single, record) for *_, single in networks])
     centred = log_parameters - log_parameters.mean()
     if not centred.any():
-        raise InputError("the networks of a slope all have the same number of parameters; give others")
+        raise NotRun("all networks have as many parameters")
     weights = np.repeat(centred / (centred @ centred), 2) * np.tile([1.0, -1.0], len(networks))
     return Statistic(weighted(*zip(weights.tolist(), rows, strict=True)), note=note)
 

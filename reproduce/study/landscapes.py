@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from lpe.records import write_table
 from lpe.store import Store
 from reproduce.study.costs import measuring, remove_damaged
 from reproduce.study.keys import determinants
-from reproduce.study.scale import Data, bare, digest_of
+from reproduce.study.scale import Batch, Data, Scale, bare, digest_of
 from reproduce.study.session import Session
 from reproduce.study.units import draw_seed
 
@@ -175,6 +175,28 @@ def drawn_around(session: Session, posterior: str, data: Data) -> tuple[Solution
     )
 
 
+def planes_words(chosen: Scale) -> str:
+    """Say on which examples the scale's planes are measured."""
+    shape = chosen.settings.landscape
+    assert chosen.main is not None
+    number = "" if shape.examples is None else f"{shape.examples:,} "
+    return f"{number}{shape.split} {chosen.main.example}s of seed {shape.seed}"
+
+
+def planes_batches(data: Data) -> Sequence[Batch]:
+    """Return the batches that landscapes are measured on."""
+    return data.test if data.planes is None else data.planes
+
+
+def planes_examples(chosen: Scale) -> int:
+    """Return the number of examples that the scale's planes are measured on."""
+    shape = chosen.settings.landscape
+    if shape.examples is not None:
+        return shape.examples
+    assert chosen.main is not None
+    return int(chosen.main.source.load(shape.seed).test_count)
+
+
 def planes_of(
     session: Session,
     solutions: tuple[Solution, Solution, Solution],
@@ -183,7 +205,7 @@ def planes_of(
     what: str,
     changes: bool,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Measure the radial plane of two solutions and the plane through all three, on the test examples.
+    """Measure the radial plane of two solutions and the plane through all three, on the planes' examples.
 
     Both have the solutions on lines of their grid, and show the margin around them; the radial plane from the
     zero vector on. The plane through the three has the first as its origin and the second on its x axis; it
@@ -203,13 +225,14 @@ def planes_of(
     anchors = {solution.name: solution.weights() for solution in solutions}
     weights = list(anchors.values())
     statistics = data.statistics or ()
-    plain = Surface(net, data.test, statistics=statistics)
-    surfaces = {RADIAL: plain, THROUGH: Surface(net, data.test, anchors, statistics) if changes else plain}
+    batches = planes_batches(data)
+    plain = Surface(net, batches, statistics=statistics)
+    surfaces = {RADIAL: plain, THROUGH: Surface(net, batches, anchors, statistics) if changes else plain}
     planes = {
         RADIAL: radial_plane(*(weights[place] for place in spanning)),
         THROUGH: plane_through(*weights),
     }
-    seen = f"test {session.main.example}s of seed {shape.seed}"
+    seen = planes_words(session.scale)
     if changes:
         # What is measured from an anchor off the plane depends on more than the plane's numbers.
         digest = hashlib.sha256(b"".join(each.numpy().tobytes() for each in weights)).hexdigest()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import lpe
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
-from lpe.modules import apply, dtype_name
+from lpe.modules import apply, dtype_name, with_tensors
 from lpe.number_systems.naming import Systems
 from lpe.records import Records
 from lpe.store import Store
@@ -32,10 +32,10 @@ from reproduce.study.families import (
 )
 from reproduce.study.keys import data_hash, determinants
 from reproduce.study.measurer import Measurer
-from reproduce.study.records import DISAGREEMENT, STD_OVER_FORGETTING
+from reproduce.study.records import DISAGREEMENT, EQUAL_BITS, STD_OVER_FORGETTING
 from reproduce.study.scale import Batch, Point, Rivals, Scale, Substrate, TestData, digest_of
 from reproduce.study.session import Session
-from reproduce.study.units import AXES, COST, COST_RIVALS, DISAGREEMENT_UNIT, LARGE, ROUNDING, Unit
+from reproduce.study.units import AXES, COST, COST_RIVALS, DISAGREEMENT_UNIT, LARGE, ROUNDING, Unit, units
 
 SNAPSHOTS = "SSE"
 
@@ -49,7 +49,14 @@ def measure_point(session: Session, unit: Unit) -> None:
     statistics = measurer.data.statistics
     measurer.single(solution.net, solution.backward_passes)
     systems = [lpe.Int(bits) for bits in settings.bits]
-    measurer.low_precision(solution.net, systems, settings.size, solution.backward_passes)
+    # What is compared with rivals is the estimate of the main network.
+    compared = unit.what == substrate.estimate and substrate.rivals is not None
+    size = settings.size
+    if compared and settings.equal_bits:
+        size = max(size, *(members for members, *_ in EQUAL_BITS))
+    measurer.low_precision(solution.net, systems, size, solution.backward_passes)
+    if compared and settings.equal_bits:
+        _one_network(measurer, solution)
     if solution.posterior is not None:
         measurer.measure("BMA", "fp32", "", _budgeted(solution, partial(solution.posterior, settings.size)))
         if STD_OVER_FORGETTING in solution.info:
@@ -59,15 +66,42 @@ def measure_point(session: Session, unit: Unit) -> None:
     for system in systems:
         sized = partial(_low_precision_of, solution.net, system)
         measurer.file_bytes("LPE-BSR", system.name, "bernoulli", _budgeted(solution, sized))
-    if unit.what == substrate.estimate:
-        if substrate.rivals is not None:
-            _tuned_rivals(measurer, solution, substrate.rivals)
+    if compared and substrate.rivals is not None:
+        _tuned_rivals(measurer, solution, substrate.rivals, settings.size)
         for system in systems:
             matched = partial(lpe.GaussianEnsemble, solution.net, system, settings.size, batches=statistics)
             measurer.measure("Gaussian, matched", system.name, "", _budgeted(solution, matched))
 
 
-def _tuned_rivals(measurer: Measurer, solution: Point, rivals: Rivals) -> None:
+class _InBFloat16(lpe.DeepEnsemble):
+    """One network in bfloat16: its tensors are float32, of bfloat16's values."""
+
+    def __init__(self, net: nn.Module) -> None:
+        rounded = {
+            name: value.to(torch.bfloat16).to(value.dtype)
+            for name, value in net.state_dict().items()
+            if value.is_floating_point()
+        }
+        super().__init__([with_tensors(net, rounded)])
+
+    def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
+        """Return 16 bits a number."""
+        return super().memory_bits(n, storage) // 2
+
+
+def _one_network(measurer: Measurer, solution: Point) -> None:
+    """Measure one network in the number systems that claim C13 compares members with, rounded to nearest."""
+    for name in dict.fromkeys(system for _, _, system, _ in EQUAL_BITS):
+
+        def make(_: int, name: str = name) -> Ensemble:
+            if name == "bf16":
+                return _InBFloat16(solution.net)
+            return lpe.LowPrecisionEnsemble(solution.net, lpe.number_system(name), 1, 0, "nearest")
+
+        measurer.measure("RTN", name, "nearest", _budgeted(solution, make), drawn=False)
+
+
+def _tuned_rivals(measurer: Measurer, solution: Point, rivals: Rivals, size: int) -> None:
     """Measure the training-free ensembles that are tuned: noise of one std, and dropout."""
     settings, statistics = measurer.settings, measurer.data.statistics
     unrounded = dtype_name(solution.net).lower()
@@ -84,10 +118,10 @@ def _tuned_rivals(measurer: Measurer, solution: Point, rivals: Rivals) -> None:
         if len(grid) > 1 and not measurer.lacks(method, unrounded, metric="setting"):
             continue
         value = grid[0] if len(grid) == 1 else tuned(make, grid, settings.claim_size, measurer.data.tuning)
-        measurer.measure(method, unrounded, "", _budgeted(solution, partial(make, value, settings.size)))
+        measurer.measure(method, unrounded, "", _budgeted(solution, partial(make, value, size)))
         if len(grid) > 1:
             cost = {"memory_bits": 0, "backward_passes": solution.backward_passes}
-            row = {"size": settings.size, "metric": "setting", "value": value, **cost}
+            row = {"size": size, "metric": "setting", "value": value, **cost}
             measurer.add(method, unrounded, "", [row])
 
 
@@ -152,9 +186,9 @@ def measure_large(session: Session, unit: Unit) -> None:
     compared = scale.compared is not None and unit.substrate == scale.compared.name
     widths = dict.fromkeys([settings.large_bits, *(settings.bits if compared else ())])
     systems = [lpe.Int(bits) for bits in widths]
-    measurer.low_precision(solution.net, systems, settings.size, solution.backward_passes)
+    measurer.low_precision(solution.net, systems, settings.large_size, solution.backward_passes)
     if compared and scale.compared and scale.compared.rivals is not None:
-        _tuned_rivals(measurer, solution, scale.compared.rivals)
+        _tuned_rivals(measurer, solution, scale.compared.rivals, settings.large_size)
 
 
 def measure_axes(session: Session, unit: Unit) -> None:
@@ -225,8 +259,10 @@ def measure_disagreement(session: Session, unit: Unit) -> None:
 def first_snapshots(session: Session, substrate: Substrate, seed: int) -> Ensemble:
     """Return SSE's first two snapshots, as an ensemble."""
     recipe = substrate.families[SNAPSHOTS]
-    assert isinstance(recipe, SnapshotTraining)
-    return replace(recipe, cycles=2).family(session, substrate, seed).make(0)
+    if isinstance(recipe, SnapshotTraining):
+        # The others need not be trained.
+        recipe = replace(recipe, cycles=2)
+    return recipe.family(session, substrate, seed).make(0)
 
 
 @torch.no_grad()
@@ -349,7 +385,7 @@ def posteriors(session: Session, points: Iterable[str], families: Iterable[str])
     """
     known: dict[str, object] = {}
     for name in points:
-        for seed in session.seeds:
+        for seed in (unit.seed for unit in units([session.main], [name], session.seeds)):
             info = session.main.point(session, name, seed).info
             found = {key: info[key] for key in LEARNT if key in info}
             if found:
@@ -360,7 +396,7 @@ def posteriors(session: Session, points: Iterable[str], families: Iterable[str])
                     f"start alone would leave, {expected:.2f} times what the curvature asks for"
                 )
     for name in families:
-        for seed in session.seeds:
+        for seed in (unit.seed for unit in units([session.main], [name], session.seeds)):
             info = session.main.family(session, name, seed).info
             if "variance_share" in info:
                 known[f"{name} seed {seed}"] = info

@@ -21,6 +21,14 @@ def record_name(figure: str) -> str:
 DISAGREEMENT = "disagreement"
 STD_OVER_FORGETTING = "std_over_forgetting"
 """The metric of a posterior: its median std over the one that the optimiser's start alone would have left."""
+EQUAL_BITS = (
+    (2, 4, "int8", "members stored one by one"),
+    (4, 4, "bf16", "members stored one by one"),
+    (3, 5, "bf16", "members stored one by one"),
+    (12, 4, "bf16", "members stored as planes, b + M bits a weight"),
+    (11, 5, "bf16", "members stored as planes, b + M bits a weight"),
+)
+"""C13's comparisons: members, their bits, the one network's number system, and how members are stored."""
 BETTER_THAN_RTN = "better_than_rtn"
 """The metric that is the share of an ensemble's members whose NLL is below RTN's."""
 

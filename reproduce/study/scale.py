@@ -84,6 +84,7 @@ class Data:
             networks have no batch norm.
         images: int64 [test examples]: which example of the whole data set each is, the same at every seed;
             None: every seed has examples of its own.
+        planes: batches that landscapes are drawn on; None: those of ``test``.
     """
 
     scored: TestData
@@ -93,6 +94,7 @@ class Data:
     test: Sequence[Batch]
     statistics: Sequence[Batch] | None
     images: Tensor | None
+    planes: Sequence[Batch] | None = None
 
     @property
     def test_count(self) -> int:
@@ -262,6 +264,7 @@ class Substrate:
         points: recipes by name, the point estimate first. families: recipes by name.
         rivals: None: no noise, no dropout. pieces: None: nothing lies elsewhere. has_training: whether its
             data have training examples. remarks: notes of the tables that show it.
+        most_seeds: training seeds of what has fewer than the scale, by a unit's ``what``: the first ones.
     """
 
     name: str
@@ -275,6 +278,7 @@ class Substrate:
     pieces: Pieces | None
     has_training: bool
     remarks: tuple[str, ...]
+    most_seeds: Mapping[str, int]
 
     @property
     def estimate(self) -> str:
@@ -302,12 +306,16 @@ class Landscape:
     Args:
         resolution: lines of a grid along each axis. margin: around the points, as a share of their extent.
         cloud: members of each method that are projected on a plane.
+        split: "test" or "validation": whose examples the planes are measured on. examples: how many; None:
+            all of the split.
     """
 
     seed: int
     resolution: int
     margin: float
     cloud: int
+    split: str
+    examples: int | None
 
 
 @dataclass(frozen=True)
@@ -324,7 +332,8 @@ class Settings:
             LPE-BSR's gain over FP32; None: within 1 % of FP32's NLL.
         expansion: members of each X + LPE-BSR member.
         table_bits: widths of tables 1 and 4. axis_bits: widths under other ``scale_axes``.
-        number_systems: names, in table 7. large_bits: figure 7's width.
+        number_systems: names, in table 7. large_bits: figure 7's width. large_size: members there.
+        equal_bits: whether members are compared with one network of as many bits (claim C13).
     """
 
     size: int
@@ -341,6 +350,8 @@ class Settings:
     axis_bits: tuple[int, ...]
     number_systems: tuple[str, ...]
     large_bits: int
+    large_size: int
+    equal_bits: bool
     landscape: Landscape
 
 
@@ -376,13 +387,17 @@ class Scale:
     Args:
         title: what it is. result: what it reaches. launch: the line that runs it, on what, how long.
         main: the network of most figures; None: there is none. sizes: of it, the smallest first.
+        whole: the main network with all test examples, for what is of its points alone, where ``main`` has a
+            part of them; None: ``main`` has them all.
         large: models of figure 7, the smallest first, by what they have in common.
         compared: of the large ones, that of table 6; None: there is none.
         seeds: training seeds. claim_seeds: of what a training-free claim is judged on. cost_seeds: of the
             cost picture. unit: what an interval is of, a key of
             ``reproduce.judge.verdicts.UNITS``. standing: a sentence on what its verdicts are worth; "": none.
         threads: None: as many as torch takes. device: "cpu", or "auto": the GPU where there is one.
+        heading: a line above every figure; "": none.
         conditions: notes of every table. sweep: None: nothing is tuned here.
+        options: of the command line, from which the scale is made again; see ``reproduce.scales.find``.
         rehearse: runs substrates without their weights; None: there is nothing to rehearse.
     """
 
@@ -391,6 +406,7 @@ class Scale:
     result: str
     launch: str
     main: Substrate | None
+    whole: Substrate | None
     sizes: tuple[Substrate, ...]
     large: Mapping[str, tuple[Substrate, ...]]
     compared: Substrate | None
@@ -402,9 +418,16 @@ class Scale:
     standing: str
     threads: int | None
     device: str
+    heading: str
     conditions: tuple[str, ...]
     sweep: Sweep | None
     rehearse: Callable[[Sequence[Substrate]], None] | None
+    options: Mapping[str, object]
+
+    @property
+    def of_points(self) -> Substrate | None:
+        """The network of the figures that are of points alone: ``whole``, else ``main``."""
+        return self.whole or self.main
 
     @property
     def substrate(self) -> str:
@@ -412,9 +435,14 @@ class Scale:
         return self.name if self.main is None else self.main.name
 
     @property
+    def points_substrate(self) -> str:
+        """The name of ``of_points``; the scale's own where there is none."""
+        return self.name if self.of_points is None else self.of_points.name
+
+    @property
     def substrates(self) -> dict[str, Substrate]:
         """Every substrate by its name."""
-        every = [*([self.main] if self.main else []), *self.sizes]
+        every = [each for each in (self.main, self.whole) if each is not None] + [*self.sizes]
         every += [substrate for group in self.large.values() for substrate in group]
         return {substrate.name: substrate for substrate in every}
 
@@ -463,4 +491,5 @@ class Scale:
             },
             "seeds": {"training": self.seeds, "claims": self.claim_seeds, "cost": self.cost_seeds},
             "threads": self.threads,
+            "options": dict(self.options),
         }

@@ -40,10 +40,19 @@ class Unit:
 
 
 def units(substrates: Iterable[Substrate | None], whats: Iterable[str], seeds: Iterable[int]) -> list[Unit]:
-    """List every triple as a unit, the seeds inside: units that stand together share no training."""
+    """List every triple as a unit, the seeds inside: units that stand together share no training.
+
+    Of what a substrate has fewer seeds, these.
+    """
     whats, seeds = list(whats), list(seeds)
     there = [substrate for substrate in substrates if substrate is not None]
-    return [Unit(each.name, what, seed) for each in there for what in whats for seed in seeds]
+    return [
+        Unit(each.name, what, seed)
+        for each in there
+        for what in whats
+        for seed in seeds
+        if seed < each.most_seeds.get(what, seed + 1)
+    ]
 
 
 def draw_seed(training_seed: int, draw: int) -> int:

@@ -63,7 +63,8 @@ TINY_VALUES = replace(
         axis_bits=(4,),
         number_systems=("int4", "fp4_e2m1", "nf4"),
         large_bits=4,
-        landscape=Landscape(seed=0, resolution=3, margin=0.3, cloud=3),
+        large_size=3,
+        landscape=Landscape(seed=0, resolution=3, margin=0.3, cloud=3, split="test", examples=None),
     ),
 )
 TINY = scale_of(TINY_VALUES)

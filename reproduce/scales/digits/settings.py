@@ -89,6 +89,7 @@ def scale_of(values: Values) -> Scale:
             pieces=None,
             has_training=True,
             remarks=(),
+            most_seeds={},
         )
 
     main = replace(
@@ -121,6 +122,7 @@ def scale_of(values: Values) -> Scale:
                 "made of captions of the class names, is computed once at full precision; the text tower, "
                 "which classifying does not need, is not counted in the memory.",
             ),
+            most_seeds={},
         )
         for size, shape in values.clips.items()
     )
@@ -140,6 +142,7 @@ def scale_of(values: Values) -> Scale:
                 "Llama: a question's choices are the classes, and a member's logits their summed "
                 "log-likelihoods.",
             ),
+            most_seeds={},
         )
         for size, shape in values.llamas.items()
     )
@@ -149,6 +152,7 @@ def scale_of(values: Values) -> Scale:
         result="FP32 about NLL .055, error .017; effects of rounding are near the noise: the quick scale",
         launch="python -m reproduce --jobs 2: 75 minutes on 2 cores; --seeds 1: 9 minutes",
         main=main,
+        whole=None,
         sizes=tuple(vit(f"ViT-{name}", f"ViT-{name}", shape) for name, shape in values.networks.items()),
         large={"CLIP": clips, "Llama": llamas},
         compared=clips[-1],
@@ -161,6 +165,7 @@ def scale_of(values: Values) -> Scale:
         "the suite works; the evidence comes from CIFAR-10.",
         threads=1,  # a network this small is slower with two, by far where the machine is busy
         device="cpu",
+        heading="",
         conditions=(
             "Means over training seeds; in brackets the two-sided 95 % interval of Student's t. NLL in nats "
             "(natural logarithm) a test example, ERR and ECE as shares of 1; ECE in 15 bins.",
@@ -169,6 +174,7 @@ def scale_of(values: Values) -> Scale:
         ),
         sweep=partial(sweep.settings, main, clips[-1]),
         rehearse=None,
+        options={},
     )
 
 
@@ -319,7 +325,9 @@ VALUES = Values(
             "int3-mse",
         ),
         large_bits=5,  # the paper's figure 7
-        landscape=Landscape(seed=0, resolution=21, margin=0.3, cloud=30),
+        large_size=20,
+        equal_bits=False,  # from CIFAR-10 on
+        landscape=Landscape(seed=0, resolution=21, margin=0.3, cloud=30, split="test", examples=None),
     ),
 )
 

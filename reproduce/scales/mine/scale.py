@@ -221,6 +221,7 @@ def scale_of(path: Path) -> Scale:
             pieces=None,
             has_training=training is not None,
             remarks=(),
+            most_seeds={},
         )
 
     main = substrate(held["network"], top.inside("network"))
@@ -237,6 +238,7 @@ def scale_of(path: Path) -> Scale:
         result="what this checkpoint gives",
         launch=f"python -m reproduce --scale {path.name}",
         main=main,
+        whole=None,
         sizes=further("sizes"),
         large={"": further("large")},
         compared=main,
@@ -248,6 +250,7 @@ def scale_of(path: Path) -> Scale:
         standing="One checkpoint: the verdicts are for these weights, and for new examples of the same kind.",
         threads=own.threads,
         device=own.device,
+        heading="",
         conditions=(
             "One checkpoint of each network. NLL in nats (natural logarithm), ERR and ECE as shares of 1; "
             f"ECE in 15 bins. {settings.draws} ensembles of other rounding seeds are averaged.",
@@ -256,6 +259,7 @@ def scale_of(path: Path) -> Scale:
         ),
         sweep=None,
         rehearse=None,
+        options={},
     )
 
 

@@ -123,7 +123,16 @@ def settings_presets(size: int) -> Mapping[str, Any]:
         "axis_bits": (4,),
         "number_systems": ("int8", "fp8_e4m3", "int6", "fp6_e3m2", "int4", "int4-mse", "fp4_e2m1", "nf4"),
         "large_bits": 5,
-        "landscape": {"seed": 0, "resolution": 21, "margin": 0.3, "cloud": 30},
+        "large_size": size,
+        "equal_bits": False,
+        "landscape": {
+            "seed": 0,
+            "resolution": 21,
+            "margin": 0.3,
+            "cloud": 30,
+            "split": "test",
+            "examples": None,
+        },
     }
 
 
@@ -171,5 +180,7 @@ def check_settings(settings: Settings, place: Place) -> None:
     shape, below = settings.landscape, place.inside("landscape")
     if shape.resolution < 2:
         raise below.error(f"'resolution' in {below} is {shape.resolution}; 2 or more is expected")
+    if (shape.split, shape.examples) != ("test", None):
+        raise below.error(f"'split' and 'examples' in {below} are not yours to set; leave them out")
     if shape.margin < 0:
         raise below.error(f"'margin' in {below} is {shape.margin}; 0 or more is expected")

@@ -41,6 +41,7 @@ def substrate(name: str, model: PaperModel, example: str, rivals: Rivals | None,
         pieces=PaperPieces(name, model),
         has_training=False,
         remarks=remarks,
+        most_seeds={},
     )
 
 
@@ -70,6 +71,7 @@ PAPER = Scale(
     result="not run by this project, which has no ImageNet and no LLaMa-3",
     launch="python reproduce/table1.py --scale paper [--random-weights]: on a GPU",
     main=None,
+    whole=None,
     sizes=tuple(substrate(name, model, "image", None) for name, model in VITS.items()),
     large={"": LARGE},  # one group: the paper has one model of each kind and size
     compared=LARGE[0],
@@ -88,7 +90,9 @@ PAPER = Scale(
         axis_bits=(),
         number_systems=(),
         large_bits=5,
-        landscape=Landscape(seed=0, resolution=21, margin=0.3, cloud=30),
+        large_size=20,
+        equal_bits=False,
+        landscape=Landscape(seed=0, resolution=21, margin=0.3, cloud=30, split="test", examples=None),
     ),
     seeds=1,  # one checkpoint
     claim_seeds=1,
@@ -97,6 +101,7 @@ PAPER = Scale(
     standing="",
     threads=None,
     device="auto",
+    heading="",
     conditions=(
         "One checkpoint of each model, so there are no intervals. NLL in nats (natural logarithm), ERR "
         "and ECE as shares of 1; ECE in 15 bins. 3 ensembles of other rounding seeds are averaged.",
@@ -105,4 +110,5 @@ PAPER = Scale(
     ),
     sweep=None,
     rehearse=rehearse,
+    options={},
 )

@@ -54,7 +54,9 @@ IVON = points.IVONTraining(2, 20, 0.1, 1.0, 0.9, 0.99, 1.0, 1e-3)
 def network(name: str, width: int, **more: object) -> Substrate:
     """Make one size of the network."""
     fixed = {"start": None, "points": {"SGD": SGD}, "families": {}, "rivals": None, "pieces": None} | more
-    return Substrate(f"toy {name}", name, "picture", Stripes(width), has_training=True, remarks=(), **fixed)  # type: ignore[arg-type]
+    return Substrate(
+        f"toy {name}", name, "picture", Stripes(width), has_training=True, remarks=(), most_seeds={}, **fixed
+    )  # type: ignore[arg-type]
 
 
 MAIN = network(
@@ -77,6 +79,7 @@ SCALE = Scale(
     result="nothing",
     launch="a test",
     main=MAIN,
+    whole=None,
     sizes=SIZES,
     large={"": SIZES},
     compared=SIZES[1],
@@ -95,7 +98,9 @@ SCALE = Scale(
         axis_bits=(4,),
         number_systems=("int4", "nf4"),
         large_bits=4,
-        landscape=Landscape(seed=0, resolution=3, margin=0.3, cloud=3),
+        large_size=3,
+        equal_bits=True,
+        landscape=Landscape(seed=0, resolution=3, margin=0.3, cloud=3, split="test", examples=None),
     ),
     seeds=2,
     claim_seeds=2,
@@ -104,7 +109,9 @@ SCALE = Scale(
     standing="",
     threads=1,
     device="cpu",
+    heading="",
     conditions=(),
     sweep=None,
     rehearse=None,
+    options={},
 )

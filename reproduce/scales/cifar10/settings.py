@@ -1,0 +1,204 @@
+"""The scale ``cifar10``: ResNet-20-FRN-SiLU, from points that a GPU has trained, or that are given.
+
+The protocol is that of ``reproduce.scales.cifar10``'s ``python -m``: 40,960 training images, crops and flips
+(and without), 19,840 updates of 256. Nothing is trained by the scale itself. ``--points DIR`` reads points, see
+:mod:`reproduce.scales.cifar10.points`; what the folder lacks, the figures lack.
+
+Points alone, with their posteriors, are measured on all 10,000 test images; everything else on every k-th
+(``--images``), landscapes on every tenth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lpe.number_systems.grids import PerBlock, PerChannel, PerTensor
+from lpe.substrates import cifar
+from lpe.substrates.cifar_networks import RESNET20
+from reproduce.scales.cifar10 import points
+from reproduce.scales.cifar10.images import CifarImages, CifarPieces, FRNResNet, every_kth, found
+from reproduce.study.scale import (
+    Landscape,
+    PointRecipe,
+    FamilyRecipe,
+    Rivals,
+    Scale,
+    Settings,
+    Substrate,
+)
+from reproduce.study.units import AXES, COST, COST_RIVALS, DISAGREEMENT_UNIT, ROUNDING
+
+NAME = "cifar10"
+IMAGES = 2000  # every fifth: a pass takes 3 to 8 s on two cores
+MEMBERS = 4  # giung2's BatchEnsemble; DE and MultiIVON have as many
+DRAWS = 5  # of each of MultiIVON's posteriors
+
+SETTINGS = Settings(
+    size=10,  # budget: of all test images a member takes a pass of 15 to 40 s on two cores
+    table_sizes=(1, 5, 10),
+    draws=1,  # budget; 10,000 images decide more than further draws
+    bits=(5, 4, 3),
+    best_bits=4,  # exploration, SCIENCE.md's prototypes: INT-4 is best at every point; fixed before the run
+    claim_size=10,
+    memory_models=2,
+    noise_share=0.2,  # fixed before the run
+    expansion=5,
+    table_bits=(8, 7, 6, 5, 4, 3),
+    scale_axes=(PerTensor(), PerChannel(16), PerChannel(), PerBlock(16)),
+    axis_bits=(4,),
+    number_systems=("int4", "int4-mse", "fp4_e2m1", "nf4", "int6", "fp6_e3m2", "fp6_e2m3"),
+    large_bits=5,  # the paper's figure 7
+    large_size=20,
+    equal_bits=True,
+    landscape=Landscape(seed=0, resolution=21, margin=0.3, cloud=10, split="test", examples=1000),
+)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the options come to.
+
+    Args:
+        data: the images' name. files: sha256 of each given point. images: test images of most figures.
+    """
+
+    data: str
+    files: Mapping[str, str]
+    images: int
+
+    @property
+    def options(self) -> dict[str, object]:
+        """As a record holds them, from which the scale is made again."""
+        return {"data": self.data, "points": dict(self.files), "images": self.images}
+
+
+def chosen_of(options: Mapping[str, object]) -> Chosen:
+    """Return what options of a command line (folders), or of a record (names and hashes), come to."""
+    recorded = options.get("points")
+    if isinstance(recorded, Mapping):
+        return Chosen(str(options["data"]), recorded, int(str(options["images"])))
+    where = points.folder()
+    files = {} if where is None else points.hashes(where)
+    images = int(str(options.get("images", IMAGES)))
+    every_kth(images)  # or an error
+    return Chosen(data_name(), files, images)
+
+
+def data_name() -> str:
+    """Return the name of the images that are there; of those that would be fetched where there are none."""
+    there = found()
+    return cifar.LOSSLESS if there is None else there[0]
+
+
+@dataclass(frozen=True)
+class GivenPieces:
+    """The images, and the points."""
+
+    has_points: bool
+
+    def needed(self) -> tuple[str, ...]:
+        """Return a line for each."""
+        return (*CifarPieces().needed(), "trained points of ResNet-20-FRN-SiLU")
+
+    def missing(self) -> tuple[str, ...]:
+        """Return what is to be done for each; "" for what is there."""
+        train = (
+            "trained points: python -m reproduce.scales.cifar10 --points DIR trains them on a GPU in 10 minutes; "
+            "then, or with points of your own, give --points DIR"
+        )
+        return (*CifarPieces().missing(), "" if self.has_points else train)
+
+
+def cifar10(options: Mapping[str, object]) -> Scale:
+    """Return the scale that options come to."""
+    chosen = chosen_of(options)
+
+    def files(kind: str) -> points.Files:
+        return points.files_of(kind, chosen.files)
+
+    def substrate(short: str, images: int, of: Mapping[str, PointRecipe], **more: Any) -> Substrate:
+        held: dict[str, Any] = {"families": {}, "rivals": None, "most_seeds": {}} | more
+        return Substrate(
+            name=f"{short}, {chosen.data}, {images:,} test images, given points",
+            short=short,
+            example="image",
+            source=CifarImages(
+                shape=FRNResNet(RESNET20),
+                images=chosen.data,
+                augment=True,
+                training=4096,  # nothing is trained: for a posterior's curvature and figure 1's gradients
+                validation=2000,  # for a temperature
+                test=images,
+                planes=1000,
+                planes_of="test",
+            ),
+            start=None,
+            points=of,
+            pieces=GivenPieces(bool(chosen.files)),
+            has_training=True,
+            remarks=(),
+            **held,
+        )
+
+    sgd, swag, ivon = files("sgd"), files("swag"), files("ivon")
+    recipes: dict[str, PointRecipe] = {"SGD": points.GivenNetwork("SGD", sgd)}
+    seeds = {"SGD": len(sgd), **dict.fromkeys((ROUNDING, AXES, COST), len(sgd))}
+    if swag:
+        recipes["SWAG"], seeds["SWAG"] = points.GivenSWAG(swag), len(swag)
+    if ivon:
+        recipes["IVON"], seeds["IVON"] = points.GivenIVON(ivon), len(ivon)
+    families: dict[str, FamilyRecipe] = {}
+    if len(sgd) >= MEMBERS:
+        whole = len(sgd) // MEMBERS
+        parts = tuple(sgd[MEMBERS * each : MEMBERS * (each + 1)] for each in range(whole))
+        families["DE"], seeds["DE"] = points.GivenDeepEnsemble(parts), whole
+    for name in ("SSE", "CSGLD"):
+        if of := files(name.lower()):
+            families[name], seeds[name] = points.GivenCycles(name, of), len(of)
+    if len(ivon) >= MEMBERS:
+        families["MultiIVON"] = points.GivenMultiPosterior(points.GivenIVON(ivon), MEMBERS, DRAWS)
+        seeds["MultiIVON"] = len(ivon) // MEMBERS
+    if of := files("be"):
+        families["BE"], seeds["BE"] = points.GivenBatchEnsemble(of), len(of)
+    seeds |= {DISAGREEMENT_UNIT: seeds.get("SSE", 0), COST_RIVALS: seeds.get("DE", 0)}
+    rivals = Rivals(stds=(0.005, 0.01, 0.015, 0.02, 0.03), rates=(0.003, 0.01, 0.03, 0.1))
+    main = substrate("R20-FRN", chosen.images, recipes, families=families, rivals=rivals, most_seeds=seeds)
+    total = cifar.IMAGES["test"]
+    sizes = [main]
+    for kind, short in (("sgdnoaug", "R20-FRN without augmentation"), ("adamw", "R20-FRN by AdamW")):
+        if of := files(kind):
+            made = points.GivenNetwork("SGD", of)
+            sizes.insert(0, substrate(short, chosen.images, {"SGD": made}, most_seeds={ROUNDING: len(of)}))
+    return Scale(
+        name=NAME,
+        title=f"ResNet-20-FRN-SiLU (272,474 weights) on {chosen.data}, from given points",
+        result="FP32 NLL about .47, ten INT-4 members .41, a deep ensemble of four .34",
+        launch="python -m reproduce --scale cifar10 --data DIR --points DIR",
+        main=main,
+        whole=None if chosen.images == total else substrate("R20-FRN", total, recipes, most_seeds=seeds),
+        sizes=tuple(sizes),
+        large={},
+        compared=None,
+        settings=SETTINGS,
+        seeds=max(1, len(sgd)),
+        claim_seeds=max(1, len(sgd)),
+        cost_seeds=max(1, len(sgd)),
+        unit="seed",
+        standing="The points are given: trained apart, on a GPU, by the recipes that their folder states.",
+        threads=None,
+        device="auto",
+        heading=f"ResNet-20-FRN-SiLU on {chosen.data}, given points; {chosen.images:,} test images"
+        + ("" if chosen.images == total else f", {total:,} where points alone are shown"),
+        conditions=(
+            "Means over training seeds; in brackets the two-sided 95 % interval of Student's t. NLL in nats "
+            "(natural logarithm) a test image, ERR and ECE as shares of 1; ECE in 15 bins.",
+            f"{chosen.data}; given points, trained apart. {chosen.images:,} test images, evenly spread"
+            + ("." if chosen.images == total else f"; {total:,} where points alone are shown."),
+        ),
+        sweep=None,
+        rehearse=None,
+        options=chosen.options,
+    )
