@@ -58,7 +58,7 @@ class Settings:
     """The claims' parameters.
 
     Args:
-        substrate: of the default network. points_substrate: of it, where its points alone are compared; "": the
+        substrate: of the default network. points_substrate: of it, where points alone are compared; "": the
             same. networks: the substrates of table 1, smallest first.
         compared_clip: table 6's substrate, on which C10 is judged too; "": there is none.
         bits: widths by which claims are reported. best_bits: the width of those that are not.

@@ -1,8 +1,8 @@
 """The scale ``cifar10``: ResNet-20-FRN-SiLU, from points that a GPU has trained, or that are given.
 
 The protocol is that of ``reproduce.scales.cifar10``'s ``python -m``: 40,960 training images, crops and flips
-(and without), 19,840 updates of 256. Nothing is trained by the scale itself. ``--points DIR`` reads points, see
-:mod:`reproduce.scales.cifar10.points`; what the folder lacks, the figures lack.
+(and without), 19,840 updates of 256. Nothing is trained by the scale itself: ``--points DIR`` reads points,
+see :mod:`reproduce.scales.cifar10.points`. What the folder lacks, the figures lack.
 
 Points alone, with their posteriors, are measured on all 10,000 test images; everything else on every k-th
 (``--images``), landscapes on every tenth.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lpe.number_systems.grids import PerBlock, PerChannel, PerTensor
@@ -21,9 +20,9 @@ from lpe.substrates.cifar_networks import RESNET20
 from reproduce.scales.cifar10 import points
 from reproduce.scales.cifar10.images import CifarImages, CifarPieces, FRNResNet, every_kth, found
 from reproduce.study.scale import (
+    FamilyRecipe,
     Landscape,
     PointRecipe,
-    FamilyRecipe,
     Rivals,
     Scale,
     Settings,
@@ -106,8 +105,8 @@ class GivenPieces:
     def missing(self) -> tuple[str, ...]:
         """Return what is to be done for each; "" for what is there."""
         train = (
-            "trained points: python -m reproduce.scales.cifar10 --points DIR trains them on a GPU in 10 minutes; "
-            "then, or with points of your own, give --points DIR"
+            "trained points: python -m reproduce.scales.cifar10 --points DIR trains them on a GPU, in 10 minutes; "
+            "give --points DIR"
         )
         return (*CifarPieces().missing(), "" if self.has_points else train)
 

@@ -1,7 +1,7 @@
 """The scale ``cifar10-small``: trained here, on two cores, from nothing.
 
-A ResNet-8 with group norms on 4,000 images of CIFAR-10 without augmentation, tested on all 10,000: a network
-that is over-confident, as the paper's are not, and small enough for five seeds. Sources, beside each value:
+A ResNet-8 with group norms on 4,000 images of CIFAR-10 without augmentation, tested on all 10,000: it is
+over-confident, as the paper's networks are not, and small enough for five seeds. Sources, beside each value:
 
     sweep        validation NLL in figures/cifar10-small/sweep.csv, at tuning seeds, on which nothing is judged
     exploration  validation NLL over one or two seeds; not recorded
@@ -12,7 +12,6 @@ that is over-confident, as the paper's are not, and small enough for five seeds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -187,7 +186,7 @@ def cifar10_small(options: Mapping[str, object]) -> Scale:
         standing="",
         threads=1,
         device="cpu",
-        heading=f"ResNet-8-GroupNorm and small ViTs on 4,000 images of {images}; CLIPs and Llamas as at digits",
+        heading=f"ResNet-8-GroupNorm and small ViTs on 4,000 images of {images}; CLIPs, Llamas: as at digits",
         conditions=(
             "Means over training seeds; in brackets the two-sided 95 % interval of Student's t. NLL in nats "
             "(natural logarithm) a test example, ERR and ECE as shares of 1; ECE in 15 bins.",
