@@ -6,7 +6,8 @@ and where there is none. It is *not run* where its rows are not in the record, a
 
 What the interval is of, a scale says (``UNITS``):
 
-    seed          training seeds on one test set: Student's t of their values, Fieller for a ratio
+    seed          training seeds on one test set: Student's t of their values, Fieller for a ratio; of a claim
+                  with rows of one seed alone, as example
     same images   the same, where the seeds split one small set of images anew and again: the seeds are not
                   independent, and the interval is for these images
     example       one checkpoint: the paired bootstrap over test examples
@@ -331,7 +332,8 @@ def _verdict(
     found = over_seeds(_of_seeds(case.statistic, values), side, level)
     others = _of_seeds(case.instead, values)
     instead = over_seeds(others, side, level) if np.isfinite(others).all() else None
-    if unit == "example":
+    by_examples = unit == "example" or (unit == "seed" and found.n == 1)
+    if by_examples:
         # One checkpoint has no spread over seeds: without its examples there is an effect and no interval.
         note = notes(note, f"no interval: {why}" if examples is None else "")
         outcome = "reported" if side.is_open else "undecided"
@@ -345,7 +347,7 @@ def _verdict(
         note = notes(note, f"{few.n} test examples decide nothing, {LEAST_EXAMPLES} are needed")
     needed = ""
     if found.verdict == "undecided" and math.isfinite(found.spread):
-        most = MOST_EXAMPLES if unit == "example" else MOST_SEEDS
+        most = MOST_EXAMPLES if by_examples else MOST_SEEDS
         enough = needed_units(found.effect, found.spread, side.low, side.high, level, most=most)
         least = LEAST_EXAMPLES if unit == "example" else 0
         needed = "never" if enough is None else str(max(enough, least))
@@ -360,7 +362,7 @@ def _verdict(
         note,
         "",
         found,
-        UNITS[unit][0],
+        UNITS["example" if by_examples else unit][0],
         instead,
         examples,
         examples_instead,

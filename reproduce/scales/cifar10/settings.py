@@ -105,8 +105,8 @@ class GivenPieces:
     def missing(self) -> tuple[str, ...]:
         """Return what is to be done for each; "" for what is there."""
         train = (
-            "trained points: python -m reproduce.scales.cifar10 --points DIR trains them on a GPU, in 10 minutes; "
-            "give --points DIR"
+            "trained points: python -m reproduce.scales.cifar10 --points DIR trains them on a GPU, in 10 "
+            "minutes; give --points DIR"
         )
         return (*CifarPieces().missing(), "" if self.has_points else train)
 

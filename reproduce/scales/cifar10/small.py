@@ -3,7 +3,7 @@
 A ResNet-8 with group norms on 4,000 images of CIFAR-10 without augmentation, tested on all 10,000: it is
 over-confident, as the paper's networks are not, and small enough for five seeds. Sources, beside each value:
 
-    sweep        validation NLL in figures/cifar10-small/sweep.csv, at tuning seeds, on which nothing is judged
+    sweep        validation NLL in figures/cifar10-small/sweep.csv, at seeds on which nothing is judged
     exploration  validation NLL over one or two seeds; not recorded
     budget       chosen for the time of a run on two cores
     otherwise    a publication, its code, or a library's default

@@ -13,8 +13,7 @@ from reproduce.scales.cifar10 import images
 from reproduce.scales.cifar10.images import FRNResNet
 from reproduce.study.scale import digest_of
 
-from .conftest import NAME
-
+NAME = "CIFAR-10 (made up)"
 SOURCE = images.CifarImages(
     shape=FRNResNet(ResNetShape(blocks=1, width=4)),
     images=NAME,
@@ -130,7 +129,7 @@ def test_augmented_images_are_crops_out_of_a_margin_of_zeros_or_their_mirror_ima
     }
     found = [next(place for place, crop in crops.items() if torch.equal(crop, each)) for each in seen]
     assert len(found) == 64
-    # Of 64 draws of 81 places some differ in each coordinate, and about half are mirrored (12 to 52: p < 10⁻⁶).
+    # Of 64 draws about half are mirrored: fewer than 12 or more than 52 in one of a million.
     assert len({down for down, _, _ in found}) > 4
     assert len({right for _, right, _ in found}) > 4
     assert 12 < sum(mirrored for *_, mirrored in found) < 52
