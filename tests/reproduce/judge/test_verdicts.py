@@ -98,6 +98,19 @@ def test_seeds_decide_where_they_are_the_unit_and_examples_stand_beside() -> Non
     assert verdict.examples.n == EXAMPLES
 
 
+def test_a_claim_with_rows_of_one_seed_alone_is_decided_as_of_one_checkpoint() -> None:
+    world = World(seeds=1)
+    verdict = judged(world, "seed")
+    expected = judged(world, "example")
+    assert (verdict.low, verdict.high, verdict.over) == (expected.low, expected.high, "test example")
+
+
+def test_one_seed_that_splits_the_images_itself_is_not_a_checkpoint() -> None:
+    verdict = judged(World(seeds=1), "same images")
+    assert verdict.verdict == "undecided"
+    assert math.isnan(verdict.low)
+
+
 def test_another_unit_is_refused() -> None:
     with pytest.raises(InputError, match="a scale's unit is 'run'; one of 'seed', 'same images', 'example'"):
         judge_all([BELOW], World(seeds=1).record, "run")
@@ -168,9 +181,9 @@ def kept_of(verdicts: list[Verdict]) -> pd.DataFrame:
     return pd.DataFrame(kept_estimates(verdicts), columns=list(KEPT))
 
 
-@pytest.mark.parametrize("unit", ["seed", "example"])
-def test_what_was_kept_gives_the_same_verdicts_without_the_examples(unit: str) -> None:
-    world = World(seeds=1 if unit == "example" else 3)
+@pytest.mark.parametrize(("unit", "seeds"), [("seed", 3), ("seed", 1), ("example", 1)])
+def test_what_was_kept_gives_the_same_verdicts_without_the_examples(unit: str, seeds: int) -> None:
+    world = World(seeds)
     first = judge_all([BELOW, RATIO], world.record, unit, examples=world.find)
     again = judge_all([BELOW, RATIO], world.record, unit, kept=kept_of(first))
     assert again == first
