@@ -44,6 +44,7 @@ from reproduce.scales import find, own
 from reproduce.study import parallel
 from reproduce.study.measurements import measure_all
 from reproduce.study.origins import mixture
+from reproduce.study.run import device_of
 from reproduce.study.session import Session, seeds_asked
 
 FIGURES = (
@@ -81,7 +82,7 @@ def main(arguments: list[str]) -> int:
             scripts = [rendering.script_of(name) for name in names]
             for script in scripts:
                 script.check(chosen)
-        if asked.jobs > 1 and chosen.device != "cpu":
+        if asked.jobs > 1 and (chosen.threads is None or device_of(chosen.device) != "cpu"):
             raise InputError(f"scale {chosen.name} runs one model at a time; leave --jobs {asked.jobs} out")
         if asked.random_weights:
             rehearse(scripts, chosen)

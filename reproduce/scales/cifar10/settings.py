@@ -187,7 +187,7 @@ def cifar10(options: Mapping[str, object]) -> Scale:
         cost_seeds=max(1, len(sgd)),
         unit="seed",
         standing="The points are given: trained apart, on a GPU, by the recipes that their folder states.",
-        threads=None,
+        threads=1,  # two processes of one are faster than one of two
         device="auto",
         heading=f"ResNet-20-FRN-SiLU on {chosen.data}, given points; {chosen.images:,} test images"
         + ("" if chosen.images == total else f", {total:,} where points alone are shown"),
