@@ -171,6 +171,15 @@ def passes(file: GivenFile) -> int:
     return int(content(file).number("updates", file))
 
 
+BATCH = 256
+"""Images of an update, where there is no point."""
+
+
+def batch_of(files: Files) -> int:
+    """Return the images of an update of these points; of none, BATCH."""
+    return int(content(files[0]).number("batch", files[0])) if files else BATCH
+
+
 def filled(net: nn.Module, weights: Mapping[str, Tensor], file: GivenFile) -> nn.Module:
     """Return a network with these weights, in eval mode.
 
@@ -222,11 +231,12 @@ class GivenNetwork:
     """A trained network.
 
     Args:
-        name: of the point in the record.
+        name: of the point in the record. batch: images of an update.
     """
 
     name: str
     files: Files
+    batch: int
     has_posterior: ClassVar[bool] = False
 
     def point(self, run: Run, substrate: Substrate, seed: int, replica: int = 0) -> Point:

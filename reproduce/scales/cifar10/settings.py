@@ -62,28 +62,32 @@ class Chosen:
 
     Args:
         data: the images' name. files: sha256 of each given point. images: test images of most figures.
+        batch: images of an update of theirs.
     """
 
     data: str
     files: Mapping[str, str]
     images: int
+    batch: int
 
     @property
     def options(self) -> dict[str, object]:
         """As a record holds them, from which the scale is made again."""
-        return {"data": self.data, "points": dict(self.files), "images": self.images}
+        return {"data": self.data, "points": dict(self.files), "images": self.images, "batch": self.batch}
 
 
 def chosen_of(options: Mapping[str, object]) -> Chosen:
     """Return what options of a command line (folders), or of a record (names and hashes), come to."""
     recorded = options.get("points")
     if isinstance(recorded, Mapping):
-        return Chosen(str(options["data"]), recorded, int(str(options["images"])))
+        return Chosen(
+            str(options["data"]), recorded, *(int(str(options[key])) for key in ("images", "batch"))
+        )
     where = points.folder()
     files = {} if where is None else points.hashes(where)
     images = int(str(options.get("images", IMAGES)))
     every_kth(images)  # or an error
-    return Chosen(data_name(), files, images)
+    return Chosen(data_name(), files, images, points.batch_of(points.files_of("sgd", files)))
 
 
 def data_name() -> str:
@@ -143,7 +147,7 @@ def cifar10(options: Mapping[str, object]) -> Scale:
         )
 
     sgd, swag, ivon = files("sgd"), files("swag"), files("ivon")
-    recipes: dict[str, PointRecipe] = {"SGD": points.GivenNetwork("SGD", sgd)}
+    recipes: dict[str, PointRecipe] = {"SGD": points.GivenNetwork("SGD", sgd, chosen.batch)}
     seeds = {"SGD": len(sgd), **dict.fromkeys((ROUNDING, AXES, COST), len(sgd))}
     if swag:
         recipes["SWAG"], seeds["SWAG"] = points.GivenSWAG(swag), len(swag)
@@ -169,7 +173,7 @@ def cifar10(options: Mapping[str, object]) -> Scale:
     sizes = [main]
     for kind, short in (("sgdnoaug", "R20-FRN without augmentation"), ("adamw", "R20-FRN by AdamW")):
         if of := files(kind):
-            made = points.GivenNetwork("SGD", of)
+            made = points.GivenNetwork("SGD", of, chosen.batch)
             sizes.insert(0, substrate(short, chosen.images, {"SGD": made}, most_seeds={ROUNDING: len(of)}))
     return Scale(
         name=NAME,

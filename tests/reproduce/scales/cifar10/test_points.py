@@ -136,7 +136,7 @@ def test_batch_ensemble_has_the_files_weights(folder: Path, scale: Scale, run: R
 
 def test_the_first_keys_of_another_networks_points_are_named(folder: Path, scale: Scale, run: Run) -> None:
     save_file(resnet_frn(ResNetShape(blocks=4)).state_dict(), folder / "sgd-0.safetensors")
-    recipe = points.GivenNetwork("SGD", (file_of(folder, "sgd-0"),))
+    recipe = points.GivenNetwork("SGD", (file_of(folder, "sgd-0"),), 256)
     assert scale.main is not None
     with pytest.raises(InputError, match=r"another network: it has layers\.0\.3\.conv1\.weight, .*, .* …$"):
         recipe.point(run, scale.main, 0)
@@ -144,7 +144,7 @@ def test_the_first_keys_of_another_networks_points_are_named(folder: Path, scale
 
 def test_points_of_another_width_are_refused(folder: Path, scale: Scale, run: Run) -> None:
     save_file(resnet_frn(ResNetShape(blocks=3, width=8)).state_dict(), folder / "sgd-0.safetensors")
-    recipe = points.GivenNetwork("SGD", (file_of(folder, "sgd-0"),))
+    recipe = points.GivenNetwork("SGD", (file_of(folder, "sgd-0"),), 256)
     assert scale.main is not None
     with pytest.raises(InputError, match=r"conv1\.weight is \[8, 3, 3, 3\], \[16, 3, 3, 3\] is expected"):
         recipe.point(run, scale.main, 0)
@@ -180,7 +180,7 @@ def test_a_file_without_its_number_of_updates_is_refused(
     folder: Path, scale: Scale, run: Run, weights: Callable[[int], dict[str, Tensor]]
 ) -> None:
     save_file(weights(0), folder / "sgd-0.safetensors")
-    recipe = points.GivenNetwork("SGD", (file_of(folder, "sgd-0"),))
+    recipe = points.GivenNetwork("SGD", (file_of(folder, "sgd-0"),), 256)
     assert scale.main is not None
     with pytest.raises(InputError, match=r"sgd-0\.safetensors has 'updates' None in its metadata, no number"):
         recipe.point(run, scale.main, 0)

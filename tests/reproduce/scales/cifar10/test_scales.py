@@ -44,7 +44,7 @@ def test_a_records_scale_needs_neither_points_nor_images(
 
 def test_records_of_several_options_are_refused(tmp_path: Path) -> None:
     for name, images in (("fig2", 500), ("fig3", 1000)):
-        options = {"data": NAME, "points": {}, "images": images}
+        options = {"data": NAME, "points": {}, "images": images, "batch": 256}
         (tmp_path / f"{name}.json").write_text(json.dumps({"config": {"scale": {"options": options}}}))
     with pytest.raises(InputError, match=r"records of several options: fig2\.json with .*; fig3\.json with"):
         find.scale("cifar10", recorded=tmp_path)
