@@ -68,6 +68,8 @@ def main(arguments: list[str]) -> int:
         options_of_scale = scale_options(asked)
         recorded = asked.out or find.folder_of(asked.scale)
         chosen = find.scale(asked.scale, options_of_scale, recorded if asked.plot_only else None)
+        if chosen.prepare is not None and not (asked.plot_only or asked.random_weights):
+            chosen = chosen.prepare()
         seeds_asked(chosen, asked.seeds)
         if asked.jobs < 1:
             raise InputError(f"--jobs must be 1 or more, not {asked.jobs}")

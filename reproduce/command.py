@@ -270,6 +270,8 @@ def run_figure(
         check_options(asked)
         recorded = (asked.out or find.folder_of(asked.scale)) / f"{figure}.json"
         chosen = find.scale(asked.scale, scale_options(asked), recorded if asked.plot_only else None)
+        if chosen.prepare is not None and not (asked.plot_only or asked.random_weights):
+            chosen = chosen.prepare()
         script.check(chosen)
         seeds_asked(chosen, asked.seeds)
         page.check_width(asked.width)

@@ -398,6 +398,7 @@ class Scale:
         heading: a line above every figure; "": none.
         conditions: notes of every table. sweep: None: nothing is tuned here.
         options: of the command line, from which the scale is made again; see ``reproduce.scales.find``.
+        prepare: trains what all units need and returns the scale with it; None: nothing is needed.
         rehearse: runs substrates without their weights; None: there is nothing to rehearse.
     """
 
@@ -423,6 +424,7 @@ class Scale:
     sweep: Sweep | None
     rehearse: Callable[[Sequence[Substrate]], None] | None
     options: Mapping[str, object]
+    prepare: Callable[[], Scale] | None
 
     @property
     def of_points(self) -> Substrate | None:

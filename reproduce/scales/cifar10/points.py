@@ -35,6 +35,7 @@ from lpe.ensembles.base import Ensemble
 from lpe.ensembles.ivon import IVONEnsemble, forgetting_std
 from lpe.ensembles.swag import SWAGEnsemble, SWAGStatistics
 from lpe.errors import InputError
+from lpe.store import Store
 from lpe.substrates import cifar
 from reproduce.study.keys import determinants
 from reproduce.study.points import CURVATURE_NETWORKS, mean_curvature, training_examples
@@ -65,9 +66,14 @@ Files = tuple[GivenFile, ...]
 """Of training seeds 0, 1, …"""
 
 
-def folder() -> Path | None:
+def given_folder() -> Path | None:
     """Return the folder of given points: LPE_POINTS; None where it is not set."""
     return Path(os.environ["LPE_POINTS"]) if os.environ.get("LPE_POINTS") else None
+
+
+def trained_root() -> Path:
+    """Return the folder in which points that are trained here have folders."""
+    return Store().root.parent / "points"
 
 
 def hashes(where: Path) -> dict[str, str]:
@@ -142,18 +148,17 @@ def content(file: GivenFile) -> Content:
     Raises:
         InputError: no folder is given, it is not there, it has changed, or it is damaged.
     """
-    where = folder()
-    if where is None:
-        raise InputError(f"{file.name} is a given point; say in which folder it lies with --points")
-    path = where / f"{file.name}.safetensors"
-    try:
-        held = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror})") from None
-    if (found := hashlib.sha256(held).hexdigest()) != file.sha256:
+    given = given_folder()
+    folders = sorted(trained_root().glob("*")) if given is None else [given]
+    paths = [path for each in folders if (path := each / f"{file.name}.safetensors").is_file()]
+    if not paths:
+        raise InputError(f"there is no {file.name}.safetensors; say in which folder it lies with --points")
+    digests = {hashlib.sha256(path.read_bytes()).hexdigest(): path for path in paths}
+    if file.sha256 not in digests:
         raise InputError(
-            f"{path} has another sha256, {found[:12]}…, than {file.sha256[:12]}…, which was read before"
+            f"{paths[0]} has another sha256 than {file.sha256[:12]}…, which was read before; run anew"
         )
+    path = digests[file.sha256]
     try:
         with safe_open(path, "pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118

@@ -10,15 +10,26 @@ Points alone, with their posteriors, are measured on all 10,000 test images; eve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from lpe.errors import InputError
 from lpe.number_systems.grids import PerBlock, PerChannel, PerTensor
+from lpe.store import Store
 from lpe.substrates import cifar
 from lpe.substrates.cifar_networks import RESNET20
 from reproduce.scales.cifar10 import points
-from reproduce.scales.cifar10.images import CifarImages, CifarPieces, FRNResNet, every_kth, found
+from reproduce.scales.cifar10.images import CifarImages, CifarPieces, FRNResNet, every_kth, found, place
+from reproduce.scales.cifar10.recipes import GROUPS, PROTOCOL, RECIPES, Protocol
+from reproduce.scales.cifar10.trained import train_points
+from reproduce.scales.cifar10.training import train_group
+from reproduce.study.keys import determinants
 from reproduce.study.scale import (
     FamilyRecipe,
     Landscape,
@@ -62,32 +73,74 @@ class Chosen:
 
     Args:
         data: the images' name. files: sha256 of each given point. images: test images of most figures.
-        batch: images of an update of theirs.
+        batch: images of an update of theirs. given: whether they were trained elsewhere.
     """
 
     data: str
     files: Mapping[str, str]
     images: int
     batch: int
+    given: bool
 
     @property
     def options(self) -> dict[str, object]:
         """As a record holds them, from which the scale is made again."""
-        return {"data": self.data, "points": dict(self.files), "images": self.images, "batch": self.batch}
+        held = {"data": self.data, "points": dict(self.files), "images": self.images}
+        return {**held, "batch": self.batch, "given": self.given}
+
+    @property
+    def words(self) -> str:
+        """Where the points come from."""
+        return "given points" if self.given else "points trained here"
 
 
 def chosen_of(options: Mapping[str, object]) -> Chosen:
     """Return what options of a command line (folders), or of a record (names and hashes), come to."""
     recorded = options.get("points")
     if isinstance(recorded, Mapping):
-        return Chosen(
-            str(options["data"]), recorded, *(int(str(options[key])) for key in ("images", "batch"))
-        )
-    where = points.folder()
-    files = {} if where is None else points.hashes(where)
+        images, batch = (int(str(options[key])) for key in ("images", "batch"))
+        return Chosen(str(options["data"]), recorded, images, batch, bool(options["given"]))
     images = int(str(options.get("images", IMAGES)))
     every_kth(images)  # or an error
-    return Chosen(data_name(), files, images, points.batch_of(points.files_of("sgd", files)))
+    where = points.given_folder()
+    if given := where is not None:
+        if "updates" in options:
+            raise InputError("--updates is of points that are trained here; leave it out, or --points")
+        files = points.hashes(where)
+    else:
+        trained = trained_folder(options)
+        files = points.hashes(trained) if trained is not None and any(trained.glob("*.safetensors")) else {}
+    return Chosen(data_name(), files, images, points.batch_of(points.files_of("sgd", files)), given)
+
+
+def trained_folder(options: Mapping[str, object]) -> Path | None:
+    """Return the folder of the points that are trained here; None without images, which its name is of."""
+    there = found()
+    if there is None:
+        return None
+    key = {
+        "recipes": RECIPES,
+        "protocol": protocol_of(options),
+        **determinants(train_group, data=there[1], device="cuda", threads=None),
+    }
+    return points.trained_root() / Store.key(key)[:16]
+
+
+def protocol_of(options: Mapping[str, object]) -> Protocol:
+    """Return the protocol of trainings here."""
+    return replace(PROTOCOL, updates=int(str(options.get("updates", PROTOCOL.updates))))
+
+
+def train_here(options: Mapping[str, object]) -> Scale:
+    """Train the points that are not there yet, on the GPU, and return the scale with them."""
+    for line in filter(None, CifarPieces().missing()):
+        raise InputError(line)
+    folder = trained_folder(options)
+    assert folder is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    images = cifar.load(place())
+    train_points(folder, images, protocol_of(options), GROUPS, torch.device("cuda"), math.inf, print)
+    return cifar10(options)
 
 
 def data_name() -> str:
@@ -109,8 +162,8 @@ class GivenPieces:
     def missing(self) -> tuple[str, ...]:
         """Return what is to be done for each; "" for what is there."""
         train = (
-            "trained points: python -m reproduce.scales.cifar10 --points DIR trains them on a GPU, in 10 "
-            "minutes; give --points DIR"
+            "trained points: a GPU trains them here, in 10 minutes; with none, give --points DIR "
+            "(python -m reproduce.scales.cifar10 --points DIR trains them elsewhere)"
         )
         return (*CifarPieces().missing(), "" if self.has_points else train)
 
@@ -125,7 +178,7 @@ def cifar10(options: Mapping[str, object]) -> Scale:
     def substrate(short: str, images: int, of: Mapping[str, PointRecipe], **more: Any) -> Substrate:
         held: dict[str, Any] = {"families": {}, "rivals": None, "most_seeds": {}} | more
         return Substrate(
-            name=f"{short}, {chosen.data}, {images:,} test images, given points",
+            name=f"{short}, {chosen.data}, {images:,} test images, {chosen.words}",
             short=short,
             example="image",
             source=CifarImages(
@@ -177,9 +230,9 @@ def cifar10(options: Mapping[str, object]) -> Scale:
             sizes.insert(0, substrate(short, chosen.images, {"SGD": made}, most_seeds={ROUNDING: len(of)}))
     return Scale(
         name=NAME,
-        title=f"ResNet-20-FRN-SiLU (272,474 weights) on {chosen.data}, from given points",
+        title=f"ResNet-20-FRN-SiLU (272,474 weights) on {chosen.data}, {chosen.words}",
         result="FP32 NLL about .47, ten INT-4 members .41, a deep ensemble of four .34",
-        launch="python -m reproduce --scale cifar10 --data DIR --points DIR",
+        launch="python -m reproduce --scale cifar10 --data DIR, on a GPU; with --points DIR, on two cores",
         main=main,
         whole=None if chosen.images == total else substrate("R20-FRN", total, recipes, most_seeds=seeds),
         sizes=tuple(sizes),
@@ -190,18 +243,23 @@ def cifar10(options: Mapping[str, object]) -> Scale:
         claim_seeds=max(1, len(sgd)),
         cost_seeds=max(1, len(sgd)),
         unit="seed",
-        standing="The points are given: trained apart, on a GPU, by the recipes that their folder states.",
+        standing="The points are given: trained elsewhere, by recipes that the suite does not know."
+        if chosen.given
+        else "",
         threads=1,  # two processes of one are faster than one of two
         device="auto",
-        heading=f"ResNet-20-FRN-SiLU on {chosen.data}, given points; {chosen.images:,} test images"
+        heading=f"ResNet-20-FRN-SiLU on {chosen.data}, {chosen.words}; {chosen.images:,} test images"
         + ("" if chosen.images == total else f", {total:,} where points alone are shown"),
         conditions=(
             "Means over training seeds; in brackets the two-sided 95 % interval of Student's t. NLL in nats "
             "(natural logarithm) a test image, ERR and ECE as shares of 1; ECE in 15 bins.",
-            f"{chosen.data}; given points, trained apart. {chosen.images:,} test images, evenly spread"
+            f"{chosen.data}; {chosen.words}. {chosen.images:,} test images, evenly spread"
             + ("." if chosen.images == total else f"; {total:,} where points alone are shown."),
         ),
         sweep=None,
         rehearse=None,
         options=chosen.options,
+        prepare=partial(train_here, dict(options))
+        if not chosen.given and torch.cuda.is_available()
+        else None,
     )

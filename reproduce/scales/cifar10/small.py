@@ -196,4 +196,5 @@ def cifar10_small(options: Mapping[str, object]) -> Scale:
         sweep=partial(sweep.settings, main, widths),
         rehearse=None,
         options={"data": images},
+        prepare=None,
     )

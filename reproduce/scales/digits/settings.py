@@ -175,6 +175,7 @@ def scale_of(values: Values) -> Scale:
         sweep=partial(sweep.settings, main, clips[-1]),
         rehearse=None,
         options={},
+        prepare=None,
     )
 
 

@@ -260,6 +260,7 @@ def scale_of(path: Path) -> Scale:
         sweep=None,
         rehearse=None,
         options={},
+        prepare=None,
     )
 
 

@@ -111,4 +111,5 @@ PAPER = Scale(
     sweep=None,
     rehearse=rehearse,
     options={},
+    prepare=None,
 )

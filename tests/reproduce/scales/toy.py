@@ -114,4 +114,5 @@ SCALE = Scale(
     sweep=None,
     rehearse=None,
     options={},
+    prepare=None,
 )
