@@ -95,7 +95,7 @@ def hashes(where: Path) -> dict[str, str]:
 
 def files_of(kind: str, known: Mapping[str, str]) -> Files:
     """List the files of a kind, of training seeds 0, 1, … as far as there is one of each."""
-    found = []
+    found: list[GivenFile] = []
     while (name := f"{kind}-{len(found)}") in known:
         found.append(GivenFile(name, known[name]))
     return tuple(found)
