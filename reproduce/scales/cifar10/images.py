@@ -38,6 +38,18 @@ def found() -> tuple[str, str] | None:
         return None
 
 
+def data_name() -> str:
+    """Return the name of the images that are there; of those that would be fetched where there are none."""
+    there = found()
+    return cifar.LOSSLESS if there is None else there[0]
+
+
+def sha256() -> str | None:
+    """Return the hash of the images that are there; None where there are none."""
+    there = found()
+    return None if there is None else there[1]
+
+
 @functools.cache
 def _images(where: Path) -> cifar.CifarImages:
     return cifar.load(where)

@@ -25,7 +25,15 @@ from lpe.store import Store
 from lpe.substrates import cifar
 from lpe.substrates.cifar_networks import RESNET20
 from reproduce.scales.cifar10 import points
-from reproduce.scales.cifar10.images import CifarImages, CifarPieces, FRNResNet, every_kth, found, place
+from reproduce.scales.cifar10.images import (
+    CifarImages,
+    CifarPieces,
+    FRNResNet,
+    data_name,
+    every_kth,
+    place,
+    sha256,
+)
 from reproduce.scales.cifar10.recipes import GROUPS, PROTOCOL, RECIPES, Protocol
 from reproduce.scales.cifar10.trained import train_points
 from reproduce.scales.cifar10.training import train_group
@@ -115,13 +123,13 @@ def chosen_of(options: Mapping[str, object]) -> Chosen:
 
 def trained_folder(options: Mapping[str, object]) -> Path | None:
     """Return the folder of the points that are trained here; None without images, which its name is of."""
-    there = found()
-    if there is None:
+    data = sha256()
+    if data is None:
         return None
     key = {
         "recipes": RECIPES,
         "protocol": protocol_of(options),
-        **determinants(train_group, data=there[1], device="cuda", threads=None),
+        **determinants(train_group, data=data, device="cuda", threads=None),
     }
     return points.trained_root() / Store.key(key)[:16]
 
@@ -141,12 +149,6 @@ def train_here(options: Mapping[str, object]) -> Scale:
     images = cifar.load(place())
     train_points(folder, images, protocol_of(options), GROUPS, torch.device("cuda"), math.inf, print)
     return cifar10(options)
-
-
-def data_name() -> str:
-    """Return the name of the images that are there; of those that would be fetched where there are none."""
-    there = found()
-    return cifar.LOSSLESS if there is None else there[0]
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,14 @@ from typing import Any
 from lpe.number_systems.grids import PerBlock, PerChannel, PerTensor
 from lpe.substrates.cifar_networks import RESNET8, VITS
 from reproduce.scales.cifar10 import sweep
-from reproduce.scales.cifar10.images import CifarImages, CifarNetwork, CifarPieces, GroupNormResNet, SmallViT
-from reproduce.scales.cifar10.settings import data_name
+from reproduce.scales.cifar10.images import (
+    CifarImages,
+    CifarNetwork,
+    CifarPieces,
+    GroupNormResNet,
+    SmallViT,
+    data_name,
+)
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.families import (
     BatchEnsembleTraining,

@@ -38,7 +38,7 @@ def test_a_records_scale_needs_neither_points_nor_images(
     record = tmp_path / "fig2.json"
     record.write_text(json.dumps({"config": {"scale": {"options": made.options}}}))
     monkeypatch.delenv("LPE_POINTS")
-    monkeypatch.setattr("reproduce.scales.cifar10.settings.found", lambda: None)
+    monkeypatch.setattr("reproduce.scales.cifar10.images.found", lambda: None)
     assert find.scale("cifar10", recorded=record) == made
 
 
