@@ -1,7 +1,8 @@
 """Recipes of given points: trained networks and posteriors that lie in a folder, each in a file of its own.
 
 A file KIND-SEED.safetensors is of one training seed, whose training images are those of
-``lpe.substrates.cifar.split_indices``; its metadata say the ``updates`` and the ``batch``:
+``lpe.substrates.cifar.split_indices``; its metadata, or the JSON in their entry ``training``, say the
+``updates`` and the ``batch``:
 
     sgd, sgdnoaug, adamw, adamwnoaug    the network's weights
     swag                                mean/NAME, variance/NAME, deviations/NAME
@@ -19,10 +20,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,6 +39,7 @@ from lpe.ensembles.swag import SWAGEnsemble, SWAGStatistics
 from lpe.errors import InputError
 from lpe.store import Store
 from lpe.substrates import cifar
+from reproduce.scales.cifar10.recipes import TRAINING
 from reproduce.study.keys import determinants
 from reproduce.study.points import CURVATURE_NETWORKS, mean_curvature, training_examples
 from reproduce.study.run import Run
@@ -163,6 +166,7 @@ def content(file: GivenFile) -> Content:
         with safe_open(path, "pt") as stored:
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
             metadata = dict(stored.metadata() or {})
+        metadata |= {name: str(value) for name, value in json.loads(metadata.get(TRAINING, "{}")).items()}
     except SafetensorError as error:
         raise InputError(f"{path} is no whole safetensors file ({error}); copy it again") from None
     for name, tensor in tensors.items():
@@ -279,6 +283,12 @@ class GivenIVON:
 
     def point(self, run: Run, substrate: Substrate, seed: int, replica: int = 0) -> Point:
         """Return the mean and the posterior of a training seed, and whether it was learnt."""
+        solution, std = self.drawn(run, substrate, seed)
+        info = _learnt(run, substrate, seed, of_seed(self.files, seed), solution.net, std)
+        return replace(solution, info=info)
+
+    def drawn(self, run: Run, substrate: Substrate, seed: int) -> tuple[Point, dict[str, Tensor]]:
+        """Return the mean and the posterior of a training seed, and the posterior's std."""
         file = of_seed(self.files, seed)
         held = content(file)
         net = filled(new_network(run, substrate), held.part("mean", file), file)
@@ -287,8 +297,7 @@ class GivenIVON:
         def posterior(size: int, draw_seed: int) -> IVONEnsemble:
             return IVONEnsemble(net, std, size, draw_seed)
 
-        info = _learnt(run, substrate, seed, file, net, std)
-        return Point("IVON", net, posterior, passes(file), info)
+        return Point("IVON", net, posterior, passes(file), {}), std
 
 
 def _learnt(
@@ -347,20 +356,20 @@ class GivenDeepEnsemble:
 
 @dataclass(frozen=True)
 class GivenMultiPosterior:
-    """MultiIVON or MultiSWAG: members drawn from several given posteriors.
+    """MultiIVON: members drawn from several given posteriors.
 
     Args:
         of: the recipe of one. members: how many, those of training seeds 0, 1, … draws: of each.
     """
 
-    of: GivenIVON | GivenSWAG
+    of: GivenIVON
     members: int
     draws: int
 
     def family(self, run: Run, substrate: Substrate, seed: int) -> Family:
         """Return the mixture of the posteriors' draws."""
         places = range(seed * self.members, (seed + 1) * self.members)
-        points = [self.of.point(run, substrate, place) for place in places]
+        points = [self.of.drawn(run, substrate, place)[0] for place in places]
 
         def make(draw_seed: int) -> Ensemble:
             parts = []
@@ -371,7 +380,7 @@ class GivenMultiPosterior:
                 parts.append(part)
             return lpe.Mixture.of(parts)
 
-        return Family(f"Multi{points[0].name}", make, draws=True, info={})
+        return Family("MultiIVON", make, draws=True, info={})
 
 
 @dataclass(frozen=True)
@@ -399,11 +408,11 @@ class GivenCycles:
             lpe.SnapshotEnsemble if self.name == "SSE" else lpe.CyclicalSGLDEnsemble
         )
         ensemble = make(net, [on_device(sample, run) for sample in samples])
-        ensemble.training_budget = _budgets(file, count)
+        ensemble.training_budget = budgets(file, count)
         return Family(self.name, lambda _: ensemble, draws=False, info={})
 
 
-def _budgets(file: GivenFile, count: int) -> list[int]:
+def budgets(file: GivenFile, count: int) -> list[int]:
     """Return the backward passes after which each network was left."""
     held, total = content(file), passes(file)
     if text := held.metadata.get("backward_passes"):

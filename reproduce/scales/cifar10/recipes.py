@@ -171,7 +171,7 @@ Group = tuple[Point, ...]
 GROUPS: tuple[Group, ...] = (
     tuple(("sgd", seed) for seed in range(4)),
     tuple(("ivon", seed) for seed in range(4)),
-    (("swag", 0), ("swag", 1), ("sse", 0), ("csgld", 1)),
+    (("swag", 0), ("swag", 1), ("sse", 0), ("csgld", 0)),
     (("be", 0),),
     tuple(("sgd", seed) for seed in range(4, 8)),
     tuple(("sgdnoaug", seed) for seed in range(4)),
@@ -209,6 +209,28 @@ def learning_rate(recipe: Recipe, protocol: Protocol) -> Schedule:
         return (final + (recipe.lr - final) * share) * min(1.0, (begun + 1) / max(1, warm))
 
     return cyclical
+
+
+TRAINING = "training"
+"""The entry of a file's metadata that holds all others, as JSON."""
+
+
+def metadata(recipe: Recipe, protocol: Protocol) -> dict[str, object]:
+    """Return what a point's file says of its training; see ``reproduce.scales.cifar10.points``."""
+    held: dict[str, object] = {
+        "updates": protocol.updates,
+        "batch": protocol.batch,
+        "l2": recipe.weight_decay,
+    }
+    if recipe.rule == "ivon":
+        held |= {"hess_init": recipe.hess_init, "beta2": recipe.beta2, "ess": recipe.ess}
+    if recipe.members > 1:
+        held["members"] = recipe.members
+    if recipe.cycles > 1:
+        left = [epoch for epoch in range(protocol.epochs) if leaves_a_network(recipe, protocol, epoch)]
+        passes = [(epoch + 1) * protocol.steps_per_epoch for epoch in left]
+        held["backward_passes"] = ",".join(map(str, passes))
+    return held
 
 
 def noise(recipe: Recipe, protocol: Protocol) -> Schedule:

@@ -38,6 +38,7 @@ from reproduce.scales.cifar10.recipes import GROUPS, PROTOCOL, RECIPES, Protocol
 from reproduce.scales.cifar10.trained import train_points
 from reproduce.scales.cifar10.training import train_group
 from reproduce.study.keys import determinants
+from reproduce.study.run import device_of
 from reproduce.study.scale import (
     FamilyRecipe,
     Landscape,
@@ -129,7 +130,7 @@ def trained_folder(options: Mapping[str, object]) -> Path | None:
     key = {
         "recipes": RECIPES,
         "protocol": protocol_of(options),
-        **determinants(train_group, data=data, device="cuda", threads=None),
+        **determinants(train_group, data=data, device=device_of("auto"), threads=None),
     }
     return points.trained_root() / Store.key(key)[:16]
 
@@ -223,10 +224,15 @@ def cifar10(options: Mapping[str, object]) -> Scale:
         families["BE"], seeds["BE"] = points.GivenBatchEnsemble(of), len(of)
     seeds |= {DISAGREEMENT_UNIT: seeds.get("SSE", 0), COST_RIVALS: seeds.get("DE", 0)}
     rivals = Rivals(stds=(0.005, 0.01, 0.015, 0.02, 0.03), rates=(0.003, 0.01, 0.03, 0.1))
-    main = substrate("R20-FRN", chosen.images, recipes, families=families, rivals=rivals, most_seeds=seeds)
+    main = substrate(
+        "R20-FRN-SiLU", chosen.images, recipes, families=families, rivals=rivals, most_seeds=seeds
+    )
     total = cifar.IMAGES["test"]
     sizes = [main]
-    for kind, short in (("sgdnoaug", "R20-FRN without augmentation"), ("adamw", "R20-FRN by AdamW")):
+    for kind, short in (
+        ("sgdnoaug", "R20-FRN-SiLU without augmentation"),
+        ("adamw", "R20-FRN-SiLU by AdamW"),
+    ):
         if of := files(kind):
             made = points.GivenNetwork("SGD", of, chosen.batch)
             sizes.insert(0, substrate(short, chosen.images, {"SGD": made}, most_seeds={ROUNDING: len(of)}))
@@ -236,7 +242,7 @@ def cifar10(options: Mapping[str, object]) -> Scale:
         result="FP32 NLL about .47, ten INT-4 members .41, a deep ensemble of four .34",
         launch="python -m reproduce --scale cifar10 --data DIR, on a GPU; with --points DIR, on two cores",
         main=main,
-        whole=None if chosen.images == total else substrate("R20-FRN", total, recipes, most_seeds=seeds),
+        whole=None if chosen.images == total else substrate("R20-FRN-SiLU", total, recipes, most_seeds=seeds),
         sizes=tuple(sizes),
         large={},
         compared=None,

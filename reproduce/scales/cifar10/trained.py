@@ -26,11 +26,13 @@ from lpe.writing import check_writable, locked, remove_leftovers, replacing
 from reproduce.scales.cifar10.checkpoints import Checkpoint, differences
 from reproduce.scales.cifar10.recipes import (
     RECIPES,
+    TRAINING,
     Group,
     Point,
     Protocol,
     Recipe,
     check_updates,
+    metadata,
     name_of,
     names_of,
 )
@@ -227,8 +229,8 @@ class PointFiles:
         if not finite or not math.isfinite(collected.loss):
             return False
         # A single entry: several would be written in any order.
-        about = f"{name_of(point)}, {self.images.name}, {self.protocol.updates} updates"
-        content = save(tensors, metadata={"point": about})
+        about = {"point": name_of(point), "data": self.images.name, **metadata(recipe, self.protocol)}
+        content = save(tensors, metadata={TRAINING: json.dumps(about)})
         config = self.settings(point) | {
             "train_loss": collected.loss,
             "sha256": hashlib.sha256(content).hexdigest(),

@@ -1,5 +1,6 @@
 """Given points: what a folder holds, what it may not hold, and what is made of it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lpe.substrates.cifar_networks import ResNetShape, resnet_frn
 from lpe.tracking import Tracker
 from reproduce.scales.cifar10 import points
 from reproduce.scales.cifar10.points import GivenFile
+from reproduce.scales.cifar10.recipes import PROTOCOL, RECIPES, metadata
 from reproduce.scales.cifar10.settings import cifar10
 from reproduce.study.run import Run
 from reproduce.study.scale import Scale
@@ -27,6 +29,12 @@ def run(tmp_path: Path) -> Run:
     """A run on the CPU with an empty store."""
     store = Store(tmp_path / "store")
     return Run(store=store, tracker=Tracker(None), threads=1, device="cpu", quiet=True)
+
+
+@pytest.fixture(autouse=True)
+def few_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A curvature of few examples."""
+    monkeypatch.setattr("reproduce.study.points.CURVATURE_EXAMPLES", 2)
 
 
 @pytest.fixture
@@ -81,7 +89,7 @@ def test_ivons_curvature_is_measured_once_and_kept(
 ) -> None:
     assert scale.main is not None
     first = scale.main.point(run, "IVON", 0).info
-    monkeypatch.setattr(points, "mean_curvature", None)
+    monkeypatch.setattr(points, "training_examples", None)
     assert scale.main.point(run, "IVON", 0).info == first
 
 
@@ -206,3 +214,17 @@ def test_seeds_count_from_0_without_a_gap(folder: Path) -> None:
     (folder / "sgd-1.safetensors").unlink()
     known = points.hashes(folder)
     assert [file.name for file in points.files_of("sgd", known)] == ["sgd-0"]
+
+
+def test_what_the_trainers_files_say_of_themselves_is_read(
+    folder: Path, weights: Callable[[int], dict[str, Tensor]]
+) -> None:
+    about = {"training": json.dumps(metadata(RECIPES["csgld"], PROTOCOL))}
+    tensors = {f"{place}/{name}": value for place in range(12) for name, value in weights(place).items()}
+    save_file(tensors, folder / "csgld-0.safetensors", about)
+    file = file_of(folder, "csgld-0")
+    assert points.passes(file) == 19_840
+    assert points.batch_of((file,)) == 256
+    # Three samples at the end of each cycle of 31 epochs of 160, four epochs apart.
+    expected = [160 * (31 * cycle - before) for cycle in range(1, 5) for before in (8, 4, 0)]
+    assert points.budgets(file, 12) == expected
