@@ -162,8 +162,7 @@ class CifarImages:
         Raises:
             InputError: another number of classes.
         """
-        if classes != self.classes:
-            raise InputError(f"CIFAR-10 has {self.classes} classes; a network of {classes} does not fit")
+        cifar.check_classes(classes, "a network")
         return self.shape.make(seed)
 
     def batches(self, split: Split, batch: int, seed: int) -> Callable[[int], Iterator[Batch]]:

@@ -75,7 +75,7 @@ def test_other_images_than_the_scales_are_refused(there: CifarImages) -> None:
 
 
 def test_a_network_of_another_number_of_classes_is_refused() -> None:
-    with pytest.raises(InputError, match="CIFAR-10 has 10 classes; a network of 100 does not fit"):
+    with pytest.raises(InputError, match="a network has 100 classes and CIFAR-10 has 10"):
         SOURCE.network(100, 0)
 
 
