@@ -15,6 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from reproduce import same_bits
+
+if __name__ == "__main__":  # before torch and numpy are imported
+    same_bits.choose(sys.argv[1:])
+
 import pandas as pd
 
 from lpe.command_line import Parser
