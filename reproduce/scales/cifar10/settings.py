@@ -224,6 +224,8 @@ def cifar10(options: Mapping[str, object]) -> Scale:
         families["BE"], seeds["BE"] = points.GivenBatchEnsemble(of), len(of)
     seeds |= {DISAGREEMENT_UNIT: seeds.get("SSE", 0), COST_RIVALS: seeds.get("DE", 0)}
     rivals = Rivals(stds=(0.005, 0.01, 0.015, 0.02, 0.03), rates=(0.003, 0.01, 0.03, 0.1))
+    if not chosen.files:
+        seeds = {}  # so that what is wanted can say what it lacks
     main = substrate(
         "R20-FRN-SiLU", chosen.images, recipes, families=families, rivals=rivals, most_seeds=seeds
     )

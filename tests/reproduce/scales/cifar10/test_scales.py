@@ -10,7 +10,7 @@ import pytest
 from lpe.errors import InputError
 from lpe.substrates.cifar import CifarImages
 from reproduce import fig2, fig4, fig5, table5
-from reproduce.command import seedless
+from reproduce.command import run_figure, seedless
 from reproduce.scales import find
 from reproduce.scales.cifar10.settings import cifar10
 from reproduce.scales.cifar10.small import cifar10_small
@@ -97,6 +97,18 @@ def test_without_points_the_pieces_say_how_to_have_them(
     scale = cifar10({})
     assert scale.main is not None and scale.main.pieces is not None
     assert any("python -m reproduce.scales.cifar10" in line for line in scale.main.pieces.missing())
+
+
+def test_without_points_a_figure_ends_with_what_is_missing(
+    there: CifarImages, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("LPE_POINTS", raising=False)
+    monkeypatch.setenv("LPE_DATA", str(tmp_path))
+    monkeypatch.setattr("lpe.substrates.cifar.described", lambda place: (NAME, "0" * 64))
+    asked = ["--scale", "cifar10", "--out", str(tmp_path / "out")]
+    assert run_figure(fig2.SCRIPT, asked, quiet=True) == 2
+    assert "missing: trained points: a GPU trains them here" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.csv"))
 
 
 def test_an_option_that_a_scale_does_not_take_is_refused() -> None:
