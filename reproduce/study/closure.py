@@ -8,12 +8,21 @@ local variable is not the function of the same name.
 Counted: imports inside functions; what a module that something is taken from, or a package around it, does
 when it is imported beside naming things; the whole of a module that is handed on as an object.
 
+A user's own modules, those of no package that is installed, are followed like this repository's. Of them
+counts more: what the own modules that they import do when they are imported, whether a name of theirs is used
+or not; libraries of which no name is used; every decorated definition, for its decorator may put it where it
+is found without its name (the standard library's do not). This repository's modules do nothing of this.
+
 Not counted: comments, docstrings, places in the file, ``if TYPE_CHECKING:``, ``if __name__ == "__main__":``;
-names in annotations, where the module postpones these; modules that are imported and nothing is taken from.
+names in annotations, where the module postpones these; modules that are imported and nothing is taken from;
+the folder of a file that is run by its path.
 
 What cannot be followed is refused: a module imported by a name that is made at run time, code made from text,
-a name that its module does not have. What the walk cannot see is the class of an object that is handed in:
-where its methods matter, name it as a root as well.
+``sys.modules[…]``, classes found as subclasses, a name that its module does not have.
+
+What the walk cannot see: the class of an object that is handed in (where its methods matter, name it as a
+root as well); files and environment variables that the code reads; a call whose result gets a name in the
+module and that changes something else beside; an attribute of ``sys.modules.get(…)``.
 """
 
 from __future__ import annotations
@@ -23,6 +32,7 @@ import copy
 import functools
 import gc
 import hashlib
+import importlib.metadata
 import itertools
 import symtable
 import sys
@@ -66,6 +76,7 @@ The last runs a user's files, whose functions are in a key themselves.
 
 _IMPORTERS = ("importlib.import_module", "importlib.__import__", "__import__")
 _REFUSED = (*_IMPORTERS, "exec", "eval", "compile", "globals", "runpy", "importlib.util", "pkgutil")
+_FINDS_CLASSES = ("__subclasses__", "__init_subclass__")
 _BUILTINS = tuple(name for name in _REFUSED if "." not in name and name not in sys.stdlib_module_names)
 
 _Chain = tuple[str, ...]
@@ -94,15 +105,20 @@ class _Part:
         self.module, self.name, self.node, self.scope = module, name, node, scope
 
     def __str__(self) -> str:
-        return f"{self.module.name}:{self.name}"
+        return f"{self.module.label}:{self.name}"
 
 
 @dataclass(frozen=True)
 class _Import:
-    """What an import binds a name to: a module, or an attribute of it."""
+    """What an import binds a name to: a module, or an attribute of it.
+
+    Args:
+        imported: the dotted name of what it imports, which ``import a.b`` does not bind a name to.
+    """
 
     module: str
-    attribute: _Chain = ()
+    attribute: _Chain
+    imported: str
 
 
 _Target = _Part | str
@@ -116,6 +132,7 @@ class _Module:
     Args:
         postponed: whether annotations are not evaluated. parts: its statements, but for imports.
         bound: what each of its names is bound to. effects: what it does beside naming things.
+        unused: its names that none of its statements uses.
     """
 
     name: str
@@ -124,6 +141,13 @@ class _Module:
     parts: list[_Part] = field(default_factory=list)
     bound: dict[str, list[_Part | _Import]] = field(default_factory=dict)
     effects: list[_Part] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """Its name in keys; of a file that was run by its path, without the place, which is in its name."""
+        stem = self.path.stem
+        return self.name if stem in (self.name.rpartition(".")[2], "__init__") else stem
 
 
 class Project:
@@ -151,6 +175,7 @@ class Project:
                 place = path.relative_to(folder).with_suffix("").parts
                 name = ".".join(place[:-1] if place[-1] == "__init__" else place)
                 self._files[name] = path, path.read_bytes()
+        self._own: dict[str, bool] = {}
         self._modules: dict[str, _Module] = {}
         self._readings: dict[_Part, tuple[str, list[_Target]]] = {}
         self._closures: dict[tuple[str, ...], Closure] = {}
@@ -175,11 +200,10 @@ class Project:
                     yield from self._names(held)
         elif isinstance(root, str):
             module = root.partition(":")[0]
-            if module not in self._files:
+            if not self._has(module):
                 raise InputError(f"there is no module {module!r} in {', '.join(self._packages)}")
             yield root
         elif isinstance(root, ModuleType):
-            self._add_loaded(root.__name__)
             yield root.__name__
         elif isinstance(root, Without):
             for name in self._names(root.of):
@@ -187,19 +211,23 @@ class Project:
         else:
             named = root if hasattr(root, "__qualname__") else type(root)
             module, name = named.__module__, named.__qualname__
-            self._add_loaded(module)
-            if module in self._files and "<" in name:
+            if self._has(module) and "<" in name:
                 raise InputError(
                     f"{module}.{name} is defined inside a function or expression, so that its code cannot be "
                     "told from what is around it; define it at the top of its module"
                 )
-            yield f"{module}:{name.partition('.')[0]}" if module in self._files else module
+            yield f"{module}:{name.partition('.')[0]}" if self._has(module) else module
 
-    def _add_loaded(self, name: str) -> None:
-        """Add a loaded module that is in none of the packages, unless a library has it."""
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if name not in self._files and file is not None and not is_library(name, Path(file)):
-            self._files[name] = Path(file), Path(file).read_bytes()
+    def _has(self, name: str) -> bool:
+        """Tell whether a module is followed; a user's own is read when it is first asked for."""
+        if name in self._files or name.partition(".")[0] in self._packages:
+            return name in self._files
+        if name not in self._own:
+            file = _own_file(name)
+            self._own[name] = file is not None
+            if file is not None:
+                self._files[name] = file, file.read_bytes()
+        return self._own[name]
 
     def _walk(self, roots: Iterable[str]) -> Closure:
         queue: list[_Target] = []
@@ -217,7 +245,7 @@ class Project:
             elif target not in reached:
                 reached[target], further = self._reading(target)
                 queue += further
-                for package in itertools.accumulate(target.module.name.split("."), "{}.{}".format):
+                for package in _prefixes(target.module.name):
                     if package in self._files:
                         queue += self._module(package).effects
         lines = sorted(f"{part}\n{text}" for part, text in reached.items())
@@ -230,25 +258,48 @@ class Project:
             self._modules[name] = _taken_apart(name, *self._files[name])
         return self._modules[name]
 
+    def _on_import(self, dotted: Iterable[str]) -> Iterator[_Target]:
+        """Yield what happens when modules, or attributes of modules, are imported: for a user's own alone."""
+        queue, seen = [*dotted], set[str]()
+        while queue:
+            for name in _prefixes(queue.pop()):
+                if name in seen or not self._has(name) or not self._own.get(name):
+                    continue
+                seen.add(name)
+                module = self._module(name)
+                yield from module.effects
+                yield from _decorated(module)
+                for bound_name, bound in module.bound.items():
+                    imports = [each for each in bound if isinstance(each, _Import)]
+                    queue += [each.imported for each in imports]
+                    if bound_name in module.unused:
+                        unused = (each.imported for each in imports if not _is_standard(each.module))
+                        yield from (each for each in unused if not any(map(self._has, _prefixes(each))))
+
     def _resolve(self, module: str, chain: _Chain, trail: tuple[object, ...] = ()) -> Iterator[_Target]:
         """Yield what ``module.chain`` refers to; without a chain, all of the module."""
         module, chain = (self._defined_by[module], ()) if module in self._defined_by else (module, chain)
         if (module, chain) in trail or module in self._apart:
             return
         trail = (*trail, (module, chain))
-        if module not in self._files:
+        if not self._has(module):
             if module.partition(".")[0] in self._packages:
                 raise InputError(f"there is no module {module}, which {trail[0]} needs")
+            below = ".".join((module, *chain[:1]))
+            if chain and not is_installed(module.partition(".")[0]) and (self._has(below) or _folders(below)):
+                yield from self._resolve(below, chain[1:], trail)  # in a folder without __init__.py
+                return
             yield ".".join((module, *chain))
             return
         known = self._module(module)
+        yield from self._on_import([module])
         if not chain:
             yield from known.parts
             bound = [each for name in known.bound for each in known.bound[name]]
         elif chain[0] in known.bound:
             bound = known.bound[chain[0]]
             yield from (each for each in bound if isinstance(each, _Part))
-        elif f"{module}.{chain[0]}" in self._files:
+        elif self._has(f"{module}.{chain[0]}"):
             yield from self._resolve(f"{module}.{chain[0]}", chain[1:], trail)
             return
         elif chain[0].startswith("__"):  # such as __doc__, which every module has
@@ -264,6 +315,11 @@ class Project:
         if part not in self._readings:
             reader = _Reader(part.module.postponed)
             reader.read(part.node)
+            if reader.finds_classes:
+                raise InputError(
+                    f"{part.module.path}, line {part.node.lineno}, {part.name}: {reader.finds_classes[0]} "
+                    "finds classes that nothing names, so a result of them would have no key; name them"
+                )
             inner: dict[str, list[_Import]] = {}
             for statement in reader.imports:
                 for name, bound in _bindings(statement, part.module):
@@ -284,6 +340,7 @@ class Project:
                 refers[".".join(chain)] = found
             said = [f"{name}={target}" for name, found in refers.items() for target in found]
             targets = [target for found in refers.values() for target in found]
+            targets += self._on_import(each.imported for bound in inner.values() for each in bound)
             self._readings[part] = "\n".join(["".join(reader.text), *said]), targets
         return self._readings[part]
 
@@ -292,7 +349,8 @@ class Project:
     ) -> Iterator[_Target]:
         """Yield the modules that are imported by text, where that is a constant; refuse it where not."""
         for target in found:
-            if not isinstance(target, str) or not _begins(target, _REFUSED):
+            by_name = target == "sys.modules" and chain in reader.subscripted
+            if not isinstance(target, str) or not (by_name or _begins(target, _REFUSED)):
                 continue
             modules = reader.constants.get(chain, [])
             if target not in _IMPORTERS or len(modules) < reader.uses[chain]:
@@ -322,6 +380,8 @@ class _Reader:
         self.uses: Counter[_Chain] = Counter()
         self.constants: dict[_Chain, list[str]] = {}
         self.imports: list[ast.Import | ast.ImportFrom] = []
+        self.subscripted: set[_Chain] = set()
+        self.finds_classes: list[str] = []
 
     def read(self, value: object, counts: bool = True) -> None:
         """Take in a node, a list of nodes or a constant; ``counts``: whether its names are looked up."""
@@ -337,6 +397,11 @@ class _Reader:
         kind = type(value)
         if kind is ast.Expr and _is_text(value):
             return
+        if isinstance(value, ast.Subscript):
+            self.subscripted.add(_chain(value.value))
+        named = getattr(value, "attr", getattr(value, "name", None))
+        if named in _FINDS_CLASSES:
+            self.finds_classes.append(named)
         if kind in (ast.Name, ast.Attribute) and (chain := _chain(value)):
             self.text.append(f"{'.'.join(chain)},")
             if counts:
@@ -373,6 +438,11 @@ def _is_text(node: ast.AST) -> bool:
     )
 
 
+def _prefixes(dotted: str) -> Iterator[str]:
+    """Yield a, a.b and a.b.c of a.b.c."""
+    return itertools.accumulate(dotted.split("."), "{}.{}".format)
+
+
 def _begins(name: str, beginnings: Iterable[str]) -> bool:
     return any(name == each or name.startswith(f"{each}.") for each in beginnings)
 
@@ -403,7 +473,24 @@ def _taken_apart(name: str, path: Path, source: bytes) -> _Module:
                 if isinstance(inner, ast.Import | ast.ImportFrom):
                     for bound_name, bound in _bindings(inner, module):
                         module.bound.setdefault(bound_name, []).append(bound)
+    used = {each.id for each in ast.walk(tree) if isinstance(each, ast.Name)}
+    module.unused = [bound_name for bound_name in module.bound if bound_name not in used]
     return module
+
+
+def _decorated(module: _Module) -> Iterator[_Part]:
+    """Yield the definitions whose decorators have names of others than the standard library in them."""
+    for part in module.parts:
+        for decorator in getattr(part.node, "decorator_list", []):
+            names = {each.id for each in ast.walk(decorator) if isinstance(each, ast.Name)}
+            bound = [each for name in names for each in module.bound.get(name, [])]
+            if not all(isinstance(each, _Import) and _is_standard(each.module) for each in bound):
+                yield part
+                break
+
+
+def _is_standard(name: str) -> bool:
+    return name.partition(".")[0] in sys.stdlib_module_names
 
 
 def _globals(table: symtable.SymbolTable) -> frozenset[str]:
@@ -435,7 +522,7 @@ def _run_on_import(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
 
 def _is_never_true(test: ast.expr) -> bool:
     if isinstance(test, ast.Compare):
-        return _chain(test.left) == ("__name__",)
+        return ast.unparse(test) == "__name__ == '__main__'"
     return _chain(test)[-1:] == ("TYPE_CHECKING",)
 
 
@@ -459,7 +546,7 @@ def _bindings(node: ast.Import | ast.ImportFrom, module: _Module) -> Iterator[tu
     if isinstance(node, ast.Import):
         for alias in node.names:
             top = alias.name.partition(".")[0]
-            yield alias.asname or top, _Import(alias.name if alias.asname else top)
+            yield alias.asname or top, _Import(alias.name if alias.asname else top, (), alias.name)
         return
     source = node.module or ""
     if node.level:
@@ -471,13 +558,50 @@ def _bindings(node: ast.Import | ast.ImportFrom, module: _Module) -> Iterator[tu
             raise InputError(
                 f"{module.path}, line {node.lineno}: import * cannot be followed; name the names"
             )
-        yield alias.asname or alias.name, _Import(source, (alias.name,))
+        yield alias.asname or alias.name, _Import(source, (alias.name,), f"{source}.{alias.name}")
 
 
 def is_library(name: str, file: Path) -> bool:
     """Tell whether a module is an installed package's or the standard library's."""
     installed = {"site-packages", "dist-packages"} & set(file.parts)
-    return bool(installed) or name.partition(".")[0] in sys.stdlib_module_names
+    return bool(installed) or _is_standard(name)
+
+
+@functools.cache
+def is_installed(package: str) -> bool:
+    """Tell whether a package is the standard library's or has a version, wherever its files are."""
+    try:
+        return _is_standard(package) or bool(importlib.metadata.version(package))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def _own_file(name: str) -> Path | None:
+    """Return the Python file of a user's own module, loaded or not; None where a library has it."""
+    if is_installed(name.partition(".")[0]):
+        return None
+    place = getattr(sys.modules.get(name), "__file__", None) or _place(name)
+    file = Path(place or "")
+    return file if file.suffix == ".py" and not is_library(name, file) else None
+
+
+def _place(name: str) -> Path | None:
+    """Return the file that a module would be imported from; nothing is run for it."""
+    package, _, last = name.rpartition(".")
+    for folder in _folders(package):
+        for file in (folder / last / "__init__.py", folder / f"{last}.py"):
+            if file.is_file():
+                return file
+    return None
+
+
+def _folders(package: str) -> list[Path]:
+    """Return the folders that a package's modules lie in: several where none has an ``__init__.py``."""
+    if not package:
+        return [Path(entry) for entry in sys.path]
+    around, _, last = package.rpartition(".")
+    folders = [folder / last for folder in _folders(around) if (folder / last).is_dir()]
+    return [folder for folder in folders if (folder / "__init__.py").is_file()][:1] or folders
 
 
 @contextmanager

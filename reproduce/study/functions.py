@@ -23,8 +23,7 @@ def run_file(path: Path) -> ModuleType:
     Raises:
         InputError: it cannot be run.
     """
-    # By the file's place: another file of the same name is another module, in every process the same.
-    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = _module_name(path)
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -39,6 +38,11 @@ def run_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise InputError(f"{path.name} cannot be run: {type(error).__name__}: {error}") from error
     return module
+
+
+def _module_name(path: Path) -> str:
+    """By the file's place: another file of the same name is another module, in every process the same."""
+    return f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
 
 
 def is_function(text: str) -> bool:
@@ -70,6 +74,17 @@ def function(text: str, folder: Path) -> Callable[..., Any]:
         raise InputError(f"{file} has no function {name!r}; it has {', '.join(here) or 'none'}")
     result: Callable[..., Any] = found
     return result
+
+
+def root(text: str, folder: Path) -> str:
+    """Return "module:name" of the function that "net.py:make" names, as keys ask for what it depends on.
+
+    Raises:
+        InputError: as :func:`function`.
+    """
+    function(text, folder)
+    file, _, name = text.partition(":")
+    return f"{_module_name((folder / file).resolve())}:{name}"
 
 
 def called(text: str, folder: Path, arguments: Mapping[str, Any]) -> Any:

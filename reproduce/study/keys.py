@@ -59,22 +59,30 @@ def versions(*roots: Root) -> dict[str, str]:
 
 @functools.cache
 def _version(package: str) -> tuple[str, str]:
-    """Return a package's distribution and its version; of a user's own module, a hash of its files."""
+    """Return a package's distribution and its version, with a hash of files that may change under it."""
+    try:
+        found = importlib.util.find_spec(package)
+    except ValueError:  # of a module that was made by hand
+        found = None
+    places = [] if found is None else [*(found.submodule_search_locations or []), found.origin]
+    files = [Path(place) for place in places[:1] if place is not None and Path(place).exists()]
+    own = [file for file in files if not is_library(package, file)]
     try:
         name = DISTRIBUTIONS.get(package, package)
-        return name, importlib.metadata.version(name)
+        version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         names = _distributions().get(package)
-    if names:
-        return names[0], importlib.metadata.version(names[0])
-    found = importlib.util.find_spec(package)
-    places = [] if found is None else [*(found.submodule_search_locations or []), found.origin]
-    files = [Path(place) for place in places[:1] if place is not None]
-    if not files:
-        return package, "not installed"
-    if any(is_library(package, file) for file in files):
-        return package, "of no distribution"
-    return package, data_hash(*files)
+        if not names:
+            missing = "of no distribution" if files else "not installed"
+            return package, data_hash(*own) if own else missing
+        name, version = names[0], importlib.metadata.version(names[0])
+    return name, f"{version} {_code_of(own[0])}" if own else version
+
+
+def _code_of(path: Path) -> str:
+    """Return a hash of a package's Python files, as it was installed from a folder that is worked in."""
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return data_hash([(str(file.relative_to(path)), file) for file in files])
 
 
 @functools.cache

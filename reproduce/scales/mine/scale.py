@@ -35,8 +35,8 @@ from reproduce.scales.mine.tables import (
     check_settings,
     settings_presets,
 )
-from reproduce.study.functions import function, is_function
-from reproduce.study.keys import data_hash, versions
+from reproduce.study.functions import is_function, root
+from reproduce.study.keys import code_hash, data_hash, versions
 from reproduce.study.run import device_of
 from reproduce.study.scale import Classification, Data, Rivals, Scale, Settings, Substrate
 
@@ -125,7 +125,7 @@ class Checkpoint:
             for text in (table.source, self.data.python, self.data.transform)
             if text is not None and is_function(text)
         ]
-        functions = [function(text, self.place) for text in named]
+        roots = [root(text, self.place) for text in named]
         weights: dict[str, Tensor] = {}
         if table.weights is None:
             weights = {each.name: each.tensor for each in named_tensors(loaded.net) if each.saved}
@@ -133,8 +133,8 @@ class Checkpoint:
             weights if table.weights is None else self.place / table.weights,
             loaded.examples.digest(),
             None if loaded.training is None else loaded.training.digest(),
-            [(self.place / text.partition(":")[0]).read_bytes() for text in named],
-            versions(*functions) if functions else {},
+            [code_hash(each) for each in roots],
+            versions(*roots) if roots else {},
         )
 
 

@@ -201,12 +201,12 @@ def test_a_further_network_is_a_block_of_table_1_alone(written: Written) -> None
     assert [each.name for each in scale.large[""]] == ["mine make"]
 
 
-@pytest.mark.parametrize("what", ["weights", "data", "network"])
-def test_what_changes_changes_the_key(what: str, written: Written, tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-    torch.save(net.state_dict(), tmp_path / "net.pt")
+@pytest.fixture
+def digest(written: Written, tmp_path: Path) -> Callable[[], str]:
+    """() → the hash of net.py, net.pt and test.npz as they are now."""
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).state_dict(), tmp_path / "net.pt")
 
-    def digest() -> str:
+    def hashed() -> str:
         # Another folder each time: what was loaded from one place is kept for the life of a process.
         folder = tmp_path / f"copy{len(list(tmp_path.glob('copy*')))}"
         folder.mkdir()
@@ -217,10 +217,24 @@ def test_what_changes_changes_the_key(what: str, written: Written, tmp_path: Pat
         assert main is not None
         return digest_of(main.source, 0)
 
+    return hashed
+
+
+def test_neither_another_folder_nor_a_comment_in_a_file_of_functions_changes_the_key(
+    digest: Callable[[], str], tmp_path: Path
+) -> None:
+    before = digest()
+    (tmp_path / "net.py").write_text(f"# A network.\n{NETWORK}")
+    assert digest() == before
+
+
+@pytest.mark.parametrize("what", ["weights", "data", "network"])
+def test_what_changes_changes_the_key(what: str, digest: Callable[[], str], tmp_path: Path) -> None:
     before = digest()
     assert digest() == before
     if what == "weights":
-        torch.save({name: 2 * value for name, value in net.state_dict().items()}, tmp_path / "net.pt")
+        weights = torch.load(tmp_path / "net.pt")
+        torch.save({name: 2 * value for name, value in weights.items()}, tmp_path / "net.pt")
     elif what == "data":
         arrays(tmp_path / "test.npz", targets=np.arange(12) % 2)
     else:

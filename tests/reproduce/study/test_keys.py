@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,19 +58,23 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
-def test_a_module_of_a_user_is_keyed_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_installed_from_a_folder_that_is_worked_in_is_keyed_by_its_content_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "helper_of_a_user.py").write_text("RATE = 1\n")
+    installed, package = tmp_path / "package_of_a_user-1.0.dist-info", tmp_path / "package_of_a_user"
+    for folder in (installed, package):
+        folder.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: package_of_a_user\nVersion: 1.0\n")
+    (package / "__init__.py").write_text("RATE = 1\n")
     (tmp_path / "scale_of_a_user.py").write_text(
-        "def rate():\n    import helper_of_a_user\n    return helper_of_a_user.RATE\n"
+        "def rate():\n    import package_of_a_user\n    return package_of_a_user.RATE\n"
     )
-    import scale_of_a_user
-
-    before = versions(scale_of_a_user.rate)["helper_of_a_user"]
-    (tmp_path / "helper_of_a_user.py").write_text("RATE = 2\n")
+    before = versions("scale_of_a_user:rate")["package_of_a_user"]
+    (package / "__init__.py").write_text("RATE = 2\n")
     keys._version.cache_clear()
-    assert versions(scale_of_a_user.rate)["helper_of_a_user"] != before
-    del sys.modules["scale_of_a_user"]
+    after = versions("scale_of_a_user:rate")["package_of_a_user"]
+    assert before.startswith("1.0 ") and after.startswith("1.0 ") and after != before
 
 
 def test_the_code_of_two_functions_is_that_of_both() -> None:

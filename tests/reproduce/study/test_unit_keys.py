@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from lpe.store import Store
 from reproduce.__main__ import FIGURES
 from reproduce.command import opened, seedless
 from reproduce.rendering import script_of
+from reproduce.scales import own
 from reproduce.scales.digits.settings import DIGITS, VALUES, scale_of
 from reproduce.study import keys, measurements
 from reproduce.study.closure import APART, DEFINED_BY, PACKAGES, Project
@@ -25,6 +28,7 @@ from reproduce.study.scale import Scale
 from reproduce.study.units import Unit
 
 MAIN = DIGITS.substrate
+TOY = Path(__file__).parents[1] / "scales" / "toy.py"
 
 
 @pytest.fixture
@@ -123,6 +127,15 @@ def test_a_change_of_a_recipe_makes_new_keys_for_what_is_measured_on_it() -> Non
     recipe = replace(VALUES.ivon, learning_rate=0.3)
     after = unit_keys(scale_of(replace(VALUES, ivon=recipe)))
     assert changed(unit_keys(), after) == {f"{MAIN}: IVON", f"{MAIN}: MultiIVON"}
+
+
+def test_the_folder_of_a_scales_file_is_in_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    found = []
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        found.append(unit_keys(own.load(shutil.copy(TOY, tmp_path / name))))
+    assert found[0] == found[1]
 
 
 def test_more_training_seeds_leave_the_keys_of_those_that_are_there() -> None:
