@@ -24,7 +24,7 @@ from reproduce.scales import find
 from reproduce.study.costs import summed
 from reproduce.study.measurements import working_folder
 from reproduce.study.origins import mixture, scales_of, seeds_of
-from reproduce.study.records import record_name
+from reproduce.study.records import OTHER_TABLES, checked_rows, record_name
 from reproduce.study.scale import Scale, Substrate
 from reproduce.study.session import Session, open_session, seeds_asked
 from reproduce.study.units import Unit
@@ -312,6 +312,8 @@ def run_figure(
                 raise InputError(
                     f"there is no record {record_name(figure)} in {out}; run without --plot-only first"
                 )
+            if record_name(figure) not in OTHER_TABLES:
+                checked_rows(out / record_name(figure), chosen.name)
             with page.page(asked.width, chosen.heading):
                 written, lines = script.draw(out, chosen)
     except InputError as error:

@@ -14,6 +14,7 @@ record that it is of: so a folder is judged again without the store.
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 import os
 import sys
@@ -27,7 +28,7 @@ import pandas as pd
 from lpe.command_line import Parser
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
-from lpe.records import COLUMNS, KEY, MEASURED, Records, write_table
+from lpe.records import COLUMNS, KEY, MEASURED, write_table
 from lpe.store import Store
 from lpe.writing import check_writable, write_text_atomic
 from reproduce.draw.tables import Cell, latex, markdown, plain_number
@@ -38,7 +39,8 @@ from reproduce.judge.verdicts import KEPT, UNITS, Estimate, Verdict, judge_all, 
 from reproduce.scales import find
 from reproduce.study import examples
 from reproduce.study.measurements import working_folder
-from reproduce.study.origins import mixture, of_record
+from reproduce.study.origins import mixture, of_record, provenance_of
+from reproduce.study.records import OTHER_TABLES, checked_rows, record_name
 from reproduce.study.scale import Scale
 
 PATTERNS = ("fig*.csv", "table*.csv")
@@ -48,7 +50,8 @@ OUTCOMES = ("holds", "fails", "undecided", "not run")
 def read_records(folder: Path, scale_name: str) -> tuple[pd.DataFrame, list[str]]:
     """Read all rows of the records in a folder, each once.
 
-    A file with another header (a landscape's grid, a table as it is printed) is no record.
+    A file with another header (a landscape's grid, a table as it is printed) is no record, unless a figure's
+    or table's JSON beside it says that it was one.
 
     Returns:
         The rows [rows, COLUMNS], and the names of the files that they come from.
@@ -62,8 +65,15 @@ def read_records(folder: Path, scale_name: str) -> tuple[pd.DataFrame, list[str]
 
 
 def records_in(folder: Path) -> list[Path]:
-    """List the records of figures and tables in a folder."""
-    return [path for pattern in PATTERNS for path in sorted(folder.glob(pattern)) if _is_record(path)]
+    """List the records of figures and tables in a folder, damaged ones among them.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
+    try:
+        return [path for pattern in PATTERNS for path in sorted(folder.glob(pattern)) if _is_record(path)]
+    except OSError as error:
+        raise InputError(f"cannot read {folder} ({error.strerror}); give a folder of records") from None
 
 
 def read_with_files(folder: Path, scale_name: str) -> pd.DataFrame:
@@ -73,12 +83,8 @@ def read_with_files(folder: Path, scale_name: str) -> pd.DataFrame:
         raise InputError(
             f"there is no record in {folder}; run python -m reproduce --scale {scale_name} first"
         )
-    tables = [Records(path).select().assign(**{FILE: path.name}) for path in found]
+    tables = [checked_rows(path, scale_name).assign(**{FILE: path.name}) for path in found]
     rows = pd.concat(tables, ignore_index=True)
-    foreign = rows[rows["scale"] != scale_name]
-    if len(foreign):
-        row = foreign.iloc[0]
-        raise InputError(f"{row[FILE]} has rows of scale {row['scale']!r}; {scale_name!r} is expected")
     rows = rows.drop_duplicates(list(COLUMNS))
     conflicting = rows[rows.duplicated(list(KEY), keep=False)]
     if len(conflicting):
@@ -102,6 +108,12 @@ def _from(record: Path) -> str:
 
 
 def _is_record(path: Path) -> bool:
+    """Tell whether a file is a record by its header, or is where a figure's JSON says that its record is."""
+    beside = provenance_of(path)
+    if beside.is_file() and path.name == record_name(beside.stem) and path.name not in OTHER_TABLES:
+        return True
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         return file.readline().rstrip(b"\r\n") == ",".join(COLUMNS).encode()
 
@@ -277,12 +289,24 @@ def _notes(verdicts: Sequence[Verdict], chosen: Scale, files: Sequence[str]) -> 
 
 def _kept(out: Path) -> pd.DataFrame | None:
     path = out / KEPT_FILE
-    if not path.is_file():
+    if not path.exists():
         return None
-    table = pd.read_csv(path, dtype={"claim": str, "rows": str})
-    if tuple(table.columns) != KEPT:
-        raise InputError(f"{path} has other columns than {', '.join(KEPT)}; delete it and judge again")
-    return table
+    way_out = "delete it and judge again"
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = list(csv.reader(file, strict=True)) or [[]]
+    except (OSError, ValueError, csv.Error):
+        raise InputError(f"{path} cannot be read; {way_out}") from None
+    if tuple(header) != KEPT:
+        raise InputError(f"{path} has other columns than {', '.join(KEPT)}; {way_out}")
+    kinds = {name: str if name in ("claim", "rows") else int if name == "n" else float for name in KEPT}
+    try:
+        return pd.DataFrame(
+            [[kind(text) for kind, text in zip(kinds.values(), row, strict=True)] for row in rows],
+            columns=list(KEPT),
+        )
+    except ValueError as error:
+        raise InputError(f"{path} has a damaged row ({error}); {way_out}") from None
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -339,10 +339,8 @@ def _verdict(
         outcome = "reported" if side.is_open else "undecided"
         found = examples or replace(found, low=NOTHING, high=NOTHING, verdict=outcome, level=NOTHING)
         instead = examples_instead or instead
-        few = found
         examples = examples_instead = None
-    else:
-        few = examples
+    few = found if unit == "example" else examples
     if few is not None and math.isinf(few.low) and few.n < LEAST_EXAMPLES:
         note = notes(note, f"{few.n} test examples decide nothing, {LEAST_EXAMPLES} are needed")
     needed = ""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from lpe.errors import InputError
 from lpe.records import COLUMNS, Records
 from reproduce.study.session import Session
 from reproduce.study.units import Unit
@@ -16,6 +18,28 @@ from reproduce.study.unrounded import every_name
 def record_name(figure: str) -> str:
     """Return the record's file that a figure or table is drawn from: a table's own name is the table's."""
     return f"{figure}_record.csv" if figure.startswith("table") else f"{figure}.csv"
+
+
+OTHER_TABLES = ("fig1.csv",)
+"""Records of figures that hold no rows: Figure 1's is a table of points."""
+
+
+def checked_rows(record: Path, scale_name: str) -> pd.DataFrame:
+    """Read the rows of a figure's or table's record, for whoever draws or judges them.
+
+    Returns:
+        The rows [rows, COLUMNS].
+
+    Raises:
+        InputError: the record cannot be read or is damaged, has no rows, or rows of another scale.
+    """
+    rows = Records(record).select()
+    if rows.empty:
+        raise InputError(f"{record} has no rows; run without --plot-only, or remove it")
+    foreign = rows[rows["scale"] != scale_name]["scale"]
+    if len(foreign):
+        raise InputError(f"{record.name} has rows of scale {foreign.iloc[0]!r}; {scale_name!r} is expected")
+    return rows
 
 
 DISAGREEMENT = "disagreement"

@@ -10,7 +10,7 @@ import pytest
 
 from lpe.provenance import REPOSITORY
 from reproduce import __main__ as everything
-from reproduce import fig2, tune
+from reproduce import fig2, ledger, tune
 from reproduce.command import run_figure
 
 UNKNOWN = "error: unknown scale 'huge'; there are digits, paper, and files (mine.toml, mine.py)\n"
@@ -65,8 +65,35 @@ def test_plot_only_on_a_file_that_is_no_record_says_so(
 ) -> None:
     (tmp_path / "fig2.csv").write_text("a,b\n1,2\n")
     assert run(["--plot-only", "--out", str(tmp_path)]) == 2
-    assert "has no column 'scale'" in capsys.readouterr().err
+    assert "fig2.csv, line 1: the header of a record is expected: scale," in capsys.readouterr().err
     assert not (tmp_path / "fig2.png").exists()
+
+
+FIG2 = (REPOSITORY / "figures" / "digits" / "fig2.csv").read_text()
+HEADER, FIRST, SECOND = FIG2.splitlines(keepends=True)[:3]
+VALUE = FIRST.split(",")[9]
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (FIG2.replace(FIRST, FIRST.replace("digits", "paper", 1)), "fig2.csv has rows of scale 'paper'"),
+        (FIG2.replace(FIRST, FIRST + FIRST.replace(VALUE, "0.5")), "line 3: "),
+        (FIG2.replace(FIRST, FIRST.replace(VALUE, "nan")), "line 2: "),
+        (HEADER, "fig2.csv has no rows"),
+    ],
+    ids=["another scale", "two values", "not a number", "no rows"],
+)
+def test_plot_only_refuses_what_the_claims_refuse(
+    record: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fig2.csv").write_text(record)
+    assert run(["--plot-only", "--out", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and said in message and message.count("\n") == 1
+    assert not (tmp_path / "fig2.png").exists()
+    assert ledger.main(["--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.parametrize("code", ["0", "3", "'enough'"])

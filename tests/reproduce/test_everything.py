@@ -14,7 +14,7 @@ import pytest
 
 import reproduce.__main__ as everything
 from lpe.provenance import REPOSITORY
-from reproduce.command import opened
+from reproduce.command import Script, opened
 from reproduce.study import measurements, parallel
 from reproduce.study.measurements import measure_all
 from reproduce.study.scale import Scale
@@ -125,7 +125,12 @@ def test_a_figure_that_is_named_twice_is_rendered_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rendered: list[str] = []
-    monkeypatch.setattr(everything, "run_figure", lambda script, *_, **__: rendered.append(script.name) or 0)
+
+    def render(script: Script, *_: object, **__: object) -> int:
+        rendered.append(script.name)
+        return 0
+
+    monkeypatch.setattr(everything, "run_figure", render)
     assert everything.main(["--only", "fig5,fig2,fig5", "--plot-only", "--out", str(tmp_path)]) == 0
     assert rendered == ["fig5", "fig2"]
 

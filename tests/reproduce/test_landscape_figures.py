@@ -593,10 +593,8 @@ def test_drawing_writes_a_pdf_and_a_png(module: ModuleType, records: Path) -> No
 FILES = [
     (fig1, "fig1.csv", "probability"),
     (fig1, "fig1_landscape.csv", "value"),
-    (fig4, "fig4.csv", "seed"),
     (fig4, "fig4_landscape.csv", "metric"),
     (fig4, "fig4_members.csv", "distance_from_plane"),
-    (fig6, "fig6.csv", "seed"),
     (fig6, "fig6_landscape.csv", "metric"),
     (fig6, "fig6_members.csv", "distance_from_plane"),
 ]

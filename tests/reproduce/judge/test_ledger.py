@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ from lpe.records import COLUMNS, Records
 from lpe.store import Store
 from reproduce import ledger
 from reproduce.judge.claims import Settings, all_claims
+from reproduce.judge.verdicts import KEPT
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.examples import keep
 from reproduce.study.measurements import working_folder
@@ -112,6 +114,42 @@ def test_a_damaged_record_is_an_error_and_not_passed_over(folder: Path) -> None:
     path.write_text(path.read_text().replace("0.1,320", "x,320"))
     with pytest.raises(InputError, match="fig2.csv, line 2"):
         ledger.read_records(folder, "digits")
+
+
+def _without_last_column(text: str) -> str:
+    return "".join(line.rpartition(",")[0] + "\n" for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [_without_last_column, lambda text: "", lambda text: "\ufeff" + text, lambda text: "\0" + text],
+    ids=["a column missing", "empty", "byte order mark", "binary"],
+)
+def test_a_record_without_its_header_is_an_error_where_its_json_is_there(
+    folder: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[str], str]
+) -> None:
+    path = folder / "fig2.csv"
+    path.write_text(damage(path.read_text()), encoding="utf-8")
+    _measured_at(folder, "fig2", "abcdef0123", "Xeon")
+    assert ledger.main(["--out", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert f"{path}, line 1: " in said and said.count("\n") == 1
+    assert not (folder / "claims.csv").exists()
+
+
+def test_a_folder_in_place_of_a_record_is_an_error_where_its_json_is_there(folder: Path) -> None:
+    (folder / "fig3.csv").mkdir()
+    assert len(ledger.read_records(folder, "digits")[0]) == 6
+    _measured_at(folder, "fig3", "abcdef0123", "Xeon")
+    with pytest.raises(InputError, match=r"cannot read .*fig3.csv \(Is a directory\)"):
+        ledger.read_records(folder, "digits")
+
+
+def test_figure_1s_points_and_printed_tables_are_no_damaged_records(folder: Path) -> None:
+    for figure, file in (("fig1", "fig1.csv"), ("table5", "table5.csv"), ("fig3", "fig3_landscape.csv")):
+        (folder / file).write_text("x,y\n1,2\n")
+        _measured_at(folder, figure, "abcdef0123", "Xeon")
+    assert len(ledger.read_records(folder, "digits")[0]) == 6
 
 
 def test_rows_of_another_scale_are_an_error(folder: Path) -> None:
@@ -220,6 +258,47 @@ def test_what_was_kept_by_something_else_is_an_error(
     assert "claims_examples.csv has other columns than claim, rows, n" in capsys.readouterr().err
 
 
+ROW_KEPT = "C1,abcd,40," + ",".join(["0.5"] * (len(KEPT) - 3)) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "has other columns than claim, rows, n"),
+        ("{header}C1,abcd\n", "has a damaged row"),
+        ("{header}" + ROW_KEPT.replace("\n", ",1\n"), "has a damaged row"),
+        ("{header}" + ROW_KEPT.replace("40", "many"), "has a damaged row"),
+        ("{header}" + ROW_KEPT.replace("0.5", "half", 1), "has a damaged row"),
+        ("\udcff\udcfe", "cannot be read"),
+        ('{header}"C1', "cannot be read"),
+    ],
+    ids=["empty", "short", "long", "n", "number", "binary", "quote"],
+)
+def test_what_was_kept_and_then_damaged_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], content: str, said: str
+) -> None:
+    text = content.replace("{header}", ",".join(KEPT) + "\n")
+    (folder / ledger.KEPT_FILE).write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert ledger.main(["--out", str(folder)]) == 2
+    message = capsys.readouterr().err
+    assert f"claims_examples.csv {said}" in message and "delete it and judge again" in message
+    assert message.count("\n") == 1
+
+
+def test_a_folder_in_place_of_what_was_kept_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / ledger.KEPT_FILE).mkdir()
+    assert ledger.main(["--out", str(folder)]) == 2
+    assert "claims_examples.csv cannot be read; delete it and judge again\n" in capsys.readouterr().err
+
+
+def test_a_folders_name_that_is_too_long_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ledger.main(["--out", "x" * 300]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and message.count("\n") == 1
+
+
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with the values of 40 images for each of the folder's rows."""
@@ -239,9 +318,11 @@ def test_intervals_for_new_images_are_kept_and_outlive_the_store(folder: Path, s
         for row in (single(seed), low(seed, 0.05 + 0.001 * seed)):
             keep_values(store, row)
     assert ledger.main(["--out", str(folder)]) == 0
+    kept = (folder / ledger.KEPT_FILE).read_bytes()
     first = pd.read_csv(folder / "claims.csv").set_index("claim").loc[CLAIM]
     assert first["examples n"] == 40
     assert first["examples low"] < -0.049 < first["examples high"]
     shutil.rmtree(store)
     assert ledger.main(["--out", str(folder)]) == 0
     assert pd.read_csv(folder / "claims.csv").set_index("claim").loc[CLAIM].equals(first)
+    assert (folder / ledger.KEPT_FILE).read_bytes() == kept
