@@ -82,13 +82,15 @@ def style() -> AbstractContextManager[None]:
 
 
 def read_record(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read a record as a table; InputError if it lacks a column or cannot be read."""
+    """Read a record as a table; InputError if it lacks a column, has no rows or cannot be read."""
     try:
         table = pd.read_csv(path, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read the record {path} ({error}); run without --plot-only") from None
     if absent := [column for column in columns if column not in table.columns]:
         raise InputError(f"the record {path} has no column {absent[0]!r}; run without --plot-only")
+    if table.empty:
+        raise InputError(f"the record {path} has no rows; run without --plot-only")
     return table
 
 

@@ -12,8 +12,11 @@ from lpe.provenance import REPOSITORY
 from reproduce import __main__ as everything
 from reproduce import fig2, ledger, tune
 from reproduce.command import run_figure
+from reproduce.scales import find
 
-UNKNOWN = "error: unknown scale 'huge'; there are digits, paper, and files (mine.toml, mine.py)\n"
+UNKNOWN = (
+    f"error: unknown scale 'huge'; there are {', '.join(find.names())}, and files (mine.toml, mine.py)\n"
+)
 
 
 def run(arguments: list[str]) -> int:

@@ -612,6 +612,16 @@ def test_a_record_that_lacks_a_column_is_one_line_of_error(
     assert error.count("\n") == 1 and f"has no column '{column}'" in error
 
 
+@pytest.mark.parametrize(("module", "file"), [each[:2] for each in FILES], ids=[file for _, file, _ in FILES])
+def test_a_record_without_rows_is_one_line_of_error(
+    module: ModuleType, file: str, records: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pd.read_csv(records / file).head(0).to_csv(records / file, index=False)
+    assert run_figure(module.SCRIPT, ["--scale", "tiny", "--out", str(records), "--plot-only"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"{file} has no rows" in error
+
+
 @radial_figures
 def test_a_landscape_without_an_anchors_values_is_an_error(module: ModuleType, records: Path) -> None:
     name = module.__name__.rsplit(".", 1)[-1]
