@@ -72,10 +72,10 @@ def test_a_run_killed_in_a_training_goes_on_and_ends_with_the_same_record(
         nonlocal trained
         trained += 1
         if trained == 3:
-            raise KeyboardInterrupt
+            raise SystemExit
         return train(*arguments, **named)  # type: ignore[arg-type]
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
         patched.setattr(points, "train", killed_in_the_third)
         figure(fig2, tmp_path / "killed")
     assert not (tmp_path / "killed" / "fig2.csv").exists()
@@ -93,9 +93,9 @@ def test_a_landscape_killed_between_lines_measures_only_the_missing_lines(
         write(*arguments)  # type: ignore[arg-type]
         written += 1
         if written == 2:
-            raise KeyboardInterrupt
+            raise SystemExit
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
         patched.setattr(landscapes, "write_table", killed_after_two_lines)
         figure(fig3, tmp_path / "out")
     with monkeypatch.context() as patched:

@@ -175,10 +175,10 @@ def test_a_run_killed_before_the_setting_was_written_goes_on(
 
     def killed(self: Measurer, *arguments: Any) -> None:
         if arguments[3][0].get("metric") == "setting":
-            raise KeyboardInterrupt
+            raise SystemExit
         add(self, *arguments)
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
         patched.setattr(Measurer, "add", killed)
         rendered(table6)
     rows = rendered(table6)
