@@ -110,7 +110,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
 
     def corner(axes: Axes) -> str:
         _disagreement_panel(axes, record, chosen)
-        return "disagreement with the 1st,\nover training seeds"
+        return f"disagreement with the 1st,\nof {record['seed'].nunique()} training seeds"
 
     with panels.style():
         figure, _ = changes_picture(grid, members, shown, noun(chosen), examples, corner, 0)

@@ -143,7 +143,7 @@ def difference_axis(axes: Axes, level: float, name: str = FP32) -> None:
     """
     margin = MARGIN * level
     low, high = axes.dataLim.intervaly
-    label = f"within {100 * MARGIN:g} % of {name}'s NLL"
+    label = f"within {100 * MARGIN:g} % of {name}'s NLL (beyond: log)"
     axes.axhspan(-margin, margin, color="0.88", linewidth=0, zorder=0, label=label)
     axes.set_yscale("symlog", linthresh=margin, linscale=0.7)
     # A margin for the markers, as wide on the paper above as below.
