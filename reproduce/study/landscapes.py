@@ -33,7 +33,7 @@ from lpe.records import write_table
 from lpe.store import Store
 from reproduce.study.costs import measuring, remove_damaged
 from reproduce.study.keys import determinants
-from reproduce.study.scale import Batch, Data, Scale, bare, digest_of
+from reproduce.study.scale import Batch, Data, Scale, bare, digest_of, held
 from reproduce.study.session import Session
 from reproduce.study.units import draw_seed
 
@@ -56,6 +56,7 @@ def grid_table(
         type(surface),
         type(plane),
         bare(source),
+        *held(source),
         data=digest_of(source, seed),
         device=session.device,
         threads=session.threads,

@@ -33,7 +33,7 @@ from reproduce.study.families import (
 from reproduce.study.keys import data_hash, determinants
 from reproduce.study.measurer import Measurer
 from reproduce.study.records import DISAGREEMENT, EQUAL_BITS, STD_OVER_FORGETTING
-from reproduce.study.scale import Batch, Point, Rivals, Scale, Substrate, TestData, digest_of
+from reproduce.study.scale import Batch, Point, Rivals, Scale, Substrate, TestData, digest_of, held
 from reproduce.study.session import Session
 from reproduce.study.units import AXES, COST, COST_RIVALS, DISAGREEMENT_UNIT, LARGE, ROUNDING, Unit, units
 
@@ -318,7 +318,8 @@ def key_of(session: Session, unit: Unit) -> str:
     scale, recipes = session.scale, trained_for(session.scale, unit)
     substrate = scale.substrates[unit.substrate]
     used = [*dict.fromkeys(of.name for of, _ in recipes), substrate.name]
-    roots = {type(recipe) for _, recipe in recipes} | {type(scale.substrates[name].source) for name in used}
+    made_by = [recipe for _, recipe in recipes] + [scale.substrates[name].source for name in used]
+    roots = {type(each) for each in made_by}.union(*map(held, made_by))
     config = {
         "scale": scale.name,
         "settings": scale.settings,

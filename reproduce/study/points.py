@@ -24,7 +24,7 @@ from lpe.training.roots import as_everywhere
 from lpe.training.schedules import then_constant, warmup_cosine
 from reproduce.study.keys import determinants
 from reproduce.study.run import Run
-from reproduce.study.scale import Point, Split, Started, Substrate, Trainable, bare, digest_of
+from reproduce.study.scale import Point, Split, Started, Substrate, Trainable, bare, digest_of, held
 
 REPLICAS = 1_000_000
 """Distance between the seeds of two fine-tunings of one training seed: above any number of seeds."""
@@ -66,6 +66,8 @@ def config_of(
             *roots,
             type(recipe),
             bare(substrate.source),
+            *held(recipe),
+            *held(substrate.source),
             data=digest_of(substrate.source, seed),
             device=run.device,
             threads=run.threads,

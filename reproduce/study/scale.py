@@ -6,6 +6,7 @@ families the main substrate has, of which sizes there are networks, which large 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -132,6 +133,20 @@ def _digest_of_tensors(source: Source, seed: int) -> str:
 def bare(source: Source) -> Without:
     """Return a source's class as keys know it: their hash of its data stands for the code that loads them."""
     return Without(type(source), ("load", "digest"))
+
+
+def held(value: object) -> frozenset[type]:
+    """Return the classes of all dataclasses that a source or recipe holds, whose methods make results too."""
+    if isinstance(value, Mapping):
+        inside: Iterable[object] = value.values()
+    elif isinstance(value, list | tuple):
+        inside = value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        inside = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    else:
+        return frozenset()
+    found = {type(each) for each in inside if dataclasses.is_dataclass(type(each))}
+    return frozenset(found).union(*(held(each) for each in inside))
 
 
 class Trainable(Source, Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from reproduce.command import opened, seedless
 from reproduce.rendering import script_of
 from reproduce.scales import own
 from reproduce.scales.digits.settings import DIGITS, VALUES, scale_of
-from reproduce.study import keys, measurements
+from reproduce.study import keys, measurements, points
 from reproduce.study.closure import APART, DEFINED_BY, PACKAGES, Project
 from reproduce.study.keys import versions
 from reproduce.study.measurements import key_of, measure
@@ -136,6 +136,34 @@ def test_the_folder_of_a_scales_file_is_in_no_key(tmp_path: Path, monkeypatch: p
         (tmp_path / name).mkdir()
         found.append(unit_keys(own.load(shutil.copy(TOY, tmp_path / name))))
     assert found[0] == found[1]
+
+
+@dataclass(frozen=True)
+class _Width:
+    channels: int
+
+
+def test_the_class_of_what_a_source_holds_is_in_the_keys_of_rows_and_trainings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    scale = own.load(shutil.copy(TOY, tmp_path))
+    assert scale.main is not None
+    source = replace(scale.main.source, width=_Width(4))
+    monkeypatch.setattr(type(source), "digest", lambda source, seed: "the same", raising=False)
+    main = replace(scale.main, source=source)
+    session = seedless(replace(scale, main=main))
+    asked: list[set[object]] = []
+
+    def asking(*roots: object, **_: object) -> dict[str, object]:
+        asked.append({*roots})
+        return {}
+
+    monkeypatch.setattr(measurements, "determinants", asking)
+    monkeypatch.setattr(points, "determinants", asking)
+    key_of(session, Unit(main.name, "SGD", 0))
+    config_of(session, main, "SGD", 0, main.points["SGD"], None)
+    assert [_Width in roots for roots in asked] == [True, True]
 
 
 def test_more_training_seeds_leave_the_keys_of_those_that_are_there() -> None:
