@@ -340,14 +340,14 @@ def _verdict(
         found = examples or replace(found, low=NOTHING, high=NOTHING, verdict=outcome, level=NOTHING)
         instead = examples_instead or instead
         examples = examples_instead = None
-    few = found if unit == "example" else examples
+    few = found if by_examples else examples
     if few is not None and math.isinf(few.low) and few.n < LEAST_EXAMPLES:
         note = notes(note, f"{few.n} test examples decide nothing, {LEAST_EXAMPLES} are needed")
     needed = ""
     if found.verdict == "undecided" and math.isfinite(found.spread):
         most = MOST_EXAMPLES if by_examples else MOST_SEEDS
         enough = needed_units(found.effect, found.spread, side.low, side.high, level, most=most)
-        least = LEAST_EXAMPLES if unit == "example" else 0
+        least = LEAST_EXAMPLES if by_examples else 0
         needed = "never" if enough is None else str(max(enough, least))
     if math.isnan(found.effect):
         note = notes(note, "its denominator is 0")
