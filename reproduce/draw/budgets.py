@@ -154,9 +154,7 @@ def draw_budgets(
             cells[2 * place, 0].set_ylabel(f"nats per {noun(chosen)}")
             cells[2 * place + 1, 0].set_ylabel("change")
         drawn.align_ylabels(list(cells[:, 0]))
-        said = (
-            f"X: the panel's method; ECE as shares of 1; {pass_size(chosen)}; memory: of n stored members"
-        )
+        said = f"X: the panel's method; ECE as shares of 1; {pass_size(chosen)}; memory: of n stored members"
         panels.legend_below(
             drawn, list(cells.flat), title=textwrap.fill(said, int(17 * page.width()), break_on_hyphens=False)
         )
