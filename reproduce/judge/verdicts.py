@@ -332,7 +332,7 @@ def _verdict(
     found = over_seeds(_of_seeds(case.statistic, values), side, level)
     others = _of_seeds(case.instead, values)
     instead = over_seeds(others, side, level) if np.isfinite(others).all() else None
-    by_examples = unit == "example" or (unit == "seed" and found.n == 1)
+    by_examples = unit == "example" or (unit == "seed" and found.n == 1 and examples is not None)
     if by_examples:
         # One checkpoint has no spread over seeds: without its examples there is an effect and no interval.
         note = notes(note, f"no interval: {why}" if examples is None else "")

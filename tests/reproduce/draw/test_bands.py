@@ -78,8 +78,9 @@ def record(tmp_path: Path) -> Callable[[str], Path]:
             "metric": "nll",
         }
         write_table(rows().assign(**named, backward_passes=1), tmp_path / f"{name}.csv", COLUMNS)
-        write_table([], tmp_path / f"{name}_landscape.csv", fig3.GRID_COLUMNS)
-        write_table([], tmp_path / f"{name}_members.csv", fig3.CLOUD_COLUMNS)
+        for file, columns in (("landscape", fig3.GRID_COLUMNS), ("members", fig3.CLOUD_COLUMNS)):
+            row = dict.fromkeys(columns, 0.0) | {"point": "SWAG"}
+            write_table([row], tmp_path / f"{name}_{file}.csv", columns)
         return tmp_path
 
     return record
