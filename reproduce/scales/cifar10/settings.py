@@ -51,16 +51,16 @@ from reproduce.study.scale import (
 from reproduce.study.units import AXES, COST, COST_RIVALS, DISAGREEMENT_UNIT, ROUNDING
 
 NAME = "cifar10"
-IMAGES = 2000  # every fifth: a pass takes 3 to 8 s on two cores
+IMAGES = 2000  # every fifth: a pass takes 5 s of one core
 MEMBERS = 4  # giung2's BatchEnsemble; DE and MultiIVON have as many
 DRAWS = 5  # of each of MultiIVON's posteriors
 
 SETTINGS = Settings(
-    size=10,  # budget: of all test images a member takes a pass of 15 to 40 s on two cores
+    size=10,  # budget: of all test images a pass takes 25 s of one core
     table_sizes=(1, 5, 10),
     draws=1,  # budget; 10,000 images decide more than further draws
     bits=(5, 4, 3),
-    best_bits=4,  # exploration, SCIENCE.md's prototypes: INT-4 is best at every point; fixed before the run
+    best_bits=4,  # prototypes; fixed before any run
     claim_size=10,
     memory_models=2,
     noise_share=0.2,  # fixed before the run
@@ -241,7 +241,7 @@ def cifar10(options: Mapping[str, object]) -> Scale:
     return Scale(
         name=NAME,
         title=f"ResNet-20-FRN-SiLU (272,474 weights) on {chosen.data}, {chosen.words}",
-        result="FP32 NLL about .47, ten INT-4 members .41, a deep ensemble of four .34",
+        result="not run yet",
         launch="python -m reproduce --scale cifar10 --data DIR, on a GPU; with --points DIR, on two cores",
         main=main,
         whole=None if chosen.images == total else substrate("R20-FRN-SiLU", total, recipes, most_seeds=seeds),
