@@ -3,7 +3,7 @@
 A ResNet-8 with group norms on 4,000 images of CIFAR-10 without augmentation, tested on all 10,000: it is
 over-confident, as the paper's networks are not, and small enough for five seeds. It takes the kernels of the
 CPU that it finds: those that every make of CPU has take 1.4 times as long for the ResNet, 2.2 times for the
-ViTs. **Not tuned yet**: the sweep (:mod:`reproduce.scales.cifar10.sweep`) has not been run, nor has the scale.
+ViTs. **Not tuned yet**: neither :mod:`reproduce.scales.cifar10.sweep` nor the scale has been run.
 Sources, beside each value:
 
     untuned      a first value, which the sweep varies or is to vary
