@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from lpe.ensembles.augmented import AugmentedEnsemble, CropAndFlip
 from lpe.ensembles.batch import BatchEnsemble
 from lpe.ensembles.batch_norm import refresh
 from lpe.ensembles.cascade import Cascade, tune_window
 from lpe.ensembles.cyclical_sgld import CyclicalSGLDCollector, CyclicalSGLDEnsemble
 from lpe.ensembles.deep import DeepEnsemble
+from lpe.ensembles.feedback import FeedbackEnsemble
 from lpe.ensembles.gaussian import GaussianEnsemble
 from lpe.ensembles.ivon import IVONEnsemble, posterior_std
+from lpe.ensembles.laplace import LaplaceEnsemble, last_layer_curvature
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
 from lpe.ensembles.mixture import Mixture
+from lpe.ensembles.selected import SelectedEnsemble
 from lpe.ensembles.snapshot import SnapshotCollector, SnapshotEnsemble
 from lpe.ensembles.swag import SWAGCollector, SWAGEnsemble
 from lpe.errors import InputError
 from lpe.evaluation.predict import EvaluationOptions, evaluate, member_log_probs
+from lpe.evaluation.score import score
+from lpe.evaluation.selecting import select
 from lpe.evaluation.timing import MemberTimer
 from lpe.files.ensembles import load, save
 from lpe.number_systems.grids import (
@@ -34,19 +40,23 @@ from lpe.training.loop import train
 from lpe.training.sgld import SGLD
 
 __all__ = [
+    "AugmentedEnsemble",
     "BatchEnsemble",
     "Cascade",
     "Codebook",
+    "CropAndFlip",
     "CyclicalSGLDCollector",
     "CyclicalSGLDEnsemble",
     "DeepEnsemble",
     "EvaluationOptions",
+    "FeedbackEnsemble",
     "Float",
     "FullPrecision",
     "GaussianEnsemble",
     "IVONEnsemble",
     "InputError",
     "Int",
+    "LaplaceEnsemble",
     "LowPrecisionEnsemble",
     "MCDropoutEnsemble",
     "MemberTimer",
@@ -58,11 +68,13 @@ __all__ = [
     "SGLD",
     "SWAGCollector",
     "SWAGEnsemble",
+    "SelectedEnsemble",
     "SnapshotCollector",
     "SnapshotEnsemble",
     "decode",
     "encode",
     "evaluate",
+    "last_layer_curvature",
     "load",
     "member_log_probs",
     "number_system",
@@ -70,6 +82,8 @@ __all__ = [
     "refresh",
     "round_weights",
     "save",
+    "score",
+    "select",
     "train",
     "tune_window",
 ]

@@ -31,6 +31,7 @@ from reproduce.command import (
     all_there,
     check_kept,
     check_options,
+    check_sources,
     opened,
     parser,
     rehearse,
@@ -51,6 +52,10 @@ FIGURES = (
     *(f"fig{number}" for number in range(1, 10)),
     *(f"table{number}" for number in range(1, 8)),
     "cost",
+    "spread",
+    "shift",
+    "selective",
+    "why",
 )
 
 
@@ -65,6 +70,7 @@ def main(arguments: list[str]) -> int:
     try:
         asked = options.parse_args(arguments)
         check_options(asked)
+        width = page.check_width(asked.width)
         options_of_scale = scale_options(asked)
         recorded = asked.out or find.folder_of(asked.scale)
         chosen = find.scale(asked.scale, options_of_scale, recorded if asked.plot_only else None)
@@ -92,7 +98,7 @@ def main(arguments: list[str]) -> int:
         out = asked.out or REPOSITORY / "figures" / chosen.name
         check_writable(out)
         passed_on = ["--scale", asked.scale, "--out", str(out)]
-        passed_on += ["--width", f"{page.check_width(asked.width):g}"]
+        passed_on += ["--width", f"{width:g}"]
         for option in ("seeds", "wandb"):
             if getattr(asked, option) is not None:
                 passed_on += [f"--{option}", str(getattr(asked, option))]
@@ -113,6 +119,7 @@ def main(arguments: list[str]) -> int:
                     if not asked.overwrite:
                         for script in scripts:
                             check_kept(script, session)
+                    check_sources(scripts, chosen)
                     _measure(scripts, session, processes)
             measured = time.time() - started
             rendered = _render(scripts, passed_on, processes)

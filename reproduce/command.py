@@ -25,7 +25,7 @@ from reproduce.study.costs import summed
 from reproduce.study.measurements import working_folder
 from reproduce.study.origins import mixture, scales_of, seeds_of
 from reproduce.study.records import OTHER_TABLES, checked_rows, record_name
-from reproduce.study.scale import Scale, Substrate
+from reproduce.study.scale import Scale, Substrate, digest_of
 from reproduce.study.session import Session, open_session, seeds_asked
 from reproduce.study.units import Unit
 
@@ -42,6 +42,7 @@ class Script:
         wanted: the units that it shows. compute: measures and writes the record's CSV files into
             ``session.out``; returns what the provenance should hold beside the scale.
         draw: (folder, scale) → paths written and lines to print, from the record alone.
+        of_points: whether it shows points alone, which some scales measure on more examples.
     """
 
     name: str
@@ -50,6 +51,11 @@ class Script:
     wanted: Callable[[Session], list[Unit]]
     compute: Callable[[Session], Mapping[str, object]]
     draw: Callable[[Path, Scale], tuple[list[Path], list[str]]]
+    of_points: bool = False
+
+    def heading(self, chosen: Scale) -> str:
+        """Return the line above the figure."""
+        return chosen.points_heading if self.of_points else chosen.heading
 
     def check(self, chosen: Scale) -> None:
         """Raise InputError for a scale that does not have it."""
@@ -204,6 +210,21 @@ def all_there(script: Script, chosen: Scale) -> bool:
     return not missing
 
 
+def check_sources(scripts: Iterable[Script], chosen: Scale) -> None:
+    """Load, once, what the sources of figures' substrates load themselves, such as a user's checkpoints.
+
+    So it is said before anything is measured that one of them is damaged, or does not fit its network or
+    data, and not when its turn comes. What is hashed here is hashed for the keys as well, and not again.
+
+    Raises:
+        InputError: of the source.
+    """
+    # The main network is measured first, and a source may keep what it loaded last.
+    for substrate in reversed(substrates_of(scripts, chosen)):
+        if hasattr(substrate.source, "digest"):
+            digest_of(substrate.source, 0)
+
+
 def _once(lines: Iterable[tuple[str, ...]]) -> list[str]:
     """List lines, each once and none empty: the first of every tuple, then the second of every tuple."""
     return [
@@ -268,13 +289,13 @@ def run_figure(
     try:
         asked = parser(figure, script.description).parse_args(arguments)
         check_options(asked)
+        page.check_width(asked.width)
         recorded = (asked.out or find.folder_of(asked.scale)) / f"{figure}.json"
         chosen = find.scale(asked.scale, scale_options(asked), recorded if asked.plot_only else None)
         if chosen.prepare is not None and not (asked.plot_only or asked.random_weights):
             chosen = chosen.prepare()
         script.check(chosen)
         seeds_asked(chosen, asked.seeds)
-        page.check_width(asked.width)
         out = asked.out or REPOSITORY / "figures" / chosen.name
         started = time.time()
         if asked.random_weights:
@@ -287,6 +308,7 @@ def run_figure(
             with opened(figure, chosen, asked.seeds, out, asked.wandb, quiet) as session:
                 if not asked.overwrite:
                     check_kept(script, session)
+                check_sources([script], chosen)
                 with session.store.use() as use:
                     extra = dict(script.compute(session))
                 if models := session.descriptions():
@@ -303,7 +325,7 @@ def run_figure(
                     started,
                     summed(session.measured, use.made),
                 )
-                with page.page(asked.width, chosen.heading):
+                with page.page(asked.width, script.heading(chosen)):
                     paths, lines = script.draw(out, chosen)
                 written = [record, out / f"{figure}.json", *paths]
                 session.tracker.artifact(f"{figure}-{chosen.name}", "figure", written)
@@ -314,7 +336,7 @@ def run_figure(
                 )
             if record_name(figure) not in OTHER_TABLES:
                 checked_rows(out / record_name(figure), chosen.name)
-            with page.page(asked.width, chosen.heading):
+            with page.page(asked.width, script.heading(chosen)):
                 written, lines = script.draw(out, chosen)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -9,10 +9,9 @@ known here is a row, with its source; where no record of ours measures the same 
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from reproduce import same_bits
@@ -22,13 +21,12 @@ if __name__ == "__main__":  # before torch and numpy are imported
 
 import pandas as pd
 
-from lpe.command_line import Parser
 from lpe.errors import InputError
-from lpe.provenance import REPOSITORY
 from lpe.records import write_table
-from lpe.writing import check_writable, write_text_atomic
+from lpe.writing import write_text_atomic
 from reproduce import ledger
 from reproduce.draw.tables import Cell, markdown, plain_number
+from reproduce.judge import all_scales
 from reproduce.judge.external import (
     INSIDE,
     NOT_RUN,
@@ -36,10 +34,13 @@ from reproduce.judge.external import (
     OUTSIDE,
     Comparison,
     Measured,
+    Subjects,
     compare_all,
     counted,
 )
 from reproduce.judge.published import PUBLISHED, Published, Table
+from reproduce.scales import find
+from reproduce.study.subjects import UNSAID, Subject, words_of_augmentation
 
 HEADER = (
     "method",
@@ -83,24 +84,48 @@ SHORT = (
     "published n",
     "verdict",
 )
-UNSAID = "not said"
 
 
 def records_of(figures: Path) -> dict[str, pd.DataFrame]:
     """Return the rows of every scale's records, by the scale's name, which is its folder's.
 
     Raises:
-        InputError: there is no folder, or its records are damaged, contradict each other or are of another
-            scale.
+        InputError: records are damaged, contradict each other or are of another scale.
     """
-    if not figures.is_dir():
-        raise InputError(f"there is no folder {figures}; give the one that has a folder of records a scale")
     folders = sorted(path for path in figures.glob("*") if path.is_dir())
     return {
         folder.name: ledger.read_with_files(folder, folder.name)
         for folder in folders
         if ledger.records_in(folder)
     }
+
+
+def subjects_of(figures: Path, records: Mapping[str, pd.DataFrame]) -> tuple[Subjects, list[str]]:
+    """Return what the substrates of records are, as their scales say, and the scales that nobody knows.
+
+    A scale is made again of the options that its records were made with.
+
+    Raises:
+        InputError: records of several options, or of none of the substrates that these make.
+    """
+    subjects, strangers = dict[tuple[str, str], Subject](), list[str]()
+    for name, record in records.items():
+        scale = find.recorded(figures / name)
+        if scale is None:
+            strangers.append(name)
+            continue
+        there = set(record["substrate"])
+        if there.isdisjoint(scale.substrates):
+            raise InputError(
+                f"{figures / name} has records of {min(there)!r} and of no substrate that scale {name} has "
+                f"with their options, such as {scale.substrate!r}; measure anew with this version of the code"
+            )
+        subjects |= {
+            (name, each.name): each.subject
+            for each in scale.substrates.values()
+            if each.subject is not None and each.name in there
+        }
+    return subjects, strangers
 
 
 def _row(comparison: Comparison) -> list[Cell]:
@@ -117,7 +142,7 @@ def _row(comparison: Comparison) -> list[Cell]:
         table.network,
         table.data,
         table.scored,
-        table.augmentation,
+        words_of_augmentation(table.augmentation),
         published.backward_passes,
         table.repository,
         table.file,
@@ -138,7 +163,7 @@ def _cells(ours: Measured | None) -> list[Cell]:
         ours.substrate,
         ours.subject.network,
         ours.subject.data,
-        ours.subject.augmentation,
+        words_of_augmentation(ours.subject.augmentation),
         round(ours.backward_passes),
         " ".join(f"{ours.scale}/{file}" for file in ours.files),
     ]
@@ -177,7 +202,7 @@ def _source(number: int, table: Table) -> str:
     steps = "" if table.updates is None else f", {table.updates:,} updates a member"
     return (
         f"Source {number}: {table.repository}, {table.file}. {table.network}, {table.data}, augmentation "
-        f"{table.augmentation}{steps}; scored on {table.scored}."
+        f"{words_of_augmentation(table.augmentation)}{steps}; scored on {table.scored}."
     )
 
 
@@ -190,10 +215,17 @@ def summary(comparisons: Sequence[Comparison]) -> str:
     )
 
 
-def _notes(comparisons: Sequence[Comparison], sources: Sequence[Table], scales: Sequence[str]) -> list[str]:
+def _notes(
+    comparisons: Sequence[Comparison],
+    sources: Sequence[Table],
+    scales: Sequence[str],
+    strangers: Sequence[str],
+) -> list[str]:
+    unknown = f"Not of this repository, so compared with nothing: {', '.join(strangers)}."
     return [
         f"{summary(comparisons)}. Those that are run come first.",
         f"Scales with records: {', '.join(scales) or 'none'}.",
+        *([unknown] if strangers else []),
         "Ours: the mean over n training seeds, in brackets its 95 % interval (Student's t). Published: the "
         "mean over n trainings, in brackets the least and the greatest of them where the source prints them.",
         "NLL and ambiguity in nats, ERR and ECE as shares of 1; a published accuracy is read as an error. "
@@ -202,8 +234,14 @@ def _notes(comparisons: Sequence[Comparison], sources: Sequence[Table], scales: 
     ]
 
 
-def write(figures: Path, comparisons: Sequence[Comparison], scales: Sequence[str]) -> list[Path]:
-    """Write external.csv and external.md into a folder; returns their paths."""
+def write(
+    figures: Path, comparisons: Sequence[Comparison], scales: Sequence[str], strangers: Sequence[str]
+) -> list[Path]:
+    """Write external.csv and external.md into a folder; returns their paths.
+
+    Args:
+        scales: that have records. strangers: those of them of which this repository knows nothing.
+    """
     paths = [figures / f"external.{kind}" for kind in ("csv", "md")]
     rows = [dict(zip(HEADER, _row(comparison), strict=True)) for comparison in comparisons]
     write_table(rows, paths[0], HEADER)
@@ -214,36 +252,22 @@ def write(figures: Path, comparisons: Sequence[Comparison], scales: Sequence[str
     ordered = sorted(comparisons, key=lambda each: each.outcome == NOT_RUN)
     short = [_short_row(each, 1 + sources.index(each.published.table)) for each in ordered]
     title = "Our numbers beside published ones"
-    write_text_atomic(paths[1], markdown(SHORT, short, title, _notes(comparisons, sources, scales)))
+    write_text_atomic(
+        paths[1], markdown(SHORT, short, title, _notes(comparisons, sources, scales, strangers))
+    )
     return paths
+
+
+def _read(figures: Path) -> all_scales.Made:
+    records = records_of(figures)
+    subjects, strangers = subjects_of(figures, records)
+    comparisons = compare_all(PUBLISHED, records, subjects)
+    return partial(write, figures, comparisons, list(records), strangers), [summary(comparisons)]
 
 
 def main(arguments: Sequence[str]) -> int:
     """Compare, write and say how many; the exit code is 0, or 2 after one line about bad input."""
-    options = Parser(
-        prog="python -m reproduce.external",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    options.add_argument(
-        "--figures",
-        type=Path,
-        default=REPOSITORY / "figures",
-        help="folder with a folder of records a scale; external.* is written there (default: figures)",
-    )
-    asked = options.parse_args(arguments)
-    try:
-        records = records_of(asked.figures)
-        check_writable(asked.figures)
-        comparisons = compare_all(PUBLISHED, records)
-        paths = write(asked.figures, comparisons, list(records))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for path in paths:
-        print(f"wrote {os.path.relpath(path)}")
-    print(summary(comparisons))
-    return 0
+    return all_scales.run("reproduce.external", __doc__, "external.*", _read, arguments)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,6 @@ def compute(session: Session) -> dict[str, object]:
 def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Draw fig2.pdf and fig2.png from fig2.csv; returns their paths and claim C2's verdicts."""
     record = panels.read_record(folder / "fig2.csv", COLUMNS)
-    n = record["seed"].nunique()
     titles = []
     with panels.style():
         figure, pairs = panels.paired_grid(len(chosen.points), 2)
@@ -70,7 +69,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
             nll_panel(axes[0], nll, single, chosen.settings.bits)
             difference_panel(axes[1], nll, single, chosen.settings.bits)
             low, high = intervals.student_interval(single.to_numpy())
-            spread = f" [{low:.3f}, {high:.3f}]" if n > 1 else ""
+            spread = f" [{low:.3f}, {high:.3f}]" if len(single) > 1 else ""
             titles.append((axes[0], f"{point}\nFP32 {single.mean():.3f}{spread}"))
             titles.append((axes[1], f"{point}: difference"))
             if panels.leftmost(axes[0]):
@@ -84,7 +83,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     return paths, claim_lines(record, chosen, ["C2"])
 
 
-SCRIPT = Script("fig2", __doc__, lacks, wanted, compute, draw)
+SCRIPT = Script("fig2", __doc__, lacks, wanted, compute, draw, of_points=True)
 
 if __name__ == "__main__":
     sys.exit(run_figure(SCRIPT))

@@ -109,7 +109,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
             curve, radial, through, single, *around = axes[2 * place : 2 * place + 2].flat
             marks = {point_of(name): SINGLE_STYLE, BMA: BMA_STYLE, LOW: BIT_STYLES[best]}
             legends = {point_of(name): "the point", LOW: f"{LOW}, INT-{best}"}
-            shown = shown_as(marks, legends, LOW)
+            shown = shown_as(marks, legends, LOW, "hollow where it may lie on the point")
             grid, members = grids[grids["point"] == name], clouds[clouds["point"] == name]
 
             nll = record[(record["point"] == name) & (record["metric"] == "nll")]
@@ -132,7 +132,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     return paths, claim_lines(record, chosen, ["C2"])
 
 
-SCRIPT = Script("fig3", __doc__, lacks, wanted, compute, draw)
+SCRIPT = Script("fig3", __doc__, lacks, wanted, compute, draw, of_points=True)
 
 if __name__ == "__main__":
     sys.exit(run_figure(SCRIPT))

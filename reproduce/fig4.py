@@ -36,7 +36,7 @@ from reproduce.command import Script, run_figure
 from reproduce.draw import panels
 from reproduce.draw.landscape_pictures import changes_picture, on_plane, shown_as
 from reproduce.draw.style import BIT_STYLES, FAMILY_STYLES, SINGLE_STYLE
-from reproduce.draw.summaries import claim_lines, noun
+from reproduce.draw.summaries import claim_lines, noun, training_seeds
 from reproduce.judge import intervals
 from reproduce.study.landscapes import (
     LOW,
@@ -105,12 +105,13 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     members = panels.read_record(folder / "fig4_members.csv", PLANE_CLOUD_COLUMNS)
     best = chosen.settings.best_bits
     marks = {FIRST: SINGLE_STYLE, SECOND: FAMILY_STYLES["SSE"], LOW: BIT_STYLES[best]}
-    shown = shown_as(marks, {LOW: f"{LOW} of the {FIRST}, INT-{best}"}, LOW)
+    legends = {LOW: f"{LOW} of the {FIRST}, INT-{best}"}
+    shown = shown_as(marks, legends, LOW, "hollow in (a), where it may lie on a snapshot")
     examples = planes_examples(chosen)
 
     def corner(axes: Axes) -> str:
         _disagreement_panel(axes, record, chosen)
-        return f"disagreement with the 1st,\nof {record['seed'].nunique()} training seeds"
+        return f"disagreement with the 1st,\nof {training_seeds(record['seed'].nunique())}"
 
     with panels.style():
         figure, _ = changes_picture(grid, members, shown, noun(chosen), examples, corner, 0)

@@ -8,7 +8,8 @@ paths written, the verdicts of claim C4, and what a backward pass is.
 NLL and ECE of X and of X + LPE-BSR, each member of X expanded into k low precision members:
 
     against the training budget   all members that it pays for: every base trained so far, each with its k
-    against the memory budget     every prefix, base by base
+    against the memory budget     every prefix, base by base; beside them X's own members stored in few bits,
+                                  each rounded to nearest
 
 with 95 % intervals of the paired difference to the single FP32 model, which is drawn with its cost, and as
 it is with temperature scaling.

@@ -100,7 +100,8 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     members = panels.read_record(folder / "fig6_members.csv", PLANE_CLOUD_COLUMNS)
     best = chosen.settings.best_bits
     marks = {point_of(POSTERIOR): SINGLE_STYLE, BMA: BMA_STYLE, LOW: BIT_STYLES[best]}
-    shown = shown_as(marks, {LOW: f"{LOW}, INT-{best}"}, LOW)
+    legends = {LOW: f"{LOW}, INT-{best}"}
+    shown = shown_as(marks, legends, LOW, "hollow in (a), where it may lie on the point")
     examples = planes_examples(chosen)
 
     def corner(axes: Axes) -> str:
@@ -150,7 +151,7 @@ def _ambiguity_panel(axes: Axes, record: pd.DataFrame, chosen: Scale) -> None:
     axes.set_ylabel(f"nats per {noun(chosen)}")
 
 
-SCRIPT = Script("fig6", __doc__, lacks, wanted, compute, draw)
+SCRIPT = Script("fig6", __doc__, lacks, wanted, compute, draw, of_points=True)
 
 if __name__ == "__main__":
     sys.exit(run_figure(SCRIPT))

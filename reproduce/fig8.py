@@ -166,6 +166,16 @@ def _finish_differences(
     difference_axis(axes, float(reference.mean()))
 
 
+def _explain(axes: list[Axes]) -> None:
+    """Give the legend what hollow marks and dashes mean, which have the colours of their methods."""
+    hollow: dict[str, Any] = {"color": panels.GREY, "markerfacecolor": "white", "linestyle": "none"}
+    axes[0].plot([], [], "o", markersize=5, label="stored members, hollow: size of a real file", **hollow)
+    axes[2].plot([], [], "o", markersize=4, label="to draw from, hollow: one member (filled: all)", **hollow)
+    axes[2].plot(
+        [], [], "_", markersize=7, color=panels.GREY, label="to draw from, dashes: 95 % interval of all"
+    )
+
+
 def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Draw fig8.pdf and fig8.png from fig8.csv; returns their paths and claim C7's verdicts."""
     summary = read(folder, "fig8")
@@ -188,14 +198,13 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
                     ax.set_ylabel("NLL − NLL(FP32) (nats)")
         panels.label_rows(titles)
         figure.align_ylabels([ax for axes in columns for ax in axes])
-        real: dict[str, Any] = {"marker": "o", "color": panels.GREY, "markerfacecolor": "white"}
-        columns[0][0].plot([], [], linestyle="none", label="size of a real file", **real)
+        _explain(columns[0])
         panels.legend_below(figure, [ax for axes in columns[::-1] for ax in axes])
         paths = panels.save(figure, folder, "fig8")
     return paths, claim_lines(summary.record, chosen, ["C7"])
 
 
-SCRIPT = Script("fig8", __doc__, lacks, wanted, compute, draw)
+SCRIPT = Script("fig8", __doc__, lacks, wanted, compute, draw, of_points=True)
 
 if __name__ == "__main__":
     sys.exit(run_figure(SCRIPT))

@@ -2,13 +2,15 @@
 
     python -m reproduce claims --scale digits
 
-Costs seconds: nothing is trained or measured. It reads every record fig*.csv and table*.csv of the folder,
-prints a row a claim with its verdict, and writes claims.csv (everything), claims.md and claims.tex (a short
-table, and below it what each claim compares) there. A claim whose rows do not exist is a row too: "not run".
+Costs seconds: nothing is trained or measured. It reads every record fig*.csv, table*.csv and spread.csv of
+the folder, prints a row a claim with its verdict, and writes claims.csv (everything), claims.md and
+claims.tex (a short table, and below it what each claim compares) there. A claim whose rows do not exist is a
+row too: "not run".
 
 Intervals over test examples need the values of each example, which the working store holds while a scale is
-measured. What was estimated from them is kept in claims_examples.csv, each row with a hash of the rows of the
-record that it is of: so a folder is judged again without the store.
+measured. What was estimated from them is kept in claims_examples.csv, so that a folder is judged again
+without the store. Each row has a hash of the rows of the record that it is of, and a key of these, the level,
+the code and its numbers: where they are others, it is estimated anew, or is not available without the store.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -43,7 +45,7 @@ from reproduce.study.origins import mixture, of_record, provenance_of
 from reproduce.study.records import OTHER_TABLES, checked_rows, record_name
 from reproduce.study.scale import Scale
 
-PATTERNS = ("fig*.csv", "table*.csv")
+PATTERNS = ("fig*.csv", "table*.csv", "spread.csv")
 OUTCOMES = ("holds", "fails", "undecided", "not run")
 
 
@@ -287,7 +289,12 @@ def _notes(verdicts: Sequence[Verdict], chosen: Scale, files: Sequence[str]) -> 
     return [*said, *_definitions(verdicts), *_remarks(verdicts), f"Read from {', '.join(files)}."]
 
 
-def _kept(out: Path) -> pd.DataFrame | None:
+def kept_in(out: Path) -> pd.DataFrame | None:
+    """Read the estimates over examples that a folder keeps, with the columns KEPT; None: it keeps none.
+
+    Raises:
+        InputError: they cannot be read, or are damaged.
+    """
     path = out / KEPT_FILE
     if not path.exists():
         return None
@@ -299,7 +306,8 @@ def _kept(out: Path) -> pd.DataFrame | None:
         raise InputError(f"{path} cannot be read; {way_out}") from None
     if tuple(header) != KEPT:
         raise InputError(f"{path} has other columns than {', '.join(KEPT)}; {way_out}")
-    kinds = {name: str if name in ("claim", "rows") else int if name == "n" else float for name in KEPT}
+    texts = ("claim", "rows", "key")
+    kinds = {name: str if name in texts else int if name == "n" else float for name in KEPT}
     try:
         return pd.DataFrame(
             [[kind(text) for kind, text in zip(kinds.values(), row, strict=True)] for row in rows],
@@ -331,16 +339,16 @@ def main(arguments: Sequence[str]) -> int:
         chosen = find.scale(asked.scale, recorded=out)
         record, files = read_records(out, chosen.name)
         check_writable(out)
-        settings = Settings.of(chosen)
+        settings, kept = Settings.of(chosen), kept_in(out)
         verdicts = judge_all(
             all_claims(settings),
             record,
             chosen.unit,
             settings.level,
-            partial(examples.find, working_folder(chosen, Store())),
-            _kept(out),
+            examples.finder(working_folder(chosen, Store())),
+            kept,
         )
-        paths = _write(out, verdicts, chosen, files)
+        paths, left = _write(out, verdicts, chosen, files, kept)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -348,12 +356,28 @@ def main(arguments: Sequence[str]) -> int:
     print(text_table(f"Claims at scale {chosen.name}", header, rows, counts(verdicts)))
     for path in paths:
         print(f"wrote {os.path.relpath(path)}")
+    if left:
+        print(
+            f"{KEPT_FILE}: {left} of its estimates are of other rows, of another level or by other code, or "
+            "were altered; they were not used, and there are no values of examples to make them anew"
+        )
     for line in mixture(out):
         print(line)
     return 0
 
 
-def _write(out: Path, verdicts: Sequence[Verdict], chosen: Scale, files: Sequence[str]) -> list[Path]:
+def _write(
+    out: Path, verdicts: Sequence[Verdict], chosen: Scale, files: Sequence[str], before: pd.DataFrame | None
+) -> tuple[list[Path], int]:
+    """Write the ledger.
+
+    Args:
+        before: the estimates over examples that the folder has. Of a claim that has none now they stay as
+            they are: they may be of rows that come back.
+
+    Returns:
+        The paths written, and how many estimates stayed so.
+    """
     names = [out / f"claims.{kind}" for kind in ("csv", "md", "tex")]
     write_table([dict(zip(HEADER, _row(verdict), strict=True)) for verdict in verdicts], names[0], HEADER)
     header, rows = _short_table(verdicts, chosen.unit)
@@ -363,8 +387,11 @@ def _write(out: Path, verdicts: Sequence[Verdict], chosen: Scale, files: Sequenc
     # On a page there is no room for a second interval.
     plain = [_short_row(verdict, beside=False) for verdict in verdicts]
     write_text_atomic(names[2], latex("claims", SHORT, plain, title, said))
-    kept = kept_estimates(verdicts)
-    if kept:
-        write_table(kept, out / KEPT_FILE, KEPT)
+    kept = kept_estimates(verdicts, Settings.of(chosen).level)
+    anew = {row["claim"] for row in kept}
+    stale = None if before is None else before[~before["claim"].isin(anew)]
+    left: list[dict[str, Any]] = [] if stale is None else stale.to_dict("records")  # type: ignore[assignment]
+    if kept or left:
+        write_table([*kept, *left], out / KEPT_FILE, KEPT)
         names.append(out / KEPT_FILE)
-    return names
+    return names, len(left)

@@ -3,18 +3,17 @@
     python -m reproduce.ledgers
 
 Costs seconds: nothing is judged anew. It reads claims.csv of every scale in the folder of figures and writes
-claims.csv (a row a claim, the columns of every scale) and claims.md (a table to read, and counts) there. A
-claim's name is without the scale's: "C1a (ViT-T)" is that of each scale's network of this name.
+claims.csv (a row a claim, the columns of every scale) and claims.md there: what each claim comes to at each
+scale and what holds where, then row by row the verdicts and effects, and what each row compares. A row's name
+is without the scale's: "C1a (ViT-T)" is that of each scale's network of this name.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from reproduce import same_bits
@@ -24,17 +23,28 @@ if __name__ == "__main__":  # before torch and numpy are imported
 
 import pandas as pd
 
-from lpe.command_line import Parser
 from lpe.errors import InputError
-from lpe.provenance import REPOSITORY
 from lpe.records import write_table
-from lpe.writing import check_writable, write_text_atomic
+from lpe.writing import write_text_atomic
 from reproduce import ledger
 from reproduce.draw.tables import Cell, markdown, plain_number
+from reproduce.judge import all_scales
+from reproduce.judge.agreement import (
+    Again,
+    Ledgers,
+    by_claim,
+    rows_of,
+    shared,
+    together,
+    what_holds_where,
+    without_scale,
+)
 from reproduce.scales import find
+from reproduce.study.scale import Scale
 
 FILE = "claims.csv"
 TOLD = (
+    "statistic",
     "claimed side",
     "verdict",
     "evidence",
@@ -43,6 +53,7 @@ TOLD = (
     "95 % high",
     "unit",
     "n",
+    "interval over",
     "FP32 instead",
     "FP32 verdict",
     "Holm verdict",
@@ -53,8 +64,21 @@ NUMBERS = ("effect", "95 % low", "95 % high", "FP32 instead")
 PLACES = ledger.PLACES
 
 
-def read_ledgers(figures: Path) -> dict[str, pd.DataFrame]:
+def known_scales(figures: Path) -> dict[str, Scale]:
+    """Return the scales of the folders that have a ledger, those of this repository, by name.
+
+    Raises:
+        InputError: records of several options in one folder.
+    """
+    folders = [path.parent for path in sorted(figures.glob(f"*/{FILE}"))]
+    return {folder.name: scale for folder in folders if (scale := find.recorded(folder)) is not None}
+
+
+def read_ledgers(figures: Path, scales: Mapping[str, Scale]) -> dict[str, pd.DataFrame]:
     """Read every scale's claims.csv, by the scale's name, which is its folder's.
+
+    Args:
+        scales: that are known.
 
     Returns:
         Ledgers by scale, indexed by the claim's name without the scale's; texts, and floats in NUMBERS.
@@ -67,70 +91,49 @@ def read_ledgers(figures: Path) -> dict[str, pd.DataFrame]:
         raise InputError(
             f"there is no */{FILE} in {figures}; run python -m reproduce claims for each scale first"
         )
-    return {path.parent.name: _read(path) for path in paths}
+    return {path.parent.name: _read(path, scales.get(path.parent.name)) for path in paths}
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read(path: Path, scale: Scale | None) -> pd.DataFrame:
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     if tuple(table.columns) != ledger.HEADER:
         wanted = f"python -m reproduce claims --scale {path.parent.name}"
         raise InputError(f"{path} has other columns than a ledger of this version; run {wanted}")
     for column in NUMBERS:
         table[column] = pd.to_numeric(table[column])
-    names = [_without_scale(name, _shorter(path.parent.name)) for name in table["claim"]]
+    table["statistic"] = [without_scale(text, scale) for text in table["statistic"]]
+    names = [without_scale(name, scale) for name in table["claim"]]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise InputError(f"{path} has two rows of {min(twice)}; one is expected")
     return table.set_axis(names)
 
 
-def _shorter(scale: str) -> dict[str, str]:
-    """Return the substrates' names without the scale's; none of a scale that this repository lacks."""
-    known = find.SCALES.get(scale)
-    return {} if known is None else {each.name: each.short for each in known.substrates.values()}
+def _row_of(table: pd.DataFrame, row: str) -> pd.Series | None:
+    return table.iloc[list(table.index).index(row)] if row in table.index else None
 
 
-def _without_scale(claim: str, shorter: Mapping[str, str]) -> str:
-    """Return a claim's name with the substrates' short names."""
-    for name in sorted(shorter, key=len, reverse=True):
-        claim = claim.replace(f"({name}", f"({shorter[name]}")
-    return claim
-
-
-def _order(claim: str) -> tuple[int, str]:
-    """Return the place of a claim: C2 before C10, C4a before C4b."""
-    match = re.match(r"C(\d+)(\w*)", claim)
-    return (int(match[1]), match[2]) if match else (sys.maxsize, claim)
-
-
-def claims_of(ledgers: Mapping[str, pd.DataFrame]) -> list[str]:
-    """List the claims of all ledgers, each once, those of a number in the ledgers' order."""
-    return sorted(dict.fromkeys(name for table in ledgers.values() for name in table.index), key=_order)
-
-
-def _cell(row: pd.Series | None) -> str:
-    """Return what a scale says of a claim: verdict, estimate, the null's verdict, Holm's verdict."""
-    if row is None:
-        return ""
-    verdict = _verdict(row)
-    if pd.isna(row["effect"]):
-        return verdict
-    limits = [row["95 % low"], row["95 % high"]]
+def _cells(told: pd.Series | None) -> list[str]:
+    """Return what a scale says of a row: its verdict, that after Holm, and the effect."""
+    if told is None:
+        return ["", ""]
+    evidence = {"not evidence": ", not evidence", "not known": ", evidence not known"}
+    verdict = f"{told['verdict']}{evidence.get(told['evidence'], '')}"
+    both = f"{verdict} / {told['Holm verdict']}" if told["Holm verdict"] else verdict
+    if pd.isna(told["effect"]):
+        return [both, ""]
+    limits = [told["95 % low"], told["95 % high"]]
     interval = "" if pd.isna(limits[0]) else f" [{', '.join(_number(limit) for limit in limits)}]"
-    parts = [f"{verdict}: {_number(row['effect'])}{interval} {row['unit']}, n = {row['n']}"]
-    if row["FP32 verdict"]:
-        parts.append(f"FP32 instead {row['FP32 verdict']}")
-    if row["Holm verdict"]:
-        parts.append(f"Holm {row['Holm verdict']}")
-    return "; ".join(parts)
+    units = told["interval over"].partition(",")[0]
+    return [both, f"{_number(told['effect'])}{interval}, {told['n']} {units}{'s' * (told['n'] != '1')}"]
 
 
 def _number(value: float) -> str:
     return {float("inf"): "∞", float("-inf"): "-∞"}.get(value) or plain_number(value, PLACES)
 
 
-def _row_of(table: pd.DataFrame, claim: str) -> pd.Series | None:
-    return table.iloc[list(table.index).index(claim)] if claim in table.index else None
+def _unit(ledgers: Ledgers, row: str) -> str:
+    return " or ".join(dict.fromkeys(filter(None, _at_each(ledgers, row, "unit").values())))
 
 
 def counts_of(scale: str, table: pd.DataFrame) -> str:
@@ -153,63 +156,102 @@ def counts_of(scale: str, table: pd.DataFrame) -> str:
     )
 
 
-def _agreement(ledgers: Mapping[str, pd.DataFrame]) -> list[str]:
-    """List the claims that are decided at two scales or more, by what each says; none: no line."""
+def _over(ledgers: Ledgers) -> str:
+    """Say what n counts at each scale."""
     named: dict[str, list[str]] = {}
-    for claim in claims_of(ledgers):
-        rows = {scale: _row_of(table, claim) for scale, table in ledgers.items()}
-        decided = {
-            scale: _verdict(row)
-            for scale, row in rows.items()
-            if row is not None and row["verdict"] in ("holds", "fails")
-        }
-        if len(decided) < 2:
-            continue
-        outcomes = set(decided.values())
-        said = "; ".join(f"{verdict} at {scale}" for scale, verdict in decided.items())
-        if len(outcomes) == 1:
-            said = f"{outcomes.pop()} at every scale that decides it"
-        named.setdefault(said, []).append(claim)
-    return [f"Decided at two scales or more, {said}: {', '.join(names)}." for said, names in named.items()]
+    for scale, table in ledgers.items():
+        over = [each for each in dict.fromkeys(table["interval over"]) if each]
+        named.setdefault(" or ".join(over) or "nothing", []).append(scale)
+    return "; ".join(f"at {' and '.join(scales)}: {over}" for over, scales in named.items())
 
 
-def _verdict(row: pd.Series) -> str:
-    """Return a verdict, of one that holds with what it is worth."""
-    told = {"not evidence": ", not evidence", "not known": ", evidence not known"}
-    return f"{row['verdict']}{told.get(row['evidence'], '')}"
+def _at_each(ledgers: Ledgers, row: str, column: str) -> dict[str, str]:
+    """Return a text of a row at each scale that has it."""
+    rows = {scale: _row_of(table, row) for scale, table in ledgers.items()}
+    return {scale: told[column] for scale, told in rows.items() if told is not None}
 
 
-def _notes(ledgers: Mapping[str, pd.DataFrame]) -> list[str]:
-    standings = {
-        scale: known.standing
-        for scale in ledgers
-        if (known := find.SCALES.get(scale)) is not None and known.standing
-    }
+def _differing(ledgers: Ledgers) -> list[str]:
+    """Name the rows that compare one thing at one scale and another at another."""
+    run = {scale: table[table["verdict"] != "not run"] for scale, table in ledgers.items()}
+    rows = [row for row in rows_of(run) if len({*_at_each(run, row, "statistic").values()}) > 1]
+    said = "Rows that do not compare the same at each scale, but other widths, sizes or ratios (see below)"
+    return [f"{said}: {together(rows)}."] if rows else []
+
+
+def _definitions(ledgers: Ledgers) -> list[str]:
+    """Say what each row compares, rows of one wording in one line; where scales differ, at each."""
+    named: dict[str, list[str]] = {}
+    for row in rows_of(ledgers):
+        words, sides = (_by_scale(_at_each(ledgers, row, column)) for column in ("statistic", "claimed side"))
+        named.setdefault(f"{words}; claimed {sides}", []).append(row)
+    return [f"{together(rows)}: {said}" for said, rows in named.items()]
+
+
+def _by_scale(texts: Mapping[str, str]) -> str:
+    """Return a text that all scales share, or each with its scales."""
+    named: dict[str, list[str]] = {}
+    for scale, text in texts.items():
+        named.setdefault(text, []).append(scale)
+    if len(named) == 1:
+        return next(iter(named))
+    return "; ".join(f"at {' and '.join(scales)} {text}" for text, scales in named.items())
+
+
+def _said(ledgers: Ledgers, again: Again) -> list[str]:
+    """Say what holds where, in lines below the table by claims."""
+    only = "" if len(ledgers) > 1 else f" There is one ledger alone, of {next(iter(ledgers))}."
     return [
+        "Counted are the verdicts after Holm's adjustment. What holds without evidence, the unrounded "
+        "network in LPE-BSR's place satisfies as well, or whether it does is not known; below, to hold is to "
+        f"hold as evidence. Undecided is not refuted: the interval holds both sides.{only}",
+        *what_holds_where(ledgers, again),
+        *_differing(ledgers),
+    ]
+
+
+def _notes(ledgers: Ledgers, scales: Mapping[str, Scale]) -> list[str]:
+    return [
+        "A verdict: the raw one / the one after Holm's adjustment, which is within a scale, so that it is "
+        "the stricter the more claims a scale has. An effect: with its 95 % interval, and n. What n counts: "
+        f"{_over(ledgers)}. An empty cell: the scale has no such claim.",
         *(f"{counts_of(scale, table)}." for scale, table in ledgers.items()),
         "Claims that compare the very same rows are counted once.",
-        *_agreement(ledgers),
-        *(f"{scale}: {standing}" for scale, standing in standings.items()),
-        "A cell: verdict, effect with its 95 % interval, unit, n; the verdict of the same statistic with the "
-        "unrounded network in LPE-BSR's place (FP32 instead); the verdict after Holm's adjustment within the "
-        "scale. An empty cell: the scale has no such claim. What each claim compares, and the side that is "
-        "claimed, is in claims.md of each scale's folder; limits and units may differ between scales.",
+        *(f"{name}: {scale.standing}" for name, scale in scales.items() if scale.standing),
+        *_definitions(ledgers),
     ]
 
 
-def write(figures: Path, ledgers: Mapping[str, pd.DataFrame]) -> list[Path]:
-    """Write claims.csv and claims.md into a folder; returns their paths."""
+def write(figures: Path, ledgers: Ledgers, scales: Mapping[str, Scale]) -> list[Path]:
+    """Write claims.csv and claims.md into a folder; returns their paths.
+
+    Args:
+        scales: that are known, by name.
+    """
     paths = [figures / FILE, figures / "claims.md"]
-    claims = claims_of(ledgers)
+    rows = rows_of(ledgers)
     header = ["claim", *(f"{scale}: {column}" for scale in ledgers for column in TOLD)]
-    rows = [
-        [claim, *(cell for table in ledgers.values() for cell in _told(_row_of(table, claim)))]
-        for claim in claims
+    told = [
+        [row, *(cell for table in ledgers.values() for cell in _told(_row_of(table, row)))] for row in rows
     ]
-    write_table([dict(zip(header, row, strict=True)) for row in rows], paths[0], header)
-    short = [[claim, *(_cell(_row_of(table, claim)) for table in ledgers.values())] for claim in claims]
-    title = "The claims of all scales, side by side"
-    write_text_atomic(paths[1], markdown(["claim", *ledgers], short, title, _notes(ledgers)))
+    write_table([dict(zip(header, cells, strict=True)) for cells in told], paths[0], header)
+    short_header = ["claim", "unit"]
+    for scale in ledgers:
+        short_header += [f"{scale}: verdict / after Holm", f"{scale}: effect [95 %], n"]
+    short = [
+        [
+            row,
+            _unit(ledgers, row),
+            *(cell for table in ledgers.values() for cell in _cells(_row_of(table, row))),
+        ]
+        for row in rows
+    ]
+    again = shared(ledgers, scales)
+    first = markdown(
+        *by_claim(ledgers, again), "The claims of all scales, side by side", _said(ledgers, again)
+    )
+    second = markdown(short_header, short, "Row by row", _notes(ledgers, scales))
+    write_text_atomic(paths[1], f"{first}\n{second}")
     return paths
 
 
@@ -219,32 +261,16 @@ def _told(row: pd.Series | None) -> list[Cell]:
     return [None if column in NUMBERS and pd.isna(row[column]) else row[column] for column in TOLD]
 
 
+def _read_all(figures: Path) -> all_scales.Made:
+    scales = known_scales(figures)
+    ledgers = read_ledgers(figures, scales)
+    counts = [counts_of(scale, table) for scale, table in ledgers.items()]
+    return partial(write, figures, ledgers, scales), counts
+
+
 def main(arguments: Sequence[str]) -> int:
     """Set side by side, write and count; the exit code is 0, or 2 after one line about bad input."""
-    options = Parser(
-        prog="python -m reproduce.ledgers",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    options.add_argument(
-        "--figures",
-        type=Path,
-        default=REPOSITORY / "figures",
-        help="folder with a folder a scale; claims.* is written there (default: figures)",
-    )
-    asked = options.parse_args(arguments)
-    try:
-        ledgers = read_ledgers(asked.figures)
-        check_writable(asked.figures)
-        paths = write(asked.figures, ledgers)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for path in paths:
-        print(f"wrote {os.path.relpath(path)}")
-    for scale, table in ledgers.items():
-        print(counts_of(scale, table))
-    return 0
+    return all_scales.run("reproduce.ledgers", __doc__, "claims.*", _read_all, arguments)
 
 
 if __name__ == "__main__":

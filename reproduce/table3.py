@@ -105,7 +105,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
                 ]
             )
             seeds.append(summary.seeds(what))
-    caption = f"The numbers behind figure 7, scale {chosen.name}, {counted_seeds(seeds)} training seeds."
+    caption = f"The numbers behind figure 7, scale {chosen.name}, {counted_seeds(seeds)}."
     notes = [
         *chosen.conditions,
         summary.named("NLL − FP32's: paired by training seed, against ☆ of the same model. Average loss, ")

@@ -4,7 +4,7 @@
 
 Costs about 50 minutes of one core at ``digits``, from nothing: twenty training seeds of the point estimate
 and five of the ensembles of several trainings. It prints the paths written and the verdicts of claims C9,
-C10, C11 and C12.
+C10, C11, C12, C13 and C15.
 
 MAP (☆) is the point that SGD finds. All rows are over the training seeds that every row has. DEE, the
 deep-ensemble equivalent, says how many members of DE are as good by calibrated NLL: the methods' *mean*
@@ -41,20 +41,24 @@ from reproduce.draw.summaries import (
     megabits,
     pass_size,
     read,
+    tuned_note,
+    tuned_pair,
 )
 from reproduce.draw.tables import Cell, write_all
+from reproduce.study.beyond.names import TUNED_SPREAD, TUNED_STD
 from reproduce.study.measurements import measure_all
-from reproduce.study.records import record_name, selected
+from reproduce.study.records import EQUAL_BITS, STORED_BITS, by_rtn, record_name, selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
-from reproduce.study.units import Unit, units
+from reproduce.study.units import SPREAD, Unit, beyond_units, units
 
 FAMILIES = ("BE", "DE", "SSE", "CSGLD", "MultiIVON", "MultiSWAG")
 BY_SIZE = ("DE", "SSE")
 """Families shown at every size; the others are whole: BatchEnsemble's members are trained together, and those
 of CSGLD and of one posterior are alike.
 """
-METHODS = (FP32, SCALED, *FAMILIES, "LPE-BSR", "Gaussian", "Gaussian, matched", "MC-dropout")
+METHODS = (FP32, SCALED, *FAMILIES, by_rtn("DE"), "LPE-BSR", "Gaussian", "Gaussian, matched", "MC-dropout")
+TUNED = (TUNED_SPREAD, TUNED_STD)
 HEADER = (
     "method",
     "members",
@@ -81,13 +85,18 @@ def wanted(session: Session) -> list[Unit]:
     return [
         *units([session.scale.main], [session.main.estimate], session.claim_seeds),
         *units([session.scale.main], families_of(session.scale, FAMILIES), session.seeds),
+        *beyond_units(session.scale, SPREAD, session.seeds),
     ]
 
 
 def compute(session: Session) -> dict[str, object]:
     """Train and measure; write table5_record.csv."""
     measure_all(session, wanted(session))
-    rows = selected(session, wanted(session), every_size=(), methods=METHODS)
+    equal_bits = session.scale.settings.equal_bits
+    # Claim C13 compares numbers of members that no table shows.
+    every_size = ("nll",) if equal_bits else ()
+    methods = (*METHODS, *TUNED, *["RTN"] * equal_bits)
+    rows = selected(session, wanted(session), every_size=every_size, methods=methods)
     write_table(rows, session.out / record_name("table5"), COLUMNS)
     return {"backward_pass": pass_size(session.scale)}
 
@@ -103,6 +112,9 @@ def rows_shown(summary: Summary, chosen: Scale) -> list[tuple[What, str]]:
         whole = What(chosen.substrate, name, name)
         sizes = summary.sizes(whole)
         shown += [(whole.at(size), name) for size in (sizes if name in BY_SIZE else sizes[-1:])]
+        if name == "DE":
+            few = [(What(chosen.substrate, name, by_rtn(name), f"int{b}", sizes[-1]), b) for b in STORED_BITS]
+            shown += [(what, f"DE, INT-{b} members by RTN") for what, b in few if summary.has(what)]
     best, size = chosen.settings.best_bits, chosen.settings.claim_size
     shown += [
         (at_sgd("LPE-BSR", f"int{best}", each), f"LPE-BSR, INT-{best}")
@@ -110,6 +122,13 @@ def rows_shown(summary: Summary, chosen: Scale) -> list[tuple[What, str]]:
     ]
     others = [bits for bits in chosen.settings.bits if bits != best]
     shown += [(at_sgd("LPE-BSR", f"int{bits}", size), f"LPE-BSR, INT-{bits}") for bits in others]
+    if chosen.settings.equal_bits:
+        systems = dict.fromkeys(system for _, _, system, _ in EQUAL_BITS)
+        alone = [
+            (at_sgd("RTN", system), f"one network, {system.upper().replace('INT', 'INT-')}")
+            for system in systems
+        ]
+        shown += [(what, title) for what, title in alone if summary.has(what)]
     rivals = [
         (at_sgd("Gaussian", "fp32", size), "Gaussian, tuned"),
         *(
@@ -120,7 +139,7 @@ def rows_shown(summary: Summary, chosen: Scale) -> list[tuple[What, str]]:
     ]
     if chosen.main is not None and chosen.main.rivals is not None:
         shown += rivals
-    return shown
+    return [*shown, *tuned_pair(summary, chosen, chosen.substrate)]
 
 
 def equivalent(summary: Summary, what: What, deep: What) -> str | None:
@@ -182,7 +201,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
         )
     caption = (
         f"Ensembles of the fine-tuned model, {chosen.substrate}, scale {chosen.name}, "
-        f"{counted_seeds([len(seeds)])} training seeds, the same in every row."
+        f"{counted_seeds([len(seeds)])}, the same in every row."
     )
     all_seeds = everything.seeds(single)
     more = f" Claims are judged on all {all_seeds} seeds that they have." if all_seeds > len(seeds) else ""
@@ -193,10 +212,14 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
         "(deep-ensemble equivalent): the mean calibrated NLL on the curve of DE's means.",
         "Memory: n stored members, and the smallest thing from which they can be drawn. Training: "
         f"{pass_size(chosen)}.",
+        *tuned_note(summary, chosen, chosen.substrate),
     ]
-    return write_all(folder, "table5", HEADER, rows, caption, notes), claim_lines(
-        everything.record, chosen, ["C9", "C10 (Gaussian", "C10 (MC-dropout", "C11", "C12"]
-    )
+    claims = ["C9", "C10 (Gaussian", "C10 (MC-dropout", "C12"]
+    # C11 is of points alone; where these are measured on more examples, the table has no rows of it.
+    claims += ["C11"] * (chosen.whole is None) + ["C13"] * chosen.settings.equal_bits
+    claims += ["C15"] * bool(tuned_pair(summary, chosen, chosen.substrate))
+    lines = claim_lines(everything.record, chosen, claims)
+    return write_all(folder, "table5", HEADER, rows, caption, notes), lines
 
 
 SCRIPT = Script("table5", __doc__, lacks, wanted, compute, draw)

@@ -72,7 +72,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     ]
     caption = (
         f"RTN against LPE-BSR of {chosen.settings.claim_size} members under other scale axes and number "
-        f"systems, scale {chosen.name}, {seeds_shown(summary)} training seeds."
+        f"systems, scale {chosen.name}, {seeds_shown(summary)}."
     )
     return write_all(folder, "table7", HEADER, rows, caption, rounding_notes(chosen, summary)), []
 

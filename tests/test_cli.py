@@ -21,6 +21,7 @@ import lpe
 from lpe import cli, notices
 from lpe.cli.models import placed
 from lpe.cli.options import ModelOptions
+from lpe.files.container import VERSION
 from lpe.substrates import imagenet, timm_models
 from lpe.substrates.imagenet import data_config, evaluation_transform, validation
 
@@ -300,6 +301,101 @@ def test_calibrated_nll_is_a_column_where_asked(run: Run, folder: Path) -> None:
     assert "calibrated NLL" in printed.splitlines()[1]
 
 
+def predictions_of(run: Run, folder: Path, file: Path, *options: object) -> str:
+    return run(*timm_arguments(folder), "--system", "int4", "--predictions", file, *options)
+
+
+@pytest.fixture(scope="module")
+def predictions(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The predictions of three members."""
+    file = tmp_path_factory.mktemp("predictions") / "p.safetensors"
+    arguments = [*timm_arguments(folder), "--system", "int4", "--size", 3, "--predictions", file]
+    assert cli.main([str(each) for each in arguments]) == 0
+    return file
+
+
+def test_predictions_are_those_of_the_ensembles_members(run: Run, folder: Path, tmp_path: Path) -> None:
+    said = predictions_of(
+        run, folder, tmp_path / "p", "--size", 3, "--metrics", "aurc", "--csv", tmp_path / "r.csv"
+    )
+    assert f"predictions: {tmp_path / 'p'}" in said and "AURC" in said
+    table = pd.read_csv(tmp_path / "r.csv")
+    found = table[table["method"] == "LPE-BSR"].reset_index(drop=True)
+    wanted = lpe.score(tmp_path / "p", metrics=["nll", "err", "aurc"])
+    pd.testing.assert_frame_equal(found[list(wanted.columns)], wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "row"),
+    [(["--rounding", "nearest"], "RTN"), (["--system", "fp32"], "FP32")],
+    ids=["nearest", "fp32"],
+)
+def test_predictions_of_one_network_are_those_of_its_row(
+    run: Run, folder: Path, tmp_path: Path, options: list[str], row: str
+) -> None:
+    predictions_of(run, folder, tmp_path / "p", "--csv", tmp_path / "r.csv", *options)
+    table = pd.read_csv(tmp_path / "r.csv").set_index("method")
+    assert float(lpe.score(tmp_path / "p")["nll"].iloc[0]) == pytest.approx(table.loc[row, "nll"], rel=1e-6)
+
+
+def test_predictions_that_are_there_are_scored_without_times(run: Run, folder: Path, tmp_path: Path) -> None:
+    first = cells(predictions_of(run, folder, tmp_path / "p", "--size", 2))
+    again = cells(predictions_of(run, folder, tmp_path / "p", "--size", 2))
+    assert [row[:-1] for row in first[3:]] == again[3:]
+
+
+def test_a_file_that_is_no_predictions_is_refused_before_a_model_is_loaded(
+    error_of: Run, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "p").write_text("x")
+    arguments = ["evaluate", "timm/no_model", "--data", folder, "--predictions", tmp_path / "p"]
+    assert str(tmp_path / "p") in error_of(*arguments)
+    assert "there is no folder" in error_of(*arguments[:-1], tmp_path / "none" / "p")
+
+
+def test_a_score_is_the_librarys(run: Run, predictions: Path, tmp_path: Path) -> None:
+    printed = run("score", predictions, "--metrics", "all", "--csv", tmp_path / "s.csv")
+    wanted = lpe.score(predictions, metrics="all")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "s.csv"), wanted, rtol=1e-11)
+    title, header, *rows = printed.splitlines()
+    assert title == "3 members, 6 examples"
+    assert "coverage at 5 % risk" in header and "AUROC of errors" in header
+    assert [row.split()[:2] for row in rows[:3]] == [
+        [str(size), f"{nll:.4f}"] for size, nll in zip(wanted["size"], wanted["nll"], strict=True)
+    ]
+
+
+def test_a_score_of_some_sizes_and_metrics_of_a_mixture(run: Run, predictions: Path) -> None:
+    printed = run("score", predictions, predictions, "--sizes", "4,6", "--metrics", "brier,calibrated_nll")
+    title, header, *rows = printed.splitlines()
+    assert title == "6 members of 2 files, 6 examples"
+    assert header.split() == ["size", "Brier", "calibrated", "NLL", "MB"]
+    assert [row.split()[0] for row in rows] == ["4", "6"]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["--metrics", "f1"], "a metric must be one of nll, "),
+        (["--sizes", "1,x"], "--sizes takes integers with commas between, such as 1,5,20, not '1,x'"),
+        (["--sizes", "9"], "sizes must be integers from 1 to 3"),
+        (["--csv", "."], ". is a folder"),
+        (["nowhere"], "there is no file nowhere"),
+    ],
+)
+def test_what_cannot_be_scored_is_answered_in_one_line(
+    error_of: Run, predictions: Path, options: list[str], wanted: str
+) -> None:
+    assert wanted in error_of("score", predictions, *options)
+
+
+def test_a_truncated_file_of_predictions_is_answered_in_one_line(
+    error_of: Run, predictions: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "p").write_bytes(predictions.read_bytes()[:-8])
+    assert str(tmp_path / "p") in error_of("score", tmp_path / "p")
+
+
 def test_weights_of_another_dtype_say_so_in_their_rows(run: Run, folder: Path) -> None:
     printed = run(*timm_arguments(folder), "--size", 1, "--dtype", "bfloat16")
     assert [row[0] for row in cells(printed)[:2]] == ["BF16", "BF16 + temperature"]
@@ -489,9 +585,14 @@ def test_pack_tells_the_bytes_of_weights_scales_and_leftovers(
 def test_several_systems_by_name_are_packed_and_evaluated_as_the_library_does(
     run: Run, folder: Path, tmp_path: Path
 ) -> None:
-    name = "*mlp*=int3-mse,*qkv*=fp32,*=nf4 per block of 16 inputs"
+    name = "*mlp*=int3-mse,*qkv*=fp32,*proj*=int8*11.3,*=nf4 per block of 16 inputs"
     model = imagenet.load_model(VIT, folder / "vit.safetensors")
-    systems = {"*mlp*": lpe.Int(3, clip="mse"), "*qkv*": lpe.FullPrecision(), "*": lpe.NF4(lpe.PerBlock(16))}
+    systems = {
+        "*mlp*": lpe.Int(3, clip="mse"),
+        "*qkv*": lpe.FullPrecision(),
+        "*proj*": lpe.Int(8, spread=11.3),
+        "*": lpe.NF4(lpe.PerBlock(16)),
+    }
     expected = lpe.LowPrecisionEnsemble(model, systems, 2, seed=5)
     source = [f"timm/{VIT}", "--checkpoint", folder / "vit.safetensors"]
     for kind in ("members", "seeded"):
@@ -673,7 +774,7 @@ def spoil(packed: Path, how: str) -> bytes:
         "truncated": whole[:-100],
         "header": whole.replace(b'\\"seed\\": 5', b'\\"seed\\": 6', 1),
         "data": whole[:header] + bytes([whole[header] ^ 1]) + whole[header + 1 :],
-        "newer": whole.replace(b'\\"version\\": 2', b'\\"version\\": 4', 1),
+        "newer": whole.replace(b'\\"version\\": 2', f'\\"version\\": {VERSION + 1}'.encode(), 1),
     }[how]
 
 
@@ -683,7 +784,7 @@ def spoil(packed: Path, how: str) -> bytes:
         ("truncated", "is no whole safetensors file"),
         ("header", "was altered"),
         ("data", "was altered"),
-        ("newer", "is of version 4, this lpe reads up to 3"),
+        ("newer", f"is of version {VERSION + 1}, this lpe reads up to {VERSION}"),
     ],
 )
 def test_a_spoiled_packed_file_is_refused_and_nothing_is_written(
@@ -775,6 +876,12 @@ def test_more_members_than_a_packed_file_holds_are_refused(
         ),
         (["evaluate", "timm/resnet50", "--data", ".", "--device", "tpu7"], "cannot compute on --device tpu7"),
         (["evaluate", "timm/resnet50", "--data", ".", "--csv", "."], "is a folder"),
+        (["evaluate", "timm/resnet50", "--data", ".", "--metrics", "f1"], "a metric must be one of nll, "),
+        (
+            ["evaluate", "timm/resnet50", "--data", ".", "--csv", "x", "--predictions", "x"],
+            "--csv and --predictions are both x; give two files",
+        ),
+        (["score"], "FILE"),
         (["evaluate", "timm/resnet50", "--data", ".", "--random-weights", "--checkpoint", "x"], "not both"),
         (["evaluate", "timm/resnet51", "--data", "."], "timm has no model 'resnet51'; near it"),
         (["evaluate", "timm/resnet50", "--data", ".", "--checkpoint", "x"], "there is no file x"),

@@ -135,6 +135,12 @@ def saved(folder: Path) -> Path:
     return path
 
 
+def predicted(folder: Path) -> Path:
+    path = folder / "predictions.safetensors"
+    lpe.evaluate(ensemble(), batches(), predictions=path)
+    return path
+
+
 # A right call: of each name its required arguments, and of each argument with another name something right.
 
 Make = Callable[[Path], Any]
@@ -173,6 +179,7 @@ RIGHT: dict[str, Make] = {
     "scales": of(scales),
     "batches": of(batches),
     "path": saved,
+    "files": predicted,
     "log_probs": of(log_probs),
     "targets": of(targets),
     "index": of(lambda: 1),
@@ -205,6 +212,7 @@ RIGHT: dict[str, Make] = {
     "y": of(lambda: 0.0),
     "n": of(lambda: 1),
     "examples": of(lambda: 4),
+    "curvature": of(lambda: lpe.last_layer_curvature(net(), batches())),
 }
 
 OF_ONE_NAME: dict[tuple[str, str], Make] = {
@@ -218,6 +226,7 @@ OF_ONE_NAME: dict[tuple[str, str], Make] = {
     ("draw", "name"): of(lambda: "first.weight"),
     ("std_of", "name"): of(lambda: "first.weight"),
     ("run", "batches"): of(lambda: [inputs()]),
+    ("SelectedEnsemble", "members"): of(lambda: [1, 0]),
     ("coordinates", "weights"): of(vector),
 }
 
@@ -263,6 +272,10 @@ OBJECTS: dict[str, Callable[[], Any]] = {
         lpe.DeepEnsemble([net(), net()]),
         lambda model, first: lpe.LowPrecisionEnsemble(model, lpe.Int(4), 2, first_member=first),
     ),
+    "AugmentedEnsemble": lambda: lpe.AugmentedEnsemble(net(), 2),
+    "LaplaceEnsemble": lambda: lpe.LaplaceEnsemble(net(), lpe.last_layer_curvature(net(), batches()), 2),
+    "FeedbackEnsemble": lambda: lpe.FeedbackEnsemble(net(), lpe.Int(4), 2, batches()),
+    "SelectedEnsemble": lambda: lpe.SelectedEnsemble(ensemble(), [1, 0]),
     "Cascade": lambda: lpe.Cascade(ensemble(), (0.0, 0.9)),
     "SWAGCollector": swag_collector,
     "SnapshotCollector": lambda: SnapshotCollector(2),

@@ -1,6 +1,7 @@
 """The ``lpe`` command: what an ensemble of low precision members of a model of yours gives, and costs.
 
     lpe evaluate MODEL …    NLL, error and calibration of every ensemble size, with memory and time
+    lpe score FILE …        the same metrics, and further ones, from predictions that lpe evaluate wrote
     lpe describe MODEL …    which tensors are rounded, which are not and why, and the memory
     lpe pack MODEL …        write the ensemble to one file, b bits a weight and member or 8 for all members
     lpe systems             the number systems
@@ -19,10 +20,12 @@ from collections.abc import Sequence
 
 import torch
 
+from lpe.allocator import keep_freed_memory
 from lpe.cli.describe import add_describe, describe
 from lpe.cli.evaluate import add_evaluate, evaluate
 from lpe.cli.options import first_line, separate_std
 from lpe.cli.pack import add_pack, pack
+from lpe.cli.score import add_score, score
 from lpe.cli.systems import add_systems, systems
 from lpe.cli.tables import shown_sizes
 from lpe.command_line import Parser
@@ -35,9 +38,9 @@ __all__ = ["entry", "main", "shown_sizes"]
 def _parser() -> Parser:
     parser = Parser(prog="lpe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(
-        dest="command", metavar="evaluate | describe | pack | systems", required=True
+        dest="command", metavar="evaluate | score | describe | pack | systems", required=True
     )
-    for add in (add_evaluate, add_describe, add_pack, add_systems):
+    for add in (add_evaluate, add_score, add_describe, add_pack, add_systems):
         add(commands)
     return parser
 
@@ -50,6 +53,8 @@ def main(arguments: Sequence[str]) -> int:
         separate_std(asked)
         if asked.command == "systems":
             print(systems())
+        elif asked.command == "score":
+            print(score(asked))
         elif asked.command == "describe":
             print(describe(asked))
         elif asked.command == "pack":
@@ -71,6 +76,7 @@ def main(arguments: Sequence[str]) -> int:
 def entry() -> None:
     """Run the console script."""
     _notes_as_they_are()
+    keep_freed_memory()
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()

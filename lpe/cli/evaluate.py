@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -31,6 +32,7 @@ from lpe.ensembles.gaussian import GaussianEnsemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
 from lpe.errors import InputError
+from lpe.evaluation.predictions import check_place, read_predictions
 from lpe.files.ensembles import load
 from lpe.notices import said
 from lpe.provenance import provenance
@@ -54,6 +56,11 @@ Images (--data): ImageNet's validation set as 1,000 class folders (also under va
 its labels, or a folder per class of your own, as many as the model has classes: in timm's order of names
 (natural, capitals ignored), or in that of --class-names. timm's models see the size of timm's own tests.
 
+--predictions FILE writes what every member says of every image (hf: a folder, a file a task), from which
+lpe score has any metric of any size without the model. A run that was killed goes on.
+
+  lpe evaluate timm/vit_small_patch16_224 --data imagenet --system int4 --predictions vit.safetensors
+
 --refresh DIR, for a model with batch norm: each member's statistics are re-estimated on training images, and
 RTN and the ensemble have rows of both kinds.
 
@@ -67,13 +74,15 @@ class RunOptions:
 
     Args:
         packed: a file of ``lpe pack``, instead of an ensemble's options. device: None: the GPU where there is
-            one. csv, json: files of the result.
+            one. csv, json: files of the result. predictions: a file of every member's predictions; hf: a
+            folder.
     """
 
     packed: str | None = None
     device: str | None = None
     csv: Path | None = None
     json: Path | None = None
+    predictions: Path | None = None
 
 
 def add_evaluate(commands: Commands) -> None:
@@ -92,6 +101,12 @@ def add_evaluate(commands: Commands) -> None:
     output.add_argument("--calibrated", action="store_true", help="also the NLL under a fitted temperature")
     output.add_argument("--csv", type=Path, metavar="FILE", help="every size, every metric")
     output.add_argument("--json", type=Path, metavar="FILE", help="the same, with where it comes from")
+    output.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="every member's predictions, for lpe score (hf: a folder)",
+    )
 
 
 def evaluate(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
@@ -108,8 +123,11 @@ def evaluate(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
             if path.is_dir():
                 raise InputError(f"{path} is a folder; give a file to write to")
             check_writable(path.parent)
-    if run.csv is not None and run.json is not None and run.csv.resolve() == run.json.resolve():
-        raise InputError(f"--csv and --json are both {run.csv}; give two files")
+    _check_apart(run)
+    if run.predictions is not None and model_asked.kind != "hf":
+        check_place(run.predictions)
+        if run.predictions.exists():
+            read_predictions(run.predictions)
     for option in ("refresh_form", "refresh_limit"):
         if hasattr(asked, option) and data_asked.refresh is None:
             raise InputError(f"--{option.replace('_', '-')} says how --refresh DIR is done; give both")
@@ -124,16 +142,19 @@ def evaluate(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
     measured = subject(model_asked, data_asked, device)
     if run.packed is None:
         ensemble = ensemble_asked.ensemble(measured.model)
-        rows = rows_of(measured, ensemble, ensemble_asked, data_asked.calibrated)
+        rows = rows_of(measured, ensemble, ensemble_asked, data_asked.calibrated, run.predictions)
         settings = _settings(ensemble, ensemble_asked)
     else:
         weights = "any" if model_asked.random_weights else "same"
         ensemble = load(run.packed, measured.model, ensemble_asked.size, weights)
-        rows = rows_of_packed(measured, ensemble, weights == "same", data_asked.calibrated)
+        own = weights == "same"
+        rows = rows_of_packed(measured, ensemble, own, data_asked.calibrated, run.predictions)
         settings = _packed_settings(ensemble, run.packed)
     print(tables(measured.title, rows))
     if measured.how:
         print(measured.how)
+    if run.predictions is not None:
+        print(f"predictions: {run.predictions}")
     told = provenance(
         ["lpe", *arguments],
         {**measured.record, "ensemble": settings, "notes": said()},
@@ -158,6 +179,15 @@ def evaluate(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
             print(f"wrote {run.json}")
     except OSError as error:
         raise InputError(f"cannot write {error.filename or 'the results'} ({error.strerror})") from None
+
+
+def _check_apart(run: RunOptions) -> None:
+    """Raise InputError where two of the files to write are one."""
+    files = {name: getattr(run, name) for name in ("csv", "json", "predictions")}
+    there = [(name, path) for name, path in files.items() if path is not None]
+    for (name, path), (other, its_path) in combinations(there, 2):
+        if path.resolve() == its_path.resolve():
+            raise InputError(f"--{name} and --{other} are both {path}; give two files")
 
 
 def _check_packed(packed: str, asked: argparse.Namespace) -> None:

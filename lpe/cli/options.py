@@ -62,7 +62,6 @@ OF_KIND = {
     "refresh_limit": ("timm", "open_clip"),
     "tasks": ("hf",),
     "include_path": ("hf",),
-    "metrics": ("hf",),
     "num_fewshot": ("hf",),
 }
 """Options that not every kind of model has."""

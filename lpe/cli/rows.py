@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,7 @@ from lpe.ensembles.base import Ensemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
 from lpe.evaluation.predict import evaluate_temperature_scaled
+from lpe.evaluation.predictions import partial_folder
 from lpe.evaluation.timing import MemberTimer
 from lpe.modules import dtype_name
 from lpe.number_systems.grids import FullPrecision
@@ -34,13 +36,18 @@ UNSCALED = (
 
 
 def rows_of(
-    subject: Subject, ensemble: Ensemble, asked: EnsembleOptions, calibrated: bool
+    subject: Subject,
+    ensemble: Ensemble,
+    asked: EnsembleOptions,
+    calibrated: bool,
+    predictions: Path | None = None,
 ) -> list[dict[str, object]]:
     """Return every row of the result: the model, the model with a temperature, RTN, and every ensemble size.
 
-    Where the subject has training batches RTN and the ensemble are there twice, with the model's batch-norm
-    statistics and with re-estimated ones; under the absolute form the model too, which under the relative one
-    stays as it is.
+    The predictions that are written are those of the ensemble asked for, the last row; without rounding it is
+    the model as it is. Where the subject has training batches RTN and the ensemble are there twice, with the
+    model's batch-norm statistics and with re-estimated ones; under the absolute form the model too, which
+    under the relative one stays as it is.
     """
     system, patterns = asked.number_system(), asked.patterns
     rounds = not isinstance(system, FullPrecision)
@@ -49,8 +56,11 @@ def rows_of(
         batches, form = subject.training
         kinds.append((f", re-estimated ({form})", {"batches": batches, "refresh": form}))
     measured: list[dict[str, object]] = []
+    last = kinds[-1][0]
+    is_rtn = rounds and isinstance(ensemble, LowPrecisionEnsemble) and ensemble.rounding == "nearest"
+    is_model = not rounds and asked.method == "lpe"
     with _progress(subject, [subject.model], (3 + len(ensemble)) * len(kinds)):
-        as_it_is = _add_model(measured, subject, **patterns)
+        as_it_is = _add_model(measured, subject, **patterns, predictions=predictions if is_model else None)
         for kind, settings in kinds:
             if settings.get("refresh") == "absolute":
                 single = LowPrecisionEnsemble(subject.model, FullPrecision(), 1, **patterns, **settings)
@@ -60,7 +70,8 @@ def rows_of(
                 nearest = LowPrecisionEnsemble(
                     subject.model, system, 1, asked.seed, "nearest", **patterns, **settings
                 )
-                measured += _measured(subject, "RTN" + kind, nearest, system.name, "nearest")
+                place = predictions if is_rtn and kind == last else None
+                measured += _measured(subject, "RTN" + kind, nearest, system.name, "nearest", place)
         for kind, settings in kinds:
             members = asked.ensemble(subject.model, **settings) if settings else ensemble
             title, numbers, rounding = METHODS[asked.method], system.name, ""
@@ -70,12 +81,17 @@ def rows_of(
                 title, rounding = _title(members.rounding), members.rounding
                 if not rounds or rounding == "nearest":  # the rows are there
                     continue
-            measured += _measured(subject, title + kind, members, numbers, rounding)
+            place = predictions if kind == last else None
+            measured += _measured(subject, title + kind, members, numbers, rounding, place)
     return _cleaned(measured, calibrated)
 
 
 def rows_of_packed(
-    subject: Subject, ensemble: Ensemble, is_own: bool, calibrated: bool
+    subject: Subject,
+    ensemble: Ensemble,
+    is_own: bool,
+    calibrated: bool,
+    predictions: Path | None = None,
 ) -> list[dict[str, object]]:
     """Return a packed ensemble's rows, one a size, after the model's, where it is the one that was packed."""
     measured: list[dict[str, object]] = []
@@ -86,7 +102,7 @@ def rows_of_packed(
             _add_model(measured, subject)
         rounding = getattr(ensemble, "rounding", None) or ""
         title = _title(rounding) if rounding else "packed"
-        measured += _measured(subject, title, ensemble, system_name(ensemble), rounding)
+        measured += _measured(subject, title, ensemble, system_name(ensemble), rounding, predictions)
     return _cleaned(measured, calibrated)
 
 
@@ -95,22 +111,32 @@ def _add_model(
     subject: Subject,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
+    predictions: Path | None = None,
 ) -> str:
     """Append the rows of the model as it is and with a temperature; return its name."""
     name = dtype_name(subject.model)
     single = LowPrecisionEnsemble(subject.model, FullPrecision(), 1, include=include, exclude=exclude)
-    measured += _measured(subject, name, single, name.lower(), "")
+    measured += _measured(subject, name, single, name.lower(), "", predictions)
     measured += _with_temperature(subject, single, measured, f"{name} + temperature")
     return name
 
 
 def _measured(
-    subject: Subject, method: str, ensemble: Ensemble, numbers: str, rounding: str
+    subject: Subject,
+    method: str,
+    ensemble: Ensemble,
+    numbers: str,
+    rounding: str,
+    predictions: Path | None = None,
 ) -> list[dict[str, object]]:
-    """Return a row per size, and per task where there are tasks."""
+    """Return a row per size, and per task where there are tasks.
+
+    There is no time where predictions of an earlier run are there, whole or in part.
+    """
     timer = MemberTimer(len(ensemble), next(subject.model.parameters()).device)
-    table = subject.measure(ensemble, timer)
-    milliseconds = timer.milliseconds_per_example()
+    is_new = predictions is None or not (predictions.is_file() or partial_folder(predictions).exists())
+    table = subject.measure(ensemble, timer, predictions)
+    milliseconds = timer.milliseconds_per_example() if is_new else [None] * len(ensemble)
     rows = []
     for row in table.to_dict("records"):
         size = int(row["size"])

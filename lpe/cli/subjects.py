@@ -17,7 +17,10 @@ from lpe.cli.tables import shown_sizes
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.batch_norm import FORMS, batch_norms
 from lpe.errors import InputError
+from lpe.evaluation.metrics import METRICS
 from lpe.evaluation.predict import PLAIN, EvaluationOptions, evaluate
+from lpe.evaluation.predictions import CLASSES
+from lpe.evaluation.score import checked_metrics
 from lpe.evaluation.timing import MemberTimer
 
 if TYPE_CHECKING:
@@ -32,7 +35,8 @@ class DataOptions:
 
     Args:
         data: the folder of images. tasks: of lm-eval, with commas between. include_path: a folder of tasks.
-        metrics: of tasks, with commas between; None: all. num_fewshot: examples before each question.
+        metrics: with commas between: of tasks; None: all. Of images: beside the usual ones.
+        num_fewshot: examples before each question.
         batch_size: None: 64, hf: 8. limit: images, or a task's first examples; None: all.
         workers: processes that read images; None: one a core, to 8.
         members: "one-by-one" (None too) or "together". autocast, channels_last, pin_memory: see
@@ -96,6 +100,17 @@ class DataOptions:
         if self.refresh_limit < 2:
             raise InputError(f"--refresh-limit must be 2 or more, not {self.refresh_limit}")
 
+    def metrics_of_images(self) -> list[str] | str | None:
+        """Return the metrics of images: the usual ones, and those that were asked for.
+
+        Raises:
+            InputError: one that there is not.
+        """
+        if self.metrics is None:
+            return None
+        asked = [each for each in self.metrics.split(",") if each]
+        return "all" if asked == ["all"] else checked_metrics([*METRICS, *asked], CLASSES)
+
     def training_folder(self) -> Path | None:
         """Return the folder of training images.
 
@@ -121,7 +136,9 @@ def add_data(parser: Any) -> None:
     parser.add_argument("--tasks", metavar="A,B", help="hf: tasks of lm-eval, or of --include-path")
     parser.add_argument("--include-path", metavar="DIR", help="hf: a folder of task files of your own")
     parser.add_argument(
-        "--metrics", metavar="A,B", help="hf: such as nll,ece; every task must have them (all)"
+        "--metrics",
+        metavar="A,B",
+        help="hf: such as nll,ece; every task must have them (all). Images: also these, such as aurc, or all",
     )
     parser.add_argument("--num-fewshot", type=int, metavar="N", help="hf: examples before each question")
     parser.add_argument("--batch-size", type=int, metavar="N", help="(64; hf: 8)")
@@ -181,7 +198,8 @@ class Subject:
     Args:
         title: of the table. model: on its device. batches: of images; None for a language model, which is
             measured on tasks. record: what determines the numbers, for the provenance.
-        measure: (ensemble, timer) → a row per size, and per task where there are tasks.
+        measure: (ensemble, timer, predictions) → a row per size, and per task where there are tasks. The last
+            is where every member's predictions go, a file, or a folder of tasks; None: nowhere.
         how: a line on what images go through; nothing for tasks. options: of the forward passes on images.
         training: batches to re-estimate every member's batch-norm statistics on, and the form; None: they
             stay as they are.
@@ -191,7 +209,7 @@ class Subject:
     model: nn.Module
     batches: Iterable[Any] | None
     record: Mapping[str, object]
-    measure: Callable[[Ensemble, MemberTimer], pd.DataFrame]
+    measure: Callable[[Ensemble, MemberTimer, Path | None], pd.DataFrame]
     how: str = ""
     options: EvaluationOptions = PLAIN
     training: tuple[Iterable[Any], str] | None = None
@@ -216,6 +234,7 @@ def _images(asked: ModelOptions, seen: DataOptions, device: torch.device) -> Sub
     if not Path(seen.data).is_dir():
         raise InputError(f"there is no folder {seen.data}; give the folder of the validation images")
     training_folder = seen.training_folder()
+    metrics = seen.metrics_of_images()
     class_names, templates = captions(asked)
     if asked.kind == "timm":
         pictured = _timm(asked, seen.preprocessing())
@@ -256,9 +275,17 @@ def _images(asked: ModelOptions, seen: DataOptions, device: torch.device) -> Sub
     options = EvaluationOptions(seen.autocast, seen.channels_last, seen.pin_memory)
     members = seen.members or "one-by-one"
 
-    def measure(ensemble: Ensemble, timer: MemberTimer) -> pd.DataFrame:
-        sizes = shown_sizes(len(ensemble)) if seen.calibrated else False
-        return evaluate(ensemble, data, calibrated=sizes, timer=timer, members=members, options=options)
+    def measure(ensemble: Ensemble, timer: MemberTimer, predictions: Path | None) -> pd.DataFrame:
+        return evaluate(
+            ensemble,
+            data,
+            calibrated=shown_sizes(len(ensemble)) if seen.calibrated else False,
+            timer=timer,
+            members=members,
+            options=options,
+            predictions=predictions,
+            metrics=metrics,
+        )
 
     record = pictured.record | {
         "checkpoint": asked.checkpoint,
@@ -393,7 +420,7 @@ def _language(asked: ModelOptions, seen: DataOptions, device: torch.device) -> S
     model = placed(loaded, device, asked)
     batch_size = 8 if seen.batch_size is None else seen.batch_size
 
-    def measure(ensemble: Ensemble, timer: MemberTimer) -> pd.DataFrame:
+    def measure(ensemble: Ensemble, timer: MemberTimer, predictions: Path | None) -> pd.DataFrame:
         return language.evaluate(
             ensemble,
             tokenizer,
@@ -405,6 +432,7 @@ def _language(asked: ModelOptions, seen: DataOptions, device: torch.device) -> S
             metrics,
             timer,
             calibrated=True,
+            predictions=predictions,
         )
 
     record = {

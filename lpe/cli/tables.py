@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,13 @@ COLUMNS = {
     "ece": "ECE",
     "ambiguity": "AMB",
     "perplexity": "perplexity",
+    "signed_ece": "signed ECE",
+    "adaptive_ece": "adaptive ECE",
+    "aurc": "AURC",
+    "cov_at_5_risk": "coverage at 5 % risk",
+    "risk_at_80_cov": "risk at 80 %",
+    "auroc_errors": "AUROC of errors",
+    "disagreement": "disagreement",
 }
 """Metric → heading of the printed table; the files have every metric."""
 
@@ -37,7 +45,7 @@ def tables(title: str, rows: Sequence[Mapping[str, Any]]) -> str:
                 row["method"],
                 row["number_system"],
                 str(row["size"]),
-                *(_number(row.get(metric)) for metric in there),
+                *(decimals(row.get(metric)) for metric in there),
                 megabytes(row["memory_bits"]),
                 "" if row.get("ms_per_example") is None else f"{row['ms_per_example']:.3g}",
             )
@@ -54,5 +62,6 @@ def megabytes(bits: int) -> str:
     return f"{bits / 8e6:.4g}"
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def decimals(value: float | None) -> str:
+    """Return a metric to four decimals; nothing where there is none."""
+    return "" if value is None or math.isnan(value) else f"{value:.4f}"

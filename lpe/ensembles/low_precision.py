@@ -26,7 +26,7 @@ from lpe.ensembles.selection import Coverage, OutputAxis, PlannedTensor, describ
 from lpe.errors import InputError
 from lpe.modules import named_tensors
 from lpe.networks import refuse_computed_weights
-from lpe.number_systems.grids import FullPrecision, Int, LowPrecision, NumberSystem
+from lpe.number_systems.grids import FullPrecision, Int, LowPrecision, NumberSystem, grid_of
 from lpe.number_systems.kernels.arguments import Draw, Stored
 from lpe.number_systems.naming import Systems, check_system
 from lpe.number_systems.packing import packed_bytes
@@ -55,7 +55,7 @@ BASES = {"int8": 8, "bf16": 16, "fp32": 32}
 
 def base_holds(base: str, system: LowPrecision, rounding: str) -> bool:
     """Tell whether a base is finer than the members, so that they differ; to the nearest they never do."""
-    return rounding == "nearest" or BASES[base] > system.bits
+    return rounding == "nearest" or BASES[base] > grid_of(system).code_bits
 
 
 class LowPrecisionEnsemble(Ensemble):
@@ -141,6 +141,11 @@ class LowPrecisionEnsemble(Ensemble):
     def rounds(self) -> bool:
         """True where any tensor is rounded; none is under ``FullPrecision()``."""
         return bool(self._scales)
+
+    @property
+    def rule(self) -> str:
+        """How members are rounded, as a file has it: the rounding's name."""
+        return self.rounding
 
     @property
     def _alike(self) -> bool:

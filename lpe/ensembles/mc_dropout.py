@@ -216,11 +216,18 @@ class _Mask:
 
 def has_masks(model: nn.Module) -> bool:
     """Tell whether a network carries masks: it is a member of an ``MCDropoutEnsemble`` or made of one."""
-    return any(
-        isinstance(getattr(hook, "__self__", None), _Mask)
+    return bool(masks_in(model))
+
+
+def masks_in(model: nn.Module) -> list[tuple[str, float, int, int]]:
+    """List what determines each mask that a network carries: its place, rate and seed, and the member."""
+    hooks = (
+        hook
         for module in model.modules()
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     )
+    masks = [mask for hook in hooks if isinstance(mask := getattr(hook, "__self__", None), _Mask)]
+    return [(mask.place.name, mask.rate, mask.seed, mask.member) for mask in masks]
 
 
 class MCDropoutEnsemble(Ensemble):

@@ -23,7 +23,14 @@ from lpe.ensembles.base import text_table
 from lpe.ensembles.rules import ADAPTER, LM_HEAD, NORM, POSITION, TOKEN, Output, output_of
 from lpe.errors import InputError
 from lpe.modules import NamedTensor, holders, named_tensors
-from lpe.number_systems.grids import FullPrecision, LowPrecision, NumberSystem, PerBlock, PerChannel
+from lpe.number_systems.grids import (
+    FullPrecision,
+    LowPrecision,
+    NumberSystem,
+    PerBlock,
+    PerChannel,
+    grid_of,
+)
 from lpe.number_systems.layouts import Layout
 from lpe.number_systems.naming import ByPattern, Systems
 from lpe.number_systems.rounding import check_weight
@@ -406,7 +413,7 @@ def describe_plan(plan: Sequence[PlannedTensor], title: str) -> str:
     """Return the plan as a text table: name, shape, quantised or not, why, bits a value."""
     rows = []
     for planned in plan:
-        bits = planned.system.bits if planned.rounds else planned.bits
+        bits = grid_of(planned.rounded_to).code_bits if planned.rounds else planned.bits
         rows.append(
             (
                 planned.name,

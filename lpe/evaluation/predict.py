@@ -17,9 +17,10 @@ numbers up to float rounding:
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +42,24 @@ from lpe.evaluation.metrics import (
     calibrated_sizes,
     fit_temperature,
     mean_log_probs,
-    nll,
     temperature_scaled,
 )
+from lpe.evaluation.predictions import (
+    CLASSES,
+    PredictionsWriter,
+    about_ensemble,
+    check_examples,
+    check_place,
+    check_same,
+    read_predictions,
+)
+from lpe.evaluation.prefixes import Prefixes
+from lpe.evaluation.score import CALIBRATED, are_selective, checked_metrics, scored_rows
 from lpe.evaluation.timing import MemberTimer
 from lpe.logits import check_labels, check_shape, check_values
 from lpe.modules import apply, device_of, tensors_in, tree_map
 from lpe.notices import say
+from lpe.writing import locked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,15 +193,21 @@ class _Chunk:
     """
 
     def __init__(
-        self, stream: Iterator[Batch], budget: float, options: EvaluationOptions, timer: MemberTimer | None
+        self,
+        stream: Iterator[Batch],
+        budget: float,
+        options: EvaluationOptions,
+        timer: MemberTimer | None,
+        held: PredictionsWriter | None = None,
     ) -> None:
         self._stream = stream
         self._budget = budget
         self._options = options
         self._timer = timer
+        self._held = held
         self.batches: list[Batch] = []
         self.following = next(stream, None)
-        self.classes: int | None = None
+        self.classes: int | None = None if held is None else held.classes
 
     def read(self, net: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield targets and the first member's logits of each batch of the next chunk, as it is read."""
@@ -197,12 +215,17 @@ class _Chunk:
         held = size = 0
         # The next batch is taken to be as large as the last one.
         while self.following is not None and (not self.batches or held + size <= self._budget):
-            placed, logits = self._run(net, 0, self.following)
-            index, inputs, targets = placed
-            check_labels(targets, logits.shape[1], f"batch {index}: ")
-            self.batches.append(placed)
-            self.classes = logits.shape[1]
-            yield targets, logits
+            if self._has(0, self.following):
+                index, inputs, targets = self.following
+                self.batches.append((index, self._options.placed(inputs, device_of(net)), targets))
+            else:
+                placed, logits = self._run(net, 0, self.following)
+                index, inputs, targets = placed
+                check_labels(targets, logits.shape[1], f"batch {index}: ")
+                self.batches.append(placed)
+                self.classes = logits.shape[1]
+                yield targets, logits
+            assert self.classes is not None
             size = _bytes(inputs) + SUM_BYTES * len(targets) * self.classes
             held += size
             self.following = next(self._stream, None)
@@ -210,8 +233,16 @@ class _Chunk:
     def again(self, net: nn.Module, member: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield targets and a further member's logits of each batch of the chunk."""
         for batch in self.batches:
-            _, logits = self._run(net, member, batch)
-            yield batch[2], logits
+            if not self._has(member, batch):
+                _, logits = self._run(net, member, batch)
+                yield batch[2], logits
+
+    def has_all(self, member: int) -> bool:
+        """Tell whether a member need not run: what it says of the chunk is held."""
+        return all(self._has(member, batch) for batch in self.batches)
+
+    def _has(self, member: int, batch: Batch) -> bool:
+        return self._held is not None and self._held.has(member, batch)
 
     def _run(self, net: nn.Module, member: int, batch: Batch) -> tuple[Batch, Tensor]:
         index, inputs, targets = batch
@@ -253,24 +284,30 @@ def _one_by_one(
     budget: float,
     options: EvaluationOptions,
     timer: MemberTimer | None,
+    held: PredictionsWriter | None = None,
 ) -> Iterator[Pass]:
     """Run members one after another over a chunk of at most about ``budget`` bytes, chunk after chunk.
 
-    Where one chunk is not all, members that all together take at most ``budget`` bytes are kept.
+    Where one chunk is not all, members that all together take at most ``budget`` bytes are kept. What is held
+    of an earlier run is not run again.
     """
-    chunk = _Chunk(stream, budget, options, timer)
+    chunk = _Chunk(stream, budget, options, timer, held)
     kept: list[nn.Module] = []
     if chunk.following is not None:
         options.check_reach(ensemble, chunk.following[1])
     while chunk.following is not None:
         turn = iter(kept) if kept else ensemble.in_turn()
         for member in range(len(ensemble)):
+            if member and chunk.has_all(member):
+                turn = map(ensemble.member, range(member + 1, len(ensemble)))
+                continue
             with _timed(timer, member):
                 net = next(turn)
             logits_of = chunk.again(net, member) if member else chunk.read(net)
             for block, (targets, logits) in enumerate(_in_blocks(logits_of)):
                 yield member, block, targets, logits
-            if not member and not kept and chunk.following is not None and _all_fit(ensemble, net, budget):
+            is_first = not member and not any(map(chunk.has_all, range(len(ensemble))))
+            if is_first and not kept and chunk.following is not None and _all_fit(ensemble, net, budget):
                 kept = [net]
                 turn = _keeping(ensemble, kept)
             del net, logits_of  # it would live on while the next one is made
@@ -359,8 +396,9 @@ def _passes(
     members: str,
     options: EvaluationOptions,
     timer: MemberTimer | None,
+    held: PredictionsWriter | None = None,
 ) -> Iterator[Pass]:
-    stream = checked_stream(batches)
+    stream = checked_stream(batches) if held is None else held.reading(checked_stream(batches))
     if members == "together":
         if not _can_run_together(ensemble):
             raise InputError(
@@ -368,6 +406,8 @@ def _passes(
                 'LowPrecisionEnsemble; give members="one-by-one"'
             )
         assert isinstance(ensemble, LowPrecisionEnsemble)
+        if held is not None:
+            held.level()
         yield from _together(AllMembers(ensemble, keep=_is_small(ensemble)), stream, options, timer)
         return
     # A timer's times are those of members one after another.
@@ -375,9 +415,11 @@ def _passes(
         module = _module_for(ensemble, first, options)
         stream = chain([first], stream)
         if module is not None:
+            if held is not None:
+                held.level()
             yield from _together(module, stream, options, timer)
             return
-    yield from _one_by_one(ensemble, stream, budget, options, timer)
+    yield from _one_by_one(ensemble, stream, budget, options, timer, held)
 
 
 def _module_for(ensemble: Ensemble, batch: Batch, options: EvaluationOptions) -> AllMembers | None:
@@ -405,6 +447,9 @@ def evaluate(
     members: str = "auto",
     options: EvaluationOptions = PLAIN,
     examples: ExampleMetrics | None = None,
+    predictions: str | os.PathLike[str] | None = None,
+    predictions_dtype: str = "float32",
+    metrics: str | Collection[str] | None = None,
 ) -> pd.DataFrame:
     """Return the metrics of every prefix of an ensemble.
 
@@ -425,17 +470,28 @@ def evaluate(
             numbers are the same up to float rounding.
         options: of the forward passes, see :class:`EvaluationOptions`; they may change numbers.
         examples: takes up the values of each example; empty. Not of a cascade.
+        predictions: a file that every member's log-probabilities and the targets are written to, as it goes
+            (:mod:`lpe.evaluation.predictions`). Not of a cascade. The table is then the file's, to the bit
+            what :func:`lpe.score` makes of it; without a file it is the same up to the file's rounding, of
+            float32 about 10⁻⁷. A run that was killed goes on. Where the file is there already, the batches
+            are read, to see that it is of them, and no member is run.
+        predictions_dtype: of the file's log-probabilities: "float32", "float16" or "float64".
+        metrics: those of the table, as :func:`lpe.score` takes them: names, or "all", the selective ones
+            included; "calibrated_nll" is one of every size. None: nll, err, ece, average_loss, ambiguity,
+            ensemble_loss, brier. Not of a cascade, which has these.
 
     Returns:
-        A row per size 1 … M: size, nll, err (fraction), ece, average_loss, ambiguity, ensemble_loss, brier,
-        memory_bits (n stored members), and calibrated_nll where asked. Losses in nats.
+        A row per size 1 … M: size, the metrics (err and the selective ones fractions, losses in nats),
+        memory_bits (n stored members), and calibrated_nll where asked.
 
     Raises:
         InputError: what is no ensemble; an empty stream, or a batch that is no pair; targets that are not
             class indices, or a label out of range; logits that are not real [examples, classes] of two
             classes or more, of other classes than before, NaN, +∞, or −∞ for every class (see
             :mod:`lpe.logits`); a size in ``calibrated`` that there is not; a timer of another number of
-            members; members that cannot run together.
+            members; members that cannot run together; an unknown metric; a file of
+            predictions of another ensemble, of other examples, options or type, truncated or altered, or that
+            cannot be written.
     """
     import pandas as pd
 
@@ -453,6 +509,13 @@ def evaluate(
             raise InputError("a cascade runs its members in its own way; leave members and options out")
         if examples is not None:
             raise InputError("a cascade keeps no values of examples; leave examples out")
+        if metrics is not None:
+            raise InputError("a cascade has the metrics of every evaluation and no others; leave metrics out")
+        if predictions is not None:
+            raise InputError(
+                "a cascade runs few members on most examples; write the predictions of the ensemble that it "
+                "is made of"
+            )
         budget = CHUNK_BYTES if chunk_bytes is None else chunk_bytes
         seen = [0]
         return evaluate_cascade(ensemble, _in_chunks(checked_stream(batches), budget, seen), seen, calibrated)
@@ -464,62 +527,60 @@ def evaluate(
         )
     if chunk_bytes is None:
         chunk_bytes = 0 if ensemble.members_are_stored else CHUNK_BYTES
+    names = checked_metrics(metrics, CLASSES)
     calibrated = calibrated_sizes(calibrated, range(1, len(ensemble) + 1))
+    columns = ["size", *names, "memory_bits"]
+    if CALIBRATED in names:
+        calibrated = calibrated or tuple(range(1, len(ensemble) + 1))
+    elif calibrated:
+        columns.append(CALIBRATED)
+    selective = are_selective(names)
     if not isinstance(members, str) or members not in MEMBERS:
         raise InputError(f"members must be one of {', '.join(MEMBERS)}, not {shown(members)}")
     say(ensemble.notes())
-    metrics = [EnsembleMetrics() for _ in range(len(ensemble))]
-    kept: list[list[Tensor]] = [[] for _ in range(len(ensemble))]
-    all_targets: list[Tensor] = []
-    running: list[tuple[Tensor, Tensor]] = []
+    if predictions is not None:
+        file = check_place(predictions)
+        about = about_ensemble(ensemble, asdict(options), predictions_dtype)
+        with locked(file):
+            if not file.exists():
+                writer = PredictionsWriter(file, about)
+                _write(writer, ensemble, batches, chunk_bytes, members, options, timer)
+                written = read_predictions(file)
+            else:
+                written = read_predictions(file)
+                check_same(file, written.about, about)
+                check_examples(written, checked_stream(batches))
+            sizes = range(1, len(ensemble) + 1)
+            return pd.DataFrame(scored_rows([written], sizes, calibrated, examples, selective))[columns]
+    prefixes = Prefixes(len(ensemble), calibrated, examples, selective=selective)
     for index, block, targets, logits in _passes(ensemble, batches, chunk_bytes, members, options, timer):
-        if not index:
-            if not block:
-                running.clear()
-            all_targets.append(targets.cpu())
-            if timer:
-                timer.examples += len(targets)
-        _take_up(running, index, block, logits.double().log_softmax(dim=-1))
-        log_sum, total = running[block]
-        n = index + 1
-        mean = log_sum - math.log(n)
-        targets = targets.to(mean.device)
-        mean_log_probs = total / n
-        member_nll = -mean_log_probs.gather(1, targets[:, None])[:, 0]
-        metrics[index].update(mean, mean_log_probs, member_nll, targets)
-        if examples is not None:
-            examples.add("nll", n, -mean.gather(1, targets[:, None])[:, 0])
-        if n in calibrated:
-            kept[index].append(mean.cpu())
-            if examples is not None:
-                examples.add("ambiguity", n, -mean_log_probs.logsumexp(dim=-1))
-    if not all_targets:
+        if timer and not index:
+            timer.examples += len(targets)
+        prefixes.add(index, block, targets, logits)
+    if not prefixes.all_targets:
         raise InputError("the batches are empty; there is nothing to evaluate")
-    rows = []
-    for index in range(len(ensemble)):
-        row: dict[str, float | int] = {"size": index + 1, **metrics[index].values()}
-        row["memory_bits"] = ensemble.memory_bits(index + 1)
-        if calibrated:
-            row["calibrated_nll"] = math.nan
-        if index + 1 in calibrated:
-            every_target = torch.cat(all_targets)
-            scaled = temperature_scaled(torch.cat(kept[index]), every_target)
-            row["calibrated_nll"] = nll(scaled, every_target)
-            if examples is not None:
-                examples.add("calibrated_nll", index + 1, -scaled.gather(1, every_target[:, None])[:, 0])
-        rows.append(row)
-    return pd.DataFrame(rows)
+    memory = [ensemble.memory_bits(n) for n in range(1, len(ensemble) + 1)]
+    return pd.DataFrame(prefixes.rows(memory))[columns]
 
 
-def _take_up(running: list[tuple[Tensor, Tensor]], index: int, block: int, log_probs: Tensor) -> None:
-    """Grow a block's running sums, of probabilities by log-sum-exp and of log-probabilities, by a member."""
-    if not index:
-        running.append((log_probs, log_probs))  # both are its own
-        return
-    log_sum, total = running[block]
-    log_probs = log_probs.to(total.device)
-    total = log_sum + log_probs if index == 1 else total.add_(log_probs)
-    running[block] = torch.logaddexp(log_sum, log_probs, out=log_sum), total
+def _write(
+    writer: PredictionsWriter,
+    ensemble: Ensemble,
+    batches: Iterable[Any],
+    budget: float,
+    members: str,
+    options: EvaluationOptions,
+    timer: MemberTimer | None,
+) -> None:
+    """Write what a file lacks of an ensemble's predictions, and finish it."""
+    try:
+        for index, _, targets, logits in _passes(ensemble, batches, budget, members, options, timer, writer):
+            if timer and not index:
+                timer.examples += len(targets)
+            writer.add(index, logits.double().log_softmax(dim=-1))
+    finally:
+        writer.drop_if_empty()
+    writer.finish()
 
 
 @torch.no_grad()
@@ -546,6 +607,33 @@ def member_log_probs(
     if not all_targets:
         raise InputError("the batches are empty; there is nothing to evaluate")
     return torch.stack([torch.cat(of_member) for of_member in log_probs]), torch.cat(all_targets)
+
+
+@torch.no_grad()
+def member_nll(ensemble: Ensemble, batches: Iterable[Any], options: EvaluationOptions = PLAIN) -> Tensor:
+    """Return every member's own NLL, without keeping members or log-probabilities.
+
+    Args:
+        ensemble, batches, options: as in :func:`member_log_probs`.
+
+    Returns:
+        float64 [members], means over the examples in nats; ∞ where a member rules a target out.
+
+    Raises:
+        InputError: as :func:`evaluate`.
+    """
+    check_ensemble(ensemble, "member_nll")
+    check_options(options)
+    sums = torch.zeros(len(ensemble), dtype=torch.float64, device="cpu")
+    examples = 0
+    budget = math.inf if isinstance(batches, Sequence) else CHUNK_BYTES
+    for index, _, targets, logits in _one_by_one(ensemble, checked_stream(batches), budget, options, None):
+        examples += 0 if index else len(targets)
+        log_probs = logits.double().log_softmax(dim=-1)
+        sums[index] -= log_probs.gather(1, targets.to(log_probs.device)[:, None]).sum().cpu()
+    if not examples:
+        raise InputError("the batches are empty; there is nothing to evaluate")
+    return sums / examples
 
 
 @torch.no_grad()

@@ -17,17 +17,21 @@ number systems of their own, one base serves all: the finest that one of them ne
 
 The file says of which weights a low precision, Gaussian or MC-dropout ensemble was made, by their hash.
 
-Two methods' members are stored as what makes them, and read back as the method's own ensemble:
+Three methods' members are stored as what makes them, and read back as the method's own ensemble:
 
     MC-dropout      the model once; the masks follow from rate and seed, which stand in the header with the
                     places that they lie at. Members' re-estimated batch-norm statistics are stored each
     BatchEnsemble   the shared tensors once, and every member's r, s and biases
+    test-time augmentation   the model once; the views follow from the seed and the standard view's settings
 
-A mask is a hook and no tensor, so no other ensemble of masked networks can be written: it is refused. Other
-hooks are taken to be the architecture's, which the model given to :func:`load` has too.
+A mask or a view is a hook and no tensor, so no other ensemble of such networks can be written: it is refused.
+Other hooks are taken to be the architecture's, which the model given to :func:`load` has too.
 
 An ensemble composed of others (``lpe.Mixture``) is stored part by part, each as it would be alone: the codes
 of low precision parts are packed, with scales and leftovers a part. It is read back as the parts' union.
+
+A selection (``lpe.select``) of an ensemble is stored as the ensemble would be, with the kept members alone
+and their indices: packed, or the base once, from which these members and no others are drawn.
 """
 
 from __future__ import annotations
@@ -41,18 +45,21 @@ import torch
 from torch import Tensor, nn
 
 from lpe.checks import check_integer, shown
+from lpe.ensembles.augmented import AugmentedEnsemble, has_view
 from lpe.ensembles.base import Ensemble, check_size
 from lpe.ensembles.batch import BatchEnsemble
 from lpe.ensembles.cascade import Cascade
+from lpe.ensembles.feedback import FeedbackEnsemble
 from lpe.ensembles.gaussian import GaussianEnsemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble, has_masks
 from lpe.ensembles.mixture import CompositeEnsemble, Mixture
+from lpe.ensembles.selected import SelectedEnsemble
 from lpe.errors import InputError
 from lpe.files.container import check_path, read, weights_hash, write
 from lpe.files.kinds import KINDS, check_kind
 from lpe.files.members import StoredEnsemble, full_precision, low_precision
-from lpe.files.methods import batch, batch_of, dropout, dropout_of
+from lpe.files.methods import batch, batch_of, dropout, dropout_of, views, views_of
 from lpe.files.seeded import SeededEnsemble, drawable
 from lpe.modules import NamedTensor, named_tensors
 from lpe.surroundings import apart
@@ -74,8 +81,10 @@ def save(
 
     Raises:
         InputError: what is no ensemble; an unknown kind or base, or one that the ensemble cannot have: INT-8
-            is no finer than members of 8 bits; a mixture of two architectures; members with dropout masks in
-            an ensemble that is not MC-dropout itself; a place that cannot be written to.
+            is no finer than members of 8 bits; a mixture of two architectures; members with dropout masks or
+            views in an ensemble that is not of that method itself; a view that is a function of one's own; a
+            seeded file of an ensemble with error feedback; a selection of a mixture, of a BatchEnsemble or of
+            what was read from a file of members; a place that cannot be written to.
     """
     base = check_kind(kind, base)
     if not isinstance(ensemble, Ensemble):
@@ -135,7 +144,8 @@ def load(
     Raises:
         InputError: no such file, a truncated or altered one, one of a newer version or of another model; a
             size that the file does not have; under base="same" other weights, or a file that does not tell
-            its own; a model that is a member of an ``MCDropoutEnsemble``, masks and all.
+            its own; a model that is a member of an ``MCDropoutEnsemble`` or an ``AugmentedEnsemble``, masks
+            or view and all.
     """
     if not isinstance(base, str) or base not in ("any", "same"):
         raise InputError(f"base must be 'any' (the architecture will do) or 'same', not {shown(base)}")
@@ -145,6 +155,11 @@ def load(
         raise InputError(
             f"this {type(model).__name__} has dropout masks of an MCDropoutEnsemble's member, which would be "
             "every member's; give the network without them"
+        )
+    if has_view(model):
+        raise InputError(
+            f"this {type(model).__name__} has the view of an AugmentedEnsemble's member, which would be "
+            "every member's; give the network without it"
         )
     path = check_path(path)
     header, tensors = read(path)
@@ -216,6 +231,8 @@ def _parts(
         raise InputError(f"{path} is damaged: its kind is {header['kind']!r}")
     if "parts" not in header:
         wanted = held if size is None else check_size(size)
+        if wanted > held and "selected" in header:
+            raise InputError(f"{path} holds a selection of {held} members, not {wanted}")
         if wanted > held and header["kind"] != "seeded":
             raise InputError(f"{path} holds {held} members, not {wanted}; a seeded file gives any number")
         return [({**header, "size": wanted}, tensors)]
@@ -249,26 +266,32 @@ def _made(
         for name, entry in own.items()
     }
     if header["kind"] == "seeded":
-        return SeededEnsemble(model, header, tensors, devices)
+        if "selected" not in header:
+            return SeededEnsemble(model, header, tensors, devices)
+        chosen = header["selected"][: header["size"]]
+        return SelectedEnsemble(
+            SeededEnsemble(model, {**header, "size": max(chosen) + 1}, tensors, devices), chosen
+        )
     if "method" not in header:
         return StoredEnsemble(model, header, tensors, devices)
     placed = {
         key: tensor.to(devices.get(key.partition("/")[2], devices[next(iter(devices))]))
         for key, tensor in tensors.items()
     }
-    return {"mc dropout": dropout_of, "batch": batch_of}[header["method"]](model, header, placed)
+    of_method = {"mc dropout": dropout_of, "batch": batch_of, "views": views_of}
+    return of_method[header["method"]](model, header, placed)
 
 
 def _composite(ensemble: CompositeEnsemble, kind: str, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     parts: list[dict[str, Any]] = []
     shapes: dict[str, list[int]] = {}
-    version = {}
+    versions: set[int] = set()
     for index, part in enumerate(_leaves(ensemble)):
         held, about = _single(part, kind, base)
         own_shapes = about.pop("shapes")
         if "version" in about:
-            version = {"version": about.pop("version")}
+            versions.add(about.pop("version"))
         if own_shapes != (shapes := shapes or own_shapes):
             name = next(n for n in {**shapes, **own_shapes} if shapes.get(n) != own_shapes.get(n))
             raise InputError(
@@ -277,6 +300,7 @@ def _composite(ensemble: CompositeEnsemble, kind: str, base: str) -> tuple[dict[
             )
         tensors |= {f"part {index}/{key}": tensor for key, tensor in held.items()}
         parts.append({"size": len(part), **about})
+    version = {"version": max(versions)} if versions else {}
     return tensors, {**version, "shapes": shapes, "parts": parts}
 
 
@@ -295,7 +319,11 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _single(ensemble: Ensemble, kind: str, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    tensors, about = _contents(ensemble, kind, base)
+    if isinstance(ensemble, SelectedEnsemble):
+        tensors, about = _selection(ensemble, kind, base)
+        ensemble = ensemble.ensemble
+    else:
+        tensors, about = _contents(ensemble, kind, base)
     if isinstance(ensemble, SeededEnsemble):
         about["base_hash"] = ensemble.base_hash
     elif isinstance(ensemble, LowPrecisionEnsemble | GaussianEnsemble | MCDropoutEnsemble):
@@ -303,9 +331,42 @@ def _single(ensemble: Ensemble, kind: str, base: str) -> tuple[dict[str, Tensor]
     return tensors, about
 
 
+def _selection(ensemble: SelectedEnsemble, kind: str, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    of = ensemble.ensemble
+    if isinstance(of, CompositeEnsemble | BatchEnsemble | StoredEnsemble):
+        raise InputError(
+            f"a file holds no selection of a {type(of).__name__}; save lpe.DeepEnsemble(list(ensemble)), its "
+            "members at full precision"
+        )
+    if isinstance(of, LowPrecisionEnsemble) and of.rounds and kind == "members":
+        _check_unmasked(of, [of.model])
+        tensors, about = low_precision(of, ensemble.members)
+    elif isinstance(of, LowPrecisionEnsemble) and of.rounds:
+        if of.batch_norm is not None:
+            raise InputError(
+                "a seeded file of a selection holds no re-estimated batch-norm statistics; save it with "
+                "kind='members'"
+            )
+        tensors, about = _contents(of, kind, base)
+        # Version 4: who does not know of selections would draw the first members.
+        about["version"] = max(4, about.get("version", 2))
+    elif kind == "seeded":
+        tensors, about = _contents(of, kind, base)
+    else:
+        members = list(ensemble)
+        _check_unmasked(of, members)
+        tensors, about = full_precision(members)
+    return tensors, {**about, "selected": list(ensemble.members)}
+
+
 def _contents(ensemble: Ensemble, kind: str, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if isinstance(ensemble, LowPrecisionEnsemble) and ensemble.rounds:
         _check_unmasked(ensemble, [ensemble.model])
+        if isinstance(ensemble, FeedbackEnsemble) and kind == "seeded":
+            raise InputError(
+                "a seeded file draws members from weights and a seed, and error feedback needs the layers' "
+                "inputs too; save it with kind='members'"
+            )
         return drawable(ensemble, base) if kind == "seeded" else low_precision(ensemble)
     if kind == "seeded":
         raise InputError(
@@ -319,6 +380,9 @@ def _contents(ensemble: Ensemble, kind: str, base: str) -> tuple[dict[str, Tenso
     if isinstance(ensemble, BatchEnsemble):
         _check_unmasked(ensemble, [ensemble.model])
         return batch(ensemble)
+    if isinstance(ensemble, AugmentedEnsemble):
+        _check_unmasked(ensemble, [ensemble.model])
+        return views(ensemble)
     # All at once: which tensors they share is told by where these lie in memory.
     members = list(ensemble)
     _check_unmasked(ensemble, members)
@@ -326,9 +390,12 @@ def _contents(ensemble: Ensemble, kind: str, base: str) -> tuple[dict[str, Tenso
 
 
 def _check_unmasked(ensemble: Ensemble, models: Sequence[nn.Module]) -> None:
-    if any(map(has_masks, models)):
-        raise InputError(
-            f"this {type(ensemble).__name__} is made of networks with dropout masks, which are no tensors: "
-            "a file would lose them; save the MCDropoutEnsemble itself and make this one of it when it is "
-            "loaded"
-        )
+    for has, what, method in (
+        (has_masks, "dropout masks", "MCDropoutEnsemble"),
+        (has_view, "views of their inputs", "AugmentedEnsemble"),
+    ):
+        if any(map(has, models)):
+            raise InputError(
+                f"this {type(ensemble).__name__} is made of networks with {what}, which are no tensors: a "
+                f"file would lose them; save the {method} itself and make this one of it when it is loaded"
+            )

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from lpe.checks import check_choice
 from lpe.ensembles.low_precision import BASES, base_holds
 from lpe.errors import InputError
-from lpe.number_systems.grids import LowPrecision, NumberSystem
+from lpe.number_systems.grids import LowPrecision, NumberSystem, grid_of
 
 KINDS = ("members", "seeded")
 
@@ -32,5 +32,6 @@ def check_base(base: str, systems: Iterable[NumberSystem], rounding: str) -> Non
             finer = [each for each in BASES if base_holds(each, system, rounding)]
             raise InputError(
                 f"base={base!r} cannot hold members of {system.name}: it is no finer than their "
-                f"{system.bits} bits, so they would be alike; take base={' or '.join(map(repr, finer))}"
+                f"{grid_of(system).code_bits} bits, so they would be alike; take base="
+                f"{' or '.join(map(repr, finer))}"
             )

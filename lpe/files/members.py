@@ -14,7 +14,7 @@ from lpe.errors import InputError
 from lpe.files.container import owned, shaped
 from lpe.files.systems import dtype_of, layout_header, layout_of, systems_header, systems_of_tensors
 from lpe.modules import named_tensors, tensor_bits, with_tensors
-from lpe.number_systems.grids import LowPrecision
+from lpe.number_systems.grids import LowPrecision, grid_of
 from lpe.number_systems.naming import Systems
 from lpe.number_systems.packing import pack, packed_bytes, unpack
 from lpe.number_systems.rounding import decoded
@@ -70,6 +70,12 @@ class StoredEnsemble(Ensemble):
         rounding: str | None = self._header.get("rounding")
         return rounding
 
+    @property
+    def selected(self) -> tuple[int, ...] | None:
+        """The members' indices in the ensemble that they were selected from; None: it was saved whole."""
+        indices = self._header.get("selected")
+        return None if indices is None else tuple(indices[: self.size])
+
     @apart()
     def member(self, index: int) -> nn.Module:
         """Return member ``index``, unpacked."""
@@ -100,6 +106,8 @@ class StoredEnsemble(Ensemble):
         about = {key: self._header[key] for key in (*what, *how) if key in self._header}
         if "distinct" in about:
             about["distinct"] = self._distinct
+        if self.selected is not None:
+            about["selected"] = list(self.selected)
         return {key: owned(tensor) for key, tensor in self._tensors.items()}, about
 
     def describe(self) -> str:
@@ -109,24 +117,32 @@ class StoredEnsemble(Ensemble):
             own = name in self._own
             stored = self._tensors[f"member 0/{name}" if own else f"shared/{name}"]
             system = self._systems.get(name)
-            bits = system.bits if system else stored.element_size() * 8
+            bits = grid_of(system).code_bits if system else stored.element_size() * 8
             rows.append((name, "×".join(map(str, shape)) or "scalar", "own" if own else "shared", str(bits)))
         return text_table(f"{self.size} stored members", ("tensor", "shape", "in a member", "bits"), rows)
 
 
-def low_precision(ensemble: LowPrecisionEnsemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and header of packed members; those to the nearest, which are all alike, once."""
+def low_precision(
+    ensemble: LowPrecisionEnsemble, members: Sequence[int] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and header of packed members; those to the nearest, which are all alike, once.
+
+    Args:
+        members: indices of those that are packed; None: all.
+    """
     tensors, about = shared_tensors(ensemble)
     systems = {planned.name: planned.rounded_to for planned in ensemble.plan if planned.rounds}
-    distinct = 1 if ensemble.rounding == "nearest" else len(ensemble)
+    packed = range(len(ensemble)) if members is None else members
+    if ensemble.rounding == "nearest":
+        packed = packed[:1]
     for name in about["layouts"]:
-        for index in range(distinct):
+        for place, index in enumerate(packed):
             codes, scales = ensemble.codes(name, index)
-            tensors[f"member {index}/{name}"] = pack(codes, systems[name])
+            tensors[f"member {place}/{name}"] = pack(codes, systems[name])
         tensors[f"scales/{name}"] = owned(scales)
-    about["distinct"] = distinct
+    about["distinct"] = len(packed)
     if ensemble.batch_norm is not None:
-        of_each = [ensemble.batch_norm.of_member(index, ensemble.member) for index in range(distinct)]
+        of_each = [ensemble.batch_norm.of_member(index, ensemble.member) for index in packed]
         take_statistics(tensors, about, of_each)
     return tensors, about
 
@@ -151,7 +167,7 @@ def shared_tensors(ensemble: LowPrecisionEnsemble) -> tuple[dict[str, Tensor], d
         "shapes": {planned.name: list(planned.shape) for planned in saved},
         "layouts": {planned.name: layout_header(planned) for planned in rounded},
         "own": [planned.name for planned in rounded],
-        "rounding": ensemble.rounding,
+        "rounding": ensemble.rule,
         "seed": ensemble.seed,
         "first_member": ensemble.first_member,
     }

@@ -1,4 +1,4 @@
-"""Methods whose members are stored as what makes them: MC-dropout and BatchEnsemble.
+"""Methods whose members are stored as what makes them: MC-dropout, BatchEnsemble and test-time augmentation.
 
 Their headers lack "system": a reader that knows no methods refuses the file, instead of taking it for plain
 members.
@@ -11,9 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lpe.ensembles.augmented import AugmentedEnsemble, CropAndFlip
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.batch import BatchEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
+from lpe.errors import InputError
 from lpe.files.container import check_same, owned
 from lpe.files.members import full_precision
 from lpe.modules import named_tensors, tensor_bits, with_tensors
@@ -112,3 +114,33 @@ def batch_of(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, 
             check_same("fast weights", [[entry.name, *stored.shape]], [[entry.name, *entry.tensor.shape]])
             entry.tensor.data = stored
     return ensemble
+
+
+def views(ensemble: AugmentedEnsemble) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the model once, its views by their seed and the standard view's settings.
+
+    Raises:
+        InputError: the view is a function of one's own.
+    """
+    view = ensemble.view
+    if type(view) is not CropAndFlip:
+        raise InputError(
+            "a file holds the standard view, lpe.CropAndFlip, and no function of one's own; save "
+            "lpe.DeepEnsemble([model]) and make the AugmentedEnsemble of it when it is loaded"
+        )
+    tensors, about = full_precision([ensemble.model])
+    return tensors, {
+        "method": "views",
+        "version": 4,  # who does not know of views would take the model as it is
+        "shapes": about["shapes"],
+        "seed": ensemble.seed,
+        "padding": view.padding,
+        "flip": view.flip,
+    }
+
+
+def views_of(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ensemble:
+    """Return the ensemble of views of a header and tensors on the model's device."""
+    net = with_tensors(model, {name: tensors[f"shared/{name}"] for name in header["shapes"]})
+    view = CropAndFlip(header["padding"], header["flip"])
+    return AugmentedEnsemble(net, header["size"], header["seed"], view)

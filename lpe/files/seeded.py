@@ -26,7 +26,7 @@ from lpe.number_systems.grids import FullPrecision, Int, LowPrecision, grid_of
 from lpe.number_systems.kernels.arguments import Coded, Scales, Stored
 from lpe.number_systems.layouts import Layout
 from lpe.number_systems.packing import pack, unpack
-from lpe.number_systems.rounding import absmax_scales, encode, scales_of
+from lpe.number_systems.rounding import absmax_scales, encode, scales_of, scales_of_largest
 
 _FLOATS = {"bf16": torch.bfloat16, "fp32": torch.float32}  # of BASES; the rest are integers
 
@@ -191,9 +191,7 @@ def _scales_of_codes(coded: Coded, system: LowPrecision, layout: Layout) -> Tens
         return scales_of(_values_of(coded).view(layout.shape), system, layout)
     # At INT-2, whose largest level is 1, they are max|code|.
     largest = absmax_scales(coded.codes.view(layout.shape), Int(2, system.scale), layout)
-    # A tensor, not a number, as there: CUDA divides by a number as a product with its reciprocal.
-    level = torch.tensor(grid_of(system).largest, dtype=torch.float32, device=largest.device)
-    return largest * coded.scales.values.view(largest.shape) / level
+    return scales_of_largest(largest * coded.scales.values.view(largest.shape), system)
 
 
 def _values_of(coded: Coded) -> Tensor:

@@ -51,17 +51,26 @@ def dtype_of(layout: Mapping[str, Any]) -> torch.dtype:
 
 # A header names an integer system by its bits alone, as before there were others; of others it holds the
 # name, which a reader that knows integers only refuses for the lack of bits, and a codebook's levels beside
-# the hash of them that was its name. Several systems, and steps of least squared error, need version 3.
+# the hash of them that was its name. Several systems, and steps of least squared error, need version 3; a
+# spread, with which codes have fewer bits than the system, version 5.
 
 
 def systems_header(ensemble: LowPrecisionEnsemble) -> dict[str, Any]:
     """Return a header's entries on an ensemble's number system or, if there are several, on each tensor's."""
     if not isinstance(ensemble.system, ByPattern):
         header = _system_header(ensemble.system)
-        return {"system": header, **({"version": 3} if "clip" in header else {})}
+        return {"system": header, **_version([header], 2)}
     of_pattern = [[pattern, _system_header(system)] for pattern, system in ensemble.system.systems]
     of_tensor = {planned.name: _system_header(planned.system) for planned in ensemble.plan if planned.rounds}
-    return {"system": {"patterns": of_pattern}, "systems": of_tensor, "version": 3}
+    version = _version([_system_header(system) for _, system in ensemble.system.systems], 3)
+    return {"system": {"patterns": of_pattern}, "systems": of_tensor, **version}
+
+
+def _version(headers: Sequence[Mapping[str, Any]], least: int) -> dict[str, int]:
+    """Return the version that the systems of a file need, at least that one; nothing where it is 2."""
+    spread, clip = (any(key in header for header in headers) for key in ("spread", "clip"))
+    version = max(least, 5 if spread else 3 if clip else 2)
+    return {"version": version} if version > 2 else {}
 
 
 def systems_of_tensors(header: Mapping[str, Any]) -> tuple[Systems, dict[str, LowPrecision]]:
@@ -84,7 +93,9 @@ def _system_header(system: NumberSystem) -> dict[str, Any]:
     axis = system.scale
     named: dict[str, Any] = {"scale": type(axis).__name__, **vars(axis)}
     if isinstance(system, Int):
-        return {"bits": system.bits, **named, **({} if system.clip == "absmax" else {"clip": system.clip})}
+        clip = {} if system.clip == "absmax" else {"clip": system.clip}
+        spread = {} if system.spread == 1 else {"spread": system.spread}
+        return {"bits": system.bits, **named, **clip, **spread}
     if isinstance(system, Codebook):
         return {"name": _hashed_name(system), "levels": list(system.levels), **named}
     return {"name": system.name, **named}
@@ -103,10 +114,11 @@ def _system(told: Mapping[str, Any]) -> NumberSystem:
 def _low_precision(named: Mapping[str, Any]) -> LowPrecision:
     try:
         told = {key: value for key, value in named.items() if key != "levels"}
-        rest = {key: value for key, value in told.items() if key not in ("bits", "name", "scale", "clip")}
+        own = ("bits", "name", "scale", "clip", "spread")
+        rest = {key: value for key, value in told.items() if key not in own}
         axis = _AXES[told["scale"]](**rest)
         if "name" not in told:
-            return Int(told["bits"], axis, told.get("clip", "absmax"))
+            return Int(told["bits"], axis, told.get("clip", "absmax"), told.get("spread", 1.0))
         if "levels" in named:
             codebook = Codebook(named["levels"], axis)
             system: Systems = codebook

@@ -1,4 +1,7 @@
-"""Codes: int8, −q … q, of integers; uint8, the index of a level, of other number systems."""
+"""Codes: int8, −q … q, of integers; uint8, the index of a level, of other number systems.
+
+Of integers with a spread S they are −⌈q/S⌉ … ⌈q/S⌉.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ A number system is a grid of levels, given at scale 1, and a *scale axis*: the w
 s = max|w| / max|level|; a weight becomes level·s.
 
     Int(bits)                  the whole numbers −q … q; s is then the step size Δ
+    Int(bits, spread=S)        the same range in steps S times as large: −⌈q/S⌉ … ⌈q/S⌉
     Float(exponent, mantissa)  the finite values of FP8, FP6 and FP4
     NF4()                      QLoRA's 16 quantiles of a normal distribution
     Codebook(levels)           any 2 to 256 numbers
@@ -27,7 +28,7 @@ from functools import cache
 
 import numpy as np
 
-from lpe.checks import check_choice, check_integer, is_integer, shown
+from lpe.checks import check_choice, check_finite, check_integer, is_integer, shown
 from lpe.errors import InputError
 
 CLIPS = ("absmax", "mse")
@@ -119,19 +120,26 @@ class Int:
 
     There is no zero point, and the code −2^(b−1) is never used.
 
+    Under ``spread=S`` the step is S·max|w| / q and the codes are −c … c with c = ⌈q/S⌉: a coarser grid of the
+    same range, in steps as fine as one likes, where bits only halve and double. A code is counted and packed
+    in the bits that tell 2c + 1 levels apart. BSR stays without bias: c steps reach max|w| and a little more.
+
     Under ``clip="mse"`` the step of each group is instead the one whose nearest rounding has the least
     squared error (see ``number_systems.clipping`` for how it is found). Weights beyond q·Δ become q·Δ: there
-    BSR is biased, and its error is no longer below Δ.
+    BSR is biased, and its error is no longer below Δ. With a spread as well, that step is taken S times: the
+    codes −c … c reach q·Δ, up to a step more.
 
     Args:
         bits: 2 … 8.
         scale: the weights that share a step.
         clip: "absmax", no weight is clipped, or "mse".
+        spread: S, 1 … q. ``Int(bits, spread=1)`` is ``Int(bits)``.
     """
 
     bits: int
     scale: ScaleAxis = field(default_factory=PerChannel)
     clip: str = CLIPS[0]
+    spread: float = 1.0
 
     def __post_init__(self) -> None:
         if not is_integer(self.bits) or not 2 <= self.bits <= 8:
@@ -139,11 +147,23 @@ class Int:
         _settle(self, bits=int(self.bits))
         _check_scale(self.scale)
         check_choice("clip", self.clip, CLIPS)
+        _settle(self, spread=check_finite("spread", self.spread, 1.0))
+        if self.spread > self.q:
+            raise InputError(
+                f"spread must be at most q = {self.q} of int{self.bits}, not {self.spread:g}, which leaves "
+                "fewer than three levels inside the weights' range"
+            )
+
+    @property
+    def q(self) -> int:
+        """q = 2^(b−1) − 1, the largest code without spread."""
+        return 2 ** (self.bits - 1) - 1
 
     @property
     def largest_code(self) -> int:
-        """q, the largest code."""
-        return 2 ** (self.bits - 1) - 1
+        """The largest code, ⌈q / spread⌉."""
+        # A quotient that is meant to be whole may lie a bit above; far less than float32 tells in a weight.
+        return math.ceil(round(self.q / self.spread, 9))
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -154,7 +174,8 @@ class Int:
     def name(self) -> str:
         """The short name, as the records have it; the default scale axis is not spelled out."""
         clip = "" if self.clip == CLIPS[0] else f"-{self.clip}"
-        return _full_name(f"int{self.bits}{clip}", self.scale)
+        spread = "" if self.spread == 1 else f"*{self.spread!r}".removesuffix(".0")
+        return _full_name(f"int{self.bits}{clip}{spread}", self.scale)
 
 
 # (exponent bits, mantissa bits) → largest finite value. The two of eight bits give codes away: E4M3 (OCP's
@@ -380,6 +401,14 @@ class Grid:
     levels: tuple[float, ...]
     zero: int
     uniform: bool
+
+    @property
+    def code_bits(self) -> int:
+        """Bits in which a code is counted and packed: ⌈log₂(number of levels)⌉.
+
+        They are the system's own, but for integers with a spread.
+        """
+        return (len(self.levels) - 1).bit_length()
 
     @property
     def lowest_code(self) -> int:

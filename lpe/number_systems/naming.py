@@ -1,6 +1,6 @@
 """Names of number systems, from which they are read back, and a number system per name pattern.
 
-A name is the grid's, then the scale axis where it is not the default: ``int5``, ``int4-mse``,
+A name is the grid's, then the scale axis where it is not the default: ``int5``, ``int4-mse``, ``int8*11.3``,
 ``nf4 per block of 64 inputs``, ``codebook:-1:0:0.5``. Several systems are ``pattern=name``, with commas
 between them: ``*mlp*=int4,*=int8``.
 """
@@ -121,8 +121,8 @@ def number_system(name: str, scale: ScaleAxis | None = None) -> Systems:
     Case, dashes and underscores do not matter: "INT-5" is "int5", "FP8-E4M3" is "fp8_e4m3".
 
     Args:
-        name: such as "int5", "int4-mse", "nf4 per block of 64 inputs" or "codebook:-1:0:0.5"; or name
-            patterns with one each, "*mlp*=int4,*=int8".
+        name: such as "int5", "int4-mse", "int8*11.3", "nf4 per block of 64 inputs" or "codebook:-1:0:0.5"; or
+            name patterns with one each, "*mlp*=int4,*=int8".
         scale: the scale axis where the name has none (None: per channel).
 
     Raises:
@@ -134,15 +134,19 @@ def number_system(name: str, scale: ScaleAxis | None = None) -> Systems:
     short, axis = _scale_axis(text.strip(), scale)
     if short.lower().startswith("codebook:"):
         return Codebook(_levels(text, short), axis)
-    plain = re.sub("[-_]", "", short.lower())
+    grid, star, factor = short.lower().partition("*")
+    plain = re.sub("[-_]", "", grid)
+    integers = re.fullmatch(rf"int([0-9]+)({'|'.join(CLIPS)})?", plain)
+    if star and not (integers and re.fullmatch(r"[0-9]+(\.[0-9]*)?", factor)):
+        raise InputError(f"{shown(name)} names no integers with a spread S ≥ 1, such as int8*11.3")
     if plain == "fp32" and short == text.strip():
         return FullPrecision()
     if plain == "nf4":
         return NF4(axis)
-    if match := re.fullmatch(rf"int([0-9]+)({'|'.join(CLIPS)})?", plain):
-        if not 2 <= int(match[1]) <= 8:
-            raise InputError(f"number system {name!r} has {int(match[1])} bits; integers take 2 to 8")
-        return Int(int(match[1]), axis, match[2] or CLIPS[0])
+    if integers:
+        if not 2 <= int(integers[1]) <= 8:
+            raise InputError(f"number system {name!r} has {int(integers[1])} bits; integers take 2 to 8")
+        return Int(int(integers[1]), axis, integers[2] or CLIPS[0], float(factor or 1))
     for exponent, mantissa in FLOATS:
         system = Float(exponent, mantissa, axis)
         if plain == f"fp{system.bits}e{exponent}m{mantissa}":

@@ -1,8 +1,8 @@
 """Codes ⇄ bytes: b bits a code, densely, little-endian.
 
-A code is stored as the index of its level, in b bits: a code c of integers, −q … q, as c + q, any other as
-it is. The bits of all codes follow one another, the lowest bit of each first, and the last byte is filled
-with zeros.
+A code is stored as the index of its level, in the b bits that tell the levels apart: a code c of integers,
+−q … q, as c + q, any other as it is. The bits of all codes follow one another, the lowest bit of each first,
+and the last byte is filled with zeros.
 
 :func:`packed_with_numpy` and :func:`unpacked_with_numpy` are the definition; large tensors go through
 ``fast_packing``, which gives the same bytes.
@@ -30,7 +30,7 @@ _Bytes = NDArray[np.uint8]
 
 def packed_bytes(count: int, system: LowPrecision) -> int:
     """Return the bytes that ``count`` codes take."""
-    return -(-count * system.bits // 8)
+    return -(-count * grid_of(system).code_bits // 8)
 
 
 def pack(codes: Tensor, system: LowPrecision) -> Tensor:
@@ -39,15 +39,15 @@ def pack(codes: Tensor, system: LowPrecision) -> Tensor:
     Raises:
         InputError: codes of another dtype than encode's, or that no level has.
     """
-    lowest = grid_of(system).lowest_code
+    grid = grid_of(system)
     check_codes(codes, system)
     flat = codes.detach().cpu().reshape(-1).view(torch.uint8).numpy()
     if len(flat) < FAST:
-        return torch.from_numpy(packed_with_numpy(flat, lowest, system.bits))
+        return torch.from_numpy(packed_with_numpy(flat, grid.lowest_code, grid.code_bits))
     from lpe.number_systems.fast_packing import pack_into
 
     packed = np.empty(packed_bytes(len(flat), system), np.uint8)
-    pack_into(packed, flat, lowest % 256, system.bits)
+    pack_into(packed, flat, grid.lowest_code % 256, grid.code_bits)
     return torch.from_numpy(packed)
 
 
@@ -65,16 +65,16 @@ def unpack(packed: Tensor, shape: tuple[int, ...], system: LowPrecision) -> Tens
         )
     if len(packed) != packed_bytes(count, system):
         raise InputError(
-            f"{len(packed)} bytes do not hold {count} codes of {system.bits} bits; "
+            f"{len(packed)} bytes do not hold {count} codes of {grid.code_bits} bits; "
             f"{packed_bytes(count, system)} are needed"
         )
     if count < FAST:
-        codes, largest = unpacked_with_numpy(packed.numpy(), count, grid.lowest_code, system.bits)
+        codes, largest = unpacked_with_numpy(packed.numpy(), count, grid.lowest_code, grid.code_bits)
     else:
         from lpe.number_systems.fast_packing import unpack_into
 
         codes = np.empty(count, np.uint8)
-        largest = unpack_into(codes, packed.numpy(), grid.lowest_code % 256, system.bits)
+        largest = unpack_into(codes, packed.numpy(), grid.lowest_code % 256, grid.code_bits)
     if largest >= len(grid.levels):
         raise InputError(f"the bytes hold a code that {system.name} does not have; the file is damaged")
     return torch.from_numpy(codes).view(code_type(grid)).reshape(shape)

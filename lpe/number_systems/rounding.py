@@ -18,7 +18,7 @@ level is more than 16 times the distance to a neighbour (s a normal number); so 
 this holds.
 
 Weights beyond the last level become it, which is a bias: of a codebook whose ends are not −a and a those
-beyond its smaller end, of ``Int(bits, clip="mse")`` those beyond q·Δ on either side.
+beyond its smaller end, of ``Int(bits, clip="mse")`` those beyond the last code's on either side.
 
 Source: Nam & Lee 2024, "Ex Uno Pluria" (BSR); the coupling is this suite's own.
 """
@@ -33,7 +33,7 @@ from lpe.errors import InputError
 from lpe.number_systems import kernels
 from lpe.number_systems.clipping import least_squares_steps
 from lpe.number_systems.codes import check_codes, check_dense
-from lpe.number_systems.grids import FullPrecision, Int, LowPrecision, NumberSystem, grid_of
+from lpe.number_systems.grids import CLIPS, FullPrecision, Int, LowPrecision, NumberSystem, grid_of
 from lpe.number_systems.kernels.arguments import Coded, Draw, Scales
 from lpe.number_systems.layouts import Layout
 from lpe.number_systems.streams import check_member, check_seed
@@ -50,15 +50,30 @@ def check_rounding(rounding: str) -> str:
 def scales_of(weight: Tensor, system: LowPrecision, layout: Layout) -> Tensor:
     """Return a weight's scales under a number system: those of absmax, or the steps of least squared error.
 
-    See :func:`absmax_scales` for what is returned and raised.
+    See :func:`absmax_scales` for what is returned and raised; steps whose last code is beyond the weight's
+    dtype are refused, too.
     """
     if isinstance(system, Int) and system.clip == "mse":
-        return least_squares_steps(weight, system.largest_code, layout, system.scale)
-    return absmax_scales(weight, system, layout)
+        scales = spread_steps(least_squares_steps(weight, system.q, layout, system.scale), system)
+    else:
+        scales = absmax_scales(weight, system, layout)
+    if isinstance(system, Int) and (system.clip, system.spread) != (CLIPS[0], 1):
+        _check_last_code(scales, system, weight.dtype)
+    return scales
+
+
+def _check_last_code(scales: Tensor, system: Int, dtype: torch.dtype) -> None:
+    """Raise InputError where the last code, which may lie beyond max|w|, is no finite value of a dtype."""
+    last = float(scales.max()) * system.largest_code if scales.numel() else 0.0
+    if last > min(torch.finfo(dtype).max, torch.finfo(torch.float32).max):
+        raise InputError(
+            f"the last code of {system.name} is {last:.6g} under these weights, beyond {dtype}: a weight may "
+            "become infinite; cast the model to a wider dtype, or give a finer system"
+        )
 
 
 def absmax_scales(weight: Tensor, system: LowPrecision, layout: Layout) -> Tensor:
-    """Return s = max|w| / max|level| of each scale group; of integers that is Δ = max|w| / q.
+    """Return s = max|w| / max|level| of each scale group; of integers that is Δ = spread·max|w| / q.
 
     Returns:
         float32, of shape ``layout.scale_shape(system.scale)``.
@@ -82,16 +97,29 @@ def absmax_scales(weight: Tensor, system: LowPrecision, layout: Layout) -> Tenso
     ).float()
     # Rows are padded with zeros, which raise no maximum.
     padded = torch.nn.functional.pad(largest, (0, 0, 0, shape[0] * row_extent - layout.rows))
-    grid = grid_of(system)
-    # A tensor, not a number: CUDA divides by a number as a product with its reciprocal, which rounds twice.
-    largest_level = torch.tensor(grid.largest, dtype=torch.float32, device=weight.device)
-    scales = padded.unflatten(0, (shape[0], row_extent)).amax(dim=1) / largest_level
-    if grid.largest < 1 and not torch.isfinite(scales).all():
+    scales = scales_of_largest(padded.unflatten(0, (shape[0], row_extent)).amax(dim=1), system)
+    largest_level = grid_of(system).largest
+    if largest_level < 1 and not torch.isfinite(scales).all():
         raise InputError(
-            f"max|w| / {grid.largest:g} is beyond float32; multiply the codebook's levels by one factor so "
+            f"max|w| / {largest_level:g} is beyond float32; multiply the codebook's levels by one factor so "
             "that the largest is 1 or more"
         )
     return scales
+
+
+def scales_of_largest(largest: Tensor, system: LowPrecision) -> Tensor:
+    """Return the scales of groups whose max|w| these are, float32 of any shape; see :func:`absmax_scales`."""
+    divisor = system.q if isinstance(system, Int) else grid_of(system).largest
+    # A tensor, not a number: CUDA divides by a number as a product with its reciprocal, which rounds twice.
+    scales = largest / torch.tensor(divisor, dtype=torch.float32, device=largest.device)
+    return spread_steps(scales, system) if isinstance(system, Int) else scales
+
+
+def spread_steps(steps: Tensor, system: Int) -> Tensor:
+    """Return steps times the spread, both float32."""
+    if system.spread == 1:
+        return steps
+    return steps * torch.tensor(system.spread, dtype=torch.float32, device=steps.device)
 
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

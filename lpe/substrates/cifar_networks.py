@@ -36,8 +36,8 @@ EPSILON = 1e-6
 def filter_response_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Filter response norm of [examples, channels, height, width]; computed in float32 at the least."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = (wide.square().mean(dim=(2, 3), keepdim=True) + EPSILON).rsqrt()
-    return (wide * scale * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)).to(x.dtype)
+    scale = (wide.square().mean(dim=(2, 3), keepdim=True) + EPSILON).rsqrt() * weight.view(-1, 1, 1)
+    return torch.addcmul(bias.view(-1, 1, 1), wide, scale).to(x.dtype)
 
 
 class FilterResponseNorm(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,11 +15,11 @@ from lpe.errors import InputError
 from lpe.records import COLUMNS, write_table
 from reproduce.draw import page, panels
 from reproduce.draw.curves import signed
-from reproduce.draw.style import BIT_STYLES, FAMILY_STYLES
+from reproduce.draw.style import BIT_STYLES, FAMILY_STYLES, RTN_MARKER
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, noun, pass_size, read
 from reproduce.judge.intervals import student_interval
 from reproduce.study.measurements import measure_all, posteriors
-from reproduce.study.records import MEGABIT, selected
+from reproduce.study.records import MEGABIT, STORED_BITS, by_rtn, selected
 from reproduce.study.scale import Scale
 from reproduce.study.session import Session
 from reproduce.study.units import Unit, units
@@ -27,6 +28,8 @@ COLUMNS_SHOWN = (("nll", "training"), ("ece", "training"), ("nll", "memory"), ("
 TITLES = {"nll": "NLL", "ece": "ECE"}
 BUDGETS = {"training": ("backward_passes", 1e3), "memory": ("memory_bits", MEGABIT)}
 """The record's column and its unit on the axis."""
+STORED_LINE = "--"
+"""Of members that are stored by RTN, in the colour of their width."""
 
 
 def families_of(chosen: Scale, families: Sequence[str]) -> list[str]:
@@ -46,7 +49,7 @@ def compute_budgets(session: Session, figure: str, families: Sequence[str]) -> d
     the_units = units_of(session, families)
     measure_all(session, the_units)
     families = families_of(session.scale, families)
-    methods = [FP32, SCALED, *families, *(f"{name} + LPE-BSR" for name in families)]
+    methods = [FP32, SCALED, *families, *map(by_rtn, families), *(f"{name} + LPE-BSR" for name in families)]
     rows = selected(session, the_units, every_size=("nll", "ece"), methods=methods)
     write_table(rows, session.out / f"{figure}.csv", COLUMNS)
     return {"backward_pass": pass_size(session.scale), "posteriors": posteriors(session, [], families)}
@@ -55,25 +58,49 @@ def compute_budgets(session: Session, figure: str, families: Sequence[str]) -> d
 def budget_panel(
     axes: Axes, summary: Summary, base: What, expanded: What, metric: str, budget: str, bits: int
 ) -> None:
-    """Draw one metric of X and X + LPE-BSR against one budget, and the single FP32 model."""
+    """Draw one metric of X and X + LPE-BSR against one budget, and the single FP32 model.
+
+    Against memory also X's members stored by RTN, where the record has them.
+    """
     column, factor = BUDGETS[budget]
     single = What(base.substrate, "SGD", FP32)
-    reference = summary.values(single, metric)
+    # Of the seeds at which there is the family: there may be fewer.
+    seeds = summary.every_size(base, metric)["seed"].unique()
+
+    def shared(method: str) -> pd.Series:
+        values = summary.values(What(base.substrate, "SGD", method), metric)
+        return values[values.index.isin(seeds)]
+
+    reference = shared(FP32)
     curves = []
-    for what, (colour, marker), label in (
-        (base, FAMILY_STYLES[base.method], f"{base.method}, FP32 members"),
-        (expanded, BIT_STYLES[bits], f"X + LPE-BSR, INT-{bits}"),
-    ):
+    shown = [
+        (base, FAMILY_STYLES[base.method], f"{base.method}, FP32 members", "-"),
+        (expanded, BIT_STYLES[bits], f"X + LPE-BSR, INT-{bits}", "-"),
+    ]
+    if budget == "memory":
+        shown += [
+            (what, (BIT_STYLES[width][0], RTN_MARKER), f"X, INT-{width} members by RTN", STORED_LINE)
+            for width, what in stored_of(summary, base, metric).items()
+        ]
+    for what, (colour, marker), label, line in shown:
         curve = panels.budget_table(summary.every_size(what, metric), reference, column)
         if budget == "training":
             curve = panels.all_paid_for(curve)
-        panels.draw_budget(axes, curve, colour, marker, label, factor)
+        panels.draw_budget(axes, curve, colour, marker, label, factor, line)
         curves.append(curve)
     level = float(reference.mean())
-    scaled = float(summary.values(What(base.substrate, "SGD", SCALED), metric).mean())
+    scaled = float(shared(SCALED).mean())
     cost = summary.backward_passes(single) if budget == "training" else summary.memory_bits(single)
     panels.single_models(axes, cost / factor, level, scaled, "cost")
     panels.limit_values(axes, curves, [level, scaled])
+
+
+def stored_of(summary: Summary, base: What, metric: str) -> dict[int, What]:
+    """Return X's members stored by RTN, by width: those that the record has."""
+    every = {
+        bits: replace(base, method=by_rtn(base.method), number_system=f"int{bits}") for bits in STORED_BITS
+    }
+    return {bits: what for bits, what in every.items() if summary.sizes(what, metric)}
 
 
 def pairs_of(summary: Summary, base: What, expanded: What, metric: str, budget: str) -> pd.DataFrame:
@@ -110,12 +137,23 @@ def pairs_of(summary: Summary, base: What, expanded: What, metric: str, budget: 
 def difference_panel(
     axes: Axes, summary: Summary, base: What, expanded: What, metric: str, budget: str, bits: int
 ) -> None:
-    """Draw what LPE-BSR changes, paired by training seed, at equal budgets; see :func:`pairs_of`."""
+    """Draw what LPE-BSR changes, paired by training seed, at equal budgets; see :func:`pairs_of`.
+
+    Against memory also what it changes at the budgets of X's members in the fewest bits, where the record
+    has them.
+    """
     table = pairs_of(summary, base, expanded, metric, budget)
     colour, marker = BIT_STYLES[bits]
     axes.axhline(0.0, color=panels.GREY, linewidth=0.7, zorder=1)
     label = f"X + LPE-BSR, INT-{bits}"
-    panels.draw_budget(axes, table, colour, marker, label, BUDGETS[budget][1])
+    factor = BUDGETS[budget][1]
+    panels.draw_budget(axes, table, colour, marker, label, factor)
+    if budget == "memory" and (stored := stored_of(summary, base, metric)):
+        width = min(stored)
+        fewer = pairs_of(summary, stored[width], expanded, metric, budget)
+        against = f"change from X's INT-{width} members by RTN"
+        if len(fewer):
+            panels.draw_budget(axes, fewer, BIT_STYLES[width][0], RTN_MARKER, against, factor, STORED_LINE)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_formatter(FuncFormatter(signed))
 

@@ -13,7 +13,7 @@ from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from reproduce.draw.summaries import FP32, SCALED
 from reproduce.draw.tables import plain_number
-from reproduce.judge.intervals import fieller_interval, student_interval
+from reproduce.judge.intervals import deciding_interval, fieller_interval, student_interval
 from reproduce.study import cost_times
 from reproduce.study.cost_measures import HEADLINE, SHARE, cascade_name
 from reproduce.study.records import MEGABIT
@@ -149,8 +149,8 @@ def share_of_gain(gained: np.ndarray, whole: np.ndarray) -> tuple[float, float, 
         gained, whole: paired, one a unit [n].
 
     Returns:
-        share, low, high; limits are NaN with one unit, and where the whole gain's own interval holds 0:
-        there is then no gain to have a share of.
+        share, low, high; limits are NaN with one unit, where the whole gain's own interval holds 0 (there is
+        then no gain to have a share of), and where the units have no spread.
     """
     low, high = fieller_interval(gained, whole)
     limits = (low, high) if np.isfinite(low) else (np.nan, np.nan)
@@ -161,12 +161,14 @@ def gain_word(low: float, high: float) -> str:
     """Say in a word what an interval of a gain means."""
     if np.isnan(low):
         return "no interval from one"
+    if np.isinf(low):
+        return "no spread to tell it by"
     return "a gain" if low > 0 else "a loss" if high < 0 else "no gain told from 0"
 
 
 def _with_interval(values: np.ndarray, digits: int, unit: str = "") -> str:
-    low, high = student_interval(values)
-    limits = "" if np.isnan(low) else f" [{plain_number(low, digits)}, {plain_number(high, digits)}]"
+    low, high = deciding_interval(values)
+    limits = "" if not np.isfinite(low) else f" [{plain_number(low, digits)}, {plain_number(high, digits)}]"
     return f"{plain_number(float(values.mean()), digits)}{unit}{limits}"
 
 
@@ -191,10 +193,10 @@ def gain_lines(series: Series, at: pd.DataFrame) -> list[str]:
         for metric, named in zip(METRICS, ("NLL", "calibrated NLL"), strict=True):
             mine = series.values(row.method, *key, metric=metric, substrate=row.substrate)
             gain = (series.values(FP32, metric=metric) - mine).dropna().to_numpy()
-            parts.append(f"{named} {_with_interval(gain, 4)}: {gain_word(*student_interval(gain))}")
+            parts.append(f"{named} {_with_interval(gain, 4)}: {gain_word(*deciding_interval(gain))}")
             if row.method == "LPE-BSR" and metric == "nll":
                 over = (series.values("RTN", row.number_system, "nearest") - mine).dropna().to_numpy()
-                parts.append(f"over RTN {_with_interval(over, 4)}: {gain_word(*student_interval(over))}")
+                parts.append(f"over RTN {_with_interval(over, 4)}: {gain_word(*deciding_interval(over))}")
         lines.append(
             f"  {_label(row, picture)}: {'; '.join(parts)}; {row.ms / base.ms:.3g} × ms, "
             f"{row.memory_bits / base.memory_bits:.3g} × bits (n = {len(gain)})"
@@ -266,14 +268,14 @@ def _family_lines(series: Series, at: pd.DataFrame, times: pd.DataFrame, family:
     key = (family.number_system, family.rounding, family.size)
     whole = {metric: _whole_gain(series, family, metric) for metric in METRICS}
     gained = whole["nll"].to_numpy()
-    word = gain_word(*student_interval(gained))
+    word = gain_word(*deciding_interval(gained))
     gain = f"all {family.whole} members gain {_with_interval(gained, 4)}: {word} (n = {len(gained)})"
     if gained.mean() <= 0:
         return [f"{family.title()}: {gain}; nothing to have a share of"]
     texts = []
     tuned = cascade_name(family.first, HEADLINE)
     for metric, named in zip(METRICS, ("of it", "of the calibrated NLL's"), strict=True):
-        if metric == "nll" or student_interval(whole[metric].to_numpy())[0] > 0:
+        if metric == "nll" or deciding_interval(whole[metric].to_numpy())[0] > 0:
             share, low, high = _share(series, family, tuned, whole, metric)
             texts.append(f"{_percent(share, low, high)} {named}")
     networks = series.values(tuned, *key, "members_per_example").to_numpy()

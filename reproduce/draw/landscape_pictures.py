@@ -30,12 +30,14 @@ class Shown:
     Args:
         name: in the record. legend: in the legend. mark: its colour and marker.
         ring: whether the mark is drawn around another one, which it may lie on in a radial plane.
+        hollow: what the legend says of that ring; "": as of the mark.
     """
 
     name: str
     legend: str
     mark: Mark
     ring: bool
+    hollow: str = ""
 
 
 def on_plane(table: pd.DataFrame, plane: str) -> pd.DataFrame:
@@ -75,7 +77,7 @@ def _mark(axes: Axes, members: pd.DataFrame, shown: Sequence[Shown]) -> list[tup
             markeredgewidth=1.2 if each.ring else 0.6,
             markersize={"*": 8.5}.get(marker, 8.5 if each.ring else 5.5),
             linestyle="none",
-            label=each.legend,
+            label=(each.ring and each.hollow) or each.legend,
             zorder=5 if each.ring else 6,
         )
     return places
@@ -235,10 +237,16 @@ def changes_picture(
     return figure, [figure.add_subplot(cells[3, column]) for column in range(further)]
 
 
-def shown_as(marks: Mapping[str, Mark], legends: Mapping[str, str], ring: str) -> list[Shown]:
+def shown_as(
+    marks: Mapping[str, Mark], legends: Mapping[str, str], ring: str, hollow: str = ""
+) -> list[Shown]:
     """List solutions to show.
 
     Args:
-        marks: by name. legends: what the legend says, where not the name. ring: which is a ring.
+        marks: by name. legends: what the legend says, where not the name. ring: which is a ring. hollow: what
+            the legend says of it there.
     """
-    return [Shown(name, legends.get(name, name), mark, name == ring) for name, mark in marks.items()]
+    return [
+        Shown(name, legends.get(name, name), mark, name == ring, hollow * (name == ring))
+        for name, mark in marks.items()
+    ]

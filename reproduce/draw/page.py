@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +12,8 @@ BOTH_COLUMNS = 7.0
 """Inches: both columns of a two-column page."""
 NARROWEST = 5.0
 """Inches: below, texts of 6.5 points would run into each other."""
+WIDEST = 20.0
+"""Inches: at 300 dots an inch a PNG has 6,000 pixels."""
 
 _width: ContextVar[float] = ContextVar("width", default=BOTH_COLUMNS)
 _heading: ContextVar[str] = ContextVar("heading", default="")
@@ -22,10 +23,10 @@ def check_width(inches: float) -> float:
     """Return a width as it is.
 
     Raises:
-        InputError: it is no number, or narrower than ``NARROWEST``.
+        InputError: it is no number, narrower than ``NARROWEST`` or wider than ``WIDEST``.
     """
-    if not math.isfinite(inches) or inches < NARROWEST:
-        raise InputError(f"--width must be {NARROWEST:g} inches or more, not {inches:g}")
+    if not NARROWEST <= inches <= WIDEST:
+        raise InputError(f"--width must be {NARROWEST:g} to {WIDEST:g} inches, not {inches:g}")
     return inches
 
 

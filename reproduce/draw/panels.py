@@ -225,16 +225,23 @@ def all_paid_for(curve: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_budget(
-    axes: Axes, curve: pd.DataFrame, colour: str, marker: str, label: str, factor: float = 1.0
+    axes: Axes,
+    curve: pd.DataFrame,
+    colour: str,
+    marker: str,
+    label: str,
+    factor: float = 1.0,
+    line: str = "-",
 ) -> None:
-    """Draw a curve of ``budget_table`` with its interval, x divided by ``factor``.
+    """Draw a curve of ``budget_table`` with its interval, x divided by ``factor``; ``line``: its style.
 
     Up to 12 sizes each have a marker; of more, some that lie evenly in the logarithm.
     """
     xs = curve["budget"].to_numpy() / factor
     last = len(curve) - 1
     shown = {*range(last + 1)} if last < 12 else {round(last ** (k / 8)) for k in range(1, 9)} | {0}
-    axes.plot(xs, curve["mean"], color=colour, marker=marker, markevery=sorted(shown), label=label, zorder=3)
+    marked = sorted(shown)
+    axes.plot(xs, curve["mean"], line, color=colour, marker=marker, markevery=marked, label=label, zorder=3)
     if np.isfinite(curve["low"]).all():
         axes.fill_between(xs, curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0, zorder=1)
 

@@ -146,7 +146,7 @@ def write_networks(
     caption = (
         f"RTN against LPE-BSR of {chosen.settings.claim_size} members, "
         f"{listed([f'INT-{system_bits(system)}' for system in systems])}, scale {chosen.name}, "
-        f"{seeds_shown(summary)} training seeds."
+        f"{seeds_shown(summary)}."
     )
     header, notes = ([*map(summary.named, texts)] for texts in (HEADER, rounding_notes(chosen, summary)))
     return write_all(folder, figure, header, rows, caption, notes), summary

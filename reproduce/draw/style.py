@@ -40,6 +40,18 @@ FAMILY_STYLES: dict[str, Mark] = {
     "MultiSWAG": (panels.ORANGE, "2"),
     "BE": (panels.ORANGE, "1"),
 }
+WINE, OLIVE, TEAL, INDIGO = "#882255", "#999933", "#44AA99", "#332288"
+"""Tol's muted colours, of the methods that stand beside the paper's: told apart from Okabe & Ito's."""
+SPREAD_STYLE: Mark = (panels.GREEN, "D")
+GAUSSIAN_STYLE: Mark = (WINE, "s")
+MATCHED_STYLE: Mark = (WINE, "x")
+"""Gaussian noise of LPE-BSR's own variance."""
+DROPOUT_STYLE: Mark = (OLIVE, "v")
+AUGMENTATION_STYLE: Mark = (TEAL, "h")
+LAPLACE_STYLE: Mark = (panels.GREY, "d")
+FEEDBACK_STYLE: Mark = (INDIGO, "o")
+SELECTED_MARKER = "*"
+"""In the colour of what is selected from."""
 CASCADE_MARKERS = {"RTN": "<", "FP32": ">", "DE": "4"}
 """By what a cascade begins with, in the colour of what it goes on to."""
 

@@ -12,15 +12,17 @@ import numpy as np
 import pandas as pd
 
 from lpe.errors import InputError
-from lpe.number_systems.grids import PerChannel
+from lpe.number_systems.grids import FullPrecision, PerChannel, grid_of
 from lpe.number_systems.naming import ByPattern, number_system
 from lpe.records import COLUMNS
 from reproduce.draw.panels import read_record
 from reproduce.draw.tables import mean_and_interval, plain_number
 from reproduce.judge.claims import Settings, all_claims
 from reproduce.judge.verdicts import judge_all
-from reproduce.study.records import MEGABIT, record_name
+from reproduce.study.beyond.names import TUNED_SPREAD, TUNED_STD, shown
+from reproduce.study.records import MEGABIT, SETTING, record_name
 from reproduce.study.scale import Scale
+from reproduce.study.units import SPREAD
 from reproduce.study.unrounded import FP32, PARAMETERS, other_names, own_names, parameters
 from reproduce.study.unrounded import SCALED as SCALED
 
@@ -176,6 +178,42 @@ def claim_lines(record: pd.DataFrame, chosen: Scale, beginnings: Sequence[str]) 
     return [verdict.line() for verdict in judge_all(claims, record, chosen.unit)]
 
 
+def tuned_pair(summary: Summary, chosen: Scale, substrate: str) -> list[tuple[What, str]]:
+    """List LPE-BSR of a tuned spread and Gaussian noise of a std tuned as it is, with their titles.
+
+    Args:
+        substrate: of the network.
+
+    Returns:
+        Nothing where the scale, or the record, has none.
+    """
+    if chosen.beyond is None:
+        return []
+    at = (shown(substrate, SPREAD), chosen.substrates[substrate].estimate)
+    bits, size = chosen.beyond.spread_bits, chosen.beyond.size
+    both = [
+        (What(*at, TUNED_SPREAD, f"int{bits}", size), f"LPE-BSR, INT-{bits} of tuned spread"),
+        (What(*at, TUNED_STD, "fp32", size), "Gaussian, tuned as the spread"),
+    ]
+    return [each for each in both if summary.has(each[0])]
+
+
+def tuned_note(summary: Summary, chosen: Scale, substrate: str) -> list[str]:
+    """Say, where there are rows of them, what the spread and the std were tuned to, and how."""
+    pair = tuned_pair(summary, chosen, substrate)
+    if not pair or chosen.beyond is None:
+        return []
+    said = []
+    for name, (what, _) in zip(("spread", "std"), pair, strict=True):
+        found = summary.values(what, SETTING)
+        said.append(f"{name} {listed([f'{value:g}' for value in sorted(found.unique())])}")
+    return [
+        f"Tuned by the NLL of {chosen.beyond.size} members on examples that no row is scored on, from "
+        f"{len(chosen.beyond.spreads)} values each, at every training seed anew "
+        f"({training_seeds(len(found))}): {'; '.join(said)}."
+    ]
+
+
 def substrates_by_size(summary: Summary) -> list[str]:
     """Return the record's substrates, that with the fewest parameters first."""
     names = sorted(summary.record["substrate"].unique())
@@ -196,13 +234,15 @@ def system_title(name: str) -> str:
 def system_bits(name: str) -> int:
     """Return the bits a weight of a number system's name, scales aside: 5 of "int5 per tensor", 4 of "nf4".
 
+    Of "int8*11.3", whose 25 levels take no more, 5.
+
     Raises:
         InputError: the name of none, or of several by name pattern.
     """
     system = number_system(name)
     if isinstance(system, ByPattern):
         raise InputError(f"{name!r} are several number systems, each of its own bits")
-    return system.bits
+    return system.bits if isinstance(system, FullPrecision) else grid_of(system).code_bits
 
 
 def megabits(bits: float) -> str:
@@ -217,10 +257,15 @@ def listed(texts: Sequence[str]) -> str:
     return " and ".join([text for text in (", ".join(texts[:-1]), *texts[-1:]) if text])
 
 
+def training_seeds(count: int) -> str:
+    """Say a number of training seeds: "1 training seed", "5 training seeds"."""
+    return f"{count} training seed{'s' * (count != 1)}"
+
+
 def counted_seeds(numbers: Sequence[int]) -> str:
-    """Say how many training seeds there are, such as "n = 5" or "n = 5–20"."""
+    """Say how many training seeds there are, such as "n = 5 training seeds" or "n = 5–20 training seeds"."""
     low, high = min(numbers), max(numbers)
-    return f"n = {low}" if low == high else f"n = {low}–{high}"
+    return f"n = {f'{low}–' * (low < high)}{training_seeds(high)}"
 
 
 def pass_size(chosen: Scale) -> str:

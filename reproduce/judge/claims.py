@@ -7,6 +7,7 @@ The statistics are in :mod:`reproduce.judge.statistics`, the test of them all in
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,8 +15,10 @@ from functools import partial
 from reproduce.judge import statistics
 from reproduce.judge.intervals import LEVEL
 from reproduce.judge.statistics import Rows, StatisticOf
-from reproduce.study.records import BETTER_THAN_RTN, EQUAL_BITS
-from reproduce.study.scale import Scale
+from reproduce.study.beyond.names import TUNED_SPREAD, TUNED_STD, shown
+from reproduce.study.records import BETTER_THAN_RTN, EQUAL_BITS, STORED_BITS, by_rtn
+from reproduce.study.scale import Scale, Substrate
+from reproduce.study.units import SPREAD
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Settings:
 
     Args:
         substrate: of the default network. points_substrate: of it, where points alone are compared; "": the
-            same. networks: the substrates of table 1, smallest first.
+            same. networks: the substrates of table 1, smallest first. of_one_kind: those of
+            one architecture, over which C1c's slope is; (): all.
         compared_clip: table 6's substrate, on which C10 is judged too; "": there is none.
         bits: widths by which claims are reported. best_bits: the width of those that are not.
         claim_size: members, where an ensemble's size is not given by a budget.
@@ -71,6 +75,8 @@ class Settings:
         margin: C2's and C12's, as a share of the single FP32 model's NLL.
         noise_share: C12's instead, as a share of LPE-BSR's gain over FP32; None: it goes by the margin.
         least_disagreement: C3's. ambiguity: C5's limits.
+        spread_bits, spread_size: C15's bits of the codes whose step is spread, and members. tuned_share: its
+            limit, as a share of LPE-BSR's gain over FP32.
     """
 
     substrate: str
@@ -91,6 +97,10 @@ class Settings:
     points_substrate: str = ""
     least_disagreement: float = 0.1
     ambiguity: tuple[float, float] = (0.5, 2.0)
+    of_one_kind: tuple[str, ...] = ()
+    spread_bits: int = 8
+    spread_size: int = 10
+    tuned_share: float = 0.2
 
     @property
     def of_points(self) -> str:
@@ -100,7 +110,7 @@ class Settings:
     @classmethod
     def of(cls, scale: Scale) -> Settings:
         """Return the settings of a scale."""
-        settings = scale.settings
+        settings, beyond = scale.settings, scale.beyond
         return cls(
             substrate=scale.substrate,
             networks=tuple(each.name for each in scale.sizes),
@@ -116,7 +126,19 @@ class Settings:
             },
             large_bits=settings.large_bits,
             large_size=settings.large_size,
+            of_one_kind=of_one_kind(scale.sizes),
+            spread_bits=cls.spread_bits if beyond is None else beyond.spread_bits,
+            spread_size=cls.spread_size if beyond is None else beyond.size,
         )
+
+
+def of_one_kind(sizes: Sequence[Substrate]) -> tuple[str, ...]:
+    """Name the networks of the architecture that most of them have: a slope over others is of no size."""
+    kinds = [type(getattr(each.source, "shape", each.source)) for each in sizes]
+    if not kinds:
+        return ()
+    most = Counter(kinds).most_common(1)[0][0]
+    return tuple(each.name for each, kind in zip(sizes, kinds, strict=True) if kind is most)
 
 
 @dataclass(frozen=True)
@@ -181,13 +203,13 @@ def _c1(settings: Settings) -> list[Claim]:
                 partial(statistics.change, pair(network, more), pairs),
             )
         )
+    alike = settings.of_one_kind or settings.networks
     series = [
-        (*pair(network, few), _fp32(settings, "FP32", "SGD", 1, substrate=network))
-        for network in settings.networks
+        (*pair(network, few), _fp32(settings, "FP32", "SGD", 1, substrate=network)) for network in alike
     ]
     slope = Claim(
         "C1c",
-        f"least-squares slope of {gain} at INT-{few} in log(parameters), over {', '.join(settings.networks)}",
+        f"least-squares slope of {gain} at INT-{few} in log(parameters), over {', '.join(alike)}",
         Side(high=0),
         "nats per e-fold",
         partial(statistics.slope, series),
@@ -240,6 +262,37 @@ def _budgets(settings: Settings, number: str, names: Sequence[str]) -> list[Clai
                 statistic = partial(statistics.equal_memory, base, expanded, models)
             made.append(Claim(f"{number}{letter} ({name})", words, Side(high=0), "nats", statistic))
     return made
+
+
+FEWEST = min(STORED_BITS)
+"""Bits of the rivals that are stored in as few as LPE-BSR's members are."""
+FEW_RIVALS = f"against {FEWEST}-bit members"
+
+
+def _stored(settings: Settings, family: str) -> Rows:
+    """Choose a family's members, each rounded to nearest in FEWEST bits."""
+    return Rows(settings.substrate, family, by_rtn(family), f"int{FEWEST}", "nearest")
+
+
+def _against_few_bits(settings: Settings, number: str, names: Sequence[str]) -> list[Claim]:
+    """Make claims 4b and 8b once more: at the memory of X's members that are stored in few bits as well."""
+    bits, models = settings.best_bits, settings.memory_models
+    return [
+        Claim(
+            f"{number}b, {FEW_RIVALS} ({name})",
+            f"NLL({name} + LPE-BSR INT-{bits}) − NLL({name}, members by RTN at INT-{FEWEST}) at equal "
+            f"memory: the most members that fit, base by base, into the memory of {models} of these",
+            Side(high=0),
+            "nats",
+            partial(
+                statistics.equal_memory,
+                _stored(settings, name),
+                _bsr(settings, bits, name, None, method=f"{name} + LPE-BSR"),
+                models,
+            ),
+        )
+        for name in names
+    ]
 
 
 def _c5(settings: Settings, bits: int) -> Claim:
@@ -321,6 +374,34 @@ def _c9(settings: Settings) -> Claim:
             _fp32(settings, "DE", "DE", None),
         ),
     )
+
+
+def _c9_against_few_bits(settings: Settings) -> list[Claim]:
+    """Make claim 9 once more, where DE's members are stored in few bits as well: LPE-BSR's one by one, and as
+    planes, which take one bit a member.
+    """
+    bits, size = settings.best_bits, settings.claim_size
+    deep = f"DE, members by RTN at INT-{FEWEST}"
+    return [
+        Claim(
+            f"C9, {ours}{FEW_RIVALS}",
+            f"(NLL(MAP) − NLL(LPE-BSR INT-{bits}, {size})) − memory share × (NLL(MAP) − NLL({deep})), all "
+            f"members of these: {stored}",
+            Side(low=0),
+            "nats",
+            partial(
+                statistics.beyond_share,
+                _fp32(settings, "FP32", "SGD", 1),
+                _bsr(settings, bits, "SGD", size),
+                _stored(settings, "DE"),
+                planes_of=planes_of,
+            ),
+        )
+        for ours, stored, planes_of in (
+            ("", "LPE-BSR's members stored one by one", None),
+            ("planes ", "LPE-BSR's members stored as planes, b + M bits a weight", bits),
+        )
+    ]
 
 
 def _c10(settings: Settings, rival: str, bits: int, substrate: str) -> Claim:
@@ -412,6 +493,32 @@ def _c14(settings: Settings) -> Claim:
     )
 
 
+def _c15(settings: Settings) -> list[Claim]:
+    """Make claim 15: with the step as a knob, LPE-BSR against noise whose std is tuned as the spread is."""
+    substrate, size = shown(settings.substrate, SPREAD), settings.spread_size
+    system, share = f"int{settings.spread_bits}", settings.tuned_share
+    low = Rows(substrate, "SGD", TUNED_SPREAD, system, "bernoulli", size)
+    rival = _fp32(settings, TUNED_STD, "SGD", size, substrate=substrate)
+    single = _fp32(settings, "FP32", "SGD", 1, substrate=substrate)
+    return [
+        Claim(
+            f"C15 ({name})",
+            f"({loss}(LPE-BSR, tuned spread of INT-{settings.spread_bits}'s step, {size}) − {loss}(Gaussian, "
+            f"tuned std, {size})) / ({loss}(FP32) − {loss}(LPE-BSR)), both tuned by as many ensembles "
+            "(non-inferiority)",
+            Side(high=share),
+            "ratio",
+            partial(
+                statistics.tuned_share,
+                replace(low, metric=metric),
+                replace(rival, metric=metric),
+                replace(single, metric=metric),
+            ),
+        )
+        for name, loss, metric in (("raw", "NLL", "nll"), ("calibrated", "calibrated NLL", "calibrated_nll"))
+    ]
+
+
 def all_claims(settings: Settings) -> tuple[Claim, ...]:
     """List every claim of the suite, one row each."""
     bits, size = settings.bits, settings.claim_size
@@ -420,11 +527,14 @@ def all_claims(settings: Settings) -> tuple[Claim, ...]:
         *(_c2(settings, settings.of_points, settings.best_bits, size, point) for point in ("SWAG", "IVON")),
         *(_c3(settings, width) for width in bits),
         *_budgets(settings, "C4", ("SSE", "CSGLD")),
+        *_against_few_bits(settings, "C4", ("SSE", "CSGLD")),
         *(_c5(settings, width) for width in bits),
         *_c6(settings),
         *(_c7(settings, point, width) for point in ("SWAG", "IVON") for width in bits),
         *_budgets(settings, "C8", ("SSE", "DE", "MultiIVON")),
+        *_against_few_bits(settings, "C8", ("SSE", "DE", "MultiIVON")),
         _c9(settings),
+        *_c9_against_few_bits(settings),
         *(
             _c10(settings, rival, width, substrate)
             for substrate in dict.fromkeys((settings.substrate, *filter(None, [settings.compared_clip])))
@@ -435,4 +545,5 @@ def all_claims(settings: Settings) -> tuple[Claim, ...]:
         *(_c12(settings, width) for width in bits),
         *_c13(settings),
         _c14(settings),
+        *_c15(settings),
     )

@@ -15,7 +15,10 @@ from reproduce.judge.statistics import Statistic
 
 Found = tuple[np.ndarray, np.ndarray]
 ExampleValues = Callable[[Mapping[str, object]], Found | None]
-"""A record's row → which examples, and their values, both [examples]; None: they were not kept."""
+"""A record's row → which examples, and their values, both [examples]; None: they were not kept.
+
+The row has the columns of ``lpe.records.KEY``, and its value.
+"""
 
 AGREEMENT = 1e-5
 """How far, relatively, a record's value may be from the mean of its examples' float32 values."""
@@ -74,7 +77,7 @@ def _values(label: int, record: pd.DataFrame, examples: ExampleValues) -> Found:
         raise NotAvailable("the record lacks a row")
     row = record.loc[label]
     named = " ".join(str(row[column]) for column in KEY[1:] if row[column] != "")
-    found = examples({column: row[column] for column in KEY})
+    found = examples({column: row[column] for column in (*KEY, "value")})
     if found is None:
         raise NotAvailable(f"the values of single examples were not kept ({named})")
     if not np.isclose(found[1].mean(), row["value"], rtol=AGREEMENT, atol=1e-7):

@@ -2,8 +2,9 @@
 
 A published number stands beside the rows of our records that measure the same metric of the same method, on
 the same data set: on the same network where we have one, else on one of ours that the table may stand beside;
-with the same augmentation where we have it. What differs is said with every verdict. What has no rows is
-"not run".
+with the same augmentation where we have it; on all test examples where we have them. What a substrate is, its
+scale says (:class:`reproduce.study.subjects.Subject`). What differs is said with every verdict. What has no
+rows is "not run".
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from reproduce.judge.intervals import student_interval
-from reproduce.judge.published import TEST, Ours, Published, Subject, subject_of
+from reproduce.judge.intervals import has_spread, student_interval
+from reproduce.judge.published import Ours, Published
 from reproduce.judge.statistics import NotRun, Rows
+from reproduce.study.subjects import Subject, words_of_augmentation
 
 INSIDE, OUTSIDE, ONE_NUMBER, NOT_RUN = "inside", "outside", "one number", "not run"
 FILE = "file"
@@ -28,7 +30,7 @@ class Measured:
     """A number of ours: the mean over training seeds.
 
     Args:
-        low, high: its 95 % interval, Student's t; NaN with one seed. seeds: training seeds.
+        low, high: its 95 % interval, Student's t; NaN with one seed, or equal ones. seeds: training seeds.
         files: of the records that it is read from.
     """
 
@@ -59,40 +61,42 @@ class Comparison:
     verdict: str
 
 
-def compare_all(published: Iterable[Published], records: Mapping[str, pd.DataFrame]) -> list[Comparison]:
+Subjects = Mapping[tuple[str, str], Subject]
+"""What substrates are, by scale and by the name that records have."""
+
+
+def compare_all(
+    published: Iterable[Published], records: Mapping[str, pd.DataFrame], subjects: Subjects
+) -> list[Comparison]:
     """Put every published number beside ours; one that several substrates stand beside comes several times.
 
     Args:
-        records: by scale, its rows with their FILE.
+        records: by scale, its rows with their FILE. subjects: of the substrates that stand beside others.
     """
-    named = {
-        (scale, substrate): subject
-        for scale, record in records.items()
-        for substrate in record["substrate"].unique()
-        if (subject := subject_of(substrate)) is not None
-    }
-    return [each for number in published for each in _compared(number, records, named)]
+    return [each for number in published for each in _compared(number, records, subjects)]
 
 
-def _compared(
-    number: Published, records: Mapping[str, pd.DataFrame], named: Mapping[tuple[str, str], Subject]
-) -> list[Comparison]:
-    if number.row.ours is None:
+def _compared(number: Published, records: Mapping[str, pd.DataFrame], subjects: Subjects) -> list[Comparison]:
+    ours = number.row.ours
+    if ours is None:
         return [_not_run(number, "the suite has no such method")]
-    found: list[tuple[tuple[bool, bool], Measured]] = []
-    missing: list[str] = []
-    for (scale, substrate), subject in named.items():
+    found: list[tuple[tuple[bool, ...], Measured]] = []
+    table, missing = number.table, list[str]()
+    lacking = f"no record of {table.network} on {table.data}"
+    for (scale, substrate), subject in subjects.items():
         if not _comparable(number, subject):
             continue
+        if subject.optimiser not in (ours.optimiser, None):
+            lacking = f"no record of a network trained by {ours.optimiser}"
+            continue
         try:
-            measured = measure(number, number.row.ours, records[scale], scale, substrate, subject)
+            measured = measure(number, ours, records[scale], scale, substrate, subject)
         except NotRun as absent:
             missing.append(str(absent))
             continue
         found.append((_distance(number, subject), measured))
     if not found:
-        table = number.table
-        return [_not_run(number, missing[0] if missing else f"no record of {table.network} on {table.data}")]
+        return [_not_run(number, missing[0] if missing else lacking)]
     nearest = min(distance for distance, _ in found)
     return [_judged(number, measured) for distance, measured in found if distance == nearest]
 
@@ -106,10 +110,15 @@ def _comparable(number: Published, subject: Subject) -> bool:
     return subject.data_set == table.data and subject.network in (table.network, *table.beside)
 
 
-def _distance(number: Published, subject: Subject) -> tuple[bool, bool]:
-    """Tell whether the network differs, and whether the augmentation does."""
+def _distance(number: Published, subject: Subject) -> tuple[bool, ...]:
+    """Tell whether the network differs, the augmentation, the weights, and whether a part is scored alone."""
     table = number.table
-    return subject.network != table.network, subject.augmentation != table.augmentation
+    return (
+        subject.network != table.network,
+        subject.augmentation != table.augmentation,
+        subject.weights != number.row.weights,
+        subject.scored is not None,
+    )
 
 
 def measure(
@@ -135,7 +144,7 @@ def measure(
         subject,
         int(rows["size"].iloc[0]),
         float(values.mean()),
-        *student_interval(values),
+        *(student_interval(values) if has_spread(values) else (math.nan, math.nan)),
         len(values),
         float(rows["backward_passes"].mean()),
         tuple(sorted(set(rows[FILE]))),
@@ -147,11 +156,17 @@ def differences(number: Published, ours: Measured) -> list[str]:
     table, subject = number.table, ours.subject
     pairs = [
         ("data", subject.data, table.data),
-        ("scored on", TEST, table.scored),
+        ("scored on", subject.scored_on, table.scored),
         ("network", subject.network, table.network),
-        ("augmentation", subject.augmentation, table.augmentation),
+        (
+            "augmentation",
+            words_of_augmentation(subject.augmentation),
+            words_of_augmentation(table.augmentation),
+        ),
         ("members", ours.members, number.row.members),
     ]
+    if number.row.weights:
+        pairs.append(("weights", subject.weights or "trained here", number.row.weights))
     if number.backward_passes is not None:
         pairs.append(("backward passes", round(ours.backward_passes), number.backward_passes))
     said = [f"{what} ({mine}, theirs {theirs})" for what, mine, theirs in pairs if mine != theirs]

@@ -12,6 +12,9 @@ Each has a function that gives the *level of a limit*: the smallest α at which 
 limit, which is the two-sided p-value. So an interval and a p-value never disagree. A percentile interval of
 a handful of values is too narrow (of five it covers 85 %, of 20 93 %, not 95 %): it is for examples, not for
 seeds, and of fewer than 20 examples there is none.
+
+Equal values decide nothing (``can_tell``): their std is an estimate too, and 0 of two seeds does not say that
+a third would be no other. Their intervals have no bounds, and their levels are 1.
 """
 
 from __future__ import annotations
@@ -37,33 +40,77 @@ NODES = 64
 CHUNK = 2_000_000
 """Indices drawn at a time by the bootstrap: with the counts three arrays of 16 MB."""
 
+SMALLEST = 1e-150
+"""What is smaller has a square that is no float any more: it is taken for 0."""
+
+EQUAL = 1e-12
+"""Values are equal that differ by no more than this share of the largest: a record has 12 digits."""
+
 _NOTHING = (float("nan"), float("nan"))
 _EVERYTHING = (-math.inf, math.inf)
 
 
+def has_spread(values: np.ndarray, scale: float | None = None) -> bool:
+    """Tell whether values [n] differ, by more than rounding.
+
+    Args:
+        scale: of the numbers that they come from; None: the largest of them.
+    """
+    largest = float(np.abs(values).max()) if scale is None else scale
+    return largest >= SMALLEST and float(np.ptp(values)) > EQUAL * largest
+
+
+def can_tell(values: np.ndarray) -> bool:
+    """Tell whether values decide anything: not where all are equal.
+
+    Args:
+        values: one a unit, [n, 1]; of a ratio the numerators and the denominators, [n, 2]. Of these the
+            denominators must differ, their mean must not be 0, and the numerators must not all be the same
+            share of them.
+    """
+    above = values[:, 0]
+    if values.shape[1] == 1:
+        return has_spread(above)
+    below = values[:, 1]
+    mean = float(below.mean())
+    if abs(mean) < SMALLEST or not has_spread(below):
+        return False
+    return has_spread(above - float(above.mean()) / mean * below, float(np.abs(above).max()))
+
+
 def student_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Return the two-sided interval of the mean of values [n], Student's t; NaN with fewer than two."""
+    """Return the two-sided interval of the mean of values [n], Student's t; NaN with fewer than two.
+
+    Of equal values it has no width. That may be drawn; what decides is ``deciding_interval``.
+    """
     if len(values) < 2:
         return _NOTHING
     half = _t_quantile(len(values), level) * _standard_error(values)
     return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
+def deciding_interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Return Student's interval of values [n] as it decides: (−∞, ∞) where all are equal."""
+    if len(values) > 1 and not has_spread(values):
+        return _EVERYTHING
+    return student_interval(values, level)
+
+
 def student_level(values: np.ndarray, limit: float) -> float:
     """Return the level at which Student's interval of values [n] begins to exclude a limit.
 
     Returns:
-        The two-sided p-value; NaN with fewer than two values; 1 where the mean is the limit itself.
+        The two-sided p-value; NaN with fewer than two values; 1 where the mean is the limit itself, and where
+        all values are equal.
     """
     from scipy.stats import t
 
     n, distance = len(values), abs(float(np.mean(values)) - limit)
     if n < 2:
         return float("nan")
-    error = _standard_error(values)
-    if error == 0:
-        return float(distance == 0)
-    return float(2 * t.sf(distance / error, n - 1))
+    if not has_spread(values):
+        return 1.0
+    return float(2 * t.sf(distance / _standard_error(values), n - 1))
 
 
 def fieller_interval(
@@ -76,8 +123,8 @@ def fieller_interval(
 
     Returns:
         (low, high). (−∞, ∞) where the denominator's mean is not told from 0 at this level: what Fieller's
-        test leaves is then the whole line, or all of it but a gap, and its hull is the line. NaN with fewer
-        than two pairs.
+        test leaves is then the whole line, or all of it but a gap, and its hull is the line; and where the
+        pairs tell nothing (``can_tell``). NaN with fewer than two pairs.
 
     Raises:
         ValueError: numerators and denominators of different lengths.
@@ -86,6 +133,8 @@ def fieller_interval(
     n = len(numerators)
     if n < 2:
         return _NOTHING
+    if not can_tell(np.stack([numerators, denominators], axis=1)):
+        return _EVERYTHING
     (saa, sab), (_, sbb) = np.cov(numerators, denominators) * _t_quantile(n, level) ** 2 / n
     a, b = float(np.mean(numerators)), float(np.mean(denominators))
     # (a − ρb)² ≤ t²·var(a − ρb)/n, as square·ρ² − 2·half·ρ + constant ≤ 0.
@@ -101,9 +150,12 @@ def fieller_level(numerators: np.ndarray, denominators: np.ndarray, limit: float
 
     Returns:
         The larger of two p-values: that of the mean of a − limit·b against 0, and that of the denominator's
-        mean against 0, without which the interval has no bounds. NaN with fewer than two pairs.
+        mean against 0, without which the interval has no bounds. 1 where the pairs tell nothing
+        (``can_tell``); NaN with fewer than two pairs.
     """
     _check_pairs(numerators, denominators)
+    if len(numerators) > 1 and not can_tell(np.stack([numerators, denominators], axis=1)):
+        return 1.0
     return max(student_level(numerators - limit * denominators, 0.0), student_level(denominators, 0.0))
 
 
@@ -262,12 +314,10 @@ def needed_units(
             which it is never.
 
     Returns:
-        2 or more; None: never.
+        2 or more; None: never, as where no spread was observed: equal values decide nothing.
     """
-    if min(abs(effect - low), abs(effect - high)) == 0 or not math.isfinite(effect + spread):
+    if min(abs(effect - low), abs(effect - high)) == 0 or not math.isfinite(effect + spread) or spread <= 0:
         return None
-    if spread == 0:
-        return 2
 
     def decides(units: int) -> bool:
         return deciding_power(units, effect, spread, low, high, level) >= power

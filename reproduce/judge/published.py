@@ -10,26 +10,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from reproduce.study.subjects import (
+    ADAMW,
+    CIFAR,
+    IMAGENET,
+    R20,
+    RESNET50,
+    SGD,
+    TEST,
+    WRN28X1,
+    WRN28X10,
+)
 from reproduce.study.unrounded import FP32, SCALED
-
-TEST = "test examples"
-R20, WRN28X1, WRN28X10, RESNET50 = "R20-FRN-SiLU", "WRN28x1-BN-ReLU", "WRN28-10", "ResNet-50"
-SPELLINGS = {
-    R20: (R20, "R20-FRN-Swish", "ResNet-20-FRN-SiLU", "ResNet-20-FRN-Swish"),
-    WRN28X1: (WRN28X1,),
-    WRN28X10: (WRN28X10,),
-    RESNET50: (RESNET50,),
-    **{name: (name,) for name in ("ViT-T", "ViT-S", "ViT-B", "ViT-L", "CLIP-L", "CLIP-g")},
-    **{f"EfficientNet-B{size}": (f"EfficientNet-B{size}",) for size in range(5)},
-}
-"""The names of each network."""
-
-CIFAR, IMAGENET = "CIFAR-10", "ImageNet"
-DATA = (CIFAR, IMAGENET)
-
-CROPS, NONE, UNSAID = "crops and flips", "none", "not said"
-WITHOUT = ("no augmentation", "without augmentation")
-"""Words of a substrate's name."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +30,19 @@ class Ours:
 
     Args:
         largest: our largest ensemble stands for it where we have none of its size.
+        optimiser: of our point estimate.
     """
 
     point: str
     method: str
     largest: bool = False
+    optimiser: str = SGD
 
 
 POINT = Ours("SGD", FP32)
 TEMPERED = Ours("SGD", SCALED)
-ADAMW, IVON = (Ours(name, FP32) for name in ("AdamW", "IVON"))
+BY_ADAMW = Ours("SGD", FP32, optimiser=ADAMW)
+IVON = Ours("IVON", FP32)
 DE, BE, SSE = (Ours(name, name) for name in ("DE", "BE", "SSE"))
 CSGLD = Ours("CSGLD", "CSGLD", largest=True)
 DROPOUT = Ours("SGD", "MC-dropout", largest=True)
@@ -62,6 +57,7 @@ class Row:
     Args:
         method: as the source calls it. ours: None: the suite has no such method.
         numbers: by metric. differs: what else is different, in words.
+        weights: the published ones that it is of, by their source's name; "": of no name.
     """
 
     method: str
@@ -69,6 +65,7 @@ class Row:
     ours: Ours | None
     numbers: Mapping[str, str]
     differs: str = ""
+    weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,7 @@ class Table:
     Args:
         trials: trainings behind a number; None: the source does not say.
         updates: gradient steps a member; None: not said. scored: the examples of the metrics.
+        augmentation: whether by crops and flips; None: not said.
         beside: networks of ours that it may stand beside where we have none of its own.
     """
 
@@ -85,7 +83,7 @@ class Table:
     file: str
     network: str
     data: str
-    augmentation: str
+    augmentation: bool | None
     trials: int | None
     updates: int | None
     rows: tuple[Row, ...]
@@ -116,56 +114,11 @@ class Published:
         return None if self.table.updates is None else self.table.updates * self.row.members
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A network on data, in the words of published tables.
-
-    Args:
-        data: with what follows in brackets, such as "CIFAR-10 (JPEG q75)".
-    """
-
-    network: str
-    data: str
-    augmentation: str
-
-    @property
-    def data_set(self) -> str:
-        """The name of the data alone."""
-        return self.data.partition(" (")[0]
-
-
-def subject_of(substrate: str) -> Subject | None:
-    """Return what a substrate of a record is, by its name; None: no published network, or no such data.
-
-    A substrate of CIFAR-10 whose name does not say "no augmentation" is taken to have crops and flips.
-    """
-    found = (
-        match
-        for name in DATA
-        if (match := re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])( \([^()]*\))?", substrate))
-    )
-    data = next(found, None)
-    spelt = {spelling: network for network, several in SPELLINGS.items() for spelling in several}
-    network = next(
-        (
-            spelt[spelling]
-            for spelling in sorted(spelt, key=len, reverse=True)
-            if re.search(rf"(?<![\w-]){re.escape(spelling)}(?![\w-])", substrate)
-        ),
-        None,
-    )
-    if data is None or network is None:
-        return None
-    without = any(words in substrate for words in WITHOUT)
-    augmentation = NONE if without else CROPS if data[0].startswith(CIFAR) else UNSAID
-    return Subject(network, data[0], augmentation)
-
-
 BDLX = ("cs-giung/bdlx", "examples/cifar/README.md")
 GIUNG2 = ("cs-giung/giung2", "projects/CIFAR-Baselines/README.md")
 BASELINES = "google/uncertainty-baselines"
 ENSEMBLES = ("SamsungLabs/pytorch-ensembles", "notebooks/tabsles.ipynb")
-OUR_CHECKPOINTS = ("ViT-L-14, openai", "ViT-g-14, laion2b_s34b_b88k")
+AUGREG = "augreg_in21k_ft_in1k"
 HELD_OUT = "the last 9,040 training examples"
 
 
@@ -190,13 +143,13 @@ TABLES = (
         *BDLX,
         network=R20,
         data=CIFAR,
-        augmentation=NONE,
+        augmentation=False,
         trials=8,
         updates=50_000,
         scored=HELD_OUT,
         rows=(
             Row("momentum SGD", 1, POINT, {"err": ".151", "nll": ".646"}),
-            Row("AdamW", 1, ADAMW, {"err": ".138 [.132, .144]", "nll": ".539 [.513, .560]"}),
+            Row("AdamW", 1, BY_ADAMW, {"err": ".138 [.132, .144]", "nll": ".539 [.513, .560]"}),
             Row("IVON", 1, IVON, {"err": ".135 [.130, .139]", "nll": ".462 [.445, .474]"}),
         ),
     ),
@@ -204,7 +157,7 @@ TABLES = (
         *BDLX,
         network=R20,
         data=CIFAR,
-        augmentation=NONE,
+        augmentation=False,
         trials=8,
         updates=5_000,
         scored=HELD_OUT,
@@ -227,7 +180,7 @@ TABLES = (
         *BDLX,
         network=R20,
         data=CIFAR,
-        augmentation=NONE,
+        augmentation=False,
         trials=None,
         updates=None,
         scored=HELD_OUT,
@@ -244,13 +197,13 @@ TABLES = (
         *BDLX,
         network=R20,
         data=CIFAR,
-        augmentation=CROPS,
+        augmentation=True,
         trials=8,
         updates=50_000,
         scored=HELD_OUT,
         rows=(
             Row("momentum SGD", 1, POINT, {"err": ".096", "nll": ".414"}),
-            Row("AdamW", 1, ADAMW, {"err": ".089 [.085, .093]", "nll": ".374 [.359, .385]"}),
+            Row("AdamW", 1, BY_ADAMW, {"err": ".089 [.085, .093]", "nll": ".374 [.359, .385]"}),
             Row("IVON", 1, IVON, {"err": ".088 [.081, .092]", "nll": ".297 [.280, .311]"}),
         ),
     ),
@@ -258,7 +211,7 @@ TABLES = (
         *GIUNG2,
         network=R20,
         data=CIFAR,
-        augmentation=NONE,
+        augmentation=False,
         trials=None,
         updates=None,
         rows=(
@@ -286,7 +239,7 @@ TABLES = (
         *GIUNG2,
         network=WRN28X1,
         data=CIFAR,
-        augmentation=CROPS,
+        augmentation=True,
         trials=None,
         updates=None,
         beside=(R20,),
@@ -304,7 +257,7 @@ TABLES = (
         "baselines/cifar/README.md",
         network=WRN28X10,
         data=CIFAR,
-        augmentation=CROPS,
+        augmentation=True,
         trials=None,
         updates=None,
         beside=(R20,),
@@ -320,7 +273,7 @@ TABLES = (
         "baselines/imagenet/README.md",
         network=RESNET50,
         data=IMAGENET,
-        augmentation=UNSAID,
+        augmentation=None,
         trials=None,
         updates=None,
         rows=(
@@ -334,7 +287,7 @@ TABLES = (
         *ENSEMBLES,
         network=RESNET50,
         data=IMAGENET,
-        augmentation=UNSAID,
+        augmentation=None,
         trials=None,
         updates=None,
         rows=(
@@ -353,10 +306,10 @@ TABLES = (
             "results/results-imagenet.csv",
             network=network,
             data=IMAGENET,
-            augmentation=UNSAID,
+            augmentation=None,
             trials=1,
             updates=None,
-            rows=(Row("augreg_in21k_ft_in1k", 1, POINT, {"acc %": accuracy}),),
+            rows=(Row(AUGREG, 1, POINT, {"acc %": accuracy}, weights=AUGREG),),
         )
         for network, accuracy in {
             "ViT-T": "75.452",
@@ -371,12 +324,11 @@ TABLES = (
             "docs/openclip_results.csv",
             network=network,
             data=IMAGENET,
-            augmentation=UNSAID,
+            augmentation=None,
             trials=1,
             updates=None,
             rows=tuple(
-                Row(tag, 1, POINT, {"acc": accuracy}, "" if tag in OUR_CHECKPOINTS else "another checkpoint")
-                for tag, accuracy in several.items()
+                Row(tag, 1, POINT, {"acc": accuracy}, weights=tag) for tag, accuracy in several.items()
             ),
         )
         for network, several in {
@@ -393,7 +345,7 @@ TABLES = (
             "imagenet-sc-results.png (read off the picture, ± .002)",
             network=f"EfficientNet-B{size}",
             data=IMAGENET,
-            augmentation=UNSAID,
+            augmentation=None,
             trials=None,
             updates=None,
             rows=(

@@ -16,14 +16,13 @@ import numpy as np
 import pandas as pd
 
 from lpe.errors import InputError
-from reproduce.study.records import STD_OVER_FORGETTING
+from reproduce.judge.intervals import student_interval
+from reproduce.study.records import SETTING, STD_OVER_FORGETTING
 from reproduce.study.unrounded import PARAMETERS, other_names, own_names, parameters
 
 NO_NETWORKS = "no rows of figure 7: this scale names none of its models"
 
 LEARNT = 0.1
-SETTING = "setting"
-"""The metric of a tuned method that is what it was tuned to."""
 
 
 class NotRun(Exception):
@@ -246,6 +245,29 @@ def share_of_gain(low: Rows, other: Rows, single: Rows, record: pd.DataFrame) ->
     return Statistic(weighted((1, a), (-1, b)), weighted((1, alone), (-1, a)), note)
 
 
+def tuned_share(low: Rows, rival: Rows, single: Rows, record: pd.DataFrame) -> Statistic:
+    """Return ``share_of_gain`` of two tuned methods; the note says what each was tuned to.
+
+    Raises:
+        NotRun: low is worse than the single model, surely or at the one seed there is: as a share of a loss
+            a difference would be the smaller, the worse low is.
+    """
+    found = share_of_gain(low, rival, single, record)
+    assert found.over is not None
+    gains = value_of(found.over, record["value"]).to_numpy()
+    if (student_interval(gains)[1] if len(gains) > 1 else gains[0]) < 0:
+        raise NotRun(
+            f"{low.method} is {-gains.mean():.3g} nats worse than {single.method}: no gain to take a share of"
+        )
+    said = []
+    for rows in (low, rival):
+        tuned = replace(rows, metric=SETTING)
+        if tuned.are_in(record):
+            values = sorted(set(tuned.values(record).loc[found.seeds]))
+            said.append(f"{rows.method}: {', '.join(f'{value:.3g}' for value in values)}")
+    return replace(found, note=notes(*said, found.note))
+
+
 def level_of(rows: Rows, record: pd.DataFrame) -> Statistic:
     """Return the value itself."""
     return Statistic(weighted((1, rows.labels(record))))
@@ -336,12 +358,40 @@ def equal_memory(base: Rows, expanded: Rows, models: int, record: pd.DataFrame) 
     return Statistic(weighted((1, pd.Series(ours)), (-1, theirs)), note=said)
 
 
-def beyond_share(single: Rows, low: Rows, deep: Rows, record: pd.DataFrame) -> Statistic:
-    """Return low's gain over the single model, less its share of deep's memory times all of deep's gain."""
+def as_planes(low: Rows, bits: int, record: pd.DataFrame) -> pd.Series:
+    """Return the memory of low precision members whose lower neighbours are stored once, a bit a member.
+
+    Args:
+        low: of one network, at one size; there are rows of one member too. bits: of a code.
+
+    Returns:
+        Bits, indexed by training seed: those of members stored one by one, with ``bits`` + M bits a weight in
+        the place of ``bits`` × M.
+    """
+    members = low.table(record)["memory_bits"]
+    if low.size is None or low.size < 2:
+        raise InputError(f"{low}: planes are told of two members or more")
+    one = low.at(1).table(record)["memory_bits"].reindex(members.index)
+    if one.isna().any():
+        raise NotRun(f"no rows of some seeds: {low.at(1)}")
+    # Members share all but their codes.
+    a_bit = (members - one) / ((low.size - 1) * bits)
+    return one + low.size * a_bit
+
+
+def beyond_share(
+    single: Rows, low: Rows, deep: Rows, record: pd.DataFrame, planes_of: int | None = None
+) -> Statistic:
+    """Return low's gain over the single model, less its share of deep's memory times all of deep's gain.
+
+    Args:
+        planes_of: the bits of a code, where low's members are stored as planes; None: one by one.
+    """
     models = int(deep.table(record)["size"].max())
     ours, whole = low.table(record), deep.at(models).table(record)
     (alone, a, b), note = aligned(single.labels(record), ours["row"], whole["row"])
-    share = ours["memory_bits"].loc[a.index] / whole["memory_bits"].loc[a.index]
+    taken = ours["memory_bits"] if planes_of is None else as_planes(low, planes_of, record)
+    share = taken.loc[a.index] / whole["memory_bits"].loc[a.index]
     gain = value_of(weighted((1, alone), (-1, b)), record["value"]).mean()
     said = f"DE of {models}, {share.mean():.3g} of its memory, mean gain {gain:+.3g} nats"
     return Statistic(weighted((1 - share, alone), (-1, a), (share, b)), note=notes(said, note))

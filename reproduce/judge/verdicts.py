@@ -2,7 +2,8 @@
 
 The interval of a statistic is compared with the claimed side: the claim *holds* if the interval lies wholly
 on it, *fails* if wholly on the other, and is *undecided* otherwise: also where the interval touches a limit,
-and where there is none. It is *not run* where its rows are not in the record, and then says which.
+where there is none, and where all seeds or examples have the same value. It is *not run* where its rows are
+not in the record, and then says which.
 
 What the interval is of, a scale says (``UNITS``):
 
@@ -22,10 +23,11 @@ evidence for LPE-BSR.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -40,8 +42,11 @@ from reproduce.judge.intervals import (
     LEAST_EXAMPLES,
     LEVEL,
     MOST_SEEDS,
+    SMALLEST,
+    can_tell,
     fieller_interval,
     fieller_level,
+    has_spread,
     holm,
     needed_units,
     percentile_interval,
@@ -51,8 +56,9 @@ from reproduce.judge.intervals import (
     student_level,
     verdict_level,
 )
-from reproduce.judge.null import stand_ins, with_absent
-from reproduce.judge.statistics import NotRun, Statistic, notes, value_of
+from reproduce.judge.null import stand_ins, vanishes, with_absent
+from reproduce.judge.statistics import NotRun, Statistic, Sum, notes, value_of
+from reproduce.study.keys import code_hash
 from reproduce.study.unrounded import FP32, other_names
 
 UNITS = {
@@ -60,12 +66,16 @@ UNITS = {
     "same images": ("training seed, for these images", "for new images"),
     "example": ("test example", ""),
 }
-"""Unit: what an interval is of, and what the one beside it is."""
+"""What an interval is of, and what the one beside it is; by ``study.scale.INTERVAL_UNITS``."""
 
 MOST_EXAMPLES = 1_000_000
 """Test examples beyond which a claim is called never decided."""
 
+RECORDED = 1e-11
+"""How far a record's values may be off, relatively: it keeps 12 digits, which end at up to 1e-11."""
+
 NOTHING = float("nan")
+EVERYTHING = (-math.inf, math.inf)
 TEXTS = [column for column in KEY if column not in ("size", "seed")]
 
 
@@ -172,13 +182,22 @@ class Verdict:
         )
 
 
-def over_seeds(values: np.ndarray, side: Side, level: float = LEVEL) -> Estimate:
+def over_seeds(values: np.ndarray, side: Side, level: float = LEVEL, is_zero: bool = False) -> Estimate:
     """Estimate a mean by Student's t, or a ratio of means by Fieller.
 
     Args:
         values: one a training seed, [n, 1]; of a ratio the numerators and the denominators, [n, 2].
+        is_zero: whether these values, or the numerators, are 0 by what they are; see ``null.vanishes``.
+
+    Returns:
+        Of values that tell nothing, being equal, an estimate whose interval has no bounds.
     """
-    above = values[:, 0]
+    above, many = values[:, 0], len(values) > 1
+    if is_zero and many:
+        sure = student_level(values[:, 1], 0.0) if values.shape[1] == 2 else 0.0
+        return _of_zero(values, sure, side, level)
+    if many and not can_tell(values):
+        return _estimate(values, EVERYTHING, lambda limit: 1.0, side)
     if values.shape[1] == 1:
         interval, level_at = student_interval(above, level), partial(student_level, above)
     else:
@@ -187,30 +206,47 @@ def over_seeds(values: np.ndarray, side: Side, level: float = LEVEL) -> Estimate
     return _estimate(values, interval, level_at, side)
 
 
-def over_examples(values: np.ndarray, draws: np.ndarray, side: Side, level: float = LEVEL) -> Estimate:
+def over_examples(
+    values: np.ndarray, draws: np.ndarray, side: Side, level: float = LEVEL, is_zero: bool = False
+) -> Estimate:
     """Estimate a mean, or a ratio of means, by the percentile bootstrap.
 
     Args:
         values: one an example, [n, 1]; of a ratio the numerators and the denominators, [n, 2]. draws: their
-            means on resamples, [resamples, 1 or 2].
+            means on resamples, [resamples, 1 or 2]. is_zero: see ``over_seeds``.
 
     Returns:
-        Of fewer than LEAST_EXAMPLES an estimate whose interval has no bounds: it decides nothing.
+        Of fewer than LEAST_EXAMPLES, and of equal values, an estimate whose interval has no bounds: it
+        decides nothing.
     """
     if len(values) < LEAST_EXAMPLES:
-        return _estimate(values, (-math.inf, math.inf), lambda limit: 1.0, side)
+        return _estimate(values, EVERYTHING, lambda limit: 1.0, side)
     ratio, sure = draws[:, 0], 0.0
     if draws.shape[1] == 2:
+        # As Fieller's, the interval has bounds where the denominator is told from 0.
+        sure = percentile_level(draws[:, 1], 0.0) if has_spread(values[:, 1]) else 1.0
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = draws[:, 0] / draws[:, 1]
-        # As Fieller's, the interval has bounds where the denominator is told from 0.
-        sure = percentile_level(draws[:, 1], 0.0)
+    if is_zero:
+        return _of_zero(values, sure, side, level)
+    if not can_tell(values):
+        return _estimate(values, EVERYTHING, lambda limit: 1.0, side)
 
     def level_at(limit: float) -> float:
         return max(percentile_level(ratio, limit), sure)
 
-    interval = percentile_interval(ratio, level) if sure < 1 - level else (-math.inf, math.inf)
+    interval = percentile_interval(ratio, level) if sure < 1 - level else EVERYTHING
     return _estimate(values, interval, level_at, side)
+
+
+def _of_zero(values: np.ndarray, sure: float, side: Side, level: float) -> Estimate:
+    """Estimate what is 0 by what it is.
+
+    Args:
+        sure: of a ratio the level at which its denominator is told from 0; else 0.
+    """
+    interval = (0.0, 0.0) if sure < 1 - level else EVERYTHING
+    return _estimate(values, interval, lambda limit: max(float(limit == 0), sure), side)
 
 
 def _estimate(
@@ -219,10 +255,14 @@ def _estimate(
     means = values.mean(axis=0)
     effect, deviations, scale = float(means[0]), values[:, 0], 1.0
     if len(means) == 2:
-        scale = abs(float(means[1]))
+        scale = abs(float(means[1])) if abs(float(means[1])) >= SMALLEST else 0.0
         effect = effect / float(means[1]) if scale else NOTHING
         deviations = values[:, 0] - effect * values[:, 1]
-    spread = float(np.std(deviations, ddof=1)) / scale if scale and len(values) > 1 else NOTHING
+    spread = NOTHING
+    if scale and len(values) > 1:
+        spread = float(np.std(deviations, ddof=1)) / scale
+        if not has_spread(deviations, float(np.abs(values[:, 0]).max())):
+            spread = 0.0
     at = 1.0
     if side.is_open:
         at = NOTHING
@@ -261,7 +301,8 @@ def judge_all(
     Args:
         record: long-form rows of one scale. unit: a key of UNITS. level: of the intervals.
         examples: where the values of each test example are looked up. kept: estimates over examples of an
-            earlier run, as :func:`kept_estimates` gives them: taken up where the rows are the same.
+            earlier run, as :func:`kept_estimates` gives them: taken up where the rows, the level and the code
+            are the same.
 
     Raises:
         InputError: another unit; the record contradicts itself, such as two rows where one is expected.
@@ -329,9 +370,12 @@ def _verdict(
     why: str,
 ) -> Verdict:
     claim, side, note = case.claim, case.side, case.statistic.note
-    found = over_seeds(_of_seeds(case.statistic, values), side, level)
+    of_seeds = _of_seeds(case.statistic, values)
+    found = over_seeds(of_seeds, side, level, vanishes(case.statistic.terms))
     others = _of_seeds(case.instead, values)
-    instead = over_seeds(others, side, level) if np.isfinite(others).all() else None
+    instead = None
+    if np.isfinite(others).all():
+        instead = over_seeds(others, side, level, vanishes(case.instead.terms))
     by_examples = unit == "example" or (unit == "seed" and found.n == 1 and examples is not None)
     if by_examples:
         # One checkpoint has no spread over seeds: without its examples there is an effect and no interval.
@@ -342,9 +386,12 @@ def _verdict(
         examples = examples_instead = None
     few = found if by_examples else examples
     if few is not None and math.isinf(few.low) and few.n < LEAST_EXAMPLES:
-        note = notes(note, f"{few.n} test examples decide nothing, {LEAST_EXAMPLES} are needed")
+        few_words = "1 test example decides" if few.n == 1 else f"{few.n} test examples decide"
+        note = notes(note, f"{few_words} nothing, {LEAST_EXAMPLES} are needed")
+    flat = "" if by_examples and found.n < LEAST_EXAMPLES else _without_spread(found, of_seeds, by_examples)
+    note = notes(note, flat)
     needed = ""
-    if found.verdict == "undecided" and math.isfinite(found.spread):
+    if found.verdict == "undecided" and math.isfinite(found.spread) and not flat:
         most = MOST_EXAMPLES if by_examples else MOST_SEEDS
         enough = needed_units(found.effect, found.spread, side.low, side.high, level, most=most)
         least = LEAST_EXAMPLES if by_examples else 0
@@ -371,7 +418,29 @@ def _verdict(
 
 
 def _of_seeds(statistic: Statistic, values: pd.Series) -> np.ndarray:
-    return np.stack([value_of(terms, values).to_numpy(float) for terms in statistic.sums], axis=1)
+    """Return a statistic's sums, a row a seed; the same value where a record's digits tell no difference."""
+    return np.stack([_told_apart(terms, values) for terms in statistic.sums], axis=1)
+
+
+def _told_apart(terms: Sum, values: pd.Series) -> np.ndarray:
+    sums = value_of(terms, values).to_numpy(float)
+    parts = [term.weights.to_numpy() * values.loc[term.rows].to_numpy() for term in terms]
+    if np.ptp(sums) <= RECORDED * np.abs(parts).sum(axis=0).max():
+        return np.full(len(sums), sums.mean())
+    return sums
+
+
+def _without_spread(found: Estimate, of_seeds: np.ndarray, by_examples: bool) -> str:
+    """Say what has no spread where that is why an estimate has no bounds."""
+    if not math.isinf(found.low):
+        return ""
+    if found.spread == 0:
+        return f"no spread among the {found.n} {'test examples' if by_examples else 'training seeds'}"
+    if by_examples or of_seeds.shape[1] == 1 or abs(of_seeds[:, 1].mean()) < SMALLEST:
+        return ""
+    if has_spread(of_seeds[:, 1]):
+        return ""
+    return f"no spread among its denominators of {found.n} training seeds"
 
 
 def _adjusted(verdicts: list[Verdict], level: float) -> list[Verdict]:
@@ -400,8 +469,25 @@ def _adjusted(verdicts: list[Verdict], level: float) -> list[Verdict]:
 # Estimates over examples.
 
 _MEASURED = ("effect", "low", "high", "level", "spread")
-KEPT = ("claim", "rows", "n", *_MEASURED, *(f"instead_{name}" for name in _MEASURED))
-"""The columns of the estimates over examples that a folder keeps."""
+KEPT = ("claim", "rows", "n", *_MEASURED, *(f"instead_{name}" for name in _MEASURED), "key")
+"""The columns of the estimates over examples that a folder keeps; see :func:`kept_key` for the last."""
+
+
+def kept_key(row: Mapping[str, object], level: float) -> str:
+    """Return the key of a kept estimate: a hash of its rows, its level, the code that made it, and itself.
+
+    Args:
+        row: with the columns of KEPT but the last. level: of the interval.
+    """
+    numbers = [row[name] for name in KEPT if name not in ("claim", "rows", "key")]
+    text = json.dumps([row["rows"], f"{level:.12g}", _code(), *(f"{number:.12g}" for number in numbers)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _code() -> str:
+    """Return the hash of the code that estimates over examples."""
+    return code_hash(over_examples, resampled_means, columns_of, vanishes)
 
 
 def _over_examples(
@@ -418,7 +504,7 @@ def _over_examples(
     found: dict[str, tuple[Estimate | None, Estimate | None, str]] = {}
     pending: dict[bytes, list[tuple[_Case, Columns, Columns | None]]] = {}
     for case in cases:
-        earlier = None if kept is None else _taken_up(kept, case)
+        earlier = None if kept is None else _taken_up(kept, case, level)
         if earlier is not None:
             found[case.claim.name] = (*earlier, "")
             continue
@@ -441,8 +527,8 @@ def _over_examples(
         draws = iter(_split(resampled_means(np.hstack([each.values for each in every])), every))
         for case, columns, other in group:
             estimates = [
-                over_examples(each.values, next(draws), case.side, level)
-                for each in (columns, other)
+                over_examples(each.values, next(draws), case.side, level, vanishes(of.terms))
+                for each, of in ((columns, case.statistic), (other, case.instead))
                 if each is not None
             ]
             found[case.claim.name] = (estimates[0], estimates[1] if other is not None else None, "")
@@ -454,8 +540,12 @@ def _split(draws: np.ndarray, parts: Sequence[Columns]) -> list[np.ndarray]:
     return np.split(draws, ends[:-1], axis=1)
 
 
-def kept_estimates(verdicts: Sequence[Verdict]) -> list[dict[str, object]]:
-    """Return the estimates over examples as rows of KEPT: a folder is judged again without the store."""
+def kept_estimates(verdicts: Sequence[Verdict], level: float = LEVEL) -> list[dict[str, object]]:
+    """Return the estimates over examples as rows of KEPT: a folder is judged again without the store.
+
+    Args:
+        level: of the intervals.
+    """
     rows = []
     for verdict in verdicts:
         pair = (verdict.examples, verdict.examples_instead)
@@ -466,20 +556,20 @@ def kept_estimates(verdicts: Sequence[Verdict]) -> list[dict[str, object]]:
         row: dict[str, object] = {"claim": verdict.claim, "rows": verdict.key, "n": pair[0].n}
         for prefix, estimate in zip(("", "instead_"), pair, strict=True):
             row |= {f"{prefix}{name}": getattr(estimate, name, NOTHING) for name in _MEASURED}
-        rows.append(row)
+        rows.append(row | {"key": kept_key(row, level)})
     return rows
 
 
-def _taken_up(kept: pd.DataFrame, case: _Case) -> tuple[Estimate, Estimate | None] | None:
+def _taken_up(kept: pd.DataFrame, case: _Case, level: float) -> tuple[Estimate, Estimate | None] | None:
     rows = kept[(kept["claim"] == case.claim.name) & (kept["rows"] == case.key)]
     if rows.empty:
         return None
     row = rows.iloc[0]
+    if row["key"] != kept_key({str(name): value for name, value in row.items()}, level):
+        return None
 
     def read(prefix: str) -> Estimate:
         numbers = {name: float(row[f"{prefix}{name}"]) for name in _MEASURED}
-        if int(row["n"]) < LEAST_EXAMPLES and not math.isnan(numbers["low"]):
-            numbers |= {"low": -math.inf, "high": math.inf, "level": 1.0}
         outcome = case.side.outcome(numbers["low"], numbers["high"])
         return Estimate(**numbers, n=int(row["n"]), verdict=outcome)
 

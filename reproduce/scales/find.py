@@ -87,6 +87,15 @@ def scale(name: str, options: Options | None = None, recorded: Path | None = Non
     return make(given)
 
 
+def recorded(folder: Path) -> Scale | None:
+    """Return the scale whose records a folder of its name has; None: this repository has none of that name.
+
+    Raises:
+        InputError: records of several options.
+    """
+    return scale(folder.name, recorded=folder) if folder.name in names() else None
+
+
 def names() -> list[str]:
     """List the names of the scales."""
     return [*SCALES, *MADE]

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from lpe.errors import InputError
+from reproduce.scales.checks import Attribute, check_scale
 from reproduce.scales.mine.scale import scale_of
 from reproduce.study.functions import run_file
 from reproduce.study.scale import Scale
@@ -40,7 +41,8 @@ def load(name: str) -> Scale:
     """Return the scale that a file gives.
 
     Raises:
-        InputError: there is no such file, it cannot be run, or names no scale.
+        InputError: there is no such file, it cannot be run, or names no scale; the scale has a value of
+            another type or out of its range.
     """
     path = Path(name).resolve()
     if not path.is_file():
@@ -48,5 +50,7 @@ def load(name: str) -> Scale:
     scale = scale_of(path) if path.suffix == TOML else getattr(run_file(path), "SCALE", None)
     if not isinstance(scale, Scale):
         raise InputError(f"{name} names no SCALE; give it a reproduce.study.scale.Scale of that name")
+    if path.suffix != TOML:
+        check_scale(scale, Attribute(path.name, "SCALE"))
     _LOADED.append(str(path))
     return scale

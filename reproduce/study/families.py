@@ -1,4 +1,4 @@
-"""Families: recipes of ensembles of several trained networks, each with its training; and X + LPE-BSR.
+"""Families: recipes of ensembles of several trained networks, each with its training; X + LPE-BSR; X by RTN.
 
 Every training comes out of the store where it is already there; a cyclical run is stored cycle by cycle, so
 that a run with fewer cycles is the beginning of one with more.
@@ -324,6 +324,26 @@ class BatchEnsembleTraining:
         ensemble.module.eval()
         ensemble.training_budget = entry.info["backward_passes"]
         return Family("BE", lambda _: ensemble, draws=False, info={})
+
+
+class _Stored(lpe.Mixture):
+    """Members that are what is stored: there is nothing smaller from which they could be drawn."""
+
+    def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
+        """Return the bits of n stored members; storage makes no difference, as of a deep ensemble."""
+        self._check_storage(n, storage)
+        return super().memory_bits(n)
+
+
+def stored_by_rtn(base: Ensemble, system: lpe.Int, statistics: Iterable[Any] | None = None) -> Ensemble:
+    """Store each member of X in few bits: rounded to nearest, with scales and unrounded tensors of its own.
+
+    Args:
+        statistics: batches on which every member's batch-norm statistics are re-estimated; None: they stay.
+    """
+    return _Stored(
+        base, lambda net, _: lpe.LowPrecisionEnsemble(net, system, 1, 0, "nearest", batches=statistics)
+    )
 
 
 def with_low_precision(

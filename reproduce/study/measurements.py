@@ -22,20 +22,46 @@ from lpe.modules import apply, dtype_name, with_tensors
 from lpe.number_systems.naming import Systems
 from lpe.records import Records
 from lpe.store import Store
+from reproduce.study.beyond.methods import trained
+from reproduce.study.beyond.predictions_unit import measure_predictions
+from reproduce.study.beyond.spread_units import measure_spread
+from reproduce.study.beyond.why_units import measure_why, points_of
 from reproduce.study.cost_units import DEEP, measure_cost, measure_cost_rivals
 from reproduce.study.costs import is_finished, measuring, remove_damaged
+from reproduce.study.examples import place_of
 from reproduce.study.families import (
     DeepEnsembleTraining,
     MultiPosteriorTraining,
     SnapshotTraining,
+    stored_by_rtn,
     with_low_precision,
 )
 from reproduce.study.keys import data_hash, determinants
 from reproduce.study.measurer import Measurer
-from reproduce.study.records import DISAGREEMENT, EQUAL_BITS, STD_OVER_FORGETTING
+from reproduce.study.records import (
+    DISAGREEMENT,
+    EQUAL_BITS,
+    SETTING,
+    STD_OVER_FORGETTING,
+    STORED_BITS,
+    by_rtn,
+)
 from reproduce.study.scale import Batch, Point, Rivals, Scale, Substrate, TestData, digest_of, held
 from reproduce.study.session import Session
-from reproduce.study.units import AXES, COST, COST_RIVALS, DISAGREEMENT_UNIT, LARGE, ROUNDING, Unit, units
+from reproduce.study.units import (
+    AXES,
+    BEYOND,
+    COST,
+    COST_RIVALS,
+    DISAGREEMENT_UNIT,
+    LARGE,
+    PREDICTIONS,
+    ROUNDING,
+    SPREAD,
+    WHY,
+    Unit,
+    units,
+)
 
 SNAPSHOTS = "SSE"
 
@@ -115,13 +141,13 @@ def _tuned_rivals(measurer: Measurer, solution: Point, rivals: Rivals, size: int
 
     for method, make, grid in (("Gaussian", noisy, rivals.stds), ("MC-dropout", dropped, rivals.rates)):
         # Written last where the run itself chooses: where it is, the method has been measured.
-        if len(grid) > 1 and not measurer.lacks(method, unrounded, metric="setting"):
+        if len(grid) > 1 and not measurer.lacks(method, unrounded, metric=SETTING):
             continue
         value = grid[0] if len(grid) == 1 else tuned(make, grid, settings.claim_size, measurer.data.tuning)
         measurer.measure(method, unrounded, "", _budgeted(solution, partial(make, value, size)))
         if len(grid) > 1:
             cost = {"memory_bits": 0, "backward_passes": solution.backward_passes}
-            row = {"size": size, "metric": "setting", "value": value, **cost}
+            row = {"size": size, "metric": SETTING, "value": value, **cost}
             measurer.add(method, unrounded, "", [row])
 
 
@@ -154,17 +180,24 @@ def _low_precision_of(net: nn.Module, system: lpe.Int, size: int) -> Ensemble:
 
 
 def measure_family(session: Session, unit: Unit) -> None:
-    """Measure a family, and the family with each member expanded into low precision members."""
+    """Measure a family, its members stored in few bits, and each expanded into low precision members."""
     settings = session.scale.settings
     measurer = Measurer(session, unit, unit.what)
     made = session.scale.substrates[unit.substrate].family(session, unit.what, unit.seed)
     base = made.make(measurer.draws[0])
     # Every size of the family is a size of the DE curve, or of a budget.
-    measurer.measure(made.name, "fp32", "", made.make, made.draws, range(1, len(base) + 1))
+    sizes = range(1, len(base) + 1)
+    measurer.measure(made.name, "fp32", "", made.make, made.draws, sizes)
+    statistics = measurer.data.statistics
+    for stored in map(lpe.Int, STORED_BITS):
+
+        def rounded(seed: int, system: lpe.Int = stored) -> Ensemble:
+            return stored_by_rtn(made.make(seed), system, statistics)
+
+        measurer.measure(by_rtn(made.name), stored.name, "nearest", rounded, made.draws, sizes)
     system = lpe.Int(settings.best_bits)
 
     def expanded(seed: int) -> Ensemble:
-        statistics = measurer.data.statistics
         return with_low_precision(made.make(seed), system, settings.expansion, seed, statistics)
 
     sizes = range(settings.expansion, settings.expansion * len(base) + 1, settings.expansion)
@@ -278,6 +311,9 @@ MEASURES: Mapping[str, Callable[[Session, Unit], None]] = {
     DISAGREEMENT_UNIT: measure_disagreement,
     COST: measure_cost,
     COST_RIVALS: measure_cost_rivals,
+    PREDICTIONS: measure_predictions,
+    SPREAD: measure_spread,
+    WHY: measure_why,
 }
 """How units are measured that are neither of a point nor of a family."""
 
@@ -300,6 +336,10 @@ def trained_for(scale: Scale, unit: Unit) -> list[tuple[Substrate, object]]:
         larger = scale.next_larger
         named = [(substrate, DEEP)] * (DEEP in substrate.families)
         named += [] if larger is None else [(larger, larger.estimate)]
+    elif unit.what == PREDICTIONS:
+        named = [(substrate, name) for name in trained(substrate, unit.seed)]
+    elif unit.what == WHY:
+        named = [(substrate, name) for name in points_of(substrate, unit.seed)]
     elif unit.what in MEASURES:
         named = [(substrate, substrate.estimate)]
     recipes: list[tuple[Substrate, object]] = []
@@ -328,6 +368,7 @@ def key_of(session: Session, unit: Unit) -> str:
         "points": list(substrate.points),
         "families": list(substrate.families),
         "rivals": substrate.rivals,
+        **_beyond(scale, unit),
         "sources": {name: scale.substrates[name].source for name in used},
         "recipes": [[of.name, recipe] for of, recipe in recipes],
         **determinants(
@@ -341,6 +382,15 @@ def key_of(session: Session, unit: Unit) -> str:
     return Store.key(config)
 
 
+def _beyond(scale: Scale, unit: Unit) -> dict[str, object]:
+    """Return what the rows of units of ``BEYOND`` depend on beside what those of all do."""
+    if unit.what not in BEYOND or scale.beyond is None:
+        return {}
+    shifts = scale.beyond.shifts if unit.what == PREDICTIONS else None
+    digest = None if shifts is None else shifts.digest(unit.seed)
+    return {"beyond": replace(scale.beyond, shifts=shifts), "shifts": digest}
+
+
 def measure(session: Session, unit: Unit) -> None:
     """Train and measure one unit, as far as its working record lacks it."""
     record = session.working / f"{unit.file}-{key_of(session, unit)[:16]}.csv"
@@ -352,7 +402,8 @@ def measure(session: Session, unit: Unit) -> None:
         return
     session.recipes.clear()
     with measuring(record, session.store, session.device):
-        _how(session.scale, unit)(session, unit)
+        # Under the key of the unit, as its rows: under other settings lie other values.
+        _how(session.scale, unit)(replace(session, working=place_of(record)), unit)
         known = {(of.name, type(recipe)) for of, recipe in trained_for(session.scale, unit)}
         if unknown := session.recipes - known:
             names = ", ".join(f"{kind.__name__} of {name}" for name, kind in unknown)

@@ -17,6 +17,7 @@ from multiprocessing.connection import wait
 
 import torch
 
+from lpe.allocator import keep_freed_memory
 from lpe.tracking import Tracker
 from reproduce.study.measurements import measure
 from reproduce.study.session import Session
@@ -57,6 +58,7 @@ def _end_with_parent() -> None:
 
 def _begin(prepare: Callable[[], object]) -> None:
     _end_with_parent()
+    keep_freed_memory()
     prepare()
 
 

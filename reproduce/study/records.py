@@ -14,10 +14,14 @@ from reproduce.study.session import Session
 from reproduce.study.units import Unit
 from reproduce.study.unrounded import every_name
 
+WITH_TABLES = ("why", "shift", "selective")
+"""Figures beside which there is a table of their name."""
+
 
 def record_name(figure: str) -> str:
     """Return the record's file that a figure or table is drawn from: a table's own name is the table's."""
-    return f"{figure}_record.csv" if figure.startswith("table") else f"{figure}.csv"
+    is_table = figure.startswith("table") or figure in WITH_TABLES
+    return f"{figure}_record.csv" if is_table else f"{figure}.csv"
 
 
 OTHER_TABLES = ("fig1.csv",)
@@ -53,8 +57,17 @@ EQUAL_BITS = (
     (11, 5, "bf16", "members stored as planes, b + M bits a weight"),
 )
 """C13's comparisons: members, their bits, the one network's number system, and how members are stored."""
+STORED_BITS = (8, 4)
+"""Widths at which the members of a family are also stored, each rounded to nearest."""
+SETTING = "setting"
+"""The metric of a tuned method that is what it was tuned to."""
 BETTER_THAN_RTN = "better_than_rtn"
 """The metric that is the share of an ensemble's members whose NLL is below RTN's."""
+
+
+def by_rtn(family: str) -> str:
+    """Name a family whose members are stored in few bits, each rounded to nearest."""
+    return f"{family} by RTN"
 
 
 def rows_of(session: Session, wanted: Iterable[Unit]) -> pd.DataFrame:

@@ -24,6 +24,7 @@ from lpe.number_systems.grids import ScaleAxis
 from reproduce.study.closure import Without
 from reproduce.study.keys import data_hash
 from reproduce.study.run import Run
+from reproduce.study.subjects import Subject
 
 Batch = tuple[Any, Tensor]
 Split = tuple[Tensor, Tensor]
@@ -115,7 +116,9 @@ def digest_of(source: Any, seed: int) -> str:
     """Return a hash of a source's data at a training seed, for keys.
 
     It is ``source.digest(seed)`` of a source that hashes what it loads itself, for not all are tensors, or
-    large weights come with them; else of the tensors that it loads.
+    large weights come with them; else of the tensors that it loads: of its training, validation and test
+    examples, and the batches of its statistics. So a source whose tuning examples are none of these has to
+    give a digest: what is tuned on them would be kept when they change.
     """
     return str(source.digest(seed)) if hasattr(source, "digest") else _digest_of_tensors(source, seed)
 
@@ -213,7 +216,11 @@ class PointRecipe(Protocol):
 
 
 class FamilyRecipe(Protocol):
-    """A recipe of an ensemble of several trained networks."""
+    """A recipe of an ensemble of several trained networks.
+
+    One that has a ``saw_validation`` that is true trains members on validation examples of the seed: nothing
+    of the ensemble is fitted there.
+    """
 
     def family(self, run: Run, substrate: Substrate, seed: int) -> Family:
         """Return the family of a training seed."""
@@ -243,6 +250,9 @@ class StartRecipe(Protocol):
 
 # Substrates and scales.
 
+INTERVAL_UNITS = ("seed", "same images", "example")
+"""What an interval is of; see ``reproduce.judge.verdicts``."""
+
 
 @dataclass(frozen=True)
 class Rivals:
@@ -255,6 +265,62 @@ class Rivals:
 
     stds: tuple[float, ...]
     rates: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """What networks are shown beside the test examples.
+
+    Args:
+        clean: those of the test examples that are corrupted, as they are. corrupted: by (kind, severity),
+            made when asked for. foreign: examples of no class, by name, their targets 0 and not looked at.
+    """
+
+    clean: Sequence[Batch]
+    corrupted: Mapping[tuple[str, int], Sequence[Batch]]
+    foreign: Mapping[str, Sequence[Batch]]
+
+
+class Shifts(Protocol):
+    """Corrupted and foreign examples of a substrate. A dataclass: its fields are part of keys."""
+
+    def load(self, seed: int) -> Shifted:
+        """Return those of a training seed."""
+        ...
+
+    def digest(self, seed: int) -> str:
+        """Return a hash of them, for keys."""
+        ...
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """Settings of what goes beyond the paper: the spread, shift, selective prediction, rivals, why it works.
+
+    The three grids are of one length, so that each method is tuned by as many ensembles.
+
+    Args:
+        size: members of every ensemble. seeds: training seeds, the first ones.
+        spread_bits: width of the codes whose step is spread. spreads, stds, rates: grids of the spread, of
+            Gaussian noise's std and of MC-dropout's rate, tuned on the tuning examples.
+        pool: members of which the best ``size`` by NLL on the tuning examples are selected.
+        calibration: training examples that error feedback sees.
+        views: of test-time augmentation, which crops and flips; 0: it is left out, as where flips change the
+            class. sensitivity: members a layer that is rounded alone.
+        shifts: corrupted and foreign examples; None: the data offer none.
+    """
+
+    size: int
+    seeds: int
+    spread_bits: int
+    spreads: tuple[float, ...]
+    stds: tuple[float, ...]
+    rates: tuple[float, ...]
+    pool: int
+    calibration: int
+    views: int
+    sensitivity: int
+    shifts: Shifts | None
 
 
 class Pieces(Protocol):
@@ -280,6 +346,7 @@ class Substrate:
         rivals: None: no noise, no dropout. pieces: None: nothing lies elsewhere. has_training: whether its
             data have training examples. remarks: notes of the tables that show it.
         most_seeds: training seeds of what has fewer than the scale, by a unit's ``what``: the first ones.
+        subject: as published tables have it, for ``reproduce.external``; None: no table has.
     """
 
     name: str
@@ -294,6 +361,7 @@ class Substrate:
     has_training: bool
     remarks: tuple[str, ...]
     most_seeds: Mapping[str, int]
+    subject: Subject | None
 
     @property
     def estimate(self) -> str:
@@ -407,14 +475,15 @@ class Scale:
         large: models of figure 7, the smallest first, by what they have in common.
         compared: of the large ones, that of table 6; None: there is none.
         seeds: training seeds. claim_seeds: of what a training-free claim is judged on. cost_seeds: of the
-            cost picture. unit: what an interval is of, a key of
-            ``reproduce.judge.verdicts.UNITS``. standing: a sentence on what its verdicts are worth; "": none.
+            cost picture. unit: what an interval is of, one of ``INTERVAL_UNITS``. standing: a sentence on
+            what its verdicts are worth; "": none.
         threads: None: as many as torch takes. device: "cpu", or "auto": the GPU where there is one.
-        heading: a line above every figure; "": none.
+        heading: a line above every figure; "": none. points_heading: above those of points alone.
         conditions: notes of every table. sweep: None: nothing is tuned here.
         options: of the command line, from which the scale is made again; see ``reproduce.scales.find``.
         prepare: trains what all units need and returns the scale with it; None: nothing is needed.
         rehearse: runs substrates without their weights; None: there is nothing to rehearse.
+        beyond: of the main network, what goes beyond the paper; None: that is not measured.
     """
 
     name: str
@@ -435,11 +504,13 @@ class Scale:
     threads: int | None
     device: str
     heading: str
+    points_heading: str
     conditions: tuple[str, ...]
     sweep: Sweep | None
     rehearse: Callable[[Sequence[Substrate]], None] | None
     options: Mapping[str, object]
     prepare: Callable[[], Scale] | None
+    beyond: Beyond | None
 
     @property
     def of_points(self) -> Substrate | None:
@@ -480,8 +551,15 @@ class Scale:
 
     @property
     def own_size(self) -> Substrate | None:
-        """The one of ``sizes`` that is the main network."""
-        return next((size for size in self.sizes if self.main and size.source == self.main.source), None)
+        """The one of ``sizes`` that is the main network: the same source, and the same point estimate."""
+        main = self.main
+        if main is None or not main.points:
+            return None
+
+        def same(size: Substrate) -> bool:
+            return size.source == main.source and size.points.get(size.estimate) == main.points[main.estimate]
+
+        return next(filter(same, self.sizes), None)
 
     @property
     def next_larger(self) -> Substrate | None:
@@ -508,5 +586,6 @@ class Scale:
             },
             "seeds": {"training": self.seeds, "claims": self.claim_seeds, "cost": self.cost_seeds},
             "threads": self.threads,
+            "beyond": self.beyond,
             "options": dict(self.options),
         }

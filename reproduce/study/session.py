@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from lpe import tracking
+from lpe.allocator import keep_freed_memory
 from lpe.errors import InputError
 from lpe.store import Store
 from lpe.writing import check_writable, write_text_atomic
@@ -83,6 +84,7 @@ def open_session(
     quiet: bool = False,
 ) -> Iterator[Session]:
     """Open a session over ``count`` training seeds (None: the scale's), and its W&B run while it lasts."""
+    keep_freed_memory()
     if chosen.threads is not None:
         # One fixed number of threads: sums are taken in one order, and two runs give the same bytes.
         torch.set_num_threads(chosen.threads)

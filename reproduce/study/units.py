@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from reproduce.study.scale import Settings, Substrate
+from reproduce.study.scale import Scale, Settings, Substrate
 
 ROUNDING = "rounding"
 LARGE = "large"
@@ -14,6 +14,11 @@ AXES = "scale axes"
 DISAGREEMENT_UNIT = "disagreement"
 COST = "cost"
 COST_RIVALS = "cost rivals"
+PREDICTIONS = "predictions"
+SPREAD = "spread"
+WHY = "why"
+BEYOND = (PREDICTIONS, SPREAD, WHY)
+"""Units of what goes beyond the paper, whose rows depend on ``Scale.beyond``."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Unit:
     Args:
         substrate: its name. seed: training seed.
         what: a point ("SGD", …), a family ("DE", …), ROUNDING (tables 1 and 4), LARGE (figure 7), AXES (table
-            7), DISAGREEMENT_UNIT (claim C3), COST or COST_RIVALS (the cost picture).
+            7), DISAGREEMENT_UNIT (claim C3), COST or COST_RIVALS (the cost picture), or one of BEYOND.
     """
 
     substrate: str
@@ -53,6 +58,19 @@ def units(substrates: Iterable[Substrate | None], whats: Iterable[str], seeds: I
         for seed in seeds
         if seed < each.most_seeds.get(what, seed + 1)
     ]
+
+
+def beyond_units(chosen: Scale, what: str, seeds: Iterable[int]) -> list[Unit]:
+    """List the units of what goes beyond the paper: at the first training seeds that the point estimate has.
+
+    Args:
+        what: one of BEYOND. seeds: of the run; those that ``Scale.beyond`` leaves out are left out.
+    """
+    main, beyond = chosen.main, chosen.beyond
+    if main is None or beyond is None or not main.points:
+        return []
+    most = min(beyond.seeds, main.most_seeds.get(main.estimate, beyond.seeds))
+    return units([main], [what], (seed for seed in seeds if seed < most))
 
 
 def draw_seed(training_seed: int, draw: int) -> int:

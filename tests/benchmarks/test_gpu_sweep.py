@@ -19,7 +19,7 @@ from lpe.substrates.cifar_networks import ResNetShape
 from reproduce.scales.cifar10 import recipes
 from reproduce.scales.cifar10.training import fast_gradient
 
-PROTOCOL = replace(recipes.PROTOCOL, shape=ResNetShape(1, 4, 2), batch=4, examples=8)
+PROTOCOL = replace(recipes.PROTOCOL, shape=ResNetShape(1, 8, 2), batch=4, examples=8)
 UPDATES = 32
 
 

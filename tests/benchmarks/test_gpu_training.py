@@ -22,7 +22,7 @@ from lpe.training.resident import predictions
 from reproduce.scales.cifar10.recipes import Protocol
 from reproduce.scales.cifar10.training import fast_gradient
 
-PROTOCOL = Protocol(shape=ResNetShape(1, 4, 2), updates=32, batch=4, examples=8, warm_up=0.02)
+PROTOCOL = Protocol(shape=ResNetShape(1, 8, 2), updates=32, batch=4, examples=8, warm_up=0.02)
 RECIPES = {
     name: replace(recipe, swag_rank=2, members=min(recipe.members, 2), kept_every=1)
     for name, recipe in bench.RECIPES.items()

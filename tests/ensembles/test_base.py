@@ -223,6 +223,8 @@ def of_every_method(model: nn.Module) -> dict[str, lpe.ensembles.base.Ensemble]:
         "unrounded": lpe.LowPrecisionEnsemble(model, lpe.FullPrecision(), 2),
         "Gaussian": lpe.GaussianEnsemble(model, INT4, 2),
         "MC-dropout": lpe.MCDropoutEnsemble(model, 0.3, 2),
+        "views": lpe.AugmentedEnsemble(model, 2),
+        "selection": lpe.SelectedEnsemble(ensemble_of(model), [2, 0]),
         "SWAG": lpe.SWAGEnsemble(model, collector.statistics(), 2, batches=batches),
         "IVON": lpe.IVONEnsemble(model, std, 2, batches=batches),
         "BatchEnsemble": lpe.BatchEnsemble(model, 2),

@@ -81,6 +81,12 @@ METHODS: dict[str, Callable[[nn.Module], Ensemble]] = {
     "Gaussian, matched": lambda net: lpe.GaussianEnsemble(net, lpe.Float(2, 1), SIZE, batches=BATCHES),
     "Gaussian, isotropic": lambda net: lpe.GaussianEnsemble(net, lpe.Int(4), SIZE, std=0.05),
     "MC-dropout": lambda net: lpe.MCDropoutEnsemble(net, 0.3, SIZE, batches=BATCHES),
+    "views": lambda net: lpe.AugmentedEnsemble(net, SIZE, view=lpe.CropAndFlip(1)),
+    "last-layer Laplace": lambda net: lpe.LaplaceEnsemble(
+        net, lpe.last_layer_curvature(net, BATCHES, "kronecker"), SIZE
+    ),
+    "error feedback": lambda net: lpe.FeedbackEnsemble(net, lpe.Int(4), SIZE, BATCHES),
+    "selection": lambda net: lpe.SelectedEnsemble(lpe.LowPrecisionEnsemble(net, lpe.Int(4), 5), [4, 0, 2]),
     "deep": lambda net: lpe.DeepEnsemble([net, *OTHERS]),
     "BatchEnsemble": lambda net: lpe.BatchEnsemble(net, SIZE),
     "SWAG": lambda net: lpe.SWAGEnsemble(net, STATISTICS, SIZE, batches=BATCHES),

@@ -86,6 +86,7 @@ def has(member: nn.Module, expected: dict[str, Tensor]) -> bool:
         lpe.Int(8),
         lpe.Int(4, lpe.PerTensor()),
         lpe.Int(4, lpe.PerBlock(5)),
+        lpe.Int(8, lpe.PerBlock(5), spread=11.3),
         lpe.Float(4, 3),
         lpe.Float(2, 1, lpe.PerBlock(5)),
         lpe.NF4(),
@@ -188,7 +189,9 @@ def test_the_generator_takes_one_copy_of_8_bits_whatever_the_members(bits: int, 
 
 
 @pytest.mark.parametrize(
-    "system", [lpe.Int(8), lpe.Float(4, 3), lpe.Float(5, 2), lpe.Codebook(range(200))], ids=lambda s: s.name
+    "system",
+    [lpe.Int(8), lpe.Int(8, spread=1.5), lpe.Float(4, 3), lpe.Float(5, 2), lpe.Codebook(range(200))],
+    ids=lambda s: s.name,
 )
 def test_the_generator_of_members_of_8_bits_is_bfloat16_which_has_no_scales(system: Any) -> None:
     found = ensemble_of(system=system).memory_bits(3, storage="generator")
@@ -202,14 +205,27 @@ def test_an_8_bit_copy_generates_the_one_member_to_the_nearest() -> None:
 
 @pytest.mark.parametrize(
     ("system", "bits"),
-    [(lpe.Float(4, 3), 8), (lpe.Float(3, 2), 6), (lpe.Float(2, 1), 4), (lpe.NF4(), 4), (CODEBOOK, 3)],
+    [
+        (lpe.Int(8, spread=11.3), 5),  # 25 levels
+        (lpe.Int(8, spread=32), 4),  # 9 levels
+        (lpe.Int(5, clip="mse", spread=1.7), 5),  # 19 levels
+        (lpe.Float(4, 3), 8),
+        (lpe.Float(3, 2), 6),
+        (lpe.Float(2, 1), 4),
+        (lpe.NF4(), 4),
+        (CODEBOOK, 3),
+    ],
     ids=lambda value: getattr(value, "name", None),
 )
 def test_members_of_other_systems_take_their_bits(system: Any, bits: int) -> None:
     assert ensemble_of(system=system).memory_bits(2) == 2 * packed(bits) + SCALES * 32 + LEFTOVER_BITS
 
 
-@pytest.mark.parametrize("system", [lpe.Float(3, 2), lpe.NF4(), CODEBOOK], ids=lambda system: system.name)
+@pytest.mark.parametrize(
+    "system",
+    [lpe.Int(8, spread=2.1), lpe.Float(3, 2), lpe.NF4(), CODEBOOK],
+    ids=lambda system: system.name,
+)
 def test_the_generator_of_other_systems_below_8_bits_takes_8(system: Any) -> None:
     found = ensemble_of(system=system).memory_bits(2, storage="generator")
     assert found == QUANTISED * 8 + SCALES * 32 + LEFTOVER_BITS
@@ -249,6 +265,13 @@ def test_describe_names_another_system_and_its_bits() -> None:
     assert "nf4 per block of 5 inputs" in text.splitlines()[0]
     (row,) = [line for line in text.splitlines() if line.startswith("conv.weight")]
     assert row.split()[-1] == "4"
+
+
+def test_describe_names_the_spread_and_the_bits_that_its_codes_take() -> None:
+    text = ensemble_of(system=lpe.Int(8, spread=11.3)).describe()
+    assert "int8*11.3" in text.splitlines()[0]
+    (row,) = [line for line in text.splitlines() if line.startswith("conv.weight")]
+    assert row.split()[-1] == "5"
 
 
 def test_members_to_the_nearest_are_counted_once() -> None:

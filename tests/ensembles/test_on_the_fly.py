@@ -266,6 +266,7 @@ SYSTEMS = [
     lpe.Int(2),
     lpe.Int(5, lpe.PerTensor()),
     lpe.Int(4, lpe.PerBlock(3)),
+    lpe.Int(8, spread=11.3),
     lpe.NF4(lpe.PerChannel(2)),
     lpe.Float(2, 1),
     lpe.Codebook([-1.0, 0.1, 0.7]),

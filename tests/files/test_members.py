@@ -17,6 +17,7 @@ from lpe.ensembles.base import Ensemble
 from lpe.ensembles.swag import SWAGCollector, SWAGEnsemble
 from lpe.files import container
 from lpe.files.kinds import KINDS
+from lpe.files.members import StoredEnsemble
 from lpe.number_systems.packing import pack
 
 
@@ -33,6 +34,7 @@ def model(seed: int = 0, width: int = 32) -> nn.Module:
 
 
 CODEBOOK = lpe.Codebook([-1.0, -0.4, 0.1, 0.3, 0.5], lpe.PerChannel(2))
+SPREAD = lpe.Int(8, spread=11.3)  # 25 levels, 5 bits
 INPUTS = torch.randn(6, 16, generator=torch.Generator().manual_seed(1))
 BATCHES = [(INPUTS, torch.zeros(6, dtype=torch.long))]
 
@@ -50,6 +52,8 @@ def ensembles() -> dict[str, Ensemble]:
     return {
         "int5": lpe.LowPrecisionEnsemble(model(), lpe.Int(5), 3, seed=7, first_member=2),
         "int3 blocks": lpe.LowPrecisionEnsemble(model(), lpe.Int(3, lpe.PerBlock(5)), 3, rounding="coupled"),
+        "spread": lpe.LowPrecisionEnsemble(model(), SPREAD, 3, seed=7, first_member=2),
+        "spread, to the nearest": lpe.LowPrecisionEnsemble(model(), SPREAD, 3, rounding="nearest"),
         "fp8": lpe.LowPrecisionEnsemble(model(), lpe.Float(4, 3), 3, seed=7, first_member=2),
         "fp4 blocks": lpe.LowPrecisionEnsemble(model(), lpe.Float(2, 1, lpe.PerBlock(5)), 2),
         "nf4": lpe.LowPrecisionEnsemble(model(), lpe.NF4(), 3, rounding="coupled"),
@@ -71,8 +75,27 @@ def ensembles() -> dict[str, Ensemble]:
             lambda net, first: lpe.LowPrecisionEnsemble(net, lpe.FullPrecision(), 2, first_member=first),
         ),
         "gaussian": lpe.GaussianEnsemble(model(), lpe.Int(5), 3, seed=4),
+        "laplace": lpe.LaplaceEnsemble(model(), lpe.last_layer_curvature(model(), BATCHES), 3),
+        **selections(),
         **by_method(),
         "union of methods": lpe.Mixture.of([mixture(), *by_method().values()]),
+    }
+
+
+def selections() -> dict[str, Ensemble]:
+    """Ensembles of which some members are kept, not in their order."""
+    noisy = lpe.GaussianEnsemble(model(), lpe.Int(5), 5, seed=4)
+    nearest = lpe.LowPrecisionEnsemble(model(), lpe.Int(4), 3, rounding="nearest")
+    return {
+        "selection": lpe.SelectedEnsemble(
+            lpe.LowPrecisionEnsemble(model(), lpe.Int(5), 6, seed=7), [4, 0, 5]
+        ),
+        "selection with statistics": lpe.SelectedEnsemble(
+            lpe.LowPrecisionEnsemble(model(), lpe.Int(5), 6, seed=7, batches=BATCHES), [4, 0]
+        ),
+        "selection, to the nearest": lpe.SelectedEnsemble(nearest, [2, 1]),
+        "selection of noise": lpe.SelectedEnsemble(noisy, [3, 1]),
+        "union with a selection": lpe.Mixture.of([lpe.SelectedEnsemble(noisy, [3, 1]), mixture()]),
     }
 
 
@@ -206,7 +229,7 @@ def test_members_of_a_seeded_file_are_drawn_from_the_8_bit_copy(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "system", [lpe.Float(3, 2), lpe.NF4(lpe.PerBlock(5)), CODEBOOK], ids=lambda system: system.name
+    "system", [lpe.Float(3, 2), lpe.NF4(lpe.PerBlock(5)), CODEBOOK, SPREAD], ids=lambda system: system.name
 )
 def test_members_of_a_seeded_file_are_drawn_under_the_ensembles_own_system(
     system: Any, tmp_path: Path
@@ -252,6 +275,9 @@ def test_a_files_codebook_is_a_hash_its_levels_and_its_scale_axis(tmp_path: Path
         {"name": "fp32", **AXIS},
         {"name": 8, **AXIS},
         {"bits": 9, **AXIS},
+        {"bits": 8, "spread": 0.5, **AXIS},
+        {"bits": 8, "spread": 128, **AXIS},
+        {"bits": 8, "spread": "2", **AXIS},
         {**AXIS},
         "nf4",
     ],
@@ -263,6 +289,31 @@ def test_a_damaged_number_system_is_refused_in_one_line(kind: str, system: Any, 
     with pytest.raises(lpe.InputError, match="damaged") as caught:
         lpe.load(rewrite(tmp_path / "e", lambda header, _: header.update(system=system)), model(9))
     assert "\n" not in str(caught.value)
+
+
+def test_a_header_tells_the_spread_and_a_reader_that_knows_none_refuses_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_pattern: dict[str, Any] = {"0.*": SPREAD, "*": lpe.Int(4)}
+    for system in (SPREAD, by_pattern):
+        for kind in KINDS:
+            lpe.save(lpe.LowPrecisionEnsemble(model(), system, 2), tmp_path / "e", kind=kind)
+            read: Any = lpe.load(tmp_path / "e", model(9))
+            assert SPREAD in (read.system, *dict(getattr(read.system, "systems", ())).values())
+            with monkeypatch.context() as patch:
+                patch.setattr(container, "VERSION", 4)
+                with pytest.raises(lpe.InputError, match="is of version 5, this lpe reads up to 4"):
+                    lpe.load(tmp_path / "e", model(9))
+    lpe.save(lpe.SelectedEnsemble(read, [1]), tmp_path / "selected", kind="seeded")
+    with safetensors.safe_open(tmp_path / "selected", framework="pt") as file:
+        assert json.loads(file.metadata()["lpe"])["version"] == 5
+
+
+def test_a_file_without_a_spread_is_as_older_readers_know_it(tmp_path: Path) -> None:
+    lpe.save(lpe.LowPrecisionEnsemble(model(), lpe.Int(5, spread=1), 2), tmp_path / "e")
+    with safetensors.safe_open(tmp_path / "e", framework="pt") as file:
+        header = json.loads(file.metadata()["lpe"])
+    assert header["version"] == 2 and header["system"] == {"bits": 5, "scale": "PerChannel", "channels": 1}
 
 
 def test_a_damaged_code_of_another_system_is_refused(tmp_path: Path) -> None:
@@ -364,6 +415,11 @@ METHODS: dict[str, tuple[Callable[[], Ensemble], Callable[[int], nn.Module], Ten
     ),
     "mc dropout of a conv net": (lambda: lpe.MCDropoutEnsemble(conv_net(), 0.3, 3, 5), conv_net, IMAGES),
     "batch of a conv net": (lambda: batch_ensemble(conv_net()), conv_net, IMAGES),
+    "views": (
+        lambda: lpe.AugmentedEnsemble(conv_net(), 5, 7, lpe.CropAndFlip(2, flip=False)),
+        conv_net,
+        IMAGES,
+    ),
 }
 
 
@@ -565,6 +621,99 @@ def test_hooks_of_the_architecture_are_the_readers_own(name: str, tmp_path: Path
     ensemble = make[name](hooked(0))
     lpe.save(ensemble, tmp_path / "e")
     check_members_compute_the_same(lpe.load(tmp_path / "e", hooked(9)), ensemble, INPUTS)
+
+
+# Views and selections.
+
+
+@pytest.mark.parametrize(
+    "make",
+    [low_precision, lambda net: lpe.DeepEnsemble([net]), lambda net: lpe.AugmentedEnsemble(net, 2)],
+    ids=["int5", "deep", "views"],
+)
+def test_networks_with_views_are_refused_in_other_ensembles(
+    make: Callable[[nn.Module], Ensemble], tmp_path: Path
+) -> None:
+    with pytest.raises(lpe.InputError, match="networks with views of their inputs, which are no tensors"):
+        lpe.save(make(lpe.AugmentedEnsemble(conv_net(), 2)[1]), tmp_path / "e")
+
+
+def test_a_network_with_a_view_is_no_architecture_to_read_on(tmp_path: Path) -> None:
+    lpe.save(lpe.DeepEnsemble([conv_net()]), tmp_path / "e")
+    with pytest.raises(lpe.InputError, match="has the view of an AugmentedEnsemble's member"):
+        lpe.load(tmp_path / "e", lpe.AugmentedEnsemble(conv_net(), 2)[1])
+
+
+def test_a_view_of_ones_own_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(
+        lpe.InputError, match="a file holds the standard view, lpe.CropAndFlip, and no function"
+    ):
+        lpe.save(lpe.AugmentedEnsemble(conv_net(), 2, view=lambda x, draws: x), tmp_path / "e")
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "kind"),
+    [(lpe.AugmentedEnsemble(conv_net(), 2), "members"), (selections()["selection"], "seeded")],
+    ids=["views", "seeded selection"],
+)
+def test_what_an_older_reader_would_take_for_something_else_it_refuses(
+    ensemble: Ensemble, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = lpe.LowPrecisionEnsemble(model(), {"*": lpe.Int(4)}, 2)  # several systems: version 3
+    for each in (ensemble, lpe.Mixture.of([ensemble, plain]) if kind == "seeded" else ensemble):
+        lpe.save(each, tmp_path / "e", kind=kind)
+        with monkeypatch.context() as patch:
+            patch.setattr(container, "VERSION", 3)
+            with pytest.raises(lpe.InputError, match="is of version 4, this lpe reads up to 3"):
+                lpe.load(tmp_path / "e", model())
+
+
+def test_a_selection_from_a_seeded_file_draws_its_members_and_no_others(tmp_path: Path) -> None:
+    whole = lpe.LowPrecisionEnsemble(model(), lpe.Int(5), 6, seed=7)
+    chosen = lpe.SelectedEnsemble(whole, [4, 0, 5])
+    lpe.save(whole, tmp_path / "whole", kind="seeded")
+    lpe.save(chosen, tmp_path / "e", kind="seeded")
+    read, every = lpe.load(tmp_path / "e", model(9)), lpe.load(tmp_path / "whole", model(9))
+    assert isinstance(read, lpe.SelectedEnsemble) and read.members == (4, 0, 5)
+    assert all(same(read[place], every[index]) for place, index in enumerate(read.members))
+    assert stored_bits(tmp_path / "e") == chosen.memory_bits(storage="generator")
+    assert len(lpe.load(tmp_path / "e", model(9), size=2)) == 2
+    with pytest.raises(lpe.InputError, match="holds a selection of 3 members, not 4"):
+        lpe.load(tmp_path / "e", model(9), size=4)
+    lpe.save(read, tmp_path / "again", kind="seeded")
+    assert all(map(same, lpe.load(tmp_path / "again", model(9)), read))
+
+
+def test_a_file_of_a_selections_members_says_which_they_are(tmp_path: Path) -> None:
+    lpe.save(selections()["selection"], tmp_path / "e")
+    read = lpe.load(tmp_path / "e", model(9), size=2)
+    assert isinstance(read, StoredEnsemble) and read.selected == (4, 0)
+    lpe.save(read, tmp_path / "again")
+    again = lpe.load(tmp_path / "again", model(9))
+    assert isinstance(again, StoredEnsemble) and again.selected == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("of", "kind", "says"),
+    [
+        (mixture(), "members", "a file holds no selection of a Mixture; save lpe.DeepEnsemble"),
+        (batch_ensemble(), "members", "a file holds no selection of a BatchEnsemble"),
+        (lpe.MCDropoutEnsemble(model(), 0.3, 3), "members", "networks with dropout masks"),
+        (lpe.AugmentedEnsemble(conv_net(), 3), "members", "networks with views of their inputs"),
+        (lpe.DeepEnsemble([model(), model()]), "seeded", "a seeded file holds a low precision ensemble"),
+        (
+            lpe.LowPrecisionEnsemble(model(), lpe.Int(5), 3, batches=BATCHES),
+            "seeded",
+            "a seeded file of a selection holds no re-estimated batch-norm statistics",
+        ),
+    ],
+    ids=["mixture", "batch", "mc dropout", "views", "deep", "statistics"],
+)
+def test_a_selection_that_no_file_can_hold_is_refused(
+    of: Ensemble, kind: str, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(lpe.InputError, match=says):
+        lpe.save(lpe.SelectedEnsemble(of, [1]), tmp_path / "e", kind=kind)
 
 
 # Files of version 1 from before methods had a form of their own, written out as they were.

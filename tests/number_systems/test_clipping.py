@@ -144,6 +144,14 @@ def test_clipped_weights_are_rounded_with_a_bias_and_the_others_without() -> Non
     assert float(off) < 5 * float(steps) / 2 / 2000**0.5
 
 
+def test_a_spread_takes_the_clipped_step_so_many_times() -> None:
+    weight = drawn("tailed", 24, 300)
+    spread, plain = lpe.Int(5, clip="mse", spread=1.7), lpe.Int(5, clip="mse")
+    codes, steps = lpe.encode(weight, spread)
+    assert torch.equal(steps, lpe.encode(weight, plain)[1] * torch.tensor(1.7))
+    assert int(codes.abs().max()) == 9  # ⌈15 / 1.7⌉, though the largest weights lie beyond
+
+
 def test_a_clip_that_there_is_not_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(lpe.InputError, match="clip must be one of absmax, mse, not 'percentile'"):
         lpe.Int(4, clip="percentile")

@@ -53,6 +53,57 @@ def test_the_default_scale_is_one_per_output_channel() -> None:
     assert Int(5).scale == PerChannel(channels=1)
 
 
+@pytest.mark.parametrize(
+    ("system", "largest", "code_bits"),
+    [
+        (Int(8, spread=11.3), 12, 5),  # 127 / 11.3 = 11.2…, 25 levels
+        (Int(8, spread=12.7), 10, 5),  # 127 / 12.7 = 10, 21 levels
+        (Int(8, spread=127), 1, 2),
+        (Int(8, spread=2), 64, 8),  # 129 levels
+        (Int(8, spread=2.1), 61, 7),  # 123 levels
+        (Int(8, clip="mse", spread=8.5), 15, 5),
+        (Int(5, spread=1.5), 10, 5),
+        (Int(4, spread=1), 7, 4),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_spread_leaves_as_many_levels_as_steps_reach_the_largest_weight(
+    system: Int, largest: int, code_bits: int
+) -> None:
+    assert system.levels == tuple(map(float, range(-largest, largest + 1)))
+    assert (system.largest_code, grid_of(system).code_bits) == (largest, code_bits)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_a_spread_of_q_over_a_whole_number_leaves_as_many_codes(bits: int) -> None:
+    q = Int(bits).q
+    assert [Int(bits, spread=q / code).largest_code for code in range(1, q + 1)] == list(range(1, q + 1))
+
+
+def test_a_spread_of_one_is_none() -> None:
+    assert Int(5, spread=1) == Int(5) and Int(5, spread=np.float32(1)).name == "int5"  # type: ignore[arg-type]
+    assert hash(Int(5, spread=1)) == hash(Int(5)) and type(Int(5, spread=1).spread) is float
+    assert Int(5, spread=1.5) != Int(5)
+
+
+@pytest.mark.parametrize("spread", [0.5, 0, -3, float("nan"), float("inf"), True, "2", None, [2.0]])
+def test_a_spread_that_is_no_number_from_1_on_is_refused_with_its_value(spread: object) -> None:
+    with pytest.raises(lpe.InputError) as caught:
+        Int(5, spread=spread)  # type: ignore[arg-type]
+    assert f"spread must be a finite number ≥ 1, not {spread!r}" in one_line(caught)
+
+
+@pytest.mark.parametrize(("bits", "spread"), [(2, 1.01), (5, 15.5), (8, 128)])
+def test_a_spread_beyond_q_is_refused_since_fewer_than_three_levels_are_left(
+    bits: int, spread: float
+) -> None:
+    with pytest.raises(lpe.InputError) as caught:
+        Int(bits, spread=spread)
+    message = one_line(caught)
+    assert f"at most q = {2 ** (bits - 1) - 1} of int{bits}, not {spread:g}" in message
+    assert "fewer than three levels" in message
+
+
 @pytest.mark.parametrize("scale", ["per channel", 128, None, PerChannel])
 def test_a_scale_that_is_no_scale_axis_is_refused(scale: object) -> None:
     with pytest.raises(lpe.InputError) as caught:
@@ -76,6 +127,9 @@ def test_a_number_system_cannot_be_changed() -> None:
         (Int(8, PerTensor()), "int8 per tensor"),
         (Int(3, PerChannel(16)), "int3 per 16 output channels"),
         (Int(4, PerBlock(128)), "int4 per block of 128 inputs"),
+        (Int(8, spread=11.3), "int8*11.3"),
+        (Int(8, spread=16), "int8*16"),
+        (Int(6, PerTensor(), "mse", 1.7), "int6-mse*1.7 per tensor"),
         (Float(4, 3), "fp8_e4m3"),
         (Float(exponent=5, mantissa=2), "fp8_e5m2"),
         (Float(3, 2), "fp6_e3m2"),
@@ -114,6 +168,7 @@ EVERY = [
 @pytest.mark.parametrize("system", EVERY, ids=lambda system: system.name)
 def test_a_systems_bits_are_the_fewest_that_tell_its_levels_apart(system: LowPrecision) -> None:
     assert 2 ** (system.bits - 1) < len(system.levels) <= 2**system.bits
+    assert grid_of(system).code_bits == system.bits
 
 
 @pytest.mark.parametrize("system", EVERY, ids=lambda system: system.name)

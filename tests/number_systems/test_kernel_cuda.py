@@ -44,6 +44,8 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 AXES = [lpe.PerTensor(), *map(lpe.PerChannel, (1, 3)), *map(lpe.PerBlock, (5, 8, 100))]
 SYSTEMS: dict[str, Callable[[ScaleAxis], LowPrecision]] = {
     **{f"int{bits}": partial(lpe.Int, bits) for bits in range(2, 9)},
+    "INT-8, spread 11.3": partial(lpe.Int, 8, spread=11.3),
+    "INT-5, spread 1.7": partial(lpe.Int, 5, spread=1.7),
     **{f"E{e}M{m}": partial(lpe.Float, e, m) for e, m in ((4, 3), (5, 2), (3, 2), (2, 3), (2, 1))},
     "NF4": lpe.NF4,
     "two levels": partial(lpe.Codebook, [-1.0, 1.0]),
@@ -437,6 +439,14 @@ for _rounding, _dtype in itertools.product(ROUNDINGS, DTYPES[:3]):
     def _(device: str, rounding: str = _rounding, dtype: torch.dtype = _dtype) -> None:
         check_linear(device, (5, 40), lpe.Int(4), rounding, dtype)
         check_linear(device, (5, 40), lpe.NF4(), rounding, dtype, stored=lpe.Int(8, lpe.PerBlock(16)))
+
+
+@case("a linear layer under a spread, from its own weights and from INT-8")
+def _(device: str) -> None:
+    system = lpe.Int(8, spread=11.3)
+    for rounding in ROUNDINGS:
+        check_linear(device, (5, 40), system, rounding, stored=lpe.Int(8))
+        check_linear(device, (5, 13), system, rounding)
 
 
 @case("a linear layer whose members share their inputs")

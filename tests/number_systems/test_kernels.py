@@ -24,6 +24,9 @@ from lpe.number_systems.layouts import Layout
 SEED = 7 * 2**32 + 3
 SYSTEMS = [
     *(f"int{bits}" for bits in range(2, 9)),
+    "int8*11.3",
+    "int8*1.9",
+    "int4*6.5",
     "fp8_e4m3",
     "fp8_e5m2",
     "fp6_e3m2",
@@ -114,7 +117,7 @@ def test_cpu_codes_are_the_references(name: str, axis: ScaleAxis, rounding_name:
 
 @pytest.mark.parametrize("rounding_name", ROUNDINGS)
 @pytest.mark.parametrize("axis", AXES, ids=str)
-@pytest.mark.parametrize("name", ["int2", "int5", "fp8_e4m3", "lopsided"])
+@pytest.mark.parametrize("name", ["int2", "int5", "int8*11.3", "fp8_e4m3", "lopsided"])
 def test_cpu_values_are_the_references(name: str, axis: ScaleAxis, rounding_name: str) -> None:
     for layout in LAYOUTS:
         for dtype in DTYPES if layout in OF_EVERY_DTYPE else DTYPES[:1]:

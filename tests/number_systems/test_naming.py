@@ -26,7 +26,14 @@ CODEBOOKS = [
     lpe.Codebook(np.random.default_rng(0).normal(size=256)),
 ]
 CLIPPED = [lpe.Int(bits, clip="mse") for bits in range(2, 9)]
-EVERY = [system for system in (*plain_systems(), *CODEBOOKS, *CLIPPED) if isinstance(system, LowPrecision)]
+SPREAD = [
+    *(lpe.Int(8, spread=spread) for spread in (5.7, 8, 11.3, 127, 1 + 2**-52, 10 / 3)),
+    lpe.Int(3, spread=2.5),
+    lpe.Int(4, clip="mse", spread=1.25),
+]
+EVERY = [
+    system for system in (*plain_systems(), *CODEBOOKS, *CLIPPED, *SPREAD) if isinstance(system, LowPrecision)
+]
 
 
 def with_axis(system: Any, axis: ScaleAxis) -> LowPrecision:
@@ -50,6 +57,7 @@ def test_systems_by_pattern_are_read_back_from_their_name() -> None:
     patterns = {
         "*mlp*": lpe.Int(4, clip="mse"),
         "blocks.[0-3].*": lpe.NF4(lpe.PerBlock(64)),
+        "*conv*": lpe.Int(8, spread=11.3),
         "*=*": CODEBOOKS[0],
         "*head*": lpe.FullPrecision(),
         "*": lpe.Float(4, 3),
@@ -88,6 +96,15 @@ def test_numpys_integers_are_pythons_in_a_system() -> None:
         ("fp32 per tensor", "unknown number system"),
         ("int5-absmin", "unknown number system"),
         ("nf4-mse", "unknown number system"),
+        ("int8*", "'int8*' names no integers with a spread S ≥ 1, such as int8*11.3"),
+        ("int8*x", "names no integers with a spread"),
+        ("int8*-2", "names no integers with a spread"),
+        ("int8*nan", "names no integers with a spread"),
+        ("int8*2*2", "names no integers with a spread"),
+        ("nf4*2", "names no integers with a spread"),
+        ("fp32*2", "names no integers with a spread"),
+        ("int8*0.5", "spread must be a finite number ≥ 1, not 0.5"),
+        ("int4*7.5", "spread must be at most q = 7 of int4, not 7.5"),
         ("codebook:1:x", "levels that are no numbers"),
         ("codebook:1", "2 to 256 levels, not 1"),
         ("int4 per 0 output channels", "a positive integer, not 0"),

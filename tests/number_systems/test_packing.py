@@ -81,9 +81,22 @@ def test_a_code_outside_the_system_is_refused(system: lpe.Int | lpe.Float | lpe.
         packing.unpack(torch.tensor([byte], dtype=torch.uint8), (1,), system)
 
 
+def test_codes_of_a_spread_are_packed_in_the_bits_that_their_levels_take() -> None:
+    # INT-8 at 40 times its step: codes −4 … 4, nine levels, four bits; −4, 0, 4 are stored as 0, 4, 8.
+    system = lpe.Int(8, spread=40)
+    packed = packing.pack(torch.tensor([-4, 0, 4], dtype=torch.int8), system)
+    assert packed.tolist() == [0x40, 0x08] and packing.packed_bytes(3, system) == 2
+    assert packing.unpack(packed, (3,), system).tolist() == [-4, 0, 4]
+    with pytest.raises(lpe.InputError, match="codes of int8.40 are -4 to 4; there is -5 to 5"):
+        packing.pack(torch.tensor([-5, 5], dtype=torch.int8), system)
+    with pytest.raises(lpe.InputError, match="a code that int8.40 does not have"):
+        packing.unpack(torch.tensor([0x09], dtype=torch.uint8), (1,), system)
+
+
 # The fast path against the definition: every system, and counts that are no multiples of 8.
 
-SYSTEMS = [*(lpe.Int(bits) for bits in range(2, 9)), *OTHERS]
+SPREAD = [lpe.Int(8, spread=spread) for spread in (1.5, 2.1, 5.7, 11.3, 32, 127)]
+SYSTEMS = [*(lpe.Int(bits) for bits in range(2, 9)), *SPREAD, *OTHERS]
 COUNTS = [0, 1, 7, 8, 9, 15, 1000, packing.FAST, packing.FAST + 3]
 
 
@@ -100,7 +113,7 @@ def test_fast_packing_writes_the_bytes_of_the_definition(
 ) -> None:
     codes = codes_of(system, count)
     wanted = packing.packed_with_numpy(
-        codes.view(torch.uint8).numpy(), grid_of(system).lowest_code, system.bits
+        codes.view(torch.uint8).numpy(), grid_of(system).lowest_code, grid_of(system).code_bits
     )
     monkeypatch.setattr(packing, "FAST", 0)
     monkeypatch.setattr(packing, "packed_with_numpy", None)
@@ -114,7 +127,7 @@ def test_fast_unpacking_reads_what_the_definition_packed(
 ) -> None:
     codes = codes_of(system, count)
     packed = packing.packed_with_numpy(
-        codes.view(torch.uint8).numpy(), grid_of(system).lowest_code, system.bits
+        codes.view(torch.uint8).numpy(), grid_of(system).lowest_code, grid_of(system).code_bits
     )
     monkeypatch.setattr(packing, "FAST", 0)
     monkeypatch.setattr(packing, "unpacked_with_numpy", None)

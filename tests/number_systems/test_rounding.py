@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import lpe
 from lpe.number_systems import rounding, streams
@@ -117,7 +117,8 @@ def expected(
     shape = tuple(weight.shape)
     values = weight.detach().to(torch.float32).contiguous().numpy()
     levels = [np.float32(level) for level in system.levels]
-    q = max(map(abs, levels))
+    last = max(map(abs, levels))
+    q, spread = (system.q, system.spread) if isinstance(system, lpe.Int) else (last, 1)
     places = {
         index: group_of_index(index, shape, system.scale, output_axis, channel_groups)
         for index in np.ndindex(shape)
@@ -125,7 +126,7 @@ def expected(
     step: dict[tuple[int, int], np.float32] = {}
     for index, group in places.items():
         step[group] = max(step.get(group, np.float32(0)), np.abs(np.float32(values[index])))
-    step = {group: largest / q for group, largest in step.items()}
+    step = {group: largest / np.float32(q) * np.float32(spread) for group, largest in step.items()}
     codes = []
     for element, (index, group) in enumerate(places.items()):
         with np.errstate(divide="ignore", over="ignore"):
@@ -147,7 +148,7 @@ def expected(
             low = np.floor(v)
             threshold = int(np.rint(np.float32(65536) * (v - low)))
             code = int(low) + (1 if lane < threshold else 0)
-        codes.append(int(min(max(code, -q), q)))
+        codes.append(int(min(max(code, -last), last)))
     return codes, step
 
 
@@ -170,6 +171,18 @@ def assert_follows_the_rule(
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_codes_and_steps_follow_the_rule(bits: int, axis: ScaleAxis, mode: str, member: int) -> None:
     assert_follows_the_rule(normal_weight(7, 13), lpe.Int(bits, axis), mode, member=member)
+
+
+@pytest.mark.parametrize("mode", ROUNDINGS)
+@pytest.mark.parametrize("axis", AXES, ids=str)
+@pytest.mark.parametrize(("bits", "spread"), [(8, 11.3), (8, 2.0), (8, 127.0), (5, 1.7), (3, 1.0001)])
+def test_codes_and_steps_of_a_spread_follow_the_rule(
+    bits: int, spread: float, axis: ScaleAxis, mode: str
+) -> None:
+    weight = normal_weight(7, 13)
+    weight[3] = 0
+    weight[4] *= 1e-41
+    assert_follows_the_rule(weight, lpe.Int(bits, axis, spread=spread), mode, member=1)
 
 
 # Systems that are no integers: symmetric and not, with and without 0, even ends and odd.
@@ -690,6 +703,12 @@ def library(mode: str, member_offset: int = 0) -> Draw:
     return draw
 
 
+def library_with_spread(weight: Tensor, seed: int, name: str, member: int) -> Tensor:
+    """Draw in steps of 1, as ``library`` does, whose range is 15 steps too: 127 / 15 of INT-8's."""
+    system = lpe.Int(8, lpe.PerTensor(), spread=127 / 15)
+    return lpe.encode(weight, system, "bernoulli", seed, name, member)[0]
+
+
 def bernoulli(lanes: Tensor, p: Tensor) -> Tensor:
     return lanes < (65536 * p).round()
 
@@ -825,6 +844,23 @@ def test_a_sampler_without_a_fault_passes_every_check(check: str) -> None:
 
 def test_the_mean_of_bernoulli_rounding_is_the_weight() -> None:
     check_mean(library("bernoulli"))
+
+
+@pytest.mark.parametrize("check", ["mean", "variance", "error below a step"])
+def test_rounding_under_a_spread_has_the_statistics_of_rounding_in_its_steps(check: str) -> None:
+    CHECKS[check](library_with_spread)
+
+
+def test_the_largest_weight_of_a_spread_that_is_no_divisor_of_q_has_no_bias() -> None:
+    # It lies between 11 and 12, at q / 11.3 = 11.24. Were 11 the last code, it would be cut to it.
+    weight, count = torch.full((1, 40_000), 3.0), 40_000
+    codes, step = lpe.encode(weight, lpe.Int(8, spread=11.3))
+    p = 127 / 11.3 - 11
+    assert {11, 12} == set(codes.unique().tolist())
+    assert float(step) == pytest.approx(11.3 * 3 / 127, rel=1e-6)
+    assert abs(codes.double().mean() - 11 - p) < 5 * math.sqrt(p * (1 - p) / count)
+    cut = codes.clamp(-11, 11).double()
+    assert abs(cut.mean() - 11 - p) > 5 * math.sqrt(p * (1 - p) / count)
 
 
 @pytest.mark.parametrize(
@@ -1035,3 +1071,25 @@ def test_the_codes_of_a_small_weight_are_pinned(mode: str, member: int) -> None:
 def test_the_steps_of_a_small_weight_are_pinned() -> None:
     scales = lpe.encode(GOLDEN_WEIGHT, lpe.Int(4))[1]
     assert [[float(step).hex() for step in row] for row in scales] == GOLDEN_STEPS
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest"), [(torch.float16, 60000.0), (torch.bfloat16, 3e38), (torch.float32, 3e38)]
+)
+def test_a_spread_whose_last_code_the_weights_dtype_cannot_hold_is_refused(
+    dtype: torch.dtype, largest: float
+) -> None:
+    weight = torch.tensor([[largest, 10.0, -5.0]]).to(dtype)  # the last code of 2 is 1.57 times the largest
+    with pytest.raises(lpe.InputError, match=f"the last code of int8.100 is .*, beyond {dtype}"):
+        lpe.round_weights(weight, lpe.Int(8, spread=100))
+    with pytest.raises(lpe.InputError, match="the last code of int8.100 is"):
+        lpe.LowPrecisionEnsemble(with_weight(weight), lpe.Int(8, spread=100), 2)
+    assert bool(lpe.round_weights(weight, lpe.Int(8, spread=63.5)).isfinite().all())  # at its very end
+    assert bool(lpe.round_weights(weight / 2, lpe.Int(8, spread=100)).isfinite().all())
+
+
+def with_weight(weight: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    return layer

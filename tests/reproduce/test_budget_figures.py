@@ -65,7 +65,7 @@ def record(seeds: int = SEEDS) -> pd.DataFrame:
         memory: int,
         cost: int = FIRST,
     ) -> None:
-        rounding = "bernoulli" if system != "fp32" else ""
+        rounding = "nearest" if "RTN" in method else "bernoulli" if system != "fp32" else ""
         for metric, value in values.items():
             key = ("digits", DIGITS.substrate, point, method, system, rounding, size, seed, metric)
             rows.append((*key, value, memory, cost))
@@ -103,6 +103,9 @@ def record(seeds: int = SEEDS) -> pd.DataFrame:
             for n in range(1, models + 1):
                 nll = level * (0.75 + 0.25 / n)
                 add(family, family, "fp32", n, seed, both(nll), n * MODEL_BITS, passes(family, n))
+                for bits in (8, 4):
+                    values, memory = both(nll + 0.01 / bits), low_bits(bits, n, n)
+                    add(family, f"{family} by RTN", f"int{bits}", n, seed, values, memory, passes(family, n))
             for n in range(1, models * EXPANSION + 1):
                 bases = -(-n // EXPANSION)
                 nll = level * (0.74 + 0.25 / bases) + 0.002 / n
@@ -117,6 +120,9 @@ def whole() -> pd.DataFrame:
     """The record of five training seeds."""
     return record()
 
+
+HALVES = ("a", "b", "b, against 4-bit members")
+"""Of claims 4 and 8."""
 
 Drawn = tuple[Figure, list[str]]
 
@@ -205,6 +211,46 @@ def test_the_difference_at_a_memory_is_of_the_most_members_that_fit(
     np.testing.assert_allclose(points[:, 1], expected)
 
 
+def test_against_memory_members_by_rtn_are_drawn_at_both_widths_and_not_against_training(
+    drawn: Callable[[object], Drawn], whole: pd.DataFrame
+) -> None:
+    axes = drawn(fig9)[0].axes
+    for bits in (8, 4):
+        label = f"X, INT-{bits} members by RTN"
+        points = line(axes[10], label)  # DE's NLL
+        expected = [mean_of(whole, method="DE by RTN", number_system=f"int{bits}", size=n) for n in (1, 4)]
+        np.testing.assert_allclose(points[[0, -1], 1], expected)
+        np.testing.assert_allclose(points[:, 0], [low_bits(bits, n, n) / 1e6 for n in range(1, BASES + 1)])
+        assert not [each for each in axes[8].get_lines() if each.get_label() == label]
+
+
+def test_the_difference_at_the_memory_of_4_bit_members_is_paired_with_these(
+    drawn: Callable[[object], Drawn], whole: pd.DataFrame
+) -> None:
+    points = line(drawn(fig5)[0].axes[6], "change from X's INT-4 members")
+    nll = whole[whole["metric"] == "nll"].set_index(["method", "number_system", "size", "seed"])["value"]
+    nll, best = nll.sort_index(), DIGITS.settings.best_bits
+
+    def most(size: int) -> int:
+        fits = [n for n in range(1, 21) if low_bits(best, n, -(-n // EXPANSION)) <= low_bits(4, size, size)]
+        return max(fits, default=0)
+
+    pairs = [(most(size), size) for size in range(1, BASES + 1) if most(size)]
+    expected = [
+        (nll["SSE + LPE-BSR", f"int{best}", low] - nll["SSE by RTN", "int4", size]).mean()
+        for low, size in pairs
+    ]
+    np.testing.assert_allclose(points[:, 1], expected)
+
+
+@pytest.mark.parametrize("module", [fig5, fig9])
+def test_a_record_from_before_there_were_stored_members_is_drawn_without_them(
+    module: object, whole: pd.DataFrame, tmp_path: Path
+) -> None:
+    axes = draw(module, whole[~whole["method"].str.endswith("by RTN")], tmp_path)[0].axes
+    assert not [each for ax in axes for each in ax.get_lines() if "RTN" in str(each.get_label())]
+
+
 def test_multi_ivon_at_a_training_budget_has_every_draw_of_the_posteriors_paid_for(
     drawn: Callable[[object], Drawn], whole: pd.DataFrame
 ) -> None:
@@ -253,6 +299,18 @@ def test_the_dotted_line_is_the_temperature_scaled_model(
     assert line(axes[0], "single FP32 + temperature")[0, 1] == pytest.approx(expected)
 
 
+def test_the_single_models_are_those_of_the_familys_seeds(whole: pd.DataFrame, tmp_path: Path) -> None:
+    # Otherwise a deep ensemble of one member lies apart from the single model that it is.
+    families = whole["point"].isin(FAMILIES)
+    few = whole[~families | (whole["seed"] < 2)]
+    axes = draw(fig9, few, tmp_path)[0].axes
+    single = whole[(whole["metric"] == "nll") & (whole["point"] == "SGD") & (whole["seed"] < 2)]
+    level = single[single["method"] == FP32]["value"].mean()
+    scaled = single[single["method"] == SCALED]["value"].mean()
+    assert line(axes[0], "single FP32, at")[0, 1] == pytest.approx(level)
+    assert line(axes[0], "single FP32 + temperature")[0, 1] == pytest.approx(scaled)
+
+
 def test_the_interval_is_that_of_the_paired_difference(whole: pd.DataFrame) -> None:
     # A family that is better by .01 at every seed has an interval of width 0, however the seeds differ.
     single = whole[(whole["method"] == FP32) & (whole["point"] == "SGD") & (whole["metric"] == "nll")]
@@ -270,8 +328,12 @@ def test_a_curve_without_a_common_training_seed_is_refused(whole: pd.DataFrame) 
 @pytest.mark.parametrize(
     ("module", "letters", "claims"),
     [
-        (fig5, "abcdefghijklmnop", ["C4a (SSE)", "C4a (CSGLD)", "C4b (SSE)", "C4b (CSGLD)"]),
-        (fig9, "abcdefghijklmnopqrstuvwx", [f"C8{half} ({name})" for half in "ab" for name in fig9.FAMILIES]),
+        (fig5, "abcdefghijklmnop", [f"C4{half} ({name})" for half in HALVES for name in fig5.FAMILIES]),
+        (
+            fig9,
+            "abcdefghijklmnopqrstuvwx",
+            [f"C8{half} ({name})" for half in HALVES for name in fig9.FAMILIES],
+        ),
     ],
     ids=["fig5", "fig9"],
 )

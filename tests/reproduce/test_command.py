@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 
 from lpe.provenance import REPOSITORY
 from reproduce import __main__ as everything
 from reproduce import fig2, ledger, tune
 from reproduce.command import run_figure
+from reproduce.draw import panels
 from reproduce.scales import find
+from reproduce.scales.digits.settings import DIGITS
 
 UNKNOWN = (
     f"error: unknown scale 'huge'; there are {', '.join(find.names())}, and files (mine.toml, mine.py)\n"
@@ -34,6 +39,9 @@ def run(arguments: list[str]) -> int:
         (["--seeds", "0"], "--seeds must be 1 or more, not 0"),
         (["--seeds", "101"], "--seeds must be at most 100, not 101: later seeds tune the recipes"),
         (["--seeds", "many"], "invalid int value: 'many'"),
+        (["--width", "1e9"], "--width must be 5 to 20 inches, not 1e+09"),
+        (["--width", "0"], "--width must be 5 to 20 inches, not 0"),
+        (["--width", "nan"], "--width must be 5 to 20 inches, not nan"),
         (["--wandb", "sometimes"], "invalid choice: 'sometimes'"),
         (["--figure", "3"], "unrecognized arguments: --figure 3"),
     ],
@@ -44,6 +52,15 @@ def test_a_bad_option_is_one_line_and_exit_code_2(
     assert run(["--out", str(tmp_path / "out"), *arguments]) == 2
     message = capsys.readouterr().err
     assert said in message and message.startswith("error: ") and message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("inches", ["1e9", "-3", "nan"])
+def test_everything_of_a_scale_refuses_a_width_before_it_makes_a_folder(
+    inches: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert everything.main([f"--width={inches}", "--out", str(tmp_path / "out")]) == 2
+    assert "--width must be 5 to 20 inches, not " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -137,3 +154,22 @@ def test_the_sweep_names_an_unknown_method(capsys: pytest.CaptureFixture[str], t
     assert tune.main(["--only", "SGD,Adam", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: the sweep has no method 'Adam'; there are SGD, ")
     assert not list(tmp_path.iterdir())
+
+
+def test_figure_2_gives_no_interval_of_a_point_of_one_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = pd.read_csv(REPOSITORY / "figures" / "digits" / "fig2.csv")
+    record[(record["point"] != "SWAG") | (record["seed"] == 0)].to_csv(tmp_path / "fig2.csv", index=False)
+    titles: list[str] = []
+    label_rows = panels.label_rows
+
+    def keep(pairs: Sequence[tuple[Axes, str]]) -> None:
+        titles.extend(title for _, title in pairs)
+        label_rows(pairs)
+
+    monkeypatch.setattr(panels, "label_rows", keep)
+    fig2.draw(tmp_path, DIGITS)
+    ends = {title.split("\n")[0]: title[-1] for title in titles if "\n" in title}
+    assert ends == {"SGD": "]", "SWAG": ends["SWAG"], "IVON": "]"}
+    assert ends["SWAG"].isdigit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -48,42 +49,59 @@ NOT_RUN = dict.fromkeys(set(ledger.HEADER) - {"claim", "statistic", "claimed sid
 }
 
 
-def page(figures: Path) -> tuple[list[list[str]], list[str]]:
-    """Return the cells of the table, its header first, and the notes below it."""
+Part = tuple[list[list[str]], list[str]]
+"""The cells of a table, its header first, and the notes below it."""
+
+
+def parts(figures: Path) -> list[Part]:
+    """Return the two parts of the page: by claims, and row by row."""
     assert ledgers.main(["--figures", str(figures)]) == 0
-    lines = (figures / "claims.md").read_text().splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
-    return [cells[0], *cells[2:]], [line.removeprefix("- ") for line in lines if line.startswith("- ")]
+    found = []
+    for part in (figures / "claims.md").read_text().split("\nRow by row\n"):
+        lines = part.splitlines()
+        rows = [line.strip("|").split("|") for line in lines if line.startswith("|")]
+        cells = [[cell.strip() for cell in row] for row in rows]
+        notes = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
+        found.append(([cells[0], *cells[2:]], notes))
+    assert len(found) == 2
+    return found
 
 
-def test_a_cell_has_verdict_estimate_null_and_holm(tmp_path: Path) -> None:
-    put(tmp_path, "a", {})
+def page(figures: Path) -> Part:
+    """Return the part of the page that goes row by row."""
+    return parts(figures)[1]
+
+
+def test_a_row_has_the_verdict_that_after_holm_and_the_effect(tmp_path: Path) -> None:
+    put(tmp_path, "a", {"Holm verdict": "undecided"})
     table, _ = page(tmp_path)
-    said = "holds: -.0125 [-.0200, -.0050] nats, n = 5; FP32 instead undecided; Holm holds"
-    assert table == [["claim", "a"], ["C2 (IVON)", said]]
+    assert table == [
+        ["claim", "unit", "a: verdict / after Holm", "a: effect [95 %], n"],
+        ["C2 (IVON)", "nats", "holds / undecided", "-.0125 [-.0200, -.0050], 5 training seeds"],
+    ]
 
 
 def test_a_claim_that_the_null_satisfies_is_said_to_be_no_evidence(tmp_path: Path) -> None:
     put(tmp_path, "a", {"evidence": "not evidence", "FP32 verdict": "holds"})
-    assert page(tmp_path)[0][1][1].startswith("holds, not evidence: -.0125")
+    assert page(tmp_path)[0][1][2] == "holds, not evidence / holds"
 
 
-def test_each_scale_is_a_column_in_the_folders_order(tmp_path: Path) -> None:
+def test_each_scale_has_its_columns_in_the_folders_order(tmp_path: Path) -> None:
     put(tmp_path, "b", {"verdict": "fails", "evidence": "", "Holm verdict": "undecided"})
     put(tmp_path, "a", {})
     put(tmp_path, "c", NOT_RUN)
     table, _ = page(tmp_path)
-    assert table[0] == ["claim", "a", "b", "c"]
-    assert [cell.split(":")[0] for cell in table[1]] == ["C2 (IVON)", "holds", "fails", "not run"]
+    assert [title.split(":")[0] for title in table[0]] == ["claim", "unit", "a", "a", "b", "b", "c", "c"]
+    assert table[1][2::2] == ["holds / holds", "fails / undecided", "not run"]
 
 
 def test_a_claim_that_a_scale_does_not_have_is_an_empty_cell_there(tmp_path: Path) -> None:
     put(tmp_path, "a", {})
     put(tmp_path, "b", {"claim": "C15"})
     table, _ = page(tmp_path)
-    assert [row[:1] + [bool(cell) for cell in row[1:]] for row in table[1:]] == [
-        ["C2 (IVON)", True, False],
-        ["C15", False, True],
+    assert [row[:1] + [bool(cell) for cell in row[2:]] for row in table[1:]] == [
+        ["C2 (IVON)", True, True, False, False],
+        ["C15", False, False, True, True],
     ]
 
 
@@ -97,12 +115,19 @@ def test_claims_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 def test_an_interval_without_bounds_is_shown_as_such(tmp_path: Path) -> None:
     limits = {"95 % low": float("-inf"), "95 % high": float("inf"), "verdict": "undecided", "evidence": ""}
     put(tmp_path, "a", limits)
-    assert "-.0125 [-∞, ∞] nats" in page(tmp_path)[0][1][1]
+    assert page(tmp_path)[0][1][3] == "-.0125 [-∞, ∞], 5 training seeds"
 
 
 def test_a_claim_without_an_interval_shows_its_effect_alone(tmp_path: Path) -> None:
-    put(tmp_path, "a", {"95 % low": None, "95 % high": None, "verdict": "reported", "evidence": ""})
-    assert page(tmp_path)[0][1][1].startswith("reported: -.0125 nats")
+    limits = {"95 % low": None, "95 % high": None}
+    put(tmp_path, "a", limits | {"verdict": "reported", "evidence": "", "Holm verdict": ""})
+    assert page(tmp_path)[0][1][2:] == ["reported", "-.0125, 5 training seeds"]
+
+
+def test_a_row_of_other_units_at_two_scales_says_both(tmp_path: Path) -> None:
+    put(tmp_path, "a", {})
+    put(tmp_path, "b", {"unit": "ratio"})
+    assert page(tmp_path)[0][1][1] == "nats or ratio"
 
 
 def test_networks_of_two_scales_that_go_by_one_short_name_share_a_row(
@@ -115,6 +140,19 @@ def test_networks_of_two_scales_that_go_by_one_short_name_share_a_row(
     table, _ = page(tmp_path)
     assert [row[0] for row in table] == ["claim", f"C1a ({smallest.short})"]
     assert all(table[1][1:])
+
+
+def test_networks_of_a_scale_that_options_make_go_by_their_short_names(tmp_path: Path) -> None:
+    options = {"data": "CIFAR-10 (made up)", "points": {"sgd-0": "0" * 64}, "images": 500}
+    options |= {"batch": 256, "given": True}
+    name = "R20-FRN-SiLU, CIFAR-10 (made up), 500 test images, given points"
+    put(tmp_path, "cifar10", {"claim": f"C1a ({name})", "statistic": f"NLL over {name}"})
+    held = json.dumps({"config": {"scale": {"options": options}}})
+    (tmp_path / "cifar10" / "fig2.json").write_text(held)
+    table, notes = page(tmp_path)
+    assert table[1][0] == "C1a (R20-FRN-SiLU)"
+    assert notes[-1] == "C1a (R20-FRN-SiLU): NLL over R20-FRN-SiLU; claimed below 0.001"
+    assert any(note.startswith("cifar10: The points are given") for note in notes)
 
 
 def test_verdicts_are_counted_by_scale(tmp_path: Path) -> None:
@@ -132,28 +170,62 @@ def test_verdicts_are_counted_by_scale(tmp_path: Path) -> None:
         "a, 5 claims: 2 hold (1 evidence, 1 not evidence), 1 fail, 1 undecided, 1 not run; "
         "after Holm 1 hold (1 evidence), 1 fail."
     )
-    assert page(tmp_path)[1][0] == said
+    assert said in page(tmp_path)[1]
 
 
 def test_a_claim_of_the_very_same_rows_is_counted_once(tmp_path: Path) -> None:
     put(tmp_path, "a", {"claim": "C4a (SSE)"}, {"claim": "C8a (SSE)", "same as": "C4a (SSE)"})
-    assert page(tmp_path)[1][0].startswith("a, 1 claims: 1 hold (1 evidence")
+    assert any(note.startswith("a, 1 claims: 1 hold (1 evidence") for note in page(tmp_path)[1])
 
 
-def test_claims_that_two_scales_decide_alike_and_otherwise_are_listed(tmp_path: Path) -> None:
-    fails = {"verdict": "fails", "evidence": ""}
+def test_what_holds_where_is_said_below_the_table_of_claims(tmp_path: Path) -> None:
+    fails = {"verdict": "fails", "evidence": "", "Holm verdict": "fails"}
     put(tmp_path, "a", {}, {"claim": "C7"}, {"claim": "C9"})
     put(tmp_path, "b", {}, {"claim": "C7", **fails}, {"claim": "C9", **NOT_RUN})
-    listed = [note for note in page(tmp_path)[1] if note.startswith("Decided")]
-    assert listed == [
-        "Decided at two scales or more, holds at every scale that decides it: C2 (IVON).",
-        "Decided at two scales or more, holds at a; fails at b: C7.",
+    table, notes = parts(tmp_path)[0]
+    assert table == [
+        ["claim", "a", "b", "in all"],
+        ["C2", "holds", "holds", "everywhere"],
+        ["C7", "holds", "fails", "in part"],
+        ["C9", "holds", "not run", "one scale alone"],
+    ]
+    assert "Rows that scales decide against each other: C7: holds at a, fails at b." in notes
+    assert "Judged at a alone, so that nothing is known of other scales: C9." in notes
+
+
+def test_one_ledger_alone_is_said(tmp_path: Path) -> None:
+    put(tmp_path, "a", {})
+    assert parts(tmp_path)[0][1][0].endswith("There is one ledger alone, of a.")
+    put(tmp_path, "b", {})
+    assert "one ledger alone" not in parts(tmp_path)[0][1][0]
+
+
+def test_rows_that_compare_another_thing_at_each_scale_are_named_and_told(tmp_path: Path) -> None:
+    not_run = {"claim": "C3", **NOT_RUN}
+    put(tmp_path, "a", {"statistic": "at INT-5", "claimed side": "below 0.1"}, not_run, {"claim": "C9"})
+    other = {"claim": "C3", "statistic": "another"}
+    put(tmp_path, "b", {"statistic": "at INT-4", "claimed side": "below 0.2"}, other, {"claim": "C9"})
+    (_, said), (_, notes) = parts(tmp_path)
+    assert [note.rpartition(": ")[2] for note in said if "do not compare the same" in note] == ["C2 (IVON)."]
+    assert notes[-3::2] == [
+        "C2 (IVON): at a at INT-5; at b at INT-4; claimed at a below 0.1; at b below 0.2",
+        "C9: a difference; claimed below 0.001",
     ]
 
 
-def test_one_scale_alone_lists_no_agreement(tmp_path: Path) -> None:
+def test_n_is_told_with_its_unit_in_each_row(tmp_path: Path) -> None:
+    examples = {"claim": "C9", "n": 2000, "interval over": "test example"}
+    put(tmp_path, "a", {"n": 1, "interval over": "training seed, for these images"}, examples)
+    assert [row[3].rpartition("], ")[2] for row in page(tmp_path)[0][1:]] == [
+        "1 training seed",
+        "2000 test examples",
+    ]
+
+
+def test_what_n_counts_is_said_of_each_scale(tmp_path: Path) -> None:
     put(tmp_path, "a", {})
-    assert not any(note.startswith("Decided") for note in page(tmp_path)[1])
+    put(tmp_path, "b", {"interval over": "test example"})
+    assert "What n counts: at a: training seed; at b: test example." in page(tmp_path)[1][0]
 
 
 def test_what_a_known_scales_verdicts_are_worth_is_said(

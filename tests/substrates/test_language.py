@@ -27,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import lpe
 from lpe.errors import InputError
 from lpe.evaluation.metrics import METRICS
+from lpe.evaluation.predictions import read_predictions
 from lpe.evaluation.timing import MemberTimer
 from lpe.modules import named_tensors, with_tensors
 from lpe.substrates import hub, language, loading
@@ -797,6 +798,65 @@ def test_perplexity_is_of_the_token_nll(table: pd.DataFrame) -> None:
 def test_memory_is_that_of_so_many_members(table: pd.DataFrame, ensemble: lpe.LowPrecisionEnsemble) -> None:
     expected = [ensemble.memory_bits(n) for n in range(1, 5)]
     assert table[table["task"] == "text"]["memory_bits"].tolist() == expected
+
+
+@pytest.fixture(scope="module")
+def predicted(
+    ensemble: lpe.LowPrecisionEnsemble, tokenizer: Any, tasks: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("predictions")
+    names = ["choice", "text", "last"]
+    language.evaluate(ensemble, tokenizer, names, tasks, batch_size=2, predictions=folder)
+    return folder
+
+
+@pytest.mark.parametrize("task", ["choice", "text", "last"])
+def test_a_tasks_predictions_in_a_file_score_as_the_task_does(
+    table: pd.DataFrame, predicted: Path, task: str
+) -> None:
+    found = lpe.score(predicted / f"{task}.safetensors")
+    expected = table[table["task"] == task].reset_index(drop=True)
+    columns = [name for name in found.columns if name != "perplexity" or task == "text"]
+    # Log-probabilities to 24 bits.
+    pd.testing.assert_frame_equal(found[columns], expected[columns], rtol=1e-6, atol=1e-7)
+
+
+def scored_text(ensemble: Any, tokenizer: Any, text: str) -> language.Scored:
+    lm = EnsembleLM(ensemble, tokenizer, batch_size=2)
+    lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])
+    return lm.scored[0]
+
+
+def test_each_members_log_probability_of_each_target_is_its_own(
+    ensemble: lpe.LowPrecisionEnsemble, tokenizer: Any
+) -> None:
+    tokens = tokenizer.encode("abc de.")
+    found = scored_text(ensemble, tokenizer, "abc de.").targets
+    targets = torch.tensor(tokens[1:])
+    for member, net in enumerate(ensemble):
+        expected = token_log_probs(net, tokens, len(targets))[torch.arange(len(targets)), targets]
+        torch.testing.assert_close(found[member].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_of_texts_the_targets_log_probabilities_are_kept_alone(
+    ensemble: lpe.LowPrecisionEnsemble, tokenizer: Any, predicted: Path
+) -> None:
+    kept = read_predictions(predicted / "text.safetensors")
+    expected = [scored_text(ensemble, tokenizer, str(each["text"])).targets for each in QUESTIONS]
+    assert (kept.about["kind"], kept.classes) == ("tokens", 0)
+    for member, of_member in enumerate(torch.cat(expected, dim=1)):
+        found = kept.log_probs(member, 0, len(kept.targets))
+        torch.testing.assert_close(found, of_member, rtol=1e-5, atol=1e-5)
+
+
+def test_predictions_of_another_ensemble_are_not_written_over(
+    llama: LlamaForCausalLM, tokenizer: Any, tasks: Path, predicted: Path
+) -> None:
+    before = (predicted / "choice.safetensors").read_bytes()
+    other = lpe.LowPrecisionEnsemble(llama, lpe.Int(3), 4, seed=9)
+    with pytest.raises(InputError, match="choice.safetensors is of another ensemble"):
+        language.evaluate(other, tokenizer, "choice", tasks, predictions=predicted)
+    assert (predicted / "choice.safetensors").read_bytes() == before
 
 
 def test_a_limit_takes_the_first_examples(

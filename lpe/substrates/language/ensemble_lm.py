@@ -64,6 +64,7 @@ class Scored:
             first as lm-eval's ``hf`` model sums it, in the type of its log-probabilities.
         greedy: bool [members], whether each token is the most probable under the mean; None where nobody asks
             (rolling requests).
+        targets: [members, tokens], each member's log-probability of each token, in their own type.
     """
 
     request: Instance
@@ -71,6 +72,7 @@ class Scored:
     members: Tensor
     prefixes: Tensor
     greedy: Tensor | None
+    targets: Tensor
 
     def answer(self, size: int) -> Any:
         """Return ``size`` members' answer to lm-eval: (log-likelihood, is greedy), or the first alone."""
@@ -252,7 +254,7 @@ class EnsembleLM(HFLM):
         plain = [(index, context, continuation) for index, (_, context, continuation) in enumerate(requests)]
         scores = self._scores(self._batches(plain), len(plain), True, None)
         last = len(self.ensemble) - 1
-        return [(float(prefixes[last]), bool(greedy[last])) for _, _, prefixes, greedy in scores]
+        return [(float(prefixes[last]), bool(greedy[last])) for _, _, prefixes, greedy, _ in scores]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Return each whole text's log-likelihood: of its own tokens, once each, in windows of the context.
@@ -311,9 +313,10 @@ class EnsembleLM(HFLM):
                 Scored(
                     request,
                     sum(tokens for tokens, *_ in parts),
-                    sum((members for _, members, _, _ in parts), none),
-                    sum((prefixes for _, _, prefixes, _ in parts), none),
+                    sum((members for _, members, *_ in parts), none),
+                    sum((prefixes for _, _, prefixes, *_ in parts), none),
                     None,
+                    torch.cat([targets for *_, targets in parts], dim=1),
                 )
             )
         return scored
@@ -416,6 +419,7 @@ class EnsembleLM(HFLM):
             torch.zeros(count, size, dtype=torch.float64),
             torch.zeros(count, size, dtype=torch.bool),
             torch.zeros(count, size, dtype=torch.bool),
+            [[torch.empty(0)] * size for _ in range(count)],
         )
         for batch in batches:
             for index, length in zip(batch.requests, batch.lengths, strict=True):
@@ -437,6 +441,7 @@ class EnsembleLM(HFLM):
                 sums.members[index],
                 sums.prefixes[index],
                 sums.greedy[index] if greedy else None,
+                torch.stack(sums.targets[index]),
             )
             for index in range(count)
         ]
@@ -494,7 +499,7 @@ class EnsembleLM(HFLM):
 class _Sums:
     """Sums over requests: tokens, and [requests, members] the fields of :class:`Scored`.
 
-    ``unsure``: whether it is not known if a request is greedy.
+    ``unsure``: whether it is not known if a request is greedy. ``targets``: by request and member, of tokens.
     """
 
     tokens: list[int]
@@ -502,6 +507,7 @@ class _Sums:
     prefixes: Tensor
     greedy: Tensor
     unsure: Tensor
+    targets: list[list[Tensor]]
 
     def add(self, member: int, batch: _Batch, own: Tensor, mean: Tensor) -> None:
         """Add a member's log-probabilities of a batch's targets, and the logs of the sums up to it."""
@@ -510,6 +516,7 @@ class _Sums:
         )
         for index, length, its, so_far in parts:
             self.members[index, member] = float(its.double().sum())
+            self.targets[index][member] = its.cpu()
             self.prefixes[index, member] = float(so_far.sum()) - length * float(np.log(member + 1))
 
     def add_greedy(self, member: int, batch: _Batch, right: Tensor, wrong: Tensor) -> None:
@@ -520,8 +527,8 @@ class _Sums:
             self.unsure[index, member] = not is_greedy and not bool(its_wrong.any())
 
 
-_Score = tuple[int, Tensor, Tensor, Any]
-"""(tokens, members, prefixes, greedy) of :class:`Scored`."""
+_Score = tuple[int, Tensor, Tensor, Any, Tensor]
+"""(tokens, members, prefixes, greedy, targets) of :class:`Scored`."""
 
 
 @contextmanager

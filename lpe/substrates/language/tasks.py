@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import random
 from collections import defaultdict
@@ -18,11 +20,21 @@ from torch import Tensor, nn
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
 from lpe.evaluation.metrics import METRICS, EnsembleMetrics, temperature_scaled
+from lpe.evaluation.predictions import (
+    CHOICES,
+    TOKENS,
+    about_ensemble,
+    check_same,
+    read_predictions,
+    write_predictions,
+)
 from lpe.evaluation.timing import MemberTimer
+from lpe.files.container import check_path
 from lpe.notices import say
 from lpe.substrates import hub
 from lpe.substrates.language.ensemble_lm import EnsembleLM, Scored, quiet_lm_eval
 from lpe.substrates.language.load import one_line
+from lpe.writing import check_writable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,6 +165,7 @@ def evaluate(
     metrics: Collection[str] | None = None,
     timer: MemberTimer | None = None,
     calibrated: bool = False,
+    predictions: str | os.PathLike[str] | None = None,
 ) -> pd.DataFrame:
     """Return the metrics of every prefix of an ensemble on lm-eval's tasks, each request run once.
 
@@ -168,6 +181,9 @@ def evaluate(
         calibrated: also columns ``calibrated_nll``, ``calibrated_ece`` and ``calibrated_brier`` of multiple
             choice, each fold of the questions under the temperature of the others (ten folds below 2,000
             questions, else two; NaN for a single question).
+        predictions: a folder, in which each task's predictions are written to ``<task>.safetensors`` once all
+            are there, for :func:`lpe.score`: of multiple choice each member's log-probability of each choice,
+            of other tasks that of each target token alone; float32.
 
     Returns:
         A row per task and size 1 … M: task, size, the metrics, memory_bits; NaN where a task lacks a metric.
@@ -181,18 +197,23 @@ def evaluate(
         these take a second run of the members, which ``metrics`` without them saves.
 
     Raises:
-        InputError: before anything is run, an unknown task, one that cannot be loaded, one that generates or
+        InputError: before anything is run, predictions in the folder that are of another ensemble, an unknown
+            task, one that cannot be loaded, one that generates or
             has several right answers, a metric that a task does not have, a limit or number of examples out
             of range; then as :class:`EnsembleLM`.
     """
     import pandas as pd
 
     say(ensemble.notes())
+    folder = None if predictions is None else check_path(predictions)
+    about = {} if folder is None else _about(ensemble, folder)
     answered = _answered(
         ensemble, tokenizer, tasks, include_path, batch_size, limit, num_fewshot, metrics, timer
     )
     rows = []
     for each in answered:
+        if folder is not None:
+            _write_predictions(folder / f"{each.name}.safetensors", each, about)
         if timer:
             timer.examples += len(each.documents)
         values = _lm_eval_metrics(each.task, each.as_hf, len(ensemble))
@@ -215,6 +236,41 @@ def evaluate(
     if calibrated and metrics is not None:
         asked = [*asked, *(column for column in table.columns if str(column).startswith("calibrated_"))]
     return table[["task", "size", *dict.fromkeys(asked), "memory_bits"]]
+
+
+def _about(ensemble: Ensemble, folder: Path) -> dict[str, Any]:
+    """Return the headers' entries on an ensemble, checked against the files that are there."""
+    check_writable(folder)
+    about = about_ensemble(ensemble, {}, "float32")
+    for file in sorted(folder.glob("*.safetensors")):
+        check_same(file, read_predictions(file).about, about)
+    return about
+
+
+def _write_predictions(path: Path, answered: _Answered, about: Mapping[str, Any]) -> None:
+    """Write a task's predictions, of its questions or of its tokens."""
+    if answered.task.OUTPUT_TYPE == "multiple_choice":
+        parts = _choices(answered.name, answered.task, answered.documents)
+        most = max(part.logits.shape[2] for part in parts)
+        shape = about["size"], len(answered.documents), most
+        log_probs = torch.full(shape, -torch.inf, dtype=torch.float64)
+        targets = torch.zeros(shape[1], dtype=torch.int64)
+        for part in parts:
+            log_probs[:, part.questions, : part.logits.shape[2]] = part.logits.log_softmax(dim=-1)
+            targets[part.questions] = part.targets
+        hashes = [_hash([scored.request.args for scored in document]) for document in answered.documents]
+        write_predictions(path, log_probs, targets, torch.tensor(hashes), {**about, "kind": CHOICES})
+        return
+    requests = [scored for document in answered.documents for scored in document]
+    log_probs = torch.cat([scored.targets for scored in requests], dim=1)
+    hashes = [_hash([scored.request.args, place]) for scored in requests for place in range(scored.tokens)]
+    none = torch.zeros(len(hashes), dtype=torch.int64)
+    write_predictions(path, log_probs, none, torch.tensor(hashes), {**about, "kind": TOKENS})
+
+
+def _hash(told: object) -> int:
+    digest = hashlib.blake2b(json.dumps(told).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def _in_order(columns: Collection[str]) -> list[str]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,8 @@ from lpe.substrates.cifar_networks import ResNetShape, ViTShape, resnet_frn, res
 from reproduce.study.keys import code_hash, data_hash
 from reproduce.study.scale import Batch, Classification, Data, Split
 
-BATCH = 500
-"""Images a batch where nothing is trained."""
+BATCH = 50
+"""Images a batch where nothing is trained; on a CPU, a pass takes as long in batches of 500."""
 
 
 def place() -> Path:
@@ -77,7 +77,13 @@ class CifarPieces:
 
 
 class CifarNetwork(Protocol):
-    """The shape of a network for CIFAR-10. A dataclass: it is part of every key."""
+    """The shape of a network for CIFAR-10. A dataclass: it is part of every key.
+
+    Attributes:
+        channels_last: whether it is faster on images whose channels lie side by side.
+    """
+
+    channels_last: ClassVar[bool]
 
     def make(self, seed: int) -> nn.Module:
         """Return a freshly initialised network; no generator is touched."""
@@ -87,6 +93,8 @@ class CifarNetwork(Protocol):
 @dataclass(frozen=True)
 class FRNResNet:
     """A ResNet with filter response norms and SiLUs."""
+
+    channels_last: ClassVar[bool] = True
 
     shape: ResNetShape
 
@@ -99,6 +107,8 @@ class FRNResNet:
 class GroupNormResNet:
     """A ResNet with group norms and SiLUs."""
 
+    channels_last: ClassVar[bool] = False
+
     shape: ResNetShape
     groups: int
 
@@ -110,6 +120,8 @@ class GroupNormResNet:
 @dataclass(frozen=True)
 class SmallViT:
     """A small Vision Transformer."""
+
+    channels_last: ClassVar[bool] = False
 
     shape: ViTShape
 
@@ -125,8 +137,9 @@ class CifarImages:
     Args:
         shape: of the network. images: their name, as ``lpe.substrates.cifar`` gives it.
         augment: whether training sees random crops out of a margin of zeros, and flips.
-        training, validation: how many, of those of a training seed. test: how many of the test images, every
-            k-th: they may be class by class. planes: how many landscapes are measured on, of ``planes_of``.
+        training, validation: how many, of those of a training seed. tuning: how many of the validation
+            images settings are chosen on. test: how many of the test images, every k-th: they may be class
+            by class. planes: how many landscapes are measured on, of ``planes_of``.
         planes_of: "validation", or "test": every k-th of these.
     """
 
@@ -135,6 +148,7 @@ class CifarImages:
     augment: bool
     training: int
     validation: int
+    tuning: int
     test: int
     planes: int
     planes_of: str
@@ -146,7 +160,8 @@ class CifarImages:
 
     def load(self, seed: int) -> Data:
         """Return the images of a training seed."""
-        part = _Part(self.images, self.training, self.validation, self.test, self.planes, self.planes_of)
+        counts = (self.training, self.validation, self.tuning, self.test, self.planes)
+        part = _Part(self.images, *counts, self.planes_of, self.shape.channels_last)
         return _data(part, seed)
 
     def digest(self, seed: int) -> str:
@@ -211,9 +226,11 @@ class _Part:
     images: str
     training: int
     validation: int
+    tuning: int
     test: int
     planes: int
     planes_of: str
+    channels_last: bool
 
 
 @functools.lru_cache(maxsize=4)
@@ -226,22 +243,29 @@ def _data(part: _Part, seed: int) -> Data:
         if not 1 <= count <= len(order[split]):
             raise InputError(f"there are 1 to {len(order[split])} {split} images, not {count}")
         order[split] = order[split][:count]
+    if not 1 <= part.tuning <= part.validation:
+        raise InputError(f"there are 1 to {part.validation} images to tune on, not {part.tuning}")
+
+    def pixels(images: Tensor) -> Tensor:
+        form = torch.channels_last if part.channels_last else torch.contiguous_format
+        return cifar.standardised(images).contiguous(memory_format=form)
 
     def of_training(index: Tensor) -> Split:
-        return cifar.standardised(whole.train[index]), whole.train_labels[index]
+        return pixels(whole.train[index]), whole.train_labels[index]
 
     every = every_kth(part.test)
-    test = cifar.standardised(whole.test[every]), whole.test_labels[every]
+    test = pixels(whole.test[every]), whole.test_labels[every]
     validation = of_training(order["validation"])
+    tuning = _batches((validation[0][: part.tuning], validation[1][: part.tuning]))
     planes = validation
     if part.planes_of == "test":
         kept = every_kth(part.planes)
-        planes = cifar.standardised(whole.test[kept]), whole.test_labels[kept]
+        planes = pixels(whole.test[kept]), whole.test_labels[kept]
     elif part.planes_of != "validation":
         raise InputError(f'landscapes are of "test" or "validation" images, not {part.planes_of!r}')
     return Data(
         scored=Classification(_batches(test), _batches(validation)),
-        tuning=Classification(_batches(validation), _batches(validation)),
+        tuning=Classification(tuning, tuning),
         train=of_training(order["training"]),
         validation=_batches(validation),
         test=_batches(test),

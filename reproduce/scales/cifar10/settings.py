@@ -35,11 +35,14 @@ from reproduce.scales.cifar10.images import (
     sha256,
 )
 from reproduce.scales.cifar10.recipes import GROUPS, PROTOCOL, RECIPES, Protocol
+from reproduce.scales.cifar10.shifts import CifarShifts
 from reproduce.scales.cifar10.trained import train_points
 from reproduce.scales.cifar10.training import train_group
+from reproduce.study.families import SnapshotTraining
 from reproduce.study.keys import determinants
 from reproduce.study.run import device_of
 from reproduce.study.scale import (
+    Beyond,
     FamilyRecipe,
     Landscape,
     PointRecipe,
@@ -48,12 +51,27 @@ from reproduce.study.scale import (
     Settings,
     Substrate,
 )
+from reproduce.study.subjects import ADAMW, CIFAR, R20, SGD, Subject
 from reproduce.study.units import AXES, COST, COST_RIVALS, DISAGREEMENT_UNIT, ROUNDING
 
 NAME = "cifar10"
+SHORT_CYCLES = SnapshotTraining(
+    cycles=4,
+    epochs_per_cycle=5,  # budget: half an hour of one core in all
+    batch=256,  # bdlx
+    learning_rate=0.05,  # Garipov et al. 2018, whose cycles are of four epochs
+    momentum=0.9,  # the given networks'
+    weight_decay=5e-4,  # the given networks'
+)
 IMAGES = 2000  # every fifth: a pass takes 5 s of one core
 MEMBERS = 4  # giung2's BatchEnsemble; DE and MultiIVON have as many
 DRAWS = 5  # of each of MultiIVON's posteriors
+SHIFTED = 1000  # every tenth test image; some 130 members run over 20 sets of as many
+
+SHORT = (
+    f"No run of SSE is given: its {SHORT_CYCLES.cycles} snapshots end cycles of "
+    f"{SHORT_CYCLES.epochs_per_cycle} epochs, trained here, that go on from the first SGD network."
+)
 
 SETTINGS = Settings(
     size=10,  # budget: of all test images a pass takes 25 s of one core
@@ -72,7 +90,21 @@ SETTINGS = Settings(
     large_bits=5,  # the paper's figure 7
     large_size=20,
     equal_bits=True,
-    landscape=Landscape(seed=0, resolution=21, margin=0.3, cloud=10, split="test", examples=1000),
+    landscape=Landscape(seed=0, resolution=17, margin=0.3, cloud=10, split="test", examples=1000),  # budget
+)
+
+BEYOND = Beyond(
+    size=10,  # Settings'
+    seeds=4,  # the points that are given
+    spread_bits=8,  # where a spread of 8.5 has INT-5's step, of 18.1 INT-4's, of 42.3 INT-3's
+    spreads=(5.7, 8.0, 11.3, 16.0, 22.6, 32.0),  # fixed before the run
+    stds=(0.005, 0.01, 0.015, 0.02, 0.03, 0.04),  # fixed before the run
+    rates=(0.003, 0.01, 0.02, 0.03, 0.05, 0.1),  # fixed before the run
+    pool=100,  # RandOpt has 5,000, of which 50 vote; budget
+    calibration=128,  # Frantar et al. 2023
+    views=10,  # as many as members
+    sensitivity=2,  # budget
+    shifts=None,
 )
 
 
@@ -178,7 +210,16 @@ def cifar10(options: Mapping[str, object]) -> Scale:
     def files(kind: str) -> points.Files:
         return points.files_of(kind, chosen.files)
 
-    def substrate(short: str, images: int, of: Mapping[str, PointRecipe], **more: Any) -> Substrate:
+    total = cifar.IMAGES["test"]
+
+    def substrate(
+        short: str,
+        images: int,
+        of: Mapping[str, PointRecipe],
+        augmentation: bool = True,
+        optimiser: str = SGD,
+        **more: Any,
+    ) -> Substrate:
         held: dict[str, Any] = {"families": {}, "rivals": None, "most_seeds": {}} | more
         return Substrate(
             name=f"{short}, {chosen.data}, {images:,} test images, {chosen.words}",
@@ -190,6 +231,7 @@ def cifar10(options: Mapping[str, object]) -> Scale:
                 augment=True,
                 training=4096,  # nothing is trained: for a posterior's curvature and figure 1's gradients
                 validation=2000,  # for a temperature
+                tuning=1000,  # budget; for noise's std and dropout's rate
                 test=images,
                 planes=1000,
                 planes_of="test",
@@ -199,6 +241,15 @@ def cifar10(options: Mapping[str, object]) -> Scale:
             pieces=GivenPieces(bool(chosen.files)),
             has_training=True,
             remarks=(),
+            subject=Subject(
+                network=R20,
+                data_set=CIFAR,
+                data=chosen.data,
+                augmentation=augmentation,
+                optimiser=optimiser,
+                scored=None if images == total else images,
+                weights="",
+            ),
             **held,
         )
 
@@ -217,6 +268,11 @@ def cifar10(options: Mapping[str, object]) -> Scale:
     for name in ("SSE", "CSGLD"):
         if of := files(name.lower()):
             families[name], seeds[name] = points.GivenCycles(name, of), len(of)
+    said: tuple[str, ...] = ()
+    if sgd and "SSE" not in families:
+        first = points.GivenNetwork("SGD", sgd[:1], chosen.batch)
+        families["SSE"], seeds["SSE"] = points.ShortCycles(first, SHORT_CYCLES, PROTOCOL.examples), 1
+        said = (SHORT,)
     if len(ivon) >= MEMBERS:
         families["MultiIVON"] = points.GivenMultiPosterior(points.GivenIVON(ivon), MEMBERS, DRAWS)
         seeds["MultiIVON"] = len(ivon) // MEMBERS
@@ -229,19 +285,22 @@ def cifar10(options: Mapping[str, object]) -> Scale:
     main = substrate(
         "R20-FRN-SiLU", chosen.images, recipes, families=families, rivals=rivals, most_seeds=seeds
     )
-    total = cifar.IMAGES["test"]
     sizes = [main]
-    for kind, short in (
-        ("sgdnoaug", "R20-FRN-SiLU without augmentation"),
-        ("adamw", "R20-FRN-SiLU by AdamW"),
+    for kind, short, augmentation, optimiser in (
+        ("sgdnoaug", "R20-FRN-SiLU without augmentation", False, SGD),
+        ("adamw", "R20-FRN-SiLU by AdamW", True, ADAMW),
+        ("adamwnoaug", "R20-FRN-SiLU by AdamW without augmentation", False, ADAMW),
     ):
         if of := files(kind):
-            made = points.GivenNetwork("SGD", of, chosen.batch)
-            sizes.insert(0, substrate(short, chosen.images, {"SGD": made}, most_seeds={ROUNDING: len(of)}))
+            made = {"SGD": points.GivenNetwork("SGD", of, chosen.batch)}
+            rounding = {ROUNDING: len(of)}
+            other = substrate(short, chosen.images, made, augmentation, optimiser, most_seeds=rounding)
+            sizes.insert(0, other)
+    heading = f"ResNet-20-FRN-SiLU on {chosen.data}, {chosen.words}"
     return Scale(
         name=NAME,
         title=f"ResNet-20-FRN-SiLU (272,474 weights) on {chosen.data}, {chosen.words}",
-        result="not run yet",
+        result="first records, of given points: figures 2, 5, 8, 9, tables 1, 2, 4, 5, 7",
         launch="python -m reproduce --scale cifar10 --data DIR, on a GPU; with --points DIR, on two cores",
         main=main,
         whole=None if chosen.images == total else substrate("R20-FRN-SiLU", total, recipes, most_seeds=seeds),
@@ -258,16 +317,18 @@ def cifar10(options: Mapping[str, object]) -> Scale:
         else "",
         threads=1,  # two processes of one are faster than one of two
         device="auto",
-        heading=f"ResNet-20-FRN-SiLU on {chosen.data}, {chosen.words}; {chosen.images:,} test images"
-        + ("" if chosen.images == total else f", {total:,} where points alone are shown"),
+        heading=f"{heading}; {chosen.images:,} test images" + "; SSE: short cycles" * bool(said),
+        points_heading=f"{heading}; {total:,} test images",
         conditions=(
             "Means over training seeds; in brackets the two-sided 95 % interval of Student's t. NLL in nats "
             "(natural logarithm) a test image, ERR and ECE as shares of 1; ECE in 15 bins.",
             f"{chosen.data}; {chosen.words}. {chosen.images:,} test images, evenly spread"
             + ("." if chosen.images == total else f"; {total:,} where points alone are shown."),
+            *said,
         ),
         sweep=None,
         rehearse=None,
+        beyond=replace(BEYOND, shifts=CifarShifts(main.source, max(1, chosen.images // SHIFTED))),
         options=chosen.options,
         prepare=partial(train_here, dict(options))
         if not chosen.given and torch.cuda.is_available()

@@ -42,7 +42,7 @@ class Place:
 
     def inside(self, key: str) -> Place:
         """Return the place of a table in it."""
-        return Place(self.file, f"{self.table}.{key}" if self.table else key)
+        return type(self)(self.file, f"{self.table}.{key}" if self.table else key)
 
 
 def read(kind: type[Kind], table: object, place: Place, presets: Mapping[str, Any]) -> Kind:
@@ -72,6 +72,25 @@ def read(kind: type[Kind], table: object, place: Place, presets: Mapping[str, An
         else:
             raise place.error(f"{place} lacks {name!r}; {_expected(hint)} is expected")
     return kind(**values)
+
+
+def check_integers(value: object, place: Place) -> None:
+    """Raise InputError for a whole number, anywhere in a table, that has more than 64 bits.
+
+    TOML has none; Python reads them.
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if isinstance(inner, int) and not -(2**63) <= inner < 2**63:
+                raise place.error(
+                    f"{key!r} in {place} is {_shown(inner)}; a whole number of 64 bits (±9.2e18) is expected"
+                )
+            check_integers(inner, place.inside(key))
+    elif isinstance(value, list):
+        # A list's numbers, and its tables, are named as the list is.
+        above, _, key = place.table.rpartition(".")
+        for inner in value:
+            check_integers({key: inner}, type(place)(place.file, above))
 
 
 def check_known(table: Mapping[str, object], known: Collection[str], place: Place) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass
@@ -18,10 +17,17 @@ from lpe.ensembles.batch_norm import batch_norms
 from lpe.errors import InputError
 from lpe.modules import named_tensors
 from lpe.substrates.loading import parameter_bytes, require_memory
+from reproduce.scales.checks import (
+    check_device,
+    check_name,
+    check_rivals,
+    check_settings,
+    check_threads,
+)
 from reproduce.scales.given import Given
 from reproduce.scales.mine import data, networks
 from reproduce.scales.mine.data import Arrays, Examples
-from reproduce.scales.mine.keys import Place, check_known, read
+from reproduce.scales.mine.keys import Place, check_integers, check_known, read
 from reproduce.scales.mine.tables import (
     DATA,
     NETWORK,
@@ -32,7 +38,6 @@ from reproduce.scales.mine.tables import (
     DataTable,
     NetworkTable,
     TopTable,
-    check_settings,
     settings_presets,
 )
 from reproduce.study.functions import is_function, root
@@ -41,7 +46,6 @@ from reproduce.study.run import device_of
 from reproduce.study.scale import Classification, Data, Rivals, Scale, Settings, Substrate
 
 TABLES = ("network", "data", "training", "settings", "rivals", "sizes", "large")
-NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
 @dataclass(frozen=True)
@@ -179,8 +183,11 @@ def scale_of(path: Path) -> Scale:
     top = Place(path.name, "")
     try:
         held = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise top.error(f"it cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is no TOMLDecodeError
         raise top.error(f"it is no TOML: {error}") from None
+    check_integers(held, top)
     fields = [each.name for each in dataclasses.fields(TopTable)]
     check_known(held, (*fields, *TABLES), top)
     own = read(TopTable, {key: value for key, value in held.items() if key in fields}, top, TOP)
@@ -195,8 +202,7 @@ def scale_of(path: Path) -> Scale:
         training = _data(held["training"], top.inside("training"), TRAINING, folder)
     settings = _settings(held.get("settings", {}), top.inside("settings"))
     rivals = read(Rivals, held.get("rivals", {}), top.inside("rivals"), RIVALS)
-    if not rivals.stds or not rivals.rates:
-        raise top.error("'stds' and 'rates' in [rivals] need one value or more each")
+    check_rivals(rivals, top.inside("rivals"))
     names: set[str] = set()
 
     def substrate(table: object, place: Place) -> Substrate:
@@ -222,6 +228,7 @@ def scale_of(path: Path) -> Scale:
             has_training=training is not None,
             remarks=(),
             most_seeds={},
+            subject=None,
         )
 
     main = substrate(held["network"], top.inside("network"))
@@ -251,6 +258,7 @@ def scale_of(path: Path) -> Scale:
         threads=own.threads,
         device=own.device,
         heading="",
+        points_heading="",
         conditions=(
             "One checkpoint of each network. NLL in nats (natural logarithm), ERR and ECE as shares of 1; "
             f"ECE in 15 bins. {settings.draws} ensembles of other rounding seeds are averaged.",
@@ -259,19 +267,18 @@ def scale_of(path: Path) -> Scale:
         ),
         sweep=None,
         rehearse=None,
+        beyond=None,
         options={},
         prepare=None,
     )
 
 
 def _check_top(own: TopTable, top: Place) -> None:
-    if not NAME.fullmatch(own.name):
-        raise top.error(f"'name' is {own.name!r}; letters, digits and -_.+ are expected, such as \"mine\"")
-    if own.device not in ("auto", "cpu"):
-        raise top.error(f'\'device\' is {own.device!r}; "auto" or "cpu" is expected')
-    for key, least in (("threads", 1), ("batch", 1), ("tuning_every", 2)):
-        value = getattr(own, key)
-        if value is not None and value < least:
+    check_name(own.name, top)
+    check_device(own.device, top)
+    check_threads(own.threads, top)
+    for key, least in (("batch", 1), ("tuning_every", 2)):
+        if (value := getattr(own, key)) < least:
             raise top.error(f"{key!r} is {value}; {least} or more is expected")
 
 
@@ -308,5 +315,10 @@ def _settings(table: object, place: Place) -> Settings:
     size = table.get("size") if isinstance(table, Mapping) else None
     presets = settings_presets(size if isinstance(size, int) and size > 0 else SIZE)
     settings = read(Settings, table, place, presets)
+    shape, below = settings.landscape, place.inside("landscape")
+    if (shape.split, shape.examples) != ("test", None):
+        raise below.error(f"'split' and 'examples' in {below} are not yours to set; leave them out")
+    if not settings.axis_bits:
+        raise place.error(f"'axis_bits' in {place} is []; one width or more is expected")
     check_settings(settings, place)
     return settings

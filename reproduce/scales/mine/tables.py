@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lpe.number_systems.grids import PerBlock, PerChannel, PerTensor
-from lpe.number_systems.naming import number_system
-from reproduce.scales.mine.keys import Place
-from reproduce.study.scale import Settings
 
 SOURCES = ("timm/NAME", "torchvision/NAME", "hf/FOLDER_OR_NAME", "net.py:FUNCTION")
 
@@ -134,53 +131,3 @@ def settings_presets(size: int) -> Mapping[str, Any]:
             "examples": None,
         },
     }
-
-
-LEAST_BITS, MOST_BITS = 2, 8
-
-
-def check_settings(settings: Settings, place: Place) -> None:
-    """Raise InputError for settings out of their range, or that contradict each other."""
-
-    def need(holds: bool, key: str, value: object, expected: str) -> None:
-        if not holds:
-            shown = list(value) if isinstance(value, tuple) else value
-            raise place.error(f"{key!r} in {place} is {shown}; {expected}")
-
-    size = settings.size
-    need(size >= 2, "size", size, "2 members or more are expected")
-    for key in ("draws", "memory_models", "expansion"):
-        need(getattr(settings, key) >= 1, key, getattr(settings, key), "1 or more is expected")
-    sizes = settings.table_sizes
-    need(
-        len(sizes) >= 2 and sorted(set(sizes)) == list(sizes) and 1 <= sizes[0] and sizes[-1] <= size,
-        "table_sizes",
-        sizes,
-        f"two sizes or more from 1 to size ({size}), the smallest first, are expected",
-    )
-    claimed = settings.claim_size
-    need(1 <= claimed <= size, "claim_size", claimed, f"1 to size ({size}) is expected")
-    for key in ("bits", "table_bits", "axis_bits"):
-        widths = getattr(settings, key)
-        inside = all(LEAST_BITS <= width <= MOST_BITS for width in widths)
-        need(
-            bool(widths) and inside and len(set(widths)) == len(widths),
-            key,
-            widths,
-            f"different widths from {LEAST_BITS} to {MOST_BITS} are expected",
-        )
-    best, large = settings.best_bits, settings.large_bits
-    need(best in settings.bits, "best_bits", best, f"one of bits ({list(settings.bits)}) is expected")
-    need(LEAST_BITS <= large <= MOST_BITS, "large_bits", large, f"{LEAST_BITS} to {MOST_BITS} is expected")
-    for name in settings.number_systems:
-        try:
-            number_system(name)
-        except ValueError as error:
-            raise place.error(f"'number_systems' in {place}: {error}") from None
-    shape, below = settings.landscape, place.inside("landscape")
-    if shape.resolution < 2:
-        raise below.error(f"'resolution' in {below} is {shape.resolution}; 2 or more is expected")
-    if (shape.split, shape.examples) != ("test", None):
-        raise below.error(f"'split' and 'examples' in {below} are not yours to set; leave them out")
-    if shape.margin < 0:
-        raise below.error(f"'margin' in {below} is {shape.margin}; 0 or more is expected")

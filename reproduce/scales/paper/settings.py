@@ -8,9 +8,11 @@ from reproduce.scales.given import Given
 from reproduce.scales.paper.loading import Checkpoint
 from reproduce.scales.paper.models import LLAMA_3_8B, PaperModel, PaperPieces
 from reproduce.study.scale import Landscape, Rivals, Scale, Settings, Substrate
+from reproduce.study.subjects import IMAGENET, Subject
 
 AUGREG = "augreg_in21k_ft_in1k"  # the recipe of Steiner et al. 2021 in timm
 TUNING_STRIDE = 25
+IMAGES = 50_000  # of ImageNet's validation
 
 VITS = {
     f"ViT-{letter}": PaperModel(f"timm/vit_{size}_patch16_224.{AUGREG}", "Apache-2.0", "imagenet", {})
@@ -25,6 +27,26 @@ LLAMAS = {
         "hf/meta-llama/Meta-Llama-3-8B", "Meta Llama 3 Community License", "mmlu", LLAMA_3_8B
     )
 }
+
+WEIGHTS = {
+    **dict.fromkeys(VITS, AUGREG),
+    "CLIP-L": "ViT-L-14, openai",
+    "CLIP-g": "ViT-g-14, laion2b_s34b_b88k",
+}
+"""By the names that timm's and open_clip's tables of results have."""
+
+
+def subject(name: str) -> Subject:
+    """Return a model of ImageNet as published tables have it, whose test examples are the validation's."""
+    return Subject(
+        network=name,
+        data_set=IMAGENET,
+        data=IMAGENET,
+        augmentation=None,
+        optimiser=None,
+        scored=IMAGES - len(range(0, IMAGES, TUNING_STRIDE)),
+        weights=WEIGHTS[name],
+    )
 
 
 def substrate(name: str, model: PaperModel, example: str, rivals: Rivals | None, *remarks: str) -> Substrate:
@@ -42,6 +64,7 @@ def substrate(name: str, model: PaperModel, example: str, rivals: Rivals | None,
         has_training=False,
         remarks=remarks,
         most_seeds={},
+        subject=subject(name) if name in WEIGHTS else None,
     )
 
 
@@ -102,6 +125,7 @@ PAPER = Scale(
     threads=None,
     device="auto",
     heading="",
+    points_heading="",
     conditions=(
         "One checkpoint of each model, so there are no intervals. NLL in nats (natural logarithm), ERR "
         "and ECE as shares of 1; ECE in 15 bins. 3 ensembles of other rounding seeds are averaged.",
@@ -110,6 +134,7 @@ PAPER = Scale(
     ),
     sweep=None,
     rehearse=rehearse,
+    beyond=None,
     options={},
     prepare=None,
 )

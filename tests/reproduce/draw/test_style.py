@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from reproduce.draw.style import (
+    AUGMENTATION_STYLE,
     BIT_STYLES,
     BMA_STYLE,
+    DROPOUT_STYLE,
     FAMILY_STYLES,
+    FEEDBACK_STYLE,
+    GAUSSIAN_STYLE,
+    LAPLACE_STYLE,
     LARGER_STYLE,
     SCALED_STYLE,
     SINGLE_STYLE,
+    SPREAD_STYLE,
 )
 
 
@@ -20,6 +26,12 @@ def test_no_two_methods_or_widths_share_colour_and_marker() -> None:
         SINGLE_STYLE,
         SCALED_STYLE,
         LARGER_STYLE,
+        SPREAD_STYLE,
+        GAUSSIAN_STYLE,
+        DROPOUT_STYLE,
+        AUGMENTATION_STYLE,
+        LAPLACE_STYLE,
+        FEEDBACK_STYLE,
     ]
     assert len(set(marks)) == len(marks)
 

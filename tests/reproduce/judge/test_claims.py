@@ -30,6 +30,8 @@ EVERY_CLAIM = pytest.mark.parametrize("name", [name for name in CLAIMS if name !
 SINGLE = 0.1
 MODELS, EXPANSION = 4, 4
 PARAMETERS = {"net": 1000, "clip": 500, **{name: 1000 * 4**place for place, name in enumerate(NETWORKS)}}
+SPREAD = "net, spread"
+PARAMETERS[SPREAD] = PARAMETERS["net"]
 SHARED = 500
 """Bits that all members of an LPE-BSR ensemble share."""
 
@@ -62,7 +64,7 @@ def world(advantages: Sequence[float]) -> pd.DataFrame:
                 "point": point,
                 "method": method,
                 "number_system": system,
-                "rounding": {"RTN": "nearest", "Gaussian, matched": ""}.get(method, "bernoulli" * low),
+                "rounding": "nearest" if "RTN" in method else "bernoulli" * (low and "matched" not in method),
                 "size": size,
                 "seed": seed,
                 "metric": metric,
@@ -96,12 +98,18 @@ def world(advantages: Sequence[float]) -> pd.DataFrame:
         add("IVON", "BMA", "fp32", 10, seed, 0.05, "ambiguity")
         add("SGD", "FP32", "fp32", 1, seed, 0.3, "calibrated_nll")
         add("SSE", "disagreement", "fp32", 1, seed, 0.2, "disagreement")
+        for metric in ("nll", "calibrated_nll"):
+            at = {"metric": metric, "substrate": SPREAD}
+            add("SGD", "FP32", "fp32", 1, seed, SINGLE, **at)
+            add("SGD", "LPE-BSR, tuned spread", "int8", 10, seed, SINGLE - 0.05 - advantage, **at)
+            add("SGD", "Gaussian, tuned std", "fp32", 10, seed, SINGLE - 0.05, **at)
         for rival in ("Gaussian", "MC-dropout"):
             add("SGD", rival, "fp32", 10, seed, SINGLE)
             add("SGD", rival, "fp32", 10, seed, 3 * SINGLE, substrate="clip")
         for family in ("SSE", "CSGLD", "DE", "MultiIVON"):
             for size in range(1, MODELS + 1):
                 add(family, family, "fp32", size, seed, SINGLE - 0.001, cost=100 * size)
+                add(family, f"{family} by RTN", "int4", size, seed, SINGLE - 0.001, cost=100 * size)
             for size in range(1, MODELS * EXPANSION + 1):
                 bases = math.ceil(size / EXPANSION)
                 method = f"{family} + LPE-BSR"
@@ -317,10 +325,10 @@ def test_a_seed_that_lacks_rows_is_left_out_of_the_count(name: str) -> None:
 
 
 def test_the_ledger_has_every_claim_of_the_list() -> None:
-    numbers = {name.split()[0] for name in CLAIMS}
+    numbers = {name.split()[0].rstrip(",") for name in CLAIMS}
     assert numbers == {
         *("C1a", "C1b", "C1c", "C2", "C3", "C4a", "C4b", "C5", "C6a", "C6b", "C7"),
-        *("C8a", "C8b", "C9", "C10", "C11", "C12", "C13", "C14"),
+        *("C8a", "C8b", "C9", "C10", "C11", "C12", "C13", "C14", "C15"),
     }
 
 
@@ -355,6 +363,8 @@ def test_the_settings_of_a_scale_are_its_own() -> None:
     found = Settings.of(DIGITS)
     for name in ("bits", "best_bits", "claim_size", "memory_models", "large_bits"):
         assert getattr(found, name) == getattr(DIGITS.settings, name)
+    assert DIGITS.beyond is not None
+    assert (found.spread_bits, found.spread_size) == (DIGITS.beyond.spread_bits, DIGITS.beyond.size)
     assert (found.substrate, found.compared_clip) == ("digits ViT", "digits CLIP-L")
     assert found.networks == ("digits ViT-T", "digits ViT-S", "digits ViT-B", "digits ViT-L")
     assert found.large_networks["Llama"] == ("digits Llama-S", "digits Llama-M", "digits Llama-L")
@@ -398,6 +408,10 @@ def near(value: float) -> object:
         ("C12 (INT-4)", 0.0),
         # The memory share is (5·1000·10 + 500) / (4·32000), DE's gain .001.
         ("C9", 0.02 - 50_500 / 128_000 * 0.001),
+        # Of four INT-4 members: 4·1000·4 + 500 bits.
+        ("C9, against 4-bit members", 0.02 - 50_500 / 16_500 * 0.001),
+        # (5 + 10)·1000 + 500 bits.
+        ("C9, planes against 4-bit members", 0.02 - 15_500 / 16_500 * 0.001),
     ],
 )
 def test_effects_are_those_worked_out_by_hand(name: str, expected: float) -> None:
@@ -441,6 +455,60 @@ def test_c14_is_reported_with_its_interval_and_claims_nothing() -> None:
     assert (verdict.verdict, verdict.claimed()) == ("reported", "no threshold")
     assert verdict.effect == near(0.52)
     assert verdict.low < 0.52 < verdict.high
+
+
+@pytest.mark.parametrize("name", ["C15 (raw)", "C15 (calibrated)"])
+def test_c15_is_the_difference_to_tuned_noise_as_a_share_of_the_gain_over_fp32(name: str) -> None:
+    assert effect(name, WORLDS["holds"]) == pytest.approx(-0.02 / 0.07, rel=1e-3)
+
+
+@pytest.mark.parametrize(("worse", "expected"), [(0.19, "holds"), (0.21, "fails")])
+@pytest.mark.parametrize(("name", "metric"), [("C15 (raw)", "nll"), ("C15 (calibrated)", "calibrated_nll")])
+def test_c15_allows_a_fifth_of_the_gain_and_no_more(
+    name: str, metric: str, worse: float, expected: str
+) -> None:
+    # LPE-BSR gains .05, the noise so much more.
+    rows = WORLDS["holds"]
+    at = {"substrate": SPREAD, "metric": metric}
+    record = edited(rows, lambda rows: rows["value"] + 0.02, method="LPE-BSR, tuned spread", **at)
+    record = edited(record, lambda rows: rows["value"] - worse * 0.05, method="Gaussian, tuned std", **at)
+    assert judge(CLAIMS[name], record).verdict == expected
+
+
+def test_c15_takes_no_share_of_a_loss() -> None:
+    # Both are worse than FP32, LPE-BSR the more so: as a ratio that is below 0.
+    at = {"substrate": SPREAD, "metric": "nll"}
+    record = edited(WORLDS["holds"], lambda rows: rows["value"] + 0.17, method="LPE-BSR, tuned spread", **at)
+    record = edited(record, lambda rows: rows["value"] + 0.1, method="Gaussian, tuned std", **at)
+    verdict = judge(CLAIMS["C15 (raw)"], record)
+    assert (verdict.verdict, verdict.n) == ("not run", 0)
+    worse = "LPE-BSR, tuned spread is 0.1 nats worse than FP32: no gain to take a share of"
+    assert verdict.note == worse
+    one = record[record["seed"] == 0]
+    assert judge(CLAIMS["C15 (raw)"], one).note == worse
+
+
+def test_c15_decides_nothing_where_there_may_be_no_gain() -> None:
+    at = {"substrate": SPREAD, "metric": "nll", "method": "LPE-BSR, tuned spread"}
+    record = edited(WORLDS["holds"], lambda rows: rows["value"] + 0.08 + 0.03 * (rows["seed"] - 2), **at)
+    verdict = judge(CLAIMS["C15 (raw)"], record)
+    assert (verdict.verdict, verdict.low, verdict.high) == ("undecided", -math.inf, math.inf)
+
+
+def test_c15_says_what_the_two_were_tuned_to() -> None:
+    record = WORLDS["holds"]
+    settings = []
+    for method, values in (("LPE-BSR, tuned spread", (16, 11.3)), ("Gaussian, tuned std", (0.02, 0.02))):
+        rows = record[(record["method"] == method) & (record["metric"] == "nll")]
+        settings.append(rows.assign(metric="setting", value=[values[seed % 2] for seed in rows["seed"]]))
+    verdict = judge(CLAIMS["C15 (raw)"], pd.concat([record, *settings], ignore_index=True))
+    assert verdict.note == "LPE-BSR, tuned spread: 11.3, 16; Gaussian, tuned std: 0.02"
+
+
+def test_in_c15_fp32_instead_gains_nothing_and_is_no_evidence_against_it() -> None:
+    verdict = judge(CLAIMS["C15 (raw)"], WORLDS["holds"])
+    assert verdict.instead is not None and verdict.instead.verdict == "undecided"
+    assert verdict.evidence == "evidence"
 
 
 @pytest.mark.parametrize(("members", "bits", "system", "stored"), EQUAL_BITS)
@@ -553,7 +621,7 @@ def test_at_equal_memory_the_largest_ensemble_that_fits_is_compared_with_two_mod
     record = edited(WORLDS["holds"], lambda rows: rows["size"] / 1000, point=point, metric="nll")
     verdict = judge(CLAIMS[name], record)
     assert verdict.effect == near((members - 2) / 1000)
-    assert verdict.note == f"{members} members against 2"
+    assert verdict.note.partition("; no spread")[0] == f"{members} members against 2"
 
 
 def test_an_ensemble_fits_into_exactly_its_own_memory() -> None:
@@ -583,6 +651,32 @@ def test_where_not_even_one_member_fits_the_claim_is_not_run() -> None:
     verdict = judge(CLAIMS["C8b (SSE)"], record)
     assert verdict.verdict == "not run"
     assert verdict.note == "the smallest SSE + LPE-BSR takes 5500 bits, more than the 5000 of 2 of SSE"
+
+
+@pytest.mark.parametrize(("number", "family"), [("C4", "CSGLD"), ("C8", "DE")])
+def test_against_4_bit_members_a_budget_is_the_memory_of_two_of_these(number: str, family: str) -> None:
+    # 2·4000 + 500 bits are less than two INT-5 members, and 64,000 are as many as all sixteen.
+    assert judge(CLAIMS[f"{number}b, against 4-bit members ({family})"], WORLDS["holds"]).note == (
+        "1 members against 2"
+    )
+    assert judge(CLAIMS[f"{number}b ({family})"], WORLDS["holds"]).note != "1 members against 2"
+
+
+@pytest.mark.parametrize("name", [name for name in CLAIMS if "4-bit" in name])
+def test_against_4_bit_members_the_rival_is_these_and_not_the_unrounded_ones(name: str) -> None:
+    family = "DE" if name.startswith("C9") else name.partition("(")[2].removesuffix(")")
+    unrounded = edited(WORLDS["holds"], lambda _: -9.0, method=family)
+    assert effect(name, unrounded) == effect(name, WORLDS["holds"])
+    worse = edited(WORLDS["holds"], lambda rows: rows["value"] - 9.0, method=f"{family} by RTN")
+    assert judge(CLAIMS[name], worse).verdict == "fails"
+
+
+def test_planes_are_told_of_what_the_members_take_one_by_one() -> None:
+    record = WORLDS["holds"].reset_index(drop=True)
+    low = Rows("net", "SGD", "LPE-BSR", "int4", "bernoulli")
+    for members in (2, 10):
+        found = statistics.as_planes(low.at(members), 4, record)
+        assert found.tolist() == [(4 + members) * PARAMETERS["net"] + SHARED] * 5
 
 
 def test_c9_is_paired_with_all_members_of_the_deep_ensemble() -> None:

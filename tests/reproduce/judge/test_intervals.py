@@ -11,6 +11,8 @@ from scipy import stats
 
 from reproduce.judge import intervals
 from reproduce.judge.intervals import (
+    can_tell,
+    deciding_interval,
     deciding_power,
     fieller_interval,
     fieller_level,
@@ -58,9 +60,20 @@ def test_one_value_has_no_interval_and_no_level() -> None:
     assert np.isnan([*student_interval(VALUES[:1]), student_level(VALUES[:1], 0.0)]).all()
 
 
-@pytest.mark.parametrize(("limit", "level"), [(2.0, 1.0), (1.0, 0.0)])
-def test_equal_values_exclude_every_limit_but_themselves(limit: float, level: float) -> None:
-    assert student_level(np.full(3, 2.0), limit) == level
+# Of three times .1 the std is 1e-17; the last two are 0 as far as squares go.
+EQUAL = [[2.0, 2.0], [0.1] * 3, [1e-12, 1e-12], [0.3, 0.1 + 0.2], [0.0, 0.0], [1e-300, 2e-300]]
+
+
+@pytest.mark.parametrize("values", EQUAL)
+def test_equal_values_exclude_no_limit(values: list[float]) -> None:
+    assert student_level(np.array(values), 1.0) == 1.0
+    assert deciding_interval(np.array(values)) == INFINITE
+    assert not can_tell(np.array(values)[:, None])
+
+
+def test_the_deciding_interval_of_other_values_is_students() -> None:
+    assert deciding_interval(VALUES) == student_interval(VALUES)
+    assert np.isnan(deciding_interval(VALUES[:1])).all()
 
 
 # Fieller.
@@ -76,9 +89,25 @@ def test_fiellers_interval_holds_the_ratio_of_the_means() -> None:
     assert low < VALUES.mean() / OTHERS.mean() < high
 
 
-def test_fiellers_interval_of_a_constant_denominator_is_student_t_over_it() -> None:
+def test_fiellers_interval_of_a_hardly_varying_denominator_is_student_t_over_it() -> None:
     expected = tuple(limit / 4 for limit in student_interval(VALUES))
-    assert fieller_interval(VALUES, np.full(6, 4.0)) == pytest.approx(expected)
+    assert fieller_interval(VALUES, 4.0 + 1e-9 * OTHERS) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("numerators", "denominators"),
+    [
+        (VALUES, np.full(6, 4.0)),
+        (VALUES, 1e-300 * OTHERS),
+        (VALUES, np.zeros(6)),
+        (0.3 * OTHERS, OTHERS),
+        (np.zeros(6), OTHERS),
+    ],
+    ids=["equal denominators", "denominators of no size", "zeros", "equal ratios", "equal ratios of 0"],
+)
+def test_pairs_that_tell_nothing_bound_nothing(numerators: np.ndarray, denominators: np.ndarray) -> None:
+    assert fieller_interval(numerators, denominators) == INFINITE
+    assert fieller_level(numerators, denominators, 0.5) == 1.0
 
 
 def test_fiellers_interval_takes_the_denominators_sign() -> None:
@@ -264,8 +293,8 @@ def test_more_units_may_be_allowed() -> None:
     assert needed_units(-0.08, 1.0, -math.inf, 0.0, most=10_000) == 1229
 
 
-def test_without_spread_two_seeds_decide() -> None:
-    assert needed_units(-1.0, 0.0, -math.inf, 0.0) == 2
+def test_without_spread_no_number_of_seeds_decides() -> None:
+    assert needed_units(-1.0, 0.0, -math.inf, 0.0) is None
 
 
 # What the intervals cover. A nominal 95 % must hold the truth at least 93 % of the time; where a method is

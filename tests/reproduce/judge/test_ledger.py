@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from lpe.errors import InputError
+from lpe.provenance import REPOSITORY
 from lpe.records import COLUMNS, Records
 from lpe.store import Store
 from reproduce import ledger
 from reproduce.judge.claims import Settings, all_claims
-from reproduce.judge.verdicts import KEPT
+from reproduce.judge.verdicts import KEPT, kept_key
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study.examples import keep
 from reproduce.study.measurements import working_folder
@@ -258,7 +259,7 @@ def test_what_was_kept_by_something_else_is_an_error(
     assert "claims_examples.csv has other columns than claim, rows, n" in capsys.readouterr().err
 
 
-ROW_KEPT = "C1,abcd,40," + ",".join(["0.5"] * (len(KEPT) - 3)) + "\n"
+ROW_KEPT = "C1,abcd,40," + ",".join(["0.5"] * (len(KEPT) - 4)) + ",efgh\n"
 
 
 @pytest.mark.parametrize(
@@ -313,10 +314,15 @@ def keep_values(working: Path, row: dict[str, object]) -> None:
     keep(working, {"rounding": "", **row}, *numbers)
 
 
-def test_intervals_for_new_images_are_kept_and_outlive_the_store(folder: Path, store: Path) -> None:
+def with_values(store: Path) -> None:
+    """Keep the values of the images behind the folder's rows."""
     for seed in range(3):
         for row in (single(seed), low(seed, 0.05 + 0.001 * seed)):
             keep_values(store, row)
+
+
+def test_intervals_for_new_images_are_kept_and_outlive_the_store(folder: Path, store: Path) -> None:
+    with_values(store)
     assert ledger.main(["--out", str(folder)]) == 0
     kept = (folder / ledger.KEPT_FILE).read_bytes()
     first = pd.read_csv(folder / "claims.csv").set_index("claim").loc[CLAIM]
@@ -326,3 +332,46 @@ def test_intervals_for_new_images_are_kept_and_outlive_the_store(folder: Path, s
     assert ledger.main(["--out", str(folder)]) == 0
     assert pd.read_csv(folder / "claims.csv").set_index("claim").loc[CLAIM].equals(first)
     assert (folder / ledger.KEPT_FILE).read_bytes() == kept
+
+
+def altered(path: Path) -> None:
+    """Halve the interval of the one estimate that is kept."""
+    kept = pd.read_csv(path)
+    kept["low"] /= 2
+    kept.to_csv(path, index=False)
+
+
+def test_what_was_kept_and_then_altered_is_estimated_anew(folder: Path, store: Path) -> None:
+    with_values(store)
+    assert ledger.main(["--out", str(folder)]) == 0
+    there = {path.name: path.read_bytes() for path in folder.glob("claims*")}
+    altered(folder / ledger.KEPT_FILE)
+    assert ledger.main(["--out", str(folder)]) == 0
+    assert {path.name: path.read_bytes() for path in folder.glob("claims*")} == there
+
+
+def test_what_was_kept_and_then_altered_is_said_without_the_store_and_stays(
+    folder: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_values(store)
+    assert ledger.main(["--out", str(folder)]) == 0
+    assert "were altered" not in capsys.readouterr().out
+    shutil.rmtree(store)
+    altered(folder / ledger.KEPT_FILE)
+    before = pd.read_csv(folder / ledger.KEPT_FILE)
+    assert ledger.main(["--out", str(folder)]) == 0
+    assert "claims_examples.csv: 1 of its estimates are of other rows" in capsys.readouterr().out
+    assert pd.isna(pd.read_csv(folder / "claims.csv").set_index("claim").loc[CLAIM]["examples low"])
+    pd.testing.assert_frame_equal(pd.read_csv(folder / ledger.KEPT_FILE), before)
+
+
+def test_the_committed_estimates_are_by_this_code() -> None:
+    """Where this fails, measure the scale and judge it: the values of examples are not committed."""
+    kept = ledger.kept_in(REPOSITORY / "figures" / "digits")
+    assert kept is not None and len(kept) == 56
+    at_fault = [
+        row["claim"]
+        for _, row in kept.iterrows()
+        if row["key"] != kept_key(row.to_dict(), Settings.of(DIGITS).level)
+    ]
+    assert at_fault == []

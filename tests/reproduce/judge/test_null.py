@@ -29,6 +29,10 @@ def test_the_single_unrounded_network_stands_in_for_lpe_bsr_of_any_size(size: in
     assert stand_in([row("LPE-BSR", "int4", size), row(name, name.lower())]) == 1
 
 
+def test_it_stands_in_for_lpe_bsr_whose_spread_is_tuned_as_well() -> None:
+    assert stand_in([row("LPE-BSR, tuned spread", "int8", 10), row("FP32", "fp32")]) == 1
+
+
 @pytest.mark.parametrize(
     "other", [{"substrate": "b"}, {"point": "IVON"}, {"seed": 1}, {"metric": "ece"}, {"method": "RTN"}]
 )

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from lpe.errors import InputError
+from lpe.provenance import REPOSITORY
+from reproduce.judge import verdicts
 from reproduce.judge.claims import Claim, Side
-from reproduce.judge.intervals import percentile_interval, resampled_means
+from reproduce.judge.intervals import LEVEL, percentile_interval, resampled_means
 from reproduce.judge.statistics import Rows, difference, ratio
-from reproduce.judge.verdicts import KEPT, Verdict, judge_all, kept_estimates, over_examples
+from reproduce.judge.verdicts import KEPT, Estimate, Verdict, judge_all, kept_estimates, over_examples
+from reproduce.study import keys
+from reproduce.study.closure import APART, DEFINED_BY, PACKAGES, Project
 
 LOW, RTN, FP32 = (
     Rows("net", "SGD", method, system, None, 1)
@@ -21,6 +26,7 @@ LOW, RTN, FP32 = (
 )
 BELOW = Claim("A", "s", Side(high=0.0), "nats", lambda record: difference(LOW, RTN, record))
 RATIO = Claim("R", "s", Side(0.5, 2.0), "ratio", lambda record: ratio(LOW, RTN, record))
+AMBIGUITY, OF_RTN = (replace(rows, metric="ambiguity") for rows in (LOW, RTN))
 OFFSETS = {"LPE-BSR": -0.06, "RTN": 0.0, "FP32": 0.1}
 EXAMPLES = 200
 
@@ -131,7 +137,8 @@ def test_fewer_than_20_test_examples_decide_nothing(count: int, verdict: str) ->
     world.record["value"] = world.record["method"].map(means)
     found = judged(world, "example")
     assert (found.verdict, found.n) == (verdict, count)
-    said = f"{count} test examples decide nothing, 20 are needed"
+    few = "1 test example decides" if count == 1 else f"{count} test examples decide"
+    said = f"{few} nothing, 20 are needed"
     assert (said in found.note) == math.isinf(found.low) == (verdict == "undecided")
     assert found.needed == ("" if verdict == "holds" else "20" if count > 1 else "")
 
@@ -174,6 +181,110 @@ def test_values_of_other_examples_are_not_paired() -> None:
     assert "its rows of seed 0 are of different examples" in judged(world, "example").note
 
 
+# Equal values.
+
+
+def named(verdict: Verdict) -> tuple[str, float, float, str, str]:
+    assert verdict.found is not None
+    return verdict.verdict, verdict.low, verdict.found.level, verdict.needed, verdict.note
+
+
+@pytest.mark.parametrize("values", [[-1e-12, -1e-12], [-0.3] * 5])
+def test_equal_values_of_all_seeds_decide_nothing_and_are_said(values: list[float]) -> None:
+    claim, record = of_values(values)
+    verdict = judge_all([claim], record, "seed")[0]
+    said = f"no spread among the {len(values)} training seeds"
+    assert named(verdict) == ("undecided", -math.inf, 1.0, "", said)
+    assert verdict.effect == pytest.approx(values[0])
+
+
+def test_differences_are_equal_where_a_records_digits_tell_no_other() -> None:
+    record = of_values([-3e-12, -3e-12])[1]
+    # As a record has them: 12 digits, so that the differences are 3e-12 and 2.9e-12.
+    record["value"] = [0.123456789012, 0.123456789015, 0.723456789012, 0.723456789015]
+    record.loc[1, "value"] += 1e-13
+    claim = of_values([])[0]
+    assert judge_all([claim], record, "seed")[0].verdict == "undecided"
+
+
+def test_the_claims_of_equal_values_count_in_holms_order_as_undecided() -> None:
+    pairs = [of_values([-1e-12, -1e-12], "A"), of_values([-1.0, -1.01, -0.99], "B")]
+    record = pd.concat([each for _, each in pairs], ignore_index=True)
+    equal, other = judge_all([claim for claim, _ in pairs], record, "seed")
+    assert (equal.holm, equal.holm_level, other.holm) == ("undecided", 1.0, "holds")
+
+
+def of_ratios(above: list[float], below: list[float]) -> Verdict:
+    """The verdict that LPE-BSR's values are .5 to 2 times RTN's."""
+    record = of_values(above)[1]
+    record.loc[record["method"] == "RTN", "value"] = below
+    low, rtn = (Rows("A", "SGD", method, "int4", None, 1) for method in ("LPE-BSR", "RTN"))
+    claim = Claim("A", "s", Side(0.5, 2.0), "ratio", lambda record: ratio(low, rtn, record))
+    return judge_all([claim], record, "seed")[0]
+
+
+@pytest.mark.parametrize(
+    ("above", "below", "said"),
+    [
+        ([1.0, 1.1, 1.3], [1.0, 1.0, 1.0], "no spread among its denominators of 3 training seeds"),
+        ([1.0, 1.1, 1.3], [1e-300, 2e-300, 3e-300], "its denominator is 0"),
+        ([1.0, 1.1, 1.3], [1.0, 1.1, 1.3], "no spread among the 3 training seeds"),
+    ],
+    ids=["equal denominators", "denominators of no size", "equal ratios"],
+)
+def test_ratios_that_seeds_do_not_tell_are_undecided(
+    above: list[float], below: list[float], said: str
+) -> None:
+    verdict = of_ratios(above, below)
+    assert named(verdict) == ("undecided", -math.inf, 1.0, "", said)
+
+
+def flattened(world: World, methods: tuple[str, ...], value: float) -> None:
+    """Give methods one value at every example."""
+    for method in methods:
+        for seed in range(len(world.record) // len(OFFSETS)):
+            world.kept[method, seed] = world.kept[method, seed][0], np.full(EXAMPLES, value)
+        world.record.loc[world.record["method"] == method, "value"] = value
+
+
+def test_equal_values_of_all_examples_decide_nothing_and_are_said() -> None:
+    world = World(seeds=1)
+    flattened(world, ("LPE-BSR",), 0.25)
+    flattened(world, ("RTN",), 0.5)
+    said = f"no spread among the {EXAMPLES} test examples"
+    first = judge_all([BELOW], world.record, "example", examples=world.find)
+    assert named(first[0]) == ("undecided", -math.inf, 1.0, "", said)
+    assert judge_all([BELOW], world.record, "example", kept=kept_of(first)) == first
+
+
+def test_of_a_ratio_whose_denominators_are_of_no_size_examples_decide_nothing() -> None:
+    world = World(seeds=1)
+    which, values = world.kept["RTN", 0]
+    world.kept["RTN", 0] = which, 1e-300 * np.abs(values)
+    world.record.loc[world.record["method"] == "RTN", "value"] = 1e-300 * np.abs(values).mean()
+    assert named(judged(world, "example", RATIO)) == ("undecided", -math.inf, 1.0, "", "its denominator is 0")
+
+
+@pytest.mark.parametrize(("unit", "seeds"), [("seed", 3), ("example", 1)])
+def test_that_a_network_is_no_better_than_itself_needs_no_interval(unit: str, seeds: int) -> None:
+    claim = Claim("A", "s", Side(-0.1, 0.1), "nats", lambda record: difference(LOW, FP32, record))
+    null = judge_all([claim], World(seeds).record, unit, examples=World(seeds).find)[0].instead
+    assert null is not None
+    assert (null.effect, null.low, null.high, null.verdict) == (0.0, 0.0, 0.0, "holds")
+
+
+@pytest.mark.parametrize(("unit", "seeds"), [("seed", 3), ("example", 1)])
+def test_the_null_of_a_share_of_nothing_is_0_where_the_denominator_is_told_from_it(
+    unit: str, seeds: int
+) -> None:
+    world = World(seeds)
+    world.record["metric"] = "ambiguity"
+    claim = Claim("A", "s", Side(0.5, 2.0), "ratio", lambda record: ratio(AMBIGUITY, OF_RTN, record))
+    null = judge_all([claim], world.record, unit, examples=world.find)[0].instead
+    assert null is not None
+    assert (null.effect, null.low, null.high, null.verdict) == (0.0, 0.0, 0.0, "fails")
+
+
 # Estimates that a folder keeps.
 
 
@@ -203,11 +314,42 @@ def test_what_was_kept_is_kept_again_as_it_was_also_where_a_denominator_is_0(cou
     pd.testing.assert_frame_equal(kept_of(again), kept_of(first))
 
 
-def test_what_was_kept_of_a_handful_of_examples_decides_nothing() -> None:
-    world = World(seeds=1, count=5)
-    (row,) = kept_estimates(judge_all([BELOW], world.record, "example", examples=world.find))
-    decided = pd.DataFrame([row | {"low": -2.0, "high": -1.0, "level": 0.001}], columns=list(KEPT))
-    assert judge_all([BELOW], world.record, "example", kept=decided)[0].verdict == "undecided"
+def kept_again(world: World, kept: pd.DataFrame, level: float = LEVEL) -> Estimate | None:
+    """The examples' estimate of BELOW where there is what was kept alone."""
+    return judge_all([BELOW], world.record, "seed", level, kept=kept)[0].examples
+
+
+@pytest.mark.parametrize("column", ["n", "effect", "low", "level", "instead_high", "key"])
+def test_what_was_kept_and_then_altered_is_not_taken_up(column: str) -> None:
+    world = World(seeds=3)
+    kept = kept_of(judge_all([BELOW], world.record, "seed", examples=world.find))
+    assert kept_again(world, kept) is not None
+    other = {"n": 7, "key": "0123456789abcdef"}.get(column, -0.5)
+    assert kept_again(world, kept.assign(**{column: other})) is None
+
+
+def test_what_was_kept_of_another_level_is_not_taken_up() -> None:
+    world = World(seeds=3)
+    kept = kept_of(judge_all([BELOW], world.record, "seed", examples=world.find))
+    assert kept_again(world, kept, level=0.9) is None
+    anew = judge_all([BELOW], world.record, "seed", 0.9, examples=world.find, kept=kept)[0].examples
+    assert anew is not None and anew.low > kept["low"].item()
+
+
+def test_what_was_kept_by_other_code_is_estimated_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(seeds=3)
+    kept = kept_of(judge_all([BELOW], world.record, "seed", examples=world.find))
+    project = Project(REPOSITORY, PACKAGES, DEFINED_BY, APART)
+    path, source = project._files["reproduce.judge.intervals"]
+    edited = source.replace(b"integers(n, size", b"integers(0, n, size")
+    assert edited != source
+    project._files["reproduce.judge.intervals"] = path, edited
+    monkeypatch.setattr(keys, "project", lambda: project)
+    verdicts._code.cache_clear()
+    try:
+        assert kept_again(world, kept) is None
+    finally:
+        verdicts._code.cache_clear()
 
 
 def test_what_was_kept_of_other_values_is_not_taken_up() -> None:

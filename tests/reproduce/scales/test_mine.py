@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import subprocess
@@ -18,8 +19,11 @@ from torch import nn
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
 from reproduce import __main__ as everything
+from reproduce import fig2, table1
+from reproduce.command import run_figure
 from reproduce.scales import own
 from reproduce.scales.mine.tables import SIZE, settings_presets
+from reproduce.study import measurements
 from reproduce.study.scale import Scale, digest_of
 
 NETWORK = """
@@ -120,6 +124,36 @@ def scored_on(lines: str) -> str:
         (f'{LEAST}[[sizes]]\nsource = "net.py:make"', "two networks are called 'make'"),
         (f"{LEAST}[rivals]\nstds = []", "need one value or more each"),
         ("name =", "it is no TOML: "),
+        (top(f"tuning_every = 1{'0' * 5000}"), "it is no TOML: "),
+        (top(f"batch = {2**63}"), "'batch' in the file is 9223372036854775808; a whole number of 64 bits"),
+        (
+            f"{LEAST}[settings]\nbits = [{10**30}]",
+            "'bits' in [settings] is 1000000000000000000000000000000; a",
+        ),
+        (
+            network(f'source = "net.py:make"\narguments = {{ classes = -{2**64} }}'),
+            "'classes' in [network.arguments] is -18446744073709551616; a whole number of 64 bits",
+        ),
+        (f"{LEAST}[[sizes]]\nsource = {2**63}", "'source' in [sizes] is 9223372036854775808; a whole number"),
+        (top("threads = 100000"), "'threads' is 100000; 1 to 1024 is expected"),
+        (f"{LEAST}[settings]\nnoise_share = nan", "'noise_share' in [settings] is nan; a share of the gain"),
+        (f"{LEAST}[settings]\nnoise_share = 1.5", "'noise_share' in [settings] is 1.5; a share of the gain"),
+        (f"{LEAST}[settings]\nnoise_share = 0", "'noise_share' in [settings] is 0.0; a share of the gain"),
+        (f"{LEAST}[settings]\nsize = 1000000", "'size' in [settings] is 1000000; 10,000 members or fewer"),
+        (f"{LEAST}[settings]\ndraws = 1001", "'draws' in [settings] is 1001; 1,000 or less is expected"),
+        (f"{LEAST}[settings]\nlarge_size = 0", "'large_size' in [settings] is 0; 1 or more is expected"),
+        (f"{LEAST}[settings]\naxis_bits = []", "'axis_bits' in [settings] is []; one width or more is"),
+        (
+            f"{LEAST}[settings.landscape]\nresolution = 100000",
+            "'resolution' in [settings.landscape] is 100000; 301 lines or fewer are expected",
+        ),
+        (f"{LEAST}[settings.landscape]\nmargin = nan", "'margin' in [settings.landscape] is nan; 0 or more"),
+        (f"{LEAST}[settings.landscape]\nseed = -1", "'seed' in [settings.landscape] is -1; a training seed"),
+        (f"{LEAST}[settings.landscape]\ncloud = 0", "'cloud' in [settings.landscape] is 0; 1 to 10,000"),
+        (f"{LEAST}[rivals]\nstds = [0.1, -0.1]", "'stds' in [rivals] is [0.1, -0.1]; numbers from 0 are"),
+        (f"{LEAST}[rivals]\nstds = [inf]", "'stds' in [rivals] is [inf]; numbers from 0 are expected"),
+        (f"{LEAST}[rivals]\nrates = [1.0]", "'rates' in [rivals] is [1.0]; numbers from 0 to less than 1"),
+        (f"{LEAST}[rivals]\nrates = [nan]", "'rates' in [rivals] is [nan]; numbers from 0 to less than 1"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_one_line(text: str, said: str, written: Written) -> None:
@@ -179,6 +213,41 @@ def test_a_file_of_the_suites_own_name_is_refused(
     written(LEAST.replace('"mine"', '"digits"'))
     assert everything.main(["--scale", str(tmp_path / "mine.toml")]) == 2
     assert "which this repository has; name it otherwise" in capsys.readouterr().err
+
+
+@pytest.fixture
+def wrong_later(written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options of a scale whose larger network's checkpoint is of another network."""
+    monkeypatch.setenv("LPE_STORE", str(tmp_path / "work" / "store"))
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(4, 5)).state_dict(), tmp_path / "w.pt")
+    written(
+        f'{top("tuning_every = 4")}[[sizes]]\nsource = "net.py:make"\nname = "larger"\nweights = "w.pt"\n'
+    )
+    place = ["--scale", str(tmp_path / "mine.toml"), "--out", str(tmp_path / "out")]
+    return [*place, "--wandb", "disabled"]
+
+
+@pytest.mark.parametrize("command", [everything.main, functools.partial(run_figure, table1.SCRIPT)])
+def test_a_wrong_checkpoint_is_said_before_any_other_is_measured(
+    command: Callable[[list[str]], int],
+    wrong_later: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(measurements, "measure", lambda session, unit: pytest.fail(f"{unit} is measured"))
+    assert command(wrong_later) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "w.pt" in said and said.count("\n") == 1
+
+
+def test_a_figure_does_not_ask_for_a_checkpoint_that_it_does_not_show(
+    wrong_later: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(measurements, "measure", lambda session, unit: asked.append(unit.substrate))
+    with pytest.raises(KeyError):  # nothing was measured
+        run_figure(fig2.SCRIPT, wrong_later)
+    assert set(asked) == {"mine make"}
 
 
 def test_every_kth_example_tunes_and_the_others_are_scored_by_their_numbers(written: Written) -> None:

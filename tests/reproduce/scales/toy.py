@@ -8,7 +8,18 @@ from torch import nn
 
 from lpe.number_systems.grids import PerChannel, PerTensor
 from reproduce.study import families, points
-from reproduce.study.scale import Classification, Data, Landscape, Rivals, Scale, Settings, Split, Substrate
+from reproduce.study.scale import (
+    Beyond,
+    Classification,
+    Data,
+    Landscape,
+    Rivals,
+    Scale,
+    Settings,
+    Shifted,
+    Split,
+    Substrate,
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,24 @@ class Stripes:
         return of
 
 
+@dataclass(frozen=True)
+class Noisier:
+    """The test images under more noise, and noise alone."""
+
+    source: Stripes
+
+    def load(self, seed: int) -> Shifted:
+        """Add noise of two sizes."""
+        images, labels = self.source.load(seed).test[0]
+        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed))
+        under = {("noise", level): [(images + level * noise, labels)] for level in (1, 2)}
+        return Shifted([(images, labels)], under, {"noise alone": [(noise, torch.zeros_like(labels))]})
+
+    def digest(self, seed: int) -> str:
+        """Name what is drawn: the code that draws it has no edits."""
+        return f"{self.source} {seed}"
+
+
 SGD = points.SGDTraining(2, 20, 0.05, 0.9, 1e-4, None)
 SWAG = points.SWAGTraining(points.SGDTraining(3, 20, 0.05, 0.9, 1e-4, None), 1, 0.02, 2, 0.5)
 IVON = points.IVONTraining(2, 20, 0.1, 1.0, 0.9, 0.99, 1.0, 1e-3)
@@ -54,9 +83,8 @@ IVON = points.IVONTraining(2, 20, 0.1, 1.0, 0.9, 0.99, 1.0, 1e-3)
 def network(name: str, width: int, **more: object) -> Substrate:
     """Make one size of the network."""
     fixed = {"start": None, "points": {"SGD": SGD}, "families": {}, "rivals": None, "pieces": None} | more
-    return Substrate(
-        f"toy {name}", name, "picture", Stripes(width), has_training=True, remarks=(), most_seeds={}, **fixed
-    )  # type: ignore[arg-type]
+    fixed |= {"has_training": True, "remarks": (), "most_seeds": {}, "subject": None}
+    return Substrate(f"toy {name}", name, "picture", Stripes(width), **fixed)  # type: ignore[arg-type]
 
 
 MAIN = network(
@@ -110,9 +138,23 @@ SCALE = Scale(
     threads=1,
     device="cpu",
     heading="",
+    points_heading="",
     conditions=(),
     sweep=None,
     rehearse=None,
+    beyond=Beyond(
+        size=3,
+        seeds=2,
+        spread_bits=8,
+        spreads=(8.0, 16.0),
+        stds=(0.01, 0.1),
+        rates=(0.1, 0.3),
+        pool=5,
+        calibration=30,
+        views=3,
+        sensitivity=1,
+        shifts=Noisier(MAIN.source),
+    ),
     options={},
     prepare=None,
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from reproduce.study.examples import FOLDER, find, keep
+from reproduce.study.examples import FOLDER, find, keep, place_of
 
 ROW = {
     "scale": "s",
@@ -18,6 +18,7 @@ ROW = {
     "number_system": "int4",
     "rounding": "bernoulli",
     "seed": 3,
+    "value": 0.2,
 }
 WHICH = torch.tensor([7, 3, 9])
 NLL = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
@@ -50,3 +51,13 @@ def test_a_damaged_file_is_said_and_not_found(working: Path, capsys: pytest.Capt
     path.write_bytes(content)
     assert find(working, {**ROW, "metric": "nll", "size": 1}) is None
     assert "is damaged" in capsys.readouterr().err
+
+
+def test_values_that_were_kept_under_other_settings_leave_those_of_a_row_as_they_were(tmp_path: Path) -> None:
+    sizes = torch.tensor([1, 10])
+    for name, values in (("a-1234.csv", NLL), ("a-5678.csv", NLL + 0.01), ("a-9abc.csv", NLL + 0.02)):
+        keep(place_of(tmp_path / name), ROW, WHICH, {"nll": (sizes, values)})
+    for more in (0.0, 0.01, 0.02):
+        found = find(tmp_path, {**ROW, "metric": "nll", "size": 1, "value": 0.2 + more})
+        assert found is not None
+        np.testing.assert_allclose(found[1], NLL[0] + more, rtol=1e-6)

@@ -17,7 +17,7 @@ from reproduce.command import opened
 from reproduce.scales.digits.images import PreTraining
 from reproduce.scales.digits.settings import DIGITS
 from reproduce.study import families, points
-from reproduce.study.families import SnapshotTraining, with_low_precision
+from reproduce.study.families import SnapshotTraining, stored_by_rtn, with_low_precision
 from reproduce.study.measurements import measure
 from reproduce.study.points import SWAGTraining
 from reproduce.study.records import rows_of
@@ -141,12 +141,27 @@ def test_a_family_is_measured_at_every_size_with_and_without_low_precision(
     rows = rows_of(session, [unit])
     nll = rows[rows["metric"] == "nll"]
     sizes = {method: here["size"].tolist() for method, here in nll.groupby("method")}
-    assert sizes == {"SSE": [1, 2], "SSE + LPE-BSR": [1, 2, 3, 4]}
+    assert sizes == {"SSE": [1, 2], "SSE by RTN": [1, 2, 1, 2], "SSE + LPE-BSR": [1, 2, 3, 4]}
     low = nll[nll["method"] == "SSE + LPE-BSR"]["backward_passes"].tolist()
     base = nll[nll["method"] == "SSE"]["backward_passes"].tolist()
     assert low == [base[0], base[0], base[1], base[1]]
     calibrated = rows[(rows["metric"] == "calibrated_nll") & (rows["method"] == "SSE + LPE-BSR")]
     assert calibrated["size"].tolist() == [2, 4]
+
+
+def test_members_stored_by_rtn_are_the_familys_rounded_to_nearest_each_with_its_own_scales(
+    session: Session,
+) -> None:
+    nets = [session.main.point(session, "SGD", 0, replica).net for replica in (0, 1)]
+    base = lpe.DeepEnsemble(nets, backward_passes=[5, 3])
+    stored = stored_by_rtn(base, lpe.Int(4))
+    alone = [lpe.LowPrecisionEnsemble(net, lpe.Int(4), 1, rounding="nearest") for net in nets]
+    assert all(same(found, each[0]) for found, each in zip(stored, alone, strict=True))
+    assert not same(*stored)
+    assert [stored.memory_bits(n) for n in (1, 2)] == [alone[0].memory_bits(), 2 * alone[0].memory_bits()]
+    assert stored.memory_bits() < base.memory_bits() / 2
+    assert stored.memory_bits(storage="generator") == stored.memory_bits()
+    assert [stored.backward_passes(n) for n in (1, 2)] == [5, 8]
 
 
 def test_a_snapshot_does_not_disagree_with_itself_and_shares_are_of_all_images(session: Session) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,28 @@ def test_the_record_has_the_means_of_the_values_that_are_kept(
         assert found is not None
         assert found[0].tolist() == digits.split_indices(1)[2].tolist()
         assert found[1].mean() == pytest.approx(row["value"], rel=1e-5, abs=1e-7)
+
+
+def test_settings_that_are_changed_and_changed_back_leave_the_values_of_both(
+    tiny: Scale, tmp_path: Path
+) -> None:
+    other = replace(tiny, settings=replace(tiny.settings, draws=tiny.settings.draws + 1))
+    unit = Unit("tiny ViT-T", ROUNDING, 0)
+    session, rows = measured(tiny, unit, tmp_path)
+    _, of_others = measured(other, unit, tmp_path)
+    _, again = measured(tiny, unit, tmp_path)
+    pd.testing.assert_frame_equal(again, rows)
+    find = examples.finder(session.working)
+    drawn = 0
+    for table in (rows, of_others):
+        for _, row in table[table["metric"] == "nll"].iterrows():
+            found = find(row.to_dict())
+            if row["method"].endswith("temperature"):
+                continue
+            assert found is not None
+            assert found[1].mean() == pytest.approx(row["value"], rel=1e-5, abs=1e-7)
+            drawn += row["method"] == "LPE-BSR"
+    assert drawn > 0
 
 
 def test_the_record_says_how_far_ivons_posterior_is_from_its_start(tiny: Scale, tmp_path: Path) -> None:

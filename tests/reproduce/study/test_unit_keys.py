@@ -24,7 +24,8 @@ from reproduce.study.closure import APART, DEFINED_BY, PACKAGES, Project
 from reproduce.study.keys import versions
 from reproduce.study.measurements import key_of, measure
 from reproduce.study.points import config_of
-from reproduce.study.scale import Scale
+from reproduce.study.scale import Scale, Substrate
+from reproduce.study.subjects import Subject
 from reproduce.study.units import Unit
 
 MAIN = DIGITS.substrate
@@ -52,11 +53,11 @@ def unit_keys(scale: Scale = DIGITS) -> dict[str, str]:
     return {f"{unit.substrate}: {unit.what}": key_of(session, unit) for unit in units}
 
 
-def training_keys() -> dict[str, str]:
+def training_keys(scale: Scale = DIGITS) -> dict[str, str]:
     """Return the keys of the main substrate's trainings at one seed, by recipe."""
-    main = DIGITS.main
+    main = scale.main
     assert main is not None
-    session = seedless(DIGITS)
+    session = seedless(scale)
     recipes = {**main.points, **{name: main.families[name] for name in EDITS}, "start": main.start}
     return {
         name: Store.key(config_of(session, main, name, 0, recipe, None)) for name, recipe in recipes.items()
@@ -68,6 +69,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
     return {name for name in before if before[name] != after[name]}
 
 
+OF_IVON = {f"{MAIN}: {what}" for what in ("IVON", "MultiIVON", "predictions", "why")}
 EDITS = {
     "SSE": ("SnapshotTraining", {f"{MAIN}: SSE", f"{MAIN}: disagreement"}),
     "CSGLD": ("CyclicalSGLDTraining", {f"{MAIN}: CSGLD"}),
@@ -95,6 +97,13 @@ def test_an_edit_of_how_predictions_are_scored_measures_all_anew_and_trains_noth
     assert changed(units, unit_keys()) == units.keys()
 
 
+@pytest.mark.parametrize("module", ["reproduce.study.sweeps", "reproduce.scales.digits.sweep"])
+def test_an_edit_of_a_sweep_makes_no_new_keys(edit: Callable[[str, str, str], None], module: str) -> None:
+    trainings, units = training_keys(), unit_keys()
+    edit(module, "from typing import Any\n", "from typing import Any\n\nprint('edited')\n")
+    assert changed(trainings, training_keys()) == changed(units, unit_keys()) == set()
+
+
 def test_an_upgrade_of_timm_makes_new_keys_for_all_that_is_built_on_it(
     upgrade: Callable[[str], None],
 ) -> None:
@@ -108,7 +117,7 @@ def test_an_upgrade_of_ivon_makes_new_keys_for_ivon_alone(upgrade: Callable[[str
     trainings, units = training_keys(), unit_keys()
     upgrade("ivon-opt")
     assert changed(trainings, training_keys()) == {"IVON"}
-    assert changed(units, unit_keys()) == {f"{MAIN}: IVON", f"{MAIN}: MultiIVON"}
+    assert changed(units, unit_keys()) == OF_IVON
 
 
 def test_after_an_upgrade_the_provenance_names_the_version_that_keys_hold(
@@ -126,7 +135,37 @@ def test_after_an_upgrade_the_provenance_names_the_version_that_keys_hold(
 def test_a_change_of_a_recipe_makes_new_keys_for_what_is_measured_on_it() -> None:
     recipe = replace(VALUES.ivon, learning_rate=0.3)
     after = unit_keys(scale_of(replace(VALUES, ivon=recipe)))
-    assert changed(unit_keys(), after) == {f"{MAIN}: IVON", f"{MAIN}: MultiIVON"}
+    assert changed(unit_keys(), after) == OF_IVON
+
+
+def test_what_a_substrate_is_called_in_published_tables_is_in_no_key() -> None:
+    subject = Subject("ViT-T", "ImageNet", "ImageNet", None, None, None, "")
+
+    def named(substrate: Substrate) -> Substrate:
+        return replace(substrate, subject=subject)
+
+    assert DIGITS.main is not None
+    renamed = replace(
+        DIGITS,
+        main=named(DIGITS.main),
+        sizes=tuple(map(named, DIGITS.sizes)),
+        large={kind: tuple(map(named, models)) for kind, models in DIGITS.large.items()},
+    )
+    assert {each.subject for each in renamed.substrates.values()} == {subject}
+    assert unit_keys(renamed) == unit_keys()
+    assert training_keys(renamed) == training_keys()
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [("reproduce.study.scale", "class Substrate:\n"), ("reproduce.study.subjects", "class Subject:\n")],
+)
+def test_an_edit_of_what_a_substrate_is_makes_no_new_keys(
+    edit: Callable[[str, str, str], None], module: str, text: str
+) -> None:
+    trainings, units = training_keys(), unit_keys()
+    edit(module, text, f"{text}    edited = True\n")
+    assert changed(trainings, training_keys()) == changed(units, unit_keys()) == set()
 
 
 def test_the_folder_of_a_scales_file_is_in_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """CIFAR-10's images as the scales have them."""
 
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,8 @@ from lpe.substrates import cifar
 from lpe.substrates.cifar import CifarImages
 from lpe.substrates.cifar_networks import ResNetShape
 from reproduce.scales.cifar10 import images
-from reproduce.scales.cifar10.images import FRNResNet
-from reproduce.study.scale import digest_of
+from reproduce.scales.cifar10.images import FRNResNet, GroupNormResNet
+from reproduce.study.scale import Classification, digest_of
 
 NAME = "CIFAR-10 (made up)"
 SOURCE = images.CifarImages(
@@ -20,10 +22,15 @@ SOURCE = images.CifarImages(
     augment=False,
     training=100,
     validation=60,
+    tuning=55,
     test=50,
     planes=20,
     planes_of="validation",
 )
+
+
+def _labels(batches: Iterable[Any]) -> torch.Tensor:
+    return torch.cat([labels for _, labels in batches])
 
 
 def test_training_images_are_the_first_of_the_seeds_split(there: CifarImages) -> None:
@@ -37,7 +44,20 @@ def test_training_images_are_the_first_of_the_seeds_split(there: CifarImages) ->
 def test_validation_images_are_of_those_that_no_training_of_the_seed_has(there: CifarImages) -> None:
     data = SOURCE.load(3)
     _, index = cifar.split_indices(3)
-    assert torch.equal(data.validation[0][1], there.train_labels[index[:60]])
+    assert torch.equal(_labels(data.validation), there.train_labels[index[:60]])
+
+
+def test_settings_are_chosen_on_the_first_validation_images(there: CifarImages) -> None:
+    data = SOURCE.load(3)
+    assert isinstance(data.tuning, Classification)
+    _, index = cifar.split_indices(3)
+    assert torch.equal(_labels(data.tuning.test), there.train_labels[index[:55]])
+    assert torch.equal(_labels(data.tuning.validation), there.train_labels[index[:55]])
+
+
+def test_more_images_to_tune_on_than_validation_images_are_refused(there: CifarImages) -> None:
+    with pytest.raises(InputError, match="1 to 60 images to tune on, not 61"):
+        replace(SOURCE, tuning=61).load(0)
 
 
 def test_test_images_are_every_kth(there: CifarImages) -> None:
@@ -133,3 +153,13 @@ def test_augmented_images_are_crops_out_of_a_margin_of_zeros_or_their_mirror_ima
     assert len({down for down, _, _ in found}) > 4
     assert len({right for _, right, _ in found}) > 4
     assert 12 < sum(mirrored for *_, mirrored in found) < 52
+
+
+def test_images_have_the_layout_that_their_network_is_faster_on(there: CifarImages) -> None:
+    last = SOURCE.load(0).test[0][0]
+    first = (
+        replace(SOURCE, shape=GroupNormResNet(ResNetShape(blocks=1, width=8), groups=8)).load(0).test[0][0]
+    )
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert first.is_contiguous()
+    assert torch.equal(first, last)

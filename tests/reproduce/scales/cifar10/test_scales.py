@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,14 +10,16 @@ import pytest
 
 from lpe.errors import InputError
 from lpe.substrates.cifar import CifarImages
-from reproduce import fig2, fig4, fig5, table5
+from reproduce import fig2, fig4, fig5, fig6, fig7, fig9, table5
 from reproduce.command import run_figure, seedless
+from reproduce.judge.claims import Settings, all_claims
 from reproduce.scales import find
-from reproduce.scales.cifar10.settings import cifar10
+from reproduce.scales.cifar10.points import GivenNetwork, ShortCycles
+from reproduce.scales.cifar10.settings import SHORT, cifar10
 from reproduce.scales.cifar10.small import cifar10_small
 from reproduce.scales.find import Options
 from reproduce.study.session import Session
-from reproduce.study.units import units
+from reproduce.study.units import LARGE, units
 
 NAME = "CIFAR-10 (made up)"
 
@@ -68,6 +71,26 @@ def test_points_alone_are_measured_on_all_test_images(there: CifarImages, folder
     assert (scale.whole.source.test, scale.main.source.test) == (10_000, 2000)
 
 
+@pytest.mark.parametrize(
+    ("kind", "augmentation", "optimiser"),
+    [("sgdnoaug", False, "SGD"), ("adamw", True, "AdamW"), ("adamwnoaug", False, "AdamW")],
+)
+def test_every_kind_of_network_has_its_row_in_tables_1_and_4(
+    there: CifarImages, folder: Path, kind: str, augmentation: bool, optimiser: str
+) -> None:
+    shutil.copy(folder / "sgd-1.safetensors", folder / f"{kind}-0.safetensors")
+    scale = cifar10({})
+    (row,) = (
+        each
+        for each in scale.sizes
+        if each.subject is not None
+        and (each.subject.augmentation, each.subject.optimiser) == (augmentation, optimiser)
+    )
+    assert isinstance(row.points["SGD"], GivenNetwork)
+    assert [file.name for file in row.points["SGD"].files] == [f"{kind}-0"]
+    assert row in scale.sizes and scale.sizes[-1] is scale.main
+
+
 def test_with_all_test_images_everywhere_there_is_one_network(there: CifarImages, folder: Path) -> None:
     scale = cifar10({"images": 10_000})
     assert scale.whole is None
@@ -81,13 +104,30 @@ def test_records_and_titles_say_that_points_are_given_and_on_which_images(
     for name in (scale.substrate, scale.points_substrate, scale.title, scale.heading):
         assert NAME in name and "given points" in name
     assert "500 test images" in scale.substrate
-    assert "500 test images" in scale.heading
+    assert scale.heading.endswith("; 500 test images")
+    assert scale.points_heading.endswith("; 10,000 test images")
+    assert fig2.SCRIPT.heading(scale) == scale.points_heading
+    assert fig9.SCRIPT.heading(scale) == scale.heading
 
 
 def test_a_figure_is_not_offered_where_its_points_are_not_given(there: CifarImages, folder: Path) -> None:
-    assert fig4.lacks(cifar10({})) == ""
+    assert fig6.lacks(cifar10({})) == ""
+    for file in folder.glob("ivon-*"):
+        file.unlink()
+    assert fig6.lacks(cifar10({})) != ""
+
+
+def test_where_no_run_of_sse_is_given_short_cycles_are_trained_and_said(
+    there: CifarImages, folder: Path
+) -> None:
+    given = cifar10({})
     (folder / "sse-0.safetensors").unlink()
-    assert fig4.lacks(cifar10({})) != ""
+    scale = cifar10({})
+    assert fig4.lacks(scale) == ""
+    assert scale.main is not None and isinstance(scale.main.families["SSE"], ShortCycles)
+    assert [(unit.what, unit.seed) for unit in units([scale.main], ["SSE"], range(4))] == [("SSE", 0)]
+    assert SHORT in scale.conditions and SHORT not in given.conditions
+    assert scale.heading == f"{given.heading}; SSE: short cycles"
 
 
 def test_without_points_the_pieces_say_how_to_have_them(
@@ -138,7 +178,19 @@ def test_families_of_the_small_scale_have_fewer_seeds(there: CifarImages) -> Non
         return {unit.seed for unit in wanted if unit.what == what}
 
     assert seeds("SGD") == {0, 1, 2, 3, 4}
-    assert all(seeds(name) == {0, 1, 2} for name in ("DE", "SSE", "CSGLD", "MultiIVON", "BE"))
+    assert all(seeds(name) == {0, 1, 2} for name in ("DE", "SSE", "CSGLD"))
+    assert all(seeds(name) == {0} for name in ("MultiIVON", "BE"))
+
+
+def test_the_small_scales_slope_is_over_its_vits(there: CifarImages) -> None:
+    scale = cifar10_small({})
+    judged = Settings.of(scale)
+    assert [name.partition(",")[0] for name in judged.of_one_kind] == ["ViT-T", "ViT-S", "ViT-B", "ViT-L"]
+    assert len(judged.networks) == 6
+    (slope,) = (claim for claim in all_claims(judged) if claim.name == "C1c")
+    assert "ViT-L" in slope.statistic and "R8-GN" not in slope.statistic
+    # The ResNet is no size of the ViTs: nothing is larger than it.
+    assert scale.own_size is scale.main and scale.next_larger is None
 
 
 def test_the_small_scale_trains_on_4000_images_and_tests_on_all(there: CifarImages) -> None:
@@ -153,3 +205,6 @@ def test_the_small_scale_trains_on_4000_images_and_tests_on_all(there: CifarImag
 def test_large_models_of_the_small_scale_are_said_to_be_the_digits(there: CifarImages) -> None:
     scale = cifar10_small({})
     assert all(each.name.startswith("digits ") for group in scale.large.values() for each in group)
+    large = [unit for unit in fig7.wanted(session_of(scale)) if unit.what == LARGE]
+    assert {unit.seed for unit in large} == {0}
+    assert scale.compared is not None and scale.compared.name in {unit.substrate for unit in large}

@@ -39,7 +39,7 @@ from reproduce.scales.cifar10.training import (
     train_group,
 )
 
-TINY = Protocol(shape=ResNetShape(1, 4, 2), updates=16, batch=2, examples=4, warm_up=0.02)
+TINY = Protocol(shape=ResNetShape(1, 8, 2), updates=16, batch=2, examples=4, warm_up=0.02)
 """Eight epochs of two steps."""
 
 SMALL = {
