@@ -62,6 +62,8 @@ from reproduce.study.units import Unit
 
 CANDIDATES = 40
 """Pairs whose rise is measured; there is one of every output channel, hundreds in all."""
+SEARCHED = 1500
+"""Training examples, the first, on which it is: budget; a pair takes four passes over them."""
 AROUND = 1.2
 """Steps that panel (d) shows on either side of the grid points around the trained point."""
 BEYOND = 0.5
@@ -137,7 +139,9 @@ def _searched(
     session: Session, net: torch.nn.Module, system: lpe.Int, train: Split, statistics: Sequence[Batch]
 ) -> WeightPair:
     candidates = rounding_pairs(net, system, squared_gradients(net, *train), CANDIDATES)
-    surface, weights = Surface(net, [train], statistics=statistics), weight_vector(net)
+    inputs, labels = train
+    searched = (inputs[:SEARCHED], labels[:SEARCHED])
+    surface, weights = Surface(net, [searched], statistics=statistics), weight_vector(net)
     with session.progress(len(candidates), "pairs of weights") as bar:
 
         def rise(pair: WeightPair) -> float:
