@@ -53,13 +53,12 @@ from reproduce.draw.cost_verdicts import (
 )
 from reproduce.study import cost_times
 from reproduce.study.cost_measures import (
-    known,
     known_point,
 )
-from reproduce.study.cost_units import DEEP, few_members, timed_low_precision
+from reproduce.study.cost_units import DEEP, few_members, known_deep, timed_low_precision
 from reproduce.study.measurements import measure_all
 from reproduce.study.records import log_sizes, rows_of
-from reproduce.study.scale import Scale
+from reproduce.study.scale import Scale, saw_validation
 from reproduce.study.session import Session
 from reproduce.study.units import COST, COST_RIVALS, Unit, draw_seed, units
 
@@ -106,9 +105,7 @@ def measure_times(session: Session) -> None:
         data = main.source.load(seed)
         solution = main.point(session, main.estimate, seed)
         inputs = to_device(data.test[0][0][:examples], device_of(solution.net))
-        deep = None
-        if DEEP in main.families:
-            deep = known(main.family(session, DEEP, seed).make(0), data.validation, data.test)
+        deep = known_deep(session, seed, data)
         if seed == seeds[0]:
             items += cost_times.timed_methods(
                 (main.name, solution.net),
@@ -122,8 +119,9 @@ def measure_times(session: Session) -> None:
         members = timed_low_precision(session, seed, solution.net, draw_seed(seed, 0))
         single = known_point(solution, data.validation, data.test)
         few, is_first = few_members(settings), seed == seeds[0]
+        tunable = None if saw_validation(main, DEEP) else deep
         items += cost_times.timed_cascades(
-            main.name, single, deep, members, few, inputs, seed, all_targets=is_first
+            main.name, single, tunable, members, few, inputs, seed, all_targets=is_first
         )
     with session.progress(0, "times") as bar:
         rows = cost_times.rows_of_times(items, examples, bar)

@@ -19,7 +19,7 @@ from reproduce.study.cost_measures import (
     size_predictions,
 )
 from reproduce.study.measurer import Measurer
-from reproduce.study.scale import Settings
+from reproduce.study.scale import Data, Settings, saw_validation
 from reproduce.study.session import Session
 from reproduce.study.units import Unit
 
@@ -56,17 +56,18 @@ def measure_cost(session: Session, unit: Unit) -> None:
 
 
 def measure_cost_rivals(session: Session, unit: Unit) -> None:
-    """Measure what costs a training more: the next larger network, DE and its cascades."""
+    """Measure what costs a training more: the next larger network, DE and its cascades.
+
+    A cascade's window is chosen on validation examples: where members were trained on some, there is none.
+    """
     scale, main = session.scale, session.main
     measurer = Measurer(session, unit, main.estimate)
     data = measurer.data
     targets = torch.cat([targets for _, targets in data.test])
-    if DEEP in main.families:
-        deep = known(main.family(session, DEEP, unit.seed).make(0), data.validation, data.test)
-        predictions = [
-            *size_predictions(DEEP, "fp32", "", deep),
-            *cascade_predictions(DEEP, "fp32", "", deep, None, TARGETS),
-        ]
+    if (deep := known_deep(session, unit.seed, data)) is not None:
+        predictions = [*size_predictions(DEEP, "fp32", "", deep)]
+        if not saw_validation(main, DEEP):
+            predictions += cascade_predictions(DEEP, "fp32", "", deep, None, TARGETS)
         _add(measurer, rows_of_predictions([predictions], targets))
     if (larger := scale.next_larger) is not None:
         found = larger.point(session, larger.estimate, unit.seed)
@@ -74,6 +75,14 @@ def measure_cost_rivals(session: Session, unit: Unit) -> None:
         single = [next(single_predictions(of_larger))]
         named = Measurer(session, unit, larger.estimate, larger.name)
         _add(named, rows_of_predictions([single], targets))
+
+
+def known_deep(session: Session, seed: int, data: Data) -> Known | None:
+    """Return the deep ensemble of a training seed; None where there is none."""
+    main = session.main
+    if DEEP not in main.families or seed >= main.most_seeds.get(DEEP, seed + 1):
+        return None
+    return known(main.family(session, DEEP, seed).make(0), data.validation, data.test)
 
 
 def timed_low_precision(

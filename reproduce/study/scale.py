@@ -382,6 +382,14 @@ class Substrate:
         return self.families[name].family(run, self, seed)
 
 
+def saw_validation(substrate: Substrate, name: str) -> bool:
+    """Tell whether members of a family, or a point, were trained on validation examples of the training seed.
+
+    So it is where they are trainings of several seeds, each of which validates on other examples.
+    """
+    return bool(getattr(substrate.families.get(name), "saw_validation", False))
+
+
 @dataclass(frozen=True)
 class Landscape:
     """Settings of the landscapes and member clouds of one training seed.

@@ -86,14 +86,6 @@ def methods(session: Session, unit: Unit) -> dict[Method, Make]:
     return made
 
 
-def saw_validation(substrate: Substrate, method: Method) -> bool:
-    """Tell whether a method's members were trained on validation examples of the training seed.
-
-    So it is where they are trainings of several seeds, each of which validates on other examples.
-    """
-    return bool(getattr(substrate.families.get(method.point), "saw_validation", False))
-
-
 def backward_passes(session: Session, substrate: Substrate, seed: int, name: str, size: int) -> int:
     """Return the gradient evaluations behind the first members of what is built on a point, or on DE.
 

@@ -22,12 +22,12 @@ from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
 from lpe.evaluation.predictions import read_predictions
 from lpe.records import Records
-from reproduce.study.beyond.methods import backward_passes, chosen_settings, methods, saw_validation
+from reproduce.study.beyond.methods import backward_passes, chosen_settings, methods
 from reproduce.study.beyond.names import CLEAN, UNCORRUPTED, VALIDATION, Method, corruption_name, shown
 from reproduce.study.beyond.scored import rows
 from reproduce.study.beyond.tuning import beyond_of
 from reproduce.study.examples import place_of
-from reproduce.study.scale import Batch, Data, Shifted
+from reproduce.study.scale import Batch, Data, Shifted, saw_validation
 from reproduce.study.session import Session
 from reproduce.study.units import Unit
 
@@ -107,7 +107,7 @@ def measure_predictions(session: Session, unit: Unit) -> None:
     corrupted = [] if shifted is None else list(shifted.corrupted)
     foreign = [] if shifted is None else list(shifted.foreign)
     size = beyond_of(session).size
-    unfitted = [method for method in made if saw_validation(substrate, method)]
+    unfitted = [method for method in made if saw_validation(substrate, method.point)]
     scored = rows(written, corrupted, foreign, sorted({1, size}), unfitted)
     settings = chosen_settings(session, substrate, unit.seed)
     tuned = (

@@ -22,10 +22,8 @@ from reproduce.scales.cifar10 import points
 from reproduce.scales.cifar10.points import GivenFile, GivenNetwork, ShortCycles
 from reproduce.scales.cifar10.recipes import PROTOCOL, RECIPES, metadata
 from reproduce.scales.cifar10.settings import SHORT_CYCLES, cifar10
-from reproduce.study.beyond.methods import saw_validation
-from reproduce.study.beyond.names import Method
 from reproduce.study.run import Run
-from reproduce.study.scale import Scale
+from reproduce.study.scale import Scale, saw_validation
 
 
 @pytest.fixture
@@ -110,8 +108,8 @@ def test_de_says_that_it_was_trained_on_validation_images(scale: Scale) -> None:
     _, validation = split_indices(0)
     others, _ = split_indices(1)
     assert int(torch.isin(validation[:2000], others).sum()) > 1500
-    assert saw_validation(scale.main, Method("DE", "DE", "fp32", ""))
-    assert not saw_validation(scale.main, Method("SGD", "FP32", "fp32", ""))
+    assert saw_validation(scale.main, "DE")
+    assert not saw_validation(scale.main, "SGD")
 
 
 def test_csglds_samples_are_of_a_cycles_last_epochs(scale: Scale, run: Run) -> None:
