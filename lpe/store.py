@@ -3,6 +3,8 @@
 An entry is two files, ``<key>.safetensors`` and ``<key>.json``; the second is written last, so that
 a kill at any moment leaves a whole entry or none. The key is a hash of the configuration, which must
 hold everything that determines the weights: model, data, method, hyper-parameters and seeds.
+
+What several processes ask for is made by one of them, under a lock of its key; the others wait and take it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,7 @@ class Use:
 
     Attributes:
         made: of every entry, by its key, what making it took, whenever that was.
-        seconds: spent on making entries over that time.
+        seconds: spent over that time on making entries, or on waiting for another process that made them.
     """
 
     made: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -91,19 +93,38 @@ class Store:
             InputError: the configuration is not plain data.
         """
         key = self.key(config)
+        found = self._found(key, config)
+        if isinstance(found, _DamagedError):
+            print(f"store: entry {key} is damaged ({found}); it is made again", file=sys.stderr)
+            return None
+        return found
+
+    def _found(self, key: str, config: Mapping[str, object]) -> Entry | _DamagedError | None:
+        """Return an entry, None, or what is wrong with it."""
+        found = self._read(key, config)
+        path, _ = self._files(key)
+        if isinstance(found, _DamagedError) or (found is None and path.exists()):
+            # Another process may be between the two files; with its lock in hand it is not.
+            with suppress(InputError), locked(self.root / "store"):
+                found = self._read(key, config)
+        if isinstance(found, Entry):
+            for use in self._uses:
+                use.made[key] = found.made
+        return found
+
+    def _read(self, key: str, config: Mapping[str, object]) -> Entry | _DamagedError | None:
         path, description = self._files(key)
         if not description.exists():
             return None
         try:
             described = _read_description(description, config)
             _verify_tensors(path, described["tensors_sha256"])
-        except _DamagedError as what:
-            print(f"store: entry {key} is damaged ({what}); it is made again", file=sys.stderr)
+            tensors = safetensors.torch.load_file(path)
+        except FileNotFoundError:
             return None
-        made = described.get("made", {})
-        for use in self._uses:
-            use.made[key] = made
-        return Entry(safetensors.torch.load_file(path), described["info"], path, made)
+        except _DamagedError as what:
+            return what
+        return Entry(tensors, described["info"], path, described.get("made", {}))
 
     @contextmanager
     def use(self) -> Iterator[Use]:
@@ -166,7 +187,8 @@ class Store:
         """Return the entry for a configuration, made and stored if there is none.
 
         What is returned is always what the store holds, so that the first run and every later one
-        compute with the same tensors.
+        compute with the same tensors. Where another process makes it, this one waits and takes it; where
+        that process dies, this one makes it.
 
         Args:
             make: returns the tensors and the information about them.
@@ -175,19 +197,30 @@ class Store:
         Raises:
             InputError: as ``put``; that the folder cannot be written to is found out before ``make``.
         """
-        entry = self.get(config)
-        if entry is None:
-            check_writable(self.root)
-            started = time.perf_counter()
-            tensors, info = make()
-            seconds = time.perf_counter() - started
-            for use in self._uses:
-                use.seconds += seconds
-            self.put(config, tensors, info, {"seconds": round(seconds, 3), **machine(device)})
+        key = self.key(config)
+        entry = self._found(key, config)
+        if isinstance(entry, Entry):
+            return entry
+        check_writable(self.root)
+        waits: list[float] = []
+        # A making takes seconds to hours: nobody has to look a hundred times a second.
+        with locked(self.root / key, True, lambda: waits.append(time.perf_counter()), poll=0.1):
+            self._add_seconds(sum(time.perf_counter() - began for began in waits))
             entry = self.get(config)
+            if entry is None:
+                started = time.perf_counter()
+                tensors, info = make()
+                seconds = time.perf_counter() - started
+                self._add_seconds(seconds)
+                self.put(config, tensors, info, {"seconds": round(seconds, 3), **machine(device)})
+                entry = self.get(config)
         if entry is None:
             raise OSError(f"{self.root} does not give back what was written to it")
         return entry
+
+    def _add_seconds(self, seconds: float) -> None:
+        for use in self._uses:
+            use.seconds += seconds
 
     def _files(self, key: str) -> tuple[Path, Path]:
         return self.root / f"{key}.safetensors", self.root / f"{key}.json"

@@ -8,11 +8,18 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lpe.errors import InputError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+SAID_AFTER = 30.0
+"""Seconds that a lock is waited for until a line says so."""
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
@@ -46,10 +53,16 @@ def remove_leftovers(folder: Path, pattern: str) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[bool]:
+def locked(
+    path: Path, once: bool = False, waiting: Callable[[], object] | None = None, poll: float = 0.01
+) -> Iterator[bool]:
     """Hold the lock ``.<name>.lock`` beside ``path`` against other processes and threads.
 
-    The lock's file stays there, empty.
+    The operating system lets go of the lock of a process that dies. Whoever waits for long says so on stderr.
+
+    Args:
+        once: remove the lock's file in the end; else it stays there, empty.
+        waiting: called, once, where another has the lock. poll: seconds from one look to the next.
 
     Yields:
         Whether the lock is held. Where there are no file locks (a file system without them) it says so on
@@ -63,9 +76,9 @@ def locked(path: Path) -> Iterator[bool]:
     file = path.with_name(f".{path.name}.lock")
     # Open to all that may write to the folder, who share what is in it. Not filelock's other kind of lock,
     # which a killed writer would leave held.
-    lock = FileLock(file, mode=0o666, poll_interval=0.01, fallback_to_soft=False)
+    lock = FileLock(file, mode=0o666, poll_interval=poll, fallback_to_soft=False)
     try:
-        lock.acquire()
+        _acquire(lock, path, waiting)
     except PermissionError:
         raise InputError(
             f"cannot lock {path.name}: {file} is another user's (permission denied); have it removed, or "
@@ -81,7 +94,26 @@ def locked(path: Path) -> Iterator[bool]:
     try:
         yield True
     finally:
+        if once:
+            # While it is held: whoever waits for a file that is gone looks again.
+            file.unlink(missing_ok=True)
         lock.release()
+
+
+def _acquire(lock: BaseFileLock, path: Path, waiting: Callable[[], object] | None) -> None:
+    from filelock import Timeout
+
+    try:
+        lock.acquire(blocking=False)
+        return
+    except Timeout:
+        if waiting is not None:
+            waiting()
+    try:
+        lock.acquire(timeout=SAID_AFTER)
+    except Timeout:
+        print(f"waiting for {path.name}, which another process is at work on", file=sys.stderr)
+        lock.acquire()
 
 
 def check_writable(folder: str | os.PathLike[str]) -> None:

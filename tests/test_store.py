@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 import stat
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,6 +196,40 @@ def test_a_damaged_entry_is_made_again_and_then_whole(store: Store, entry: Entry
 def test_what_is_stored_is_not_made_again(store: Store, entry: Entry) -> None:
     found = store.get_or_make(CONFIG, lambda: pytest.fail("it was made again"))
     assert found.info == entry.info
+
+
+def test_what_another_is_making_is_waited_for_and_taken(store: Store) -> None:
+    begun, made = threading.Event(), []
+
+    def make(by: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        made.append(by)
+        begun.set()
+        time.sleep(0.2)
+        return tensors(), {"by": by}
+
+    first = threading.Thread(target=lambda: store.get_or_make(CONFIG, lambda: make("first")))
+    first.start()
+    begun.wait()
+    other = Store(store.root)
+    with other.use() as use:
+        entry = other.get_or_make(CONFIG, lambda: make("second"))
+    first.join()
+    assert made == ["first"] and entry.info == {"by": "first"}
+    assert 0.05 < use.seconds < 30  # of waiting, which is no measuring
+
+
+def test_a_making_that_fails_lets_the_next_one_make(store: Store) -> None:
+    def fail() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        raise Kill
+
+    with pytest.raises(Kill):
+        store.get_or_make(CONFIG, fail)
+    assert store.get_or_make(CONFIG, lambda: (tensors(), {"loss": 0.25})).info == {"loss": 0.25}
+
+
+def test_a_making_leaves_no_lock_of_its_key(store: Store) -> None:
+    entry = store.get_or_make(CONFIG, lambda: (tensors(), {}))
+    assert sorted(store.root.iterdir()) == [store.root / ".store.lock", description(entry), entry.path]
 
 
 @pytest.fixture

@@ -112,6 +112,38 @@ def test_threads_of_one_process_wait_for_each_other(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
+def test_whoever_waits_is_told_at_once_and_says_so_in_a_line_when_it_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(writing, "SAID_AFTER", 0.05)
+    begun, told = threading.Event(), []
+
+    def first() -> None:
+        with locked(tmp_path / "file"):
+            begun.set()
+            time.sleep(0.3)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    begun.wait()
+    with locked(tmp_path / "file", waiting=lambda: told.append("waits")) as held:
+        assert held
+    thread.join()
+    assert told == ["waits"]
+    assert capsys.readouterr().err == "waiting for file, which another process is at work on\n"
+
+
+def test_a_lock_that_nobody_holds_is_not_waited_for(tmp_path: Path) -> None:
+    with locked(tmp_path / "file", waiting=lambda: pytest.fail("it waited")) as held:
+        assert held
+
+
+def test_a_lock_of_one_use_is_gone_afterwards(tmp_path: Path) -> None:
+    with locked(tmp_path / "file", once=True):
+        assert (tmp_path / ".file.lock").exists()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_writer_that_was_killed_holds_nothing(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.with_name(".file.lock").touch()

@@ -31,6 +31,7 @@ from lpe.number_systems.grids import Int
 from lpe.number_systems.rounding import absmax_scales
 from lpe.records import write_table
 from lpe.store import Store
+from lpe.writing import locked
 from reproduce.study.costs import measuring, remove_damaged
 from reproduce.study.keys import determinants
 from reproduce.study.scale import Batch, Data, Scale, bare, digest_of, held
@@ -66,6 +67,13 @@ def grid_table(
         digest.update(np.ascontiguousarray(numbers).tobytes())
     digest.update("\0".join([data, *sorted(surface.anchor_names)]).encode())
     path = session.working / f"landscape-{digest.hexdigest()[:24]}.csv"
+    with locked(path.with_suffix(".grid"), once=True, poll=0.1):
+        return _measured_grid(session, surface, plane, xs, ys, what, path)
+
+
+def _measured_grid(
+    session: Session, surface: Surface, plane: Plane, xs: np.ndarray, ys: np.ndarray, what: str, path: Path
+) -> pd.DataFrame:
     rows: list[dict[str, object]] = []
     remove_damaged(path, _sorted)
     if path.is_file():

@@ -22,6 +22,7 @@ from lpe.modules import apply, dtype_name, with_tensors
 from lpe.number_systems.naming import Systems
 from lpe.records import Records
 from lpe.store import Store
+from lpe.writing import locked
 from reproduce.study.beyond.methods import trained
 from reproduce.study.beyond.predictions_unit import measure_predictions
 from reproduce.study.beyond.spread_units import measure_spread
@@ -392,14 +393,23 @@ def _beyond(scale: Scale, unit: Unit) -> dict[str, object]:
 
 
 def measure(session: Session, unit: Unit) -> None:
-    """Train and measure one unit, as far as its working record lacks it."""
+    """Train and measure one unit, as far as its working record lacks it.
+
+    Where another process is at it, this one waits and takes what is measured.
+    """
     record = session.working / f"{unit.file}-{key_of(session, unit)[:16]}.csv"
     session.records[unit] = record
     session.measured.add(record)
-    remove_damaged(record, Records)
     if is_finished(record):
         # To look for every row would take the unit's weights from the store.
         return
+    with locked(record.with_suffix(".unit"), once=True, poll=0.1):
+        remove_damaged(record, Records)
+        if not is_finished(record):
+            _measure(session, unit, record)
+
+
+def _measure(session: Session, unit: Unit, record: Path) -> None:
     session.recipes.clear()
     with measuring(record, session.store, session.device):
         # Under the key of the unit, as its rows: under other settings lie other values.
