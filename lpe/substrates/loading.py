@@ -12,22 +12,23 @@ of a quantised file), casts that lose an integer or overflow, two values of one 
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lpe.checks import shown
 from lpe.errors import InputError
 from lpe.modules import named_tensors
 from lpe.notices import note
 from lpe.number_systems.streams import canonical_namer
+from lpe.substrates import pickles
 
 NESTINGS = (
     "state_dict",
@@ -44,6 +45,23 @@ AVERAGES = ("state_dict_ema", "model_ema")
 """Keys of moving averages: that they were taken is said."""
 
 HUB_SECONDS = 5
+
+DEEPEST = 10
+"""How many of ``NESTINGS`` may lie within one another; a dict may hold itself."""
+
+MODULES = 100
+"""How many modules a tensor's name may lie within one another."""
+
+KINDS = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(getattr(torch, f"float8_{kind}") for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")),
+    *(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    *(torch.bool, torch.complex32, torch.complex64, torch.complex128),
+}
+"""The dtypes that weights may have in a file."""
+
+UNPROMOTED = {torch.uint16, torch.uint32, torch.uint64}
+"""Dtypes that torch takes together with no other."""
 
 SHOWN = 3
 """Names of each kind that a message about keys shows."""
@@ -65,18 +83,23 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Raises:
         InputError: no such file; a folder; a file that is truncated, that would run code, or that holds no
-            state dict.
+            state dict; one whose sizes are not those of its bytes, or that is larger than the free memory.
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give the file of weights{_weights_in(path)}")
     try:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder; give the file of weights{_weights_in(path)}")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no regular file; give a file of weights")
         with open(path, "rb") as file:
             start = file.read(9)
     except FileNotFoundError:
         raise InputError(f"there is no file {path}; give a file of weights") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}); give a file of weights") from None
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path} ({why}); give a file of weights") from None
     # safetensors: eight bytes of length, then JSON.
     if path.suffix == ".safetensors" or start[8:] == b"{":
         held: Any = _read_safetensors(path)
@@ -102,23 +125,26 @@ def _weights_in(folder: Path) -> str:
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    import safetensors
     import safetensors.torch
 
+    require_memory(path.stat().st_size, str(path))
     try:
         return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # which one depends on where the damage is
         raise InputError(
             f"{path} is no whole safetensors file ({_first_line(error)}); is the copy complete?"
         ) from None
 
 
 def _read_pickle(path: Path) -> Any:
-    if _is_torchscript(path):
+    if pickles.is_torchscript(path):
         raise InputError(
             f"{path} is a TorchScript archive, which is code; give its state dict, as safetensors or by "
             "torch.save"
         )
+    check_pickle(path)
     try:
         with warnings.catch_warnings():
             # Of files that pickle itself wrote; what of them can be read is read.
@@ -126,24 +152,33 @@ def _read_pickle(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # which one depends on where the damage is
-        # "Unsupported global: GLOBAL posix.system was not an allowed global by default."
-        _, refused, what = str(error).partition("GLOBAL ")
-        if refused and isinstance(error, pickle.UnpicklingError):
-            raise InputError(
-                f"{path} holds more than tensors: to read it would run {what.split()[0]}; give the state "
-                "dict alone, as safetensors or by torch.save"
-            ) from None
+    except Exception:  # which one depends on where the damage is
+        raise _no_whole_file(path) from None
+
+
+def check_pickle(path: Path) -> None:
+    """Check a file of ``torch.save`` before it is read: what it would make, and of which sizes.
+
+    Raises:
+        InputError: it is no whole one; it would run code; its sizes are not those of its bytes, or are more
+            than the free memory.
+    """
+    try:
+        pickles.check(path, lambda needed: require_memory(needed, str(path)))
+    except pickles.Refused as refused:
         raise InputError(
-            f"{path} is neither safetensors nor a whole file of torch.save; is the copy complete?"
+            f"{path} holds more than tensors: to read it would run {refused}; give the state dict alone, as "
+            "safetensors or by torch.save"
         ) from None
+    except pickles.Damaged as damaged:
+        raise _no_whole_file(path, str(damaged)) from None
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+def _no_whole_file(path: Path, why: str = "") -> InputError:
+    because = f" ({why})" if why else ""
+    return InputError(
+        f"{path} is neither safetensors nor a whole file of torch.save{because}; is the copy complete?"
+    )
 
 
 def _first_line(error: BaseException) -> str:
@@ -159,6 +194,11 @@ def _unwrapped(held: Any, path: Path) -> Mapping[str, Tensor]:
             break
         others += [".".join([*place, str(key)]) for key in held if key != nested and _is_state(held[key])]
         place.append(nested)
+        if len(place) > DEEPEST:
+            raise InputError(
+                f"{path} holds no state dict within {DEEPEST} of {', '.join(NESTINGS)}; give the state dict "
+                "alone"
+            )
         held = held[nested]
     if not isinstance(held, Mapping) or not held:
         what = "nothing" if isinstance(held, Mapping) else f"a {type(held).__name__}"
@@ -166,14 +206,14 @@ def _unwrapped(held: Any, path: Path) -> Mapping[str, Tensor]:
     for name, value in held.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise InputError(
-                f"{path} holds no state dict, since {name!r} is of type {type(value).__name__}; tensors by "
-                f"name are needed, at the top or under one of {', '.join(NESTINGS)}"
+                f"{path} holds no state dict, since {shown(name)} is of type {type(value).__name__}; tensors "
+                f"by name are needed, at the top or under one of {', '.join(NESTINGS)}"
             )
-        if kind := _unusual(value):
+        if name.count(".") > MODULES:
             raise InputError(
-                f"{path} holds {name!r} as a {kind} tensor; give plain tensors with their values, as the "
-                "state_dict() of an ordinary model has them"
+                f"{path} holds {shown(name)}, within {name.count('.'):,} modules; no network has such"
             )
+        check_plain(name, value, str(path))
     if others or set(place) & set(AVERAGES):
         beside = f"; it also has {', '.join(others)}" if others else ""
         note(f"{path}: the weights are those of {'.'.join(place)}{beside}")
@@ -185,6 +225,15 @@ def _is_state(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(v, Tensor) for v in value.values())
 
 
+def check_plain(name: str, value: Tensor, source: str) -> None:
+    """Raise InputError unless a tensor of a file holds plain values, of one of ``KINDS``."""
+    if kind := _unusual(value):
+        raise InputError(
+            f"{source} holds {shown(name)} as a {kind} tensor; give plain tensors with their values, as the "
+            "state_dict() of an ordinary model has them"
+        )
+
+
 def _unusual(value: Tensor) -> str:
     """Say what a tensor is that holds no plain values; nothing for one that does."""
     if type(value) not in (Tensor, nn.Parameter):
@@ -193,7 +242,9 @@ def _unusual(value: Tensor) -> str:
         return "meta (it has no values)"
     if value.is_quantized:
         return "quantised"
-    return "" if value.layout == torch.strided else str(value.layout).removeprefix("torch.")
+    if value.layout != torch.strided:
+        return str(value.layout).removeprefix("torch.")
+    return "" if value.dtype in KINDS else str(value.dtype).removeprefix("torch.")
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -231,13 +282,20 @@ def load_state(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> 
     for entry in named_tensors(model):
         names = [name for name in (entry.name, *entry.also) if name in unseen]
         values = [unseen.pop(name) for name in names]
-        if other := next((i for i, value in enumerate(values) if not _alike(value, values[0])), None):
+        # A shape first: what is not the model's may be of any size.
+        fits = [value.shape == entry.tensor.shape for value in values]
+        if all(fits) and (
+            other := next((i for i, value in enumerate(values) if not _alike(value, values[0])), None)
+        ):
             raise InputError(
                 f"{source} has two values of one tensor: {names[0]} and {names[other]} differ in it and are "
                 f"tied in {type(model).__name__}"
             )
-        if values and values[0].shape != entry.tensor.shape:
-            misshapen.append(f"{names[0]} {list(values[0].shape)} (the model: {list(entry.tensor.shape)})")
+        if not all(fits):
+            other = fits.index(False)
+            misshapen.append(
+                f"{names[other]} {list(values[other].shape)} (the model: {list(entry.tensor.shape)})"
+            )
         elif values:
             copies.append((names[0], entry.tensor, values[0]))
         elif entry.saved and entry.name.endswith("num_batches_tracked"):
@@ -255,6 +313,7 @@ def load_state(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> 
         raise InputError(f"{type(model).__name__} has no memory for {bare}, which is on the meta device")
     casts = Casts(source)
     for name, held, value in copies:
+        check_plain(name, value, source)
         casts.check(name, value, held.dtype)
     for _, held, value in copies:
         held.copy_(value)
@@ -270,7 +329,7 @@ def _alike(left: Tensor, right: Tensor) -> bool:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().flatten().view(torch.uint8)
+    return tensor.resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8)
 
 
 class Casts:
@@ -303,9 +362,18 @@ class Casts:
             raise InputError(f"{self.source} has {here} under {name} where the model has {there}")
         if value.is_floating_point() and value.element_size() == 1:
             value = value.float()  # exactly; torch computes little with floats of 8 bits
-        wider = torch.promote_types(value.dtype, dtype)
-        before, after = value.to(wider), value.to(dtype).to(wider)
-        exact = wider == dtype or bool(((before == after) | (before != before)).all())
+        if value.dtype == torch.complex32:
+            value = value.to(torch.complex64)
+        before, after = value, value.to(dtype)
+        if {value.dtype, dtype} & UNPROMOTED:
+            # numpy compares integers with any by their values; it has no bfloat16.
+            before = before.double() if before.is_floating_point() else before
+            exact = np.array_equal(before.cpu().numpy(), after.cpu().numpy())
+        else:
+            after = after.float() if dtype.is_floating_point and dtype.itemsize == 1 else after
+            wider = torch.promote_types(before.dtype, after.dtype)
+            before, after = before.to(wider), after.to(wider)
+            exact = wider == dtype or bool(((before == after) | (before != before)).all())
         if not exact and not (dtype.is_floating_point or dtype.is_complex):
             raise InputError(
                 f"{self.source} has {here} under {name} that are no {there}, which the model has"

@@ -19,7 +19,7 @@ from lpe.errors import InputError
 from lpe.modules import apply, device_of, named_tensors
 from lpe.notices import note
 from lpe.substrates import hub
-from lpe.substrates.loading import parameter_bytes, read_weights, require_memory
+from lpe.substrates.loading import check_pickle, parameter_bytes, read_weights, require_memory
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -374,6 +374,7 @@ def _tensors(path: Path, names: set[str] | None) -> dict[str, Tensor]:
     import safetensors
 
     if path.suffix != ".safetensors":
+        check_pickle(path)
         held = torch.load(path, map_location="meta" if names is None else "cpu", weights_only=True)
         return {name: each for name, each in held.items() if names is None or name in names}
     with safetensors.safe_open(path, "pt") as file:
