@@ -1,0 +1,169 @@
+"""What runs by itself: workflows name what there is, and dependencies have the bounds that are tested."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[1]
+WORKFLOWS = {
+    path.name: yaml.safe_load(path.read_text(encoding="utf-8"))
+    for path in sorted((REPOSITORY / ".github" / "workflows").glob("*.yml"))
+}
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+TOX = configparser.ConfigParser(interpolation=None)
+TOX.read(REPOSITORY / "tox.ini", encoding="utf-8")
+REQUIREMENT = re.compile(r"([\w.-]+)(?:\[[\w,]+\])?>=([\w.]+)")
+"""name[extras]>=version: a lower bound and nothing else."""
+
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "ivon": "ivon-opt",
+    "lm_eval": "lm-eval",
+    "open_clip": "open_clip_torch",
+    "sklearn": "scikit-learn",
+}
+OPTIONAL = {"triton", "qtorch", "gfloat", "ml_dtypes"}
+"""What a machine may lack: torch brings triton where there is one, the others are peers in benchmarks."""
+
+
+# The workflows
+
+
+def runs(workflow: dict[Any, Any]) -> Iterator[str]:
+    """Yield every command line of a workflow, those of a matrix put in."""
+    for job in workflow["jobs"].values():
+        matrix = job.get("strategy", {}).get("matrix", {})
+        for step in job["steps"]:
+            line = step.get("run", "")
+            if line == "${{ matrix.run }}":
+                yield from (entry["run"] for entry in matrix["include"])
+            elif line:
+                yield line
+
+
+def tox_environments(line: str) -> list[str]:
+    """Return the environments that a command line asks tox for; of another command: none."""
+    words = shlex.split(line)
+    return words[words.index("-e") + 1].split(",") if words[0] == "tox" else []
+
+
+COMMANDS = [(name, line) for name, workflow in WORKFLOWS.items() for line in runs(workflow)]
+
+
+@pytest.mark.parametrize(("name", "line"), COMMANDS)
+def test_a_command_of_a_workflow_is_one_that_there_is(name: str, line: str) -> None:
+    words = shlex.split(line)
+    if words[0] == ".ci/run":
+        assert (REPOSITORY / words[0]).stat().st_mode & 0o111
+    elif words[:4] == ["python", "-m", "pip", "install"]:
+        assert words[4:] == [TOX["tox"]["requires"]]
+    else:
+        names = tox_environments(line)
+        assert names, f"{line} runs neither .ci/run nor tox"
+        assert [each for each in names if f"testenv:{each}" not in TOX] == []
+
+
+@pytest.mark.parametrize(("line", "expected"), [("tox -e a,b -- -m slow", ["a", "b"]), (".ci/run", [])])
+def test_environments_are_read_of_a_command_line(line: str, expected: list[str]) -> None:
+    assert tox_environments(line) == expected
+
+
+def test_every_change_is_tested_on_each_python_and_on_the_newest_and_the_oldest_versions() -> None:
+    workflow = WORKFLOWS["tests.yml"]
+    assert {"push", "pull_request"} <= workflow[True].keys()  # YAML reads the key "on" as true
+    assert workflow["jobs"]["newest"]["strategy"]["matrix"]["python"] == ["3.11", "3.12", "3.13"]
+    assert {".ci/run", "tox -e newest", "tox -e oldest"} <= set(runs(workflow))
+    assert PROJECT["project"]["requires-python"] == ">=3.11"
+
+
+def test_every_night_there_are_the_regression_and_the_slow_tests() -> None:
+    workflow = WORKFLOWS["nightly.yml"]
+    assert len(workflow[True]["schedule"]) == 1
+    assert {"tox -e benchmarks -- regression", "tox -e faults"} <= set(runs(workflow))
+    slow = [line for line in runs(workflow) if line.startswith("tox -e tests -- -m slow")]
+    assert slow, "no job runs the slow tests"
+    # What one job leaves out another has.
+    left_out = {place for line in slow for place in re.findall(r"--ignore (\S+)", line)}
+    assert left_out == {"tests/faults"} and "tests/faults -m slow" in TOX["testenv:faults"]["commands"]
+    markers = PROJECT["tool"]["pytest"]["ini_options"]["markers"]
+    assert any(marker.startswith("slow:") for marker in markers)
+
+
+def test_all_versions_are_tested_by_the_command_that_readme_names() -> None:
+    command = "python -m pytest -n auto --maxprocesses 8"
+    assert f".venv/bin/{command}\n" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert TOX["testenv:tests"]["commands"] == f"{command} {{posargs}}"
+    for name in ("newest", "oldest"):
+        assert TOX[f"testenv:{name}"]["commands"] == "{[testenv:tests]commands}"
+    places = [TOX[name]["envdir"] for name in ("testenv", "testenv:newest", "testenv:oldest")]
+    assert len(set(places)) == 3, "different versions in one folder"
+
+
+# The bounds
+
+
+def bounds() -> dict[str, str]:
+    """Return the lower bound of each direct dependency, by its name as pyproject.toml has it."""
+    project = PROJECT["project"]
+    required = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    matched = [(each, REQUIREMENT.fullmatch(each)) for each in required]
+    assert [each for each, match in matched if match is None] == []
+    return {match[1]: match[2] for _, match in matched if match}
+
+
+def pinned(name: str) -> dict[str, str]:
+    lines = (REPOSITORY / name).read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))  # type: ignore[misc]
+
+
+def test_the_oldest_versions_are_exactly_the_lower_bounds() -> None:
+    assert pinned("constraints-oldest.txt") == bounds()
+    assert "constraints-oldest.txt" in TOX["testenv:oldest"]["set_env"]
+
+
+def test_the_exact_versions_are_within_the_bounds() -> None:
+    def canonical(name: str) -> str:
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    def numbers(version: str) -> list[int]:
+        return [int(part) for part in re.findall(r"\d+", version)]
+
+    exact = {canonical(name): version for name, version in pinned("constraints.txt").items()}
+    assert [name for name in bounds() if canonical(name) not in exact] == []
+    below = {
+        name: version
+        for name, version in bounds().items()
+        if numbers(exact[canonical(name)]) < numbers(version)
+    }
+    assert below == {}
+
+
+def imported() -> set[str]:
+    """Return the packages of others that the code imports, also within functions."""
+    files = [
+        path for room in ("lpe", "reproduce", "benchmarks") for path in (REPOSITORY / room).rglob("*.py")
+    ]
+    found: set[str] = set()
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.partition(".")[0])
+    return found - {"lpe", "reproduce", "benchmarks"} - sys.stdlib_module_names
+
+
+def test_what_is_imported_has_a_bound_of_its_own() -> None:
+    declared = {REQUIREMENT.fullmatch(each)[1] for each in PROJECT["project"]["dependencies"]}  # type: ignore[index]
+    assert {DISTRIBUTIONS.get(name, name) for name in imported() - OPTIONAL} == declared
