@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from lpe import interruption
+
+if interruption.is_command():  # before torch is imported, which takes seconds
+    interruption.end_at_once()
+
 from lpe.ensembles.augmented import AugmentedEnsemble, CropAndFlip
 from lpe.ensembles.batch import BatchEnsemble
 from lpe.ensembles.batch_norm import refresh

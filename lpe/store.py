@@ -5,6 +5,7 @@ a kill at any moment leaves a whole entry or none. The key is a hash of the conf
 hold everything that determines the weights: model, data, method, hyper-parameters and seeds.
 
 What several processes ask for is made by one of them, under a lock of its key; the others wait and take it.
+A training that is killed while it is made goes on from its checkpoint (:mod:`lpe.training.checkpoints`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ import torch
 
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY, machine, plain_data
+from lpe.training import checkpoints
 from lpe.writing import check_writable, locked, remove_leftovers, replacing, write_text_atomic
+
+UNDER_WAY = "under_way"
+"""The folder of a store in which trainings have their checkpoints until what they leave is there."""
 
 
 @dataclass(frozen=True)
@@ -209,11 +214,13 @@ class Store:
             entry = self.get(config)
             if entry is None:
                 started = time.perf_counter()
-                tensors, info = make()
+                with checkpoints.kept(self.root / UNDER_WAY / key) as under_way:
+                    tensors, info = make()
                 seconds = time.perf_counter() - started
                 self._add_seconds(seconds)
                 self.put(config, tensors, info, {"seconds": round(seconds, 3), **machine(device)})
                 entry = self.get(config)
+                under_way.remove()
         if entry is None:
             raise OSError(f"{self.root} does not give back what was written to it")
         return entry

@@ -18,15 +18,15 @@ import time
 from reproduce import same_bits
 
 if __name__ == "__main__":  # before torch and numpy are imported
-    same_bits.choose(sys.argv[1:])
+    same_bits.begin(sys.argv[1:])
 
+from lpe import interruption
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
 from lpe.writing import check_writable
 from reproduce import ledger, rendering
 from reproduce.command import (
-    INTERRUPTED,
     Script,
     all_there,
     check_kept,
@@ -60,7 +60,7 @@ FIGURES = (
 
 
 def main(arguments: list[str]) -> int:
-    """Run what is asked for; the exit code is the first that is not 0."""
+    """Run what is asked for; the exit code is the first that is not 0, 130 or 143 when interrupted."""
     if arguments[:1] == ["claims"]:
         return ledger.main(arguments[1:])
     options = parser("__main__", __doc__)
@@ -127,8 +127,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        return 130
+        return interruption.say()
     codes = [each.code for each in rendered if each.code]
     if not codes and asked.only is None:
         codes = [code for code in [ledger.main(["--scale", asked.scale, "--out", str(out)])] if code]
@@ -174,4 +173,4 @@ def _render(
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(interruption.answered(lambda: main(sys.argv[1:])))

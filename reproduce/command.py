@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from lpe import tracking
+from lpe import interruption, tracking
 from lpe.command_line import Parser
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY, kernels, write_provenance
@@ -28,8 +28,6 @@ from reproduce.study.records import OTHER_TABLES, checked_rows, record_name
 from reproduce.study.scale import Scale, Substrate, digest_of
 from reproduce.study.session import Session, open_session, seeds_asked
 from reproduce.study.units import Unit
-
-INTERRUPTED = "interrupted: what was finished is kept; the same command goes on from there"
 
 
 @dataclass(frozen=True)
@@ -283,8 +281,14 @@ def run_figure(
         notes: say where the folder's records come from several machines or commits.
 
     Returns:
-        The exit code: 0, or 2 after one line about bad input.
+        The exit code: 0, 2 after one line about bad input, 130 or 143 when interrupted.
     """
+    if arguments is None:
+        return interruption.answered(lambda: _run_figure(script, None, quiet, notes))
+    return _run_figure(script, arguments, quiet, notes)
+
+
+def _run_figure(script: Script, arguments: Sequence[str] | None, quiet: bool, notes: bool) -> int:
     figure = script.name
     try:
         asked = parser(figure, script.description).parse_args(arguments)
@@ -342,8 +346,7 @@ def run_figure(
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        return 130
+        return interruption.say()
     for path in written:
         print(f"wrote {_shown(path)}")
     for line in [*lines, *(mixture(out) if notes else [])]:

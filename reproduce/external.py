@@ -17,11 +17,12 @@ from pathlib import Path
 from reproduce import same_bits
 
 if __name__ == "__main__":  # before torch and numpy are imported
-    same_bits.choose(sys.argv[1:])
+    same_bits.begin(sys.argv[1:])
 
 import pandas as pd
 
 from lpe.errors import InputError
+from lpe.interruption import answered
 from lpe.records import write_table
 from lpe.writing import write_text_atomic
 from reproduce import ledger
@@ -271,4 +272,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:])))

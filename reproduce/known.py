@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from reproduce import same_bits
 
 if __name__ == "__main__":  # before torch and numpy are imported
-    same_bits.choose(sys.argv[1:])
+    same_bits.begin(sys.argv[1:])
 
 import numpy as np
 import pandas as pd
@@ -55,6 +55,7 @@ from lpe.command_line import Parser
 from lpe.ensembles.base import text_table
 from lpe.ensembles.cyclical_sgld import SamplingStage
 from lpe.errors import InputError
+from lpe.interruption import answered
 from lpe.provenance import REPOSITORY, write_provenance
 from lpe.records import write_table
 from lpe.training.schedules import cyclical_cosine
@@ -390,4 +391,4 @@ def main(arguments: Sequence[str] | None = None, quiet: bool = False) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(answered(main))

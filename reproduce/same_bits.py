@@ -9,7 +9,7 @@ has:
     ONEDNN_MAX_CPU_ISA=AVX2      torch's convolutions
     OPENBLAS_CORETYPE=Haswell    numpy's matrix products
 
-They are read once, so an entry point calls ``choose`` before it imports anything else. A variable that is
+They are read once, so an entry point calls ``begin`` before it imports anything else. A variable that is
 set already stays as it is. ``LPE_SAME_BITS=0`` sets none; ``LPE_SAME_BITS=1`` sets them at every scale, where
 large matrix products take five times as long. Two CPUs then give the same bits at the same versions of
 packages and the same number of threads.
@@ -26,10 +26,12 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from reproduce.scales import DEFAULT, SAME_BITS
 
@@ -41,6 +43,26 @@ VARIABLES = {
 }
 EVERYWHERE = "the same on every x86-64 CPU with AVX2"
 OWN = "of this kind of CPU"
+
+
+def begin(arguments: Sequence[str]) -> None:
+    """Begin a command: choose the kernels, and let an interruption end it in a line while it imports torch.
+
+    From then on ``lpe.interruption.answered`` hears it.
+
+    Args:
+        arguments: as of :func:`choose`.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end_by)
+    choose(arguments)
+
+
+def _end_by(number: int, frame: FrameType | None) -> NoReturn:
+    # Importing lpe's own way to say it would import torch.
+    os.write(2, b"interrupted; the same command goes on from here\n")
+    os._exit(128 + number)
 
 
 def choose(arguments: Sequence[str]) -> str:

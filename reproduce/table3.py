@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from reproduce import same_bits
 
 if __name__ == "__main__":  # before torch and numpy are imported
-    same_bits.choose(sys.argv[1:])
+    same_bits.begin(sys.argv[1:])
 
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Script, run_figure

@@ -34,13 +34,14 @@ from pathlib import Path
 from reproduce import same_bits
 
 if __name__ == "__main__":  # before torch and numpy are imported
-    same_bits.choose(sys.argv[1:])
+    same_bits.begin(sys.argv[1:])
 
 import pandas as pd
 import torch
 
 from lpe.command_line import Parser
 from lpe.errors import InputError
+from lpe.interruption import answered
 from lpe.provenance import REPOSITORY
 from lpe.records import write_table
 from lpe.tracking import Tracker
@@ -193,4 +194,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:])))

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import torch
 
+from lpe import interruption
 from lpe.allocator import keep_freed_memory
 from lpe.cli.describe import add_describe, describe
 from lpe.cli.evaluate import add_evaluate, evaluate
@@ -46,7 +47,7 @@ def _parser() -> Parser:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a command; the exit code: 0, 2 after one line about bad input, 130 when interrupted."""
+    """Run a command; the exit code: 0, 2 after one line about bad input, 130 or 143 when interrupted."""
     asked = _parser().parse_args(arguments)
     forget()
     try:
@@ -68,8 +69,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: out of memory ({first_line(error)}); give a smaller --batch-size", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
+        goes_on = getattr(asked, "predictions", None) is not None
+        return interruption.say(interruption.LINE if goes_on else "interrupted; nothing was written")
     return 0
 
 
@@ -78,7 +79,7 @@ def entry() -> None:
     _notes_as_they_are()
     keep_freed_memory()
     try:
-        code = main(sys.argv[1:])
+        code = interruption.answered(lambda: main(sys.argv[1:]))
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read the output has had enough (``lpe describe … | head``); what is left goes nowhere.

@@ -94,6 +94,14 @@ class CycleCollector:
                 {entry.name: entry.tensor.detach().clone() for entry in named_tensors(model) if entry.saved}
             )
 
+    def state(self) -> dict[str, Any]:
+        """Return what was collected so far, for a checkpoint: the tensors themselves."""
+        return {"epochs": self.epochs, "ended": self._ended, "kept": self._kept}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state`` returned."""
+        self.epochs, self._ended, self._kept = list(state["epochs"]), state["ended"], list(state["kept"])
+
     def training_budget(self, steps_per_epoch: int) -> list[int]:
         """Return backward passes that the first 1, 2, … copies cost: an ensemble's ``training_budget``.
 

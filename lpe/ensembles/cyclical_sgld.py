@@ -135,6 +135,14 @@ class StageCollector:
     def check(self, epochs: int) -> None:
         """Accept any number of epochs: it is steps that a stage has."""
 
+    def state(self) -> dict[str, Any]:
+        """Return what was collected so far, for a checkpoint: the tensors themselves."""
+        return {"samples": self.samples, "budget": self.training_budget}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state`` returned."""
+        self.samples, self.training_budget = list(state["samples"]), list(state["budget"])
+
     def collect(self, model: nn.Module, epoch: int | None = None) -> None:
         """Do nothing at the end of an epoch."""
 

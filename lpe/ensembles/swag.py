@@ -137,6 +137,22 @@ class SWAGCollector:
             deviation[entry.name] = after
         self._deviations.append(deviation)
 
+    def state(self) -> dict[str, Any]:
+        """Return what was collected so far, for a checkpoint: the tensors themselves."""
+        return {
+            "collected": self.collected,
+            "ended": self._ended,
+            "mean": self._mean,
+            "squares": self._squares,
+            "deviations": list(self._deviations),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state`` returned."""
+        self.collected, self._ended = state["collected"], state["ended"]
+        self._mean, self._squares = dict(state["mean"]), dict(state["squares"])
+        self._deviations = deque(state["deviations"], maxlen=self.rank)
+
     @apart()
     def statistics(self) -> SWAGStatistics:
         """Return the moments so far.

@@ -27,6 +27,7 @@ from lpe.errors import InputError
 from lpe.logits import cross_entropy
 from lpe.modules import apply, device_of, to_device
 from lpe.number_systems.streams import check_seed, generator
+from lpe.training.checkpoints import Course, Place
 from lpe.training.schedules import Schedule, constant
 
 Batches = Iterable[tuple[Any, Tensor]] | Callable[[int], Iterable[tuple[Any, Tensor]]]
@@ -36,7 +37,9 @@ Batches = Iterable[tuple[Any, Tensor]] | Callable[[int], Iterable[tuple[Any, Ten
 class Collector(Protocol):
     """A collector, which keeps something of the weights as a run goes on: SWAG, snapshots, cyclical SGLD.
 
-    One that counts steps has ``collect_step(model, step)`` as well, which is called after each (from 0).
+    One that counts steps has ``collect_step(model, step)`` as well, which is called after each (from 0). One
+    whose training goes on where it was killed has ``state()``, what it keeps as tensors and plain data, and
+    ``restore(state)``.
     """
 
     def check(self, epochs: int) -> None:
@@ -75,6 +78,10 @@ def train(
     """Train a model by the cross-entropy of its logits, in place; it is left in eval mode.
 
     An optimiser that samples weights (IVON, by its ``sampled_params``) takes its gradient at the sample.
+
+    Under :func:`lpe.training.checkpoints.kept`, as whatever the store makes, one that was killed goes on from
+    its checkpoint, to the same numbers; the rows of the curve until there are reported again. Not with
+    ``after_epoch``, which nobody could ask for what it did.
 
     Args:
         model: the module.
@@ -134,8 +141,6 @@ def train(
         learning_rate = constant(check_finite("learning_rate", learning_rate))
     if loss is None:
         loss = partial(_cross_entropy, model)
-    curve: list[dict[str, float]] = []
-    step = 0
     device = device_of(model)
     gpus = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
     # Gradients are needed whatever the caller's mode.
@@ -145,11 +150,27 @@ def train(
         torch.default_generator.set_state(generator("training", seed, "", 0).get_state())
         for gpu in gpus:
             torch.cuda.default_generators[gpu].manual_seed(seed)
-        for epoch in range(epochs):
+        place = Place()
+        course = None
+        if after_epoch is None:
+            streams = [torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)]
+            if isinstance(own_stream := getattr(batches, "generator", None), torch.Generator):
+                streams.append(own_stream)  # a DataLoader's
+            settings = {"epochs": epochs, "seed": seed, "clip_norm": clip_norm}
+            course = Course(model, optimizer, collector, streams, place, settings)
+        for row in place.curve if report is not None else ():
+            report(row)
+        for epoch in range(place.epoch, epochs):
             model.train()
-            total, count, rate = 0.0, 0, 0.0
+            if course is not None:
+                course.begin_epoch()
+            skipped = place.batches
             for index, inputs, targets in pairs(batches(epoch) if callable(batches) else batches):
-                rate = learning_rate(step)
+                if index < skipped:
+                    if index + 1 == skipped and course is not None:
+                        course.go_on()
+                    continue
+                rate = learning_rate(place.step)
                 if not is_number(rate):
                     raise InputError(f"learning_rate must give a number at every step, not {shown(rate)}")
                 for group in optimizer.param_groups:
@@ -164,26 +185,33 @@ def train(
                 value = float(of_batch.detach())
                 if not math.isfinite(value):
                     raise InputError(
-                        f"the training loss is {value} at step {step} (learning rate {rate:g}); "
+                        f"the training loss is {value} at step {place.step} (learning rate {rate:g}); "
                         "lower the learning rate or clip the gradient"
                     )
                 if clip_norm is not None:
                     nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
                 optimizer.step()
                 if collect_step is not None:
-                    collect_step(model, step)
-                total, count, step = total + value, count + 1, step + 1
-            if not count:
+                    collect_step(model, place.step)
+                place.total, place.rate = place.total + value, rate
+                place.batches, place.step = index + 1, place.step + 1
+                if course is not None:
+                    course.write()
+            if not place.batches:
                 raise InputError(f"epoch {epoch} has no batches; there is nothing to train on")
-            curve.append({"epoch": epoch, "loss": total / count, "learning_rate": rate})
+            mean = place.total / place.batches
+            place.curve.append({"epoch": epoch, "loss": mean, "learning_rate": place.rate})
+            place.epoch, place.batches, place.total = epoch + 1, 0, 0.0
             if report is not None:
-                report(curve[-1])
+                report(place.curve[-1])
             model.eval()
             if collector is not None:
                 collector.collect(model, epoch)
             if after_epoch is not None:
                 after_epoch(epoch)
-    return TrainingRun(backward_passes=step, curve=curve)
+        if course is not None:
+            course.write()
+    return TrainingRun(backward_passes=place.step, curve=place.curve)
 
 
 def _cross_entropy(model: nn.Module, inputs: Any, targets: Tensor) -> Tensor:

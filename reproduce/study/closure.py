@@ -68,10 +68,18 @@ DEFINED_BY = {
 Tests hold them to it bit for bit: kernels that are faster make nothing new. ``kernels`` itself chooses
 between backends.
 """
-APART = ("reproduce.study.closure", "reproduce.study.keys", "reproduce.study.functions")
+APART = (
+    "reproduce.study.closure",
+    "reproduce.study.keys",
+    "reproduce.study.functions",
+    "lpe.interruption",
+    "lpe.training.checkpoints",
+)
 """Modules that make keys: where a change of them matters, the keys change, and not for its code.
 
-The last runs a user's files, whose functions are in a key themselves.
+The third runs a user's files, whose functions are in a key themselves. The last two make no key and no
+result: one ends commands; by the other a killed training comes to the numbers of one that was not killed,
+which tests hold it to.
 """
 
 _IMPORTERS = ("importlib.import_module", "importlib.__import__", "__import__")

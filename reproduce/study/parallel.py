@@ -1,7 +1,8 @@
 """Units of work in several processes, each with one thread.
 
 A worker opens a session of its own on the shared store and working records; what it would have sent to W&B
-comes back with its result. Units in flight when a run is killed are lost, all others are on disk.
+comes back with its result. A run that is interrupted or killed ends its workers; they are killed at whatever
+they do, and the next run goes on from what is on disk.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,6 +19,7 @@ from multiprocessing.connection import wait
 
 import torch
 
+from lpe import interruption
 from lpe.allocator import keep_freed_memory
 from lpe.tracking import Tracker
 from reproduce.study.measurements import measure
@@ -57,6 +60,7 @@ def _end_with_parent() -> None:
 
 
 def _begin(prepare: Callable[[], object]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()
     keep_freed_memory()
     prepare()
@@ -71,11 +75,26 @@ def workers(jobs: int, prepare: Callable[[], object]) -> Iterator[ProcessPoolExe
     """
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(prepare,))
+    # Ctrl-C reaches all processes of a terminal. It is for this one, which ends the others; they have it
+    # blocked from their start, before they can ignore it.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        for _ in range(jobs):
+            pool.submit(_nothing)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     try:
         yield pool
+    except KeyboardInterrupt:
+        interruption.end_children()
+        raise
     finally:
-        # After an error or Ctrl-C, what has not begun never begins.
+        # After an error, what has not begun never begins.
         pool.shutdown(cancel_futures=True)
+
+
+def _nothing() -> None:
+    """Do nothing: whoever is asked for it is started."""
 
 
 def measure_units(session: Session, wanted: Iterable[Unit], pool: ProcessPoolExecutor) -> None:

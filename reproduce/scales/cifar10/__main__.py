@@ -36,6 +36,7 @@ import torch
 
 from lpe.command_line import Parser
 from lpe.errors import InputError
+from lpe.interruption import answered
 from lpe.substrates import cifar
 from lpe.substrates.assets import assets_folder
 from lpe.writing import check_writable
@@ -95,4 +96,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:])))
