@@ -118,14 +118,17 @@ class Checkpoint:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            return self._refuse(f"cannot be read ({error.strerror})")
+            self._refuse(f"cannot be read ({error.strerror})")
+            return None
         start = len(_MAGIC) + 65
         payload = memoryview(content)[start:]
         if content[:start] != _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n":
-            return self._refuse("is damaged")
+            self._refuse("is damaged")
+            return None
         held = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         if held["settings"] != self._settings:
-            return self._refuse("is of another training")
+            self._refuse("is of another training")
+            return None
         state: dict[str, Any] = held["state"]
         return state
 

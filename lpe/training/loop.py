@@ -158,8 +158,9 @@ def train(
                 streams.append(own_stream)  # a DataLoader's
             settings = {"epochs": epochs, "seed": seed, "clip_norm": clip_norm}
             course = Course(model, optimizer, collector, streams, place, settings)
-        for row in place.curve if report is not None else ():
-            report(row)
+        if report is not None:
+            for row in place.curve:
+                report(row)
         for epoch in range(place.epoch, epochs):
             model.train()
             if course is not None:
