@@ -1,0 +1,76 @@
+"""Sphinx directives whose content is made at build time: ``{options} GROUP`` and ``{gallery}``."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import command_pages
+import gallery_page
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+
+class Options(SphinxDirective):
+    """The options of a group of commands, from their parsers."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return the nodes of the group's commands."""
+        text = command_pages.page(self.arguments[0])
+        return self.parse_text_to_nodes(text, allow_section_headings=True)
+
+
+class Gallery(SphinxDirective):
+    """Every committed figure and table, from the JSONs."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the nodes of the gallery; the page depends on every JSON."""
+        figures = gallery_page.REPOSITORY / "figures"
+        for path in figures.glob("*/*.json"):
+            self.env.note_dependency(str(path))
+        base = os.path.relpath(figures, Path(self.env.doc2path(self.env.docname)).parent)
+        return self.parse_text_to_nodes(gallery_page.page(base), allow_section_headings=True)
+
+
+def one_argument_a_line(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Give each argument of an "Args:" section a line of its own, which the docstrings write side by side."""
+    names = set(_parameters(obj))
+    inside, made = False, []
+    for line in lines:
+        if line.strip() and not line.startswith(" "):
+            inside = line.strip() == "Args:"
+        indent = line[: len(line) - len(line.lstrip())]
+        parts = [line.strip()]
+        if inside and indent:
+            for found in reversed(list(re.finditer(r"(?<=[.:?]) (\w+(?:, \w+)*): ", parts[0]))):
+                if set(found[1].split(", ")) <= names:
+                    parts[:1] = [parts[0][: found.start()], parts[0][found.start() + 1 :]]
+        begins = re.match(r"(\w+(?:, \w+)*): ", parts[0]) and inside
+        first = "    " if begins and set(parts[0].partition(":")[0].split(", ")) <= names else indent
+        made += [f"{first}{parts[0]}".rstrip(), *(f"    {part}" for part in parts[1:])]
+    lines[:] = made
+
+
+def _parameters(obj: Any) -> list[str]:
+    code = getattr(obj.__init__ if isinstance(obj, type) else obj, "__wrapped__", None)
+    function = code or (obj.__init__ if isinstance(obj, type) else obj)
+    of_class = list(getattr(obj, "__annotations__", {}))
+    if not hasattr(function, "__code__"):
+        return of_class
+    count = function.__code__.co_argcount + function.__code__.co_kwonlyargcount
+    return [*function.__code__.co_varnames[:count], *of_class]
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the directives, and the arguments' lines before napoleon reads them."""
+    app.add_directive("options", Options)
+    app.add_directive("gallery", Gallery)
+    app.connect("autodoc-process-docstring", one_argument_a_line, priority=100)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

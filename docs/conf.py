@@ -1,0 +1,36 @@
+"""The settings of these pages. Build them with ``sphinx-build -W -b html docs build/docs``; no network is used."""
+
+from __future__ import annotations
+
+import sys
+import tomllib
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]  # a build documents its own checkout
+
+about = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+project = "Low Precision Ensembling"
+author = "the maintainers"
+version = release = about["version"]
+language = "en"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "generated_pages",
+]
+exclude_patterns = ["_ext"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+html_theme = "furo"
+html_title = project
+html_show_sourcelink = False
