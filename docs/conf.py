@@ -1,4 +1,4 @@
-"""The settings of these pages. Build them with ``sphinx-build -W -b html docs build/docs``; no network is used."""
+"""The settings of these pages: ``sphinx-build -W -b html docs build/docs`` makes them, without a network."""
 
 from __future__ import annotations
 

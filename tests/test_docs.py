@@ -1,5 +1,5 @@
-"""README, CONTRIBUTING and the pages of docs: every block of Python and shell runs as it stands, or says why not;
-links lead somewhere; numbers of the README are those of the records."""
+"""README, CONTRIBUTING and docs: blocks of Python and shell run or say why not, links lead somewhere, and the
+README's numbers are those of the records."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_the_quick_start_prints_what_the_readme_says(ran: dict[str, Ran], tmp_pa
 
 
 def lines_of(block: Block) -> Iterator[list[str]]:
-    """Yield the commands of a shell block as words, without variables before them and the folder of the program."""
+    """Yield a shell block's commands as words, without variables before them and the program's folder."""
     for line in block.code.splitlines():
         for command in line.split("&&"):
             words = shlex.split(command)

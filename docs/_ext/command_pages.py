@@ -120,7 +120,7 @@ def _metavar(action: argparse.Action) -> str:
 
 
 def cell(text: str) -> str:
-    """Return a text as a cell of a Markdown table: one line, with the signs of Markdown and HTML as they are."""
+    """Return a text as a cell of a Markdown table: one line, its signs as they are."""
     line = " ".join(text.split())
     for sign in "\\|*<>[]{}_":
         line = line.replace(sign, f"\\{sign}")

@@ -29,7 +29,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def signed(text: str) -> str:
-    """Return a number or an interval of a record with the minus of prose: "-.1 [-.2, .0]" → "−.1 [−.2, .0]"."""
+    """Return a number or an interval with the minus of prose: "-.1 [-.2, .0]" → "−.1 [−.2, .0]"."""
     return text.replace("-", "−")
 
 
@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
     if "--check" in arguments:
         if wanted != held:
             print(
-                "README.md has another table than the records; run python docs/_ext/glance.py",
+                "README.md has another table than the records: run docs/_ext/glance.py",
                 file=sys.stderr,
             )
         return int(wanted != held)

@@ -1,0 +1,61 @@
+"""The pages of docs build without a warning and without a network."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from lpe.provenance import REPOSITORY
+
+NEEDED = ("sphinx", "myst_parser", "furo")
+BUILD = """
+import socket, sys
+
+
+def refused(*_):
+    raise OSError("the pages are built without a network")
+
+
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refused
+from sphinx.cmd.build import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the pages, built once with every warning an error."""
+    if absent := [name for name in NEEDED if find_spec(name) is None]:
+        pytest.skip(f"{', '.join(absent)} not installed: pip install -c constraints.txt -e '.[docs]'")
+    folder = tmp_path_factory.mktemp("docs")
+    arguments = ["-q", "-W", "--keep-going", "-b", "html", "-d", str(folder / "trees"), "docs", str(folder / "html")]
+    command = [sys.executable, "-c", BUILD, *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder / "html"
+
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_pages_build_without_a_warning(built: Path) -> None:
+    assert (built / "index.html").is_file()
+
+
+def test_the_gallery_and_the_options_are_made_as_the_pages_are_built(built: Path) -> None:
+    gallery = (built / "reproduce" / "gallery.html").read_text(encoding="utf-8")
+    assert "reproduce/fig2.py --scale digits" in gallery and 'alt="fig2"' in gallery
+    options = (built / "guides" / "command_line.html").read_text(encoding="utf-8")
+    assert "--model-kwargs" in options and "lpe describe" in options
+
+
+def test_the_library_is_told_from_its_docstrings(built: Path) -> None:
+    library = (built / "api.html").read_text(encoding="utf-8")
+    assert 'id="lpe.LowPrecisionEnsemble"' in library and 'id="lpe.evaluate"' in library
+    assert "Philox" in library or "random bits" in library
