@@ -133,13 +133,17 @@ def table(parser: argparse.ArgumentParser) -> str:
     return "\n".join(["| option | meaning (default) |", "|---|---|", *rows, "", ""]) if rows else ""
 
 
-def page(group: str) -> str:
-    """Return every command of a group in Markdown: description and options; "lpe" by subcommand."""
+def page(group: str, level: int = 3) -> str:
+    """Return every command of a group in Markdown: description and options; "lpe" by subcommand.
+
+    Args:
+        group: a key of ``GROUPS``. level: of the headings.
+    """
     sections = []
     for command in GROUPS[group]:
         parser = parser_of(main_of(command))
         for name, each in subcommands(parser).items() or [("", parser)]:
             description = (each.description or "").strip()
-            sections.append(f"### `{command} {name}".rstrip() + "`\n\n")
+            sections.append(f"{'#' * level} `{f'{command} {name}'.strip()}`\n\n")
             sections.append(f"```text\n{description}\n```\n\n{table(each)}")
     return "".join(sections)

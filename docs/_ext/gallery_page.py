@@ -68,7 +68,7 @@ def entry(path: Path, base: str) -> str:
     """
     provenance = json.loads(path.read_text(encoding="utf-8"))
     place = f"{base}/{path.parent.name}"
-    files = [path.with_suffix(f".{kind}") for kind in ("png", "pdf", "md", "tex", "csv", "json")]
+    files = [path.with_suffix(f".{kind}") for kind in ("png", "pdf", "tex", "csv", "json")]
     links = ", ".join(f"[{file.name}]({place}/{file.name})" for file in files if file.is_file())
     revision = provenance["git"]["revision"][:12] + " (edited)" * provenance["git"]["dirty"]
     facts = {
@@ -82,8 +82,10 @@ def entry(path: Path, base: str) -> str:
     }
     rows = "".join(f"| {name} | {fact} |\n" for name, fact in facts.items())
     text = caption(path, provenance).replace("*", "\\*")
+    shown = path.with_suffix(".md")
+    table = shown.read_text(encoding="utf-8").partition("\n")[2].strip() + "\n\n" if shown.is_file() else ""
     picture = f"![{path.stem}]({place}/{path.stem}.png)\n\n" if path.with_suffix(".png").is_file() else ""
-    return f"### {path.parent.name}: {path.stem}\n\n{text}\n\n{picture}| | |\n|---|---|\n{rows}\n"
+    return f"### {path.parent.name}: {path.stem}\n\n{text}\n\n{picture}{table}| | |\n|---|---|\n{rows}\n"
 
 
 def page(base: str, figures: Path = REPOSITORY / "figures") -> str:

@@ -18,10 +18,11 @@ class Options(SphinxDirective):
     """The options of a group of commands, from their parsers."""
 
     required_arguments = 1
+    option_spec = {"level": int}
 
     def run(self) -> list[nodes.Node]:
-        """Return the nodes of the group's commands."""
-        text = command_pages.page(self.arguments[0])
+        """Return the nodes of the group's commands, under headings of the option ``level``."""
+        text = command_pages.page(self.arguments[0], self.options.get("level", 3))
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 
 
