@@ -121,8 +121,8 @@ def number_system(name: str, scale: ScaleAxis | None = None) -> Systems:
     Case, dashes and underscores do not matter: "INT-5" is "int5", "FP8-E4M3" is "fp8_e4m3".
 
     Args:
-        name: such as "int5", "int4-mse", "int8*11.3", "nf4 per block of 64 inputs" or "codebook:-1:0:0.5"; or
-            name patterns with one each, "*mlp*=int4,*=int8".
+        name: such as ``int5``, ``int4-mse``, ``int8*11.3``, ``nf4 per block of 64 inputs`` or
+            ``codebook:-1:0:0.5``; or name patterns with one each, ``*mlp*=int4,*=int8``.
         scale: the scale axis where the name has none (None: per channel).
 
     Raises:
