@@ -34,8 +34,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if absent := [name for name in NEEDED if find_spec(name) is None]:
         pytest.skip(f"{', '.join(absent)} not installed: pip install -c constraints.txt -e '.[docs]'")
     folder = tmp_path_factory.mktemp("docs")
-    arguments = ["-q", "-W", "--keep-going", "-b", "html", "-d", str(folder / "trees"), "docs", str(folder / "html")]
-    command = [sys.executable, "-c", BUILD, *arguments]
+    options = ["-q", "-W", "--keep-going", "-b", "html", "-d", str(folder / "trees")]
+    command = [sys.executable, "-c", BUILD, *options, "docs", str(folder / "html")]
     done = subprocess.run(command, cwd=REPOSITORY, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder / "html"
