@@ -19,6 +19,7 @@ import pytest
 import lpe
 from lpe import cli
 from lpe.provenance import REPOSITORY
+from reproduce import __main__ as everything
 
 sys.path.insert(0, str(REPOSITORY / "docs" / "_ext"))
 
@@ -26,11 +27,8 @@ import command_pages
 import gallery_page
 import glance
 
-PAGES = [
-    REPOSITORY / "README.md",
-    REPOSITORY / "CONTRIBUTING.md",
-    *sorted((REPOSITORY / "docs").rglob("*.md")),
-]
+DOCS = REPOSITORY / "docs"
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 NAMES = [str(page.relative_to(REPOSITORY)) for page in PAGES]
 FENCE = re.compile(
     r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>python|sh)\n(?P<code>.*?)^```$",
@@ -207,6 +205,13 @@ def claim(scale: str, begins: str, digits: int = 4) -> str:
     return f"{number(row['effect'], digits)} [{low}, {high}]"
 
 
+def instead(scale: str, begins: str) -> str:
+    """Return how far below 0 a claim's statistic is with FP32 in LPE-BSR's place, as the README writes it."""
+    with (REPOSITORY / "figures" / scale / "claims.csv").open(newline="", encoding="utf-8") as file:
+        (row,) = (row for row in csv.DictReader(file) if row["claim"].startswith(begins))
+    return number(str(-float(row["FP32 instead"])), 3)
+
+
 def table2(scale: str, column: str, method: str) -> str:
     """Return a cell of table 2 at SGD's point, of ten members or of one network, as the README writes it."""
     sizes = ("10",) if method.startswith("LPE") else ("1",)
@@ -224,6 +229,9 @@ def mean(scale: str, method: str) -> str:
 
 FINDINGS = {
     "rounded at random against to the nearest": lambda: claim("cifar10", "C1a (R20-FRN-SiLU, ", 3),
+    "FP32 in its place": lambda: (
+        f"is better than that one, too, by {instead('cifar10', 'C1a (R20-FRN-SiLU, ')}."
+    ),
     "FP32": lambda: f"FP32's {mean('cifar10', '☆ single FP32')} to {mean('cifar10', 'FP32 + temperature')}",
     "ten members, the same": lambda: f"to {mean('cifar10', 'LPE-BSR, INT-4')}",
     "calibrated, INT-5": lambda: f"{claim('cifar10', 'C11 (INT-5)')} at INT-5",
@@ -267,6 +275,12 @@ def test_every_page_is_in_the_index() -> None:
     listed = set(re.findall(r"^[\w/]+$", index.read_text(encoding="utf-8"), re.MULTILINE))
     there = {str(page.relative_to(index.parent).with_suffix("")) for page in PAGES[2:]} - {"index"}
     assert there == listed
+
+
+def test_the_page_on_reproducing_names_every_script() -> None:
+    page = (DOCS / "reproduce" / "how.md").read_text(encoding="utf-8")
+    for name in [*everything.FIGURES, "known"]:
+        assert f"{name}.py`" in page, name
 
 
 def test_the_gallery_has_every_committed_figure_and_table() -> None:
