@@ -39,6 +39,15 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
 """Name of a network that is not rounded, by its dtype."""
 
 
+PLAIN_DTYPES = {
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(getattr(torch, f"float8_{kind}") for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")),
+    *(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    *(torch.bool, torch.complex32, torch.complex64, torch.complex128),
+}
+"""Dtypes of one value an element, which a network's tensors may have in a file."""
+
+
 def apply(model: nn.Module, inputs: Any) -> Tensor:
     """Return the model's logits on a batch.
 

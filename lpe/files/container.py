@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lpe.checks import shown
 from lpe.errors import InputError
-from lpe.modules import named_tensors
+from lpe.modules import PLAIN_DTYPES, named_tensors
 from lpe.writing import replacing
 
 FORMAT = "lpe ensemble"
@@ -97,25 +97,32 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the header and tensors of a file.
 
     Raises:
-        InputError: no such file, a truncated or altered one, one of something else or of a newer version.
+        InputError: no such file, or no regular one; a truncated or altered one, one of something else or of a
+            newer version; a tensor of another kind than a network's.
     """
     try:
+        if not path.is_file():
+            raise InputError(f"{path} is no file" if path.exists() else f"there is no file {path}")
         with safetensors.safe_open(path, framework="pt") as file:
-            about = (file.metadata() or {}).get("lpe", "{}")
-            header = json.loads(about)
+            about, header = _header(file)
             # Copies: what safetensors gives is the file itself, which may be written over or cut short later.
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+    except (InputError, MemoryError):
+        raise
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path} is no whole safetensors file ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # which one depends on where the damage is
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path} is no whole safetensors file ({why})") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise InputError(f"{path} holds no ensemble; lpe.save writes one")
     version = header.get("version")
-    if not isinstance(version, int) or version < 1:
-        raise InputError(f"{path} is damaged: its version is {version!r}")
+    if type(version) is not int or version < 1:
+        raise InputError(f"{path} is damaged: its version is {shown(version)}")
     if version > VERSION:
-        raise InputError(f"{path} is of version {version}, this lpe reads up to {VERSION}; update lpe")
+        raise InputError(f"{path} is of version {shown(version)}, this lpe reads up to {VERSION}; update lpe")
+    if other := next((key for key, tensor in tensors.items() if tensor.dtype not in PLAIN_DTYPES), None):
+        raise InputError(f"{path} is damaged: {shown(other)} is of {tensors[other].dtype}")
     hashed = header.get("sha256")
     if version > 1 or hashed is not None:
         if not isinstance(hashed, str) or hashed != contents_hash(
@@ -130,11 +137,19 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def is_packed(path: Path) -> bool:
     """Tell whether a file is a packed ensemble, to be trusted or not."""
     try:
+        if not path.is_file():
+            return False
         with safetensors.safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("lpe", "{}"))
-    except (OSError, ValueError, safetensors.SafetensorError):
+            _, header = _header(file)
+    except Exception:  # which one depends on what else it is
         return False
     return isinstance(header, dict) and header.get("format") == FORMAT
+
+
+def _header(file: Any) -> tuple[str, Any]:
+    """Return the header of an open file, as text and as it is read."""
+    about = (file.metadata() or {}).get("lpe", "{}")
+    return about, json.loads(about)
 
 
 def owned(tensor: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ from lpe.ensembles.mixture import CompositeEnsemble, Mixture
 from lpe.ensembles.selected import SelectedEnsemble
 from lpe.errors import InputError
 from lpe.files.container import check_path, read, weights_hash, write
+from lpe.files.header import check_header, check_kinds
 from lpe.files.kinds import KINDS, check_kind
 from lpe.files.members import StoredEnsemble, full_precision, low_precision
 from lpe.files.methods import batch, batch_of, dropout, dropout_of, views, views_of
@@ -161,31 +162,40 @@ def load(
             f"this {type(model).__name__} has the view of an AugmentedEnsemble's member, which would be "
             "every member's; give the network without it"
         )
+    if size is not None:
+        check_size(size)
     path = check_path(path)
     header, tensors = read(path)
     own = {entry.name: entry for entry in named_tensors(model)}
     try:
+        check_header(header)
         _check_architecture(path, header["shapes"], own, type(model).__name__)
         parts = _parts(path, header, tensors, size)
         if base == "same":
             _check_weights(path, [about.get("base_hash") for about, _ in parts], model)
+        for about, held in parts:
+            check_kinds(about, held, own)
         made = [_made(model, about, held, own) for about, held in parts]
         ensemble = made[0] if "parts" not in header else Mixture.of(made)
         ensemble.training_budget = _read_budget(header.get("training_budget"), len(ensemble))
         return ensemble
-    except InputError:
-        raise
+    except InputError as error:
+        # What a part refuses does not know the file.
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from None
     except KeyError as missing:
         raise InputError(f"{path} is damaged: it lacks {missing}") from None
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
         # Only a header of another form leads here, and which line meets it first is chance.
-        raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path} is damaged: {why}") from None
 
 
 def _read_budget(told: Any, size: int) -> int | list[int] | None:
-    if told is None or type(told) is int:
+    if told is None or (type(told) is int and told >= 0):
         return told
-    if not isinstance(told, list) or not all(type(cost) is int for cost in told):
+    if not isinstance(told, list) or not all(type(cost) is int and cost >= 0 for cost in told):
         raise InputError(f"the file is damaged: its training budget is {shown(told)}")
     # What further members cost that a seeded file gives was not said.
     return told[:size] if size <= len(told) else None

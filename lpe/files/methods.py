@@ -11,15 +11,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lpe.checks import check_integer
 from lpe.ensembles.augmented import AugmentedEnsemble, CropAndFlip
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.batch import BatchEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
 from lpe.errors import InputError
-from lpe.files.container import check_same, owned
+from lpe.files.container import check_same, owned, shaped
 from lpe.files.members import full_precision
 from lpe.modules import named_tensors, tensor_bits, with_tensors
 from lpe.surroundings import apart
+
+LARGEST_PADDING = 1 << 20
+"""Pixels of a margin in a file; no image is larger."""
 
 
 class StoredDropoutEnsemble(MCDropoutEnsemble):
@@ -57,11 +61,15 @@ def dropout(ensemble: MCDropoutEnsemble) -> tuple[dict[str, Tensor], dict[str, A
 
 def dropout_of(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ensemble:
     """Return the MC-dropout ensemble of a header and tensors on the model's device."""
-    own = header["own"]
+    own, shapes = header["own"], header["shapes"]
+    # Without statistics of their own there is nothing to hold of a member.
     statistics = [
-        {name: tensors[f"member {index}/{name}"] for name in own} for index in range(header["size"])
+        {name: shaped(tensors, f"member {index}/{name}", shapes[name]) for name in own}
+        for index in range(header["size"] if own else 1)
     ]
-    shared = {name: tensors[f"shared/{name}"] for name in header["shapes"] if name not in own}
+    shared = {
+        name: shaped(tensors, f"shared/{name}", shape) for name, shape in shapes.items() if name not in own
+    }
     net = with_tensors(model, {**shared, **statistics[0]})
     about = (header["rate"], header["size"], header["seed"])
     ensemble = StoredDropoutEnsemble(net, *about, statistics) if own else MCDropoutEnsemble(net, *about)
@@ -96,12 +104,19 @@ def batch_of(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, 
         prefix = f"{layer}." if layer else ""
         biased = f"{prefix}bias" in header["shapes"]
         for vector in ("batch_r", "batch_s", *(("batch_bias",) if biased else ())):
-            vectors[f"{prefix}{vector}"] = tensors[f"network/{prefix}{vector}"][: header["size"]]
+            stored = tensors[f"network/{prefix}{vector}"]
+            # Before the ensemble is made, which draws vectors for all members.
+            if stored.dim() != 2 or len(stored) < header["size"]:
+                raise InputError(
+                    f"the file is damaged: 'network/{prefix}{vector}' is of shape {list(stored.shape)}, for "
+                    f"{header['size']} members"
+                )
+            vectors[f"{prefix}{vector}"] = stored[: header["size"]]
         if biased:
             replaced[f"{prefix}bias"] = vectors[f"{prefix}batch_bias"][0]
     for name in header["shapes"]:
         if name not in replaced:
-            replaced[name] = tensors[f"network/{name}"]
+            replaced[name] = shaped(tensors, f"network/{name}", header["shapes"][name])
     net = with_tensors(model, replaced)
     for own, given in zip(net.parameters(), model.parameters(), strict=True):
         own.requires_grad_(given.requires_grad)
@@ -141,6 +156,7 @@ def views(ensemble: AugmentedEnsemble) -> tuple[dict[str, Tensor], dict[str, Any
 
 def views_of(model: nn.Module, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ensemble:
     """Return the ensemble of views of a header and tensors on the model's device."""
-    net = with_tensors(model, {name: tensors[f"shared/{name}"] for name in header["shapes"]})
-    view = CropAndFlip(header["padding"], header["flip"])
+    shapes = header["shapes"].items()
+    net = with_tensors(model, {name: shaped(tensors, f"shared/{name}", shape) for name, shape in shapes})
+    view = CropAndFlip(check_integer("padding", header["padding"], 0, LARGEST_PADDING), header["flip"])
     return AugmentedEnsemble(net, header["size"], header["seed"], view)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lpe.checks import shown
 from lpe.errors import InputError
-from lpe.modules import named_tensors
+from lpe.modules import PLAIN_DTYPES, named_tensors
 from lpe.notices import note
 from lpe.number_systems.streams import canonical_namer
 from lpe.substrates import pickles
@@ -51,14 +51,6 @@ DEEPEST = 10
 
 MODULES = 100
 """How many modules a tensor's name may lie within one another."""
-
-KINDS = {
-    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
-    *(getattr(torch, f"float8_{kind}") for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")),
-    *(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64)),
-    *(torch.bool, torch.complex32, torch.complex64, torch.complex128),
-}
-"""The dtypes that weights may have in a file."""
 
 UNPROMOTED = {torch.uint16, torch.uint32, torch.uint64}
 """Dtypes that torch takes together with no other."""
@@ -226,7 +218,7 @@ def _is_state(value: Any) -> bool:
 
 
 def check_plain(name: str, value: Tensor, source: str) -> None:
-    """Raise InputError unless a tensor of a file holds plain values, of one of ``KINDS``."""
+    """Raise InputError unless a tensor of a file holds plain values, of one of ``PLAIN_DTYPES``."""
     if kind := _unusual(value):
         raise InputError(
             f"{source} holds {shown(name)} as a {kind} tensor; give plain tensors with their values, as the "
@@ -244,7 +236,7 @@ def _unusual(value: Tensor) -> str:
         return "quantised"
     if value.layout != torch.strided:
         return str(value.layout).removeprefix("torch.")
-    return "" if value.dtype in KINDS else str(value.dtype).removeprefix("torch.")
+    return "" if value.dtype in PLAIN_DTYPES else str(value.dtype).removeprefix("torch.")
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:

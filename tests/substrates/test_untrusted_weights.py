@@ -15,14 +15,15 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
 import lpe
 from lpe import notices
-from lpe.substrates.loading import KINDS, load_state, load_weights, read_weights
+from lpe.modules import PLAIN_DTYPES
+from lpe.substrates.loading import load_state, load_weights, read_weights
 
 Limited = Callable[..., None]
 
@@ -289,7 +290,7 @@ def test_what_trainings_keep_beside_the_weights_is_no_hindrance(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("dtype", sorted(KINDS, key=str))
+@pytest.mark.parametrize("dtype", sorted(PLAIN_DTYPES, key=str))
 @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 def test_what_torch_reads_is_read(tmp_path: Path, zipped: bool, dtype: torch.dtype) -> None:
     path = saved({"a": of_kind(dtype)}, tmp_path / "weights.pt", zipped)
@@ -325,7 +326,7 @@ def of_kind(dtype: torch.dtype) -> torch.Tensor:
     return values.to(dtype) if dtype != torch.complex32 else values.to(torch.complex64).to(dtype)
 
 
-@pytest.mark.parametrize("own", sorted(KINDS, key=str))
+@pytest.mark.parametrize("own", sorted(PLAIN_DTYPES, key=str))
 @pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 @pytest.mark.filterwarnings("ignore:Casting complex values to real")
 def test_every_kind_of_tensor_is_taken_or_refused_in_one_line(own: torch.dtype) -> None:
@@ -335,7 +336,7 @@ def test_every_kind_of_tensor_is_taken_or_refused_in_one_line(own: torch.dtype) 
             self.register_buffer("first", torch.zeros(3))
             self.register_buffer("held", torch.zeros(3).to(own))
 
-    for dtype in KINDS:
+    for dtype in PLAIN_DTYPES:
         model = Holder()
         try:
             load_state(model, {"first": torch.ones(3), "held": of_kind(dtype)}, "a file")
@@ -458,6 +459,7 @@ def quietly(examples: int, few: int) -> settings:
         derandomize=examples <= few,
         database=None,
         deadline=None,
+        phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
 
