@@ -9,15 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from lpe.errors import one_line
-
 _LOGGER = logging.getLogger("lpe")
 _said: dict[str, None] = {}
 
 
 def note(text: str) -> None:
     """Say a line, unless it was said in this process."""
-    text = one_line(text)
     if text not in _said:
         _said[text] = None
         _LOGGER.warning("note: %s", text)
