@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from lpe.command_line import complain
+
 QUICK = ("construction", "scaling", "packed", "evaluation", "on_the_fly", "memory")
 OTHERS = {
     "regression": "whether a metric of any method moved (three minutes; CI runs it)",
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         name, *options = arguments
         if name not in (*QUICK, *OTHERS):
             known = ", ".join((*QUICK, *OTHERS))
-            print(f"error: unknown benchmark {name!r}; there are {known}", file=sys.stderr)
+            complain(f"unknown benchmark {name!r}; there are {known}")
             return 2
         return _run(name, options)
     code = max(_run(name, []) for name in QUICK)

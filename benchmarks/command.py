@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 
 import torch
 
-from lpe.command_line import Parser
+from lpe.command_line import Parser, complain
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY, write_provenance
 from lpe.records import write_table
@@ -32,6 +31,12 @@ def parser(benchmark: str, description: str | None) -> Parser:
     return made
 
 
+def check_minutes(minutes: float) -> None:
+    """Raise InputError for a time limit that is no time."""
+    if not minutes > 0:
+        raise InputError(f"--minutes must be above 0, not {minutes:g}")
+
+
 def one_line_of_bad_input(main: Callable[[Sequence[str]], int]) -> Callable[[Sequence[str]], int]:
     """Wrap a command so that its InputError is one line and the exit code 2."""
 
@@ -40,7 +45,7 @@ def one_line_of_bad_input(main: Callable[[Sequence[str]], int]) -> Callable[[Seq
         try:
             return main(arguments)
         except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
+            complain(error)
             return 2
 
     return reporting

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 import lpe
-from benchmarks.command import one_line_of_bad_input, parser
+from benchmarks.command import check_minutes, one_line_of_bad_input, parser
 from benchmarks.gpu_training import Measured, mean_of, networks_of
 from lpe.ensembles.base import text_table
 from lpe.ensembles.ivon import forgetting_std
@@ -501,9 +501,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     asked = options.parse_args(arguments)
     started = time.time()
-    check_writable(asked.out)
+    check_minutes(asked.minutes)
     if not torch.cuda.is_available():
         raise lpe.InputError("there is no CUDA device; the sweep trains on one")
+    check_writable(asked.out)
     # Networks are measured in whole float32.
     torch.backends.cudnn.allow_tf32 = False
     device, protocol = torch.device("cuda"), PROTOCOL

@@ -34,7 +34,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmarks.command import one_line_of_bad_input, parser
+from benchmarks.command import check_minutes, one_line_of_bad_input, parser
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from lpe.provenance import write_provenance
@@ -259,11 +259,12 @@ def main(arguments: Sequence[str]) -> int:
     started = time.time()
     protocol = replace(PROTOCOL, updates=asked.updates)
     check_updates(protocol, GROUPS, RECIPES)
+    check_minutes(asked.minutes)
+    if not torch.cuda.is_available():
+        raise InputError("there is no CUDA device; the benchmark trains on one")
     check_writable(asked.out)
     if asked.points:
         check_writable(asked.points)
-    if not torch.cuda.is_available():
-        raise InputError("there is no CUDA device; the benchmark trains on one")
     # Networks are measured in whole float32.
     torch.backends.cudnn.allow_tf32 = False
     device = torch.device("cuda")

@@ -21,6 +21,7 @@ if __name__ == "__main__":  # before torch and numpy are imported
     same_bits.begin(sys.argv[1:])
 
 from lpe import interruption
+from lpe.command_line import complain
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
@@ -77,8 +78,7 @@ def main(arguments: list[str]) -> int:
         if chosen.prepare is not None and not (asked.plot_only or asked.random_weights):
             chosen = chosen.prepare()
         seeds_asked(chosen, asked.seeds)
-        if asked.jobs < 1:
-            raise InputError(f"--jobs must be 1 or more, not {asked.jobs}")
+        parallel.check_jobs(asked.jobs)
         scripts = [rendering.script_of(name) for name in FIGURES]
         if asked.only is None:
             scripts = [script for script in scripts if not script.lacks(chosen)]
@@ -124,7 +124,7 @@ def main(arguments: list[str]) -> int:
             measured = time.time() - started
             rendered = _render(scripts, passed_on, processes)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 2
     except KeyboardInterrupt:
         return interruption.say()

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from lpe import interruption, tracking
-from lpe.command_line import Parser
+from lpe.command_line import Parser, complain
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY, kernels, write_provenance
 from lpe.store import Store
@@ -343,7 +343,7 @@ def _run_figure(script: Script, arguments: Sequence[str] | None, quiet: bool, no
             with page.page(asked.width, script.heading(chosen)):
                 written, lines = script.draw(out, chosen)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 2
     except KeyboardInterrupt:
         return interruption.say()

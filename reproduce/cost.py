@@ -26,7 +26,6 @@ gain.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -43,6 +42,7 @@ if __name__ == "__main__":  # before torch and numpy are imported
     same_bits.begin(sys.argv[1:])
 
 
+from lpe.command_line import Parser
 from lpe.interruption import answered
 from lpe.modules import device_of, to_device
 from lpe.records import COLUMNS, write_table
@@ -158,7 +158,7 @@ SCRIPT = Script("cost", __doc__, lacks, wanted, compute, draw)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the digits' picture, or the assets'; 2 after one line about bad input."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own = Parser(add_help=False, allow_abbrev=False)
     own.add_argument("--assets", action="store_true")
     own.add_argument("--time", action="store_true")
     given = sys.argv[1:] if arguments is None else list(arguments)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import lpe
-from lpe.command_line import Parser
+from lpe.command_line import Parser, complain
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY, write_provenance
@@ -252,6 +252,6 @@ def run(arguments: Sequence[str], again: bool) -> int:
             with page.page(asked.width):
                 print("\n".join(draw(SUBJECTS[name], asked.out)), flush=True)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 2
     return 0

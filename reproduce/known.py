@@ -51,7 +51,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 from tqdm import tqdm
 
-from lpe.command_line import Parser
+from lpe.command_line import Parser, complain
 from lpe.ensembles.base import text_table
 from lpe.ensembles.cyclical_sgld import SamplingStage
 from lpe.errors import InputError
@@ -380,7 +380,7 @@ def main(arguments: Sequence[str] | None = None, quiet: bool = False) -> int:
         with page.page(asked.width):
             paths, of_record = draw(out)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 2
     for path in [*written, *paths]:
         print(f"wrote {os.path.relpath(path)}")

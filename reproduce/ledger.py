@@ -19,7 +19,6 @@ import argparse
 import csv
 import math
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Any
 
 import pandas as pd
 
-from lpe.command_line import Parser
+from lpe.command_line import Parser, complain
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from lpe.records import COLUMNS, KEY, MEASURED, write_table
@@ -350,7 +349,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         paths, left = _write(out, verdicts, chosen, files, kept)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 2
     header, rows = _short_table(verdicts, chosen.unit)
     print(text_table(f"Claims at scale {chosen.name}", header, rows, counts(verdicts)))

@@ -39,7 +39,7 @@ if __name__ == "__main__":  # before torch and numpy are imported
 import pandas as pd
 import torch
 
-from lpe.command_line import Parser
+from lpe.command_line import Parser, complain
 from lpe.errors import InputError
 from lpe.interruption import answered
 from lpe.provenance import REPOSITORY
@@ -48,9 +48,9 @@ from lpe.tracking import Tracker
 from lpe.writing import check_writable
 from reproduce.command import add_scale_options, opened, scale_options
 from reproduce.scales import find, own
-from reproduce.study.parallel import workers
+from reproduce.study.parallel import check_jobs, workers
 from reproduce.study.scale import Setting
-from reproduce.study.session import TUNING_SEED, Session
+from reproduce.study.session import TUNING_SEED, Session, seeds_asked
 
 KEY = ("method", "setting", "seed")
 BOUNDS = {
@@ -177,15 +177,15 @@ def main(arguments: list[str]) -> int:
         if chosen.sweep is None:
             raise InputError(f"scale {chosen.name} has nothing to tune; its recipes have other sources")
         only = None if asked.only is None else asked.only.split(",")
-        if asked.jobs < 1:
-            raise InputError(f"--jobs must be 1 or more, not {asked.jobs}")
+        check_jobs(asked.jobs)
+        seeds_asked(chosen, asked.seeds)
         out = asked.out or REPOSITORY / "figures" / chosen.name
         check_writable(out)
         with opened("tune", chosen, asked.seeds, out, "disabled") as session:
             session.seeds = [TUNING_SEED + seed for seed in session.seeds]
             table = sweep(session, out / "sweep.csv", asked.jobs, only)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 2
     means = table.drop(columns="seed").groupby(["method", "setting", "role"]).mean().reset_index()
     print(means.sort_values(["method", "ensemble_nll"]).to_string(index=False, float_format="%.4f"))

@@ -855,7 +855,7 @@ def test_more_members_than_a_packed_file_holds_are_refused(
         (["evaluate", "timm/resnet50", "--data", ".", "--scale-axis", "row"], "unknown scale axis 'row'"),
         (["evaluate", "timm/resnet50", "--data", ".", "--scale-axis", "block:0"], "positive integer, not 0"),
         (["evaluate", "timm/resnet50", "--data", ".", "--size", "0"], "positive integer, not 0"),
-        (["evaluate", "timm/resnet50", "--data", ".", "--size", "two"], "invalid int value: 'two'"),
+        (["evaluate", "timm/resnet50", "--data", ".", "--size", "two"], "'two' is no whole number"),
         (["evaluate", "timm/resnet50", "--data", ".", "--limit", "0"], "--limit must be 1 or more"),
         (
             ["evaluate", "timm/resnet50", "--data", ".", "--members", "together", "--method", "gaussian"],

@@ -55,6 +55,7 @@ from benchmarks.regression.measuring import (
     summary,
     unmoved,
 )
+from lpe.command_line import complain
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from lpe.records import write_table
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         expected, _ = expectations(path, here)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 2
     rows = moved(expected, got)
     if not rows:

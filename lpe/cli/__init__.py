@@ -29,7 +29,7 @@ from lpe.cli.pack import add_pack, pack
 from lpe.cli.score import add_score, score
 from lpe.cli.systems import add_systems, systems
 from lpe.cli.tables import shown_sizes
-from lpe.command_line import Parser
+from lpe.command_line import Parser, complain
 from lpe.errors import InputError
 from lpe.notices import forget
 
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         else:
             evaluate(asked, arguments)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 2
     except torch.OutOfMemoryError as error:
         print(f"error: out of memory ({first_line(error)}); give a smaller --batch-size", file=sys.stderr)

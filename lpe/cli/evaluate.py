@@ -32,7 +32,7 @@ from lpe.ensembles.gaussian import GaussianEnsemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
 from lpe.errors import InputError
-from lpe.evaluation.predictions import check_place, read_predictions
+from lpe.evaluation.predictions import check_place, checked_predictions
 from lpe.files.ensembles import load
 from lpe.notices import said
 from lpe.provenance import provenance
@@ -127,7 +127,7 @@ def evaluate(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
     if run.predictions is not None and model_asked.kind != "hf":
         check_place(run.predictions)
         if run.predictions.exists():
-            read_predictions(run.predictions)
+            checked_predictions(run.predictions)
     for option in ("refresh_form", "refresh_limit"):
         if hasattr(asked, option) and data_asked.refresh is None:
             raise InputError(f"--{option.replace('_', '-')} says how --refresh DIR is done; give both")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from lpe.checks import check_finite
 from lpe.ensembles.base import Ensemble, check_size
 from lpe.ensembles.gaussian import GaussianEnsemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
@@ -29,6 +31,7 @@ from lpe.number_systems.grids import (
 )
 from lpe.number_systems.naming import Systems, number_system
 from lpe.number_systems.rounding import ROUNDINGS
+from lpe.number_systems.streams import check_seed
 
 KINDS = ("timm/NAME", "open_clip/ARCHITECTURE:WEIGHTS", "hf/FOLDER_OR_NAME")
 SYSTEM = "int5"
@@ -36,7 +39,12 @@ SYSTEM = "int5"
 METHODS = {"lpe": "LPE-BSR", "gaussian": "Gaussian", "mc-dropout": "MC-dropout"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+"""Types of devices that compute; on torch's others (meta) nothing has values."""
+
 SIZE = 10
+MOST_MEMBERS = 1 << 20
+"""Members of an ensemble at most: the table has a row a member."""
 DROPOUT_RATE = 0.1
 
 OF_KIND = {
@@ -159,8 +167,10 @@ class ModelOptions:
                 raise InputError(f"--model-kwargs takes KEY=VALUE, each key once, not {given!r}")
             try:
                 found[key] = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, TypeError):
                 found[key] = text
+            except (RecursionError, MemoryError):
+                raise InputError(f"--model-kwargs has {key} in too many brackets or signs") from None
         return found
 
     @property
@@ -271,8 +281,13 @@ class EnsembleOptions:
             if self.method == "mc-dropout" and getattr(self, option) is not None:
                 name = option.replace("_", "-")
                 raise InputError(f"--{name} says how weights are rounded, and mc-dropout rounds none")
-        if self.size is not None:
-            check_size(self.size)
+        if self.size is not None and check_size(self.size) > MOST_MEMBERS:
+            raise InputError(f"--size must be 1 to {MOST_MEMBERS:,} members, not {self.size:,}")
+        if self.std is not None:
+            check_finite("--std", self.std)
+        if self.rate is not None and not 0 <= self.rate < 1:
+            raise InputError(f"--rate must be a number from 0 up to but not 1, not {self.rate:g}")
+        check_seed(self.seed)
         if self._alike() and self.size not in (None, 1):
             what = "fp32" if isinstance(system, FullPrecision) else "nearest rounding"
             raise InputError(f"members of {what} are all alike; leave --size {self.size} out")
@@ -329,7 +344,7 @@ def scale_axis(text: str) -> ScaleAxis:
         return PerChannel()
     if text == "tensor":
         return PerTensor()
-    if count.isdecimal() and kind in ("channels", "block"):
+    if re.fullmatch("[0-9]{1,18}", count) and kind in ("channels", "block"):
         return PerChannel(int(count)) if kind == "channels" else PerBlock(int(count))
     raise InputError(
         f"unknown scale axis {text!r}; there are channel, tensor, channels:K (K output channels) and block:K "
@@ -347,6 +362,8 @@ def device_of_name(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in DEVICES:
+            raise InputError(f"cannot compute on --device {name}; give cpu or cuda")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from lpe.cli.options import Commands, add_command, options_of
 from lpe.cli.tables import COLUMNS, decimals, megabytes, shown_sizes
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
-from lpe.evaluation.predictions import CHOICES, CLASSES, TOKENS, read_predictions
+from lpe.evaluation.predictions import CHOICES, CLASSES, TOKENS, checked_predictions
 from lpe.evaluation.score import score as scores
 from lpe.records import write_table
 from lpe.writing import check_writable
@@ -65,7 +66,7 @@ class ScoreOptions:
         if self.sizes is None:
             return None
         given = [each for each in self.sizes.split(",") if each]
-        if not all(each.strip().isdecimal() for each in given):
+        if not given or not all(re.fullmatch("[0-9]{1,18}", each.strip()) for each in given):
             raise InputError(
                 f"--sizes takes integers with commas between, such as 1,5,20, not {self.sizes!r}"
             )
@@ -98,8 +99,8 @@ def score(asked: argparse.Namespace) -> str:
             raise InputError(f"{options.csv} is a folder; give a file to write to")
         check_writable(options.csv.parent)
     sizes = options.asked_sizes()
+    files = [checked_predictions(each) for each in options.files]
     table = scores(options.files, options.asked_metrics(), sizes, options.inputs)
-    files = [read_predictions(each) for each in options.files]
     members = sum(each.size for each in files)
     rows = table.to_dict("records")
     metrics = [name for name in table.columns if name not in ("size", "memory_bits")]

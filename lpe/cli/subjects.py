@@ -29,6 +29,15 @@ if TYPE_CHECKING:
     from lpe.substrates.timm_models import Preprocessing
 
 
+MOST_PIXELS = 16_384
+"""Of an edge of the images that a model sees."""
+
+MOST_EXAMPLES = 1_000_000
+"""In a batch, or before a question."""
+
+MOST_WORKERS = 256
+
+
 @dataclass(frozen=True)
 class DataOptions:
     """Options that say what a model is measured on, and how its forward passes run.
@@ -82,6 +91,11 @@ class DataOptions:
         size = self.input_size
         if size is not None and len(size) > 2:
             raise InputError(f"--input-size takes one number or height and width, not {len(size)}")
+        if size is not None and not all(1 <= edge <= MOST_PIXELS for edge in size):
+            raise InputError(f"--input-size must be 1 to {MOST_PIXELS:,} pixels, not {max(size, key=abs)}")
+        if self.crop_pct is not None and not 0.05 <= self.crop_pct <= 20:
+            # The image is resized to the input size over the share before it is cropped.
+            raise InputError(f"--crop-pct must be a share, 0.05 to 20, such as 0.875, not {self.crop_pct:g}")
         return Preprocessing(
             None if size is None else (size[0], size[-1]),
             None if self.mean is None else tuple(self.mean),
@@ -93,12 +107,18 @@ class DataOptions:
 
     def check(self) -> None:
         """Raise InputError for a number out of its range, before a model is loaded."""
-        if self.limit is not None and self.limit < 1:
-            raise InputError(f"--limit must be 1 or more, not {self.limit}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise InputError(f"--batch-size must be 1 or more, not {self.batch_size}")
-        if self.refresh_limit < 2:
-            raise InputError(f"--refresh-limit must be 2 or more, not {self.refresh_limit}")
+        bounds: dict[str, tuple[int, int | None]] = {
+            "limit": (1, None),
+            "batch_size": (1, MOST_EXAMPLES),
+            "refresh_limit": (2, None),
+            "workers": (0, MOST_WORKERS),
+            "num_fewshot": (0, MOST_EXAMPLES),
+        }
+        for option, (least, most) in bounds.items():
+            value = getattr(self, option)
+            if value is not None and (value < least or (most is not None and value > most)):
+                wanted = f"{least} or more" if most is None or value < least else f"{most:,} or less"
+                raise InputError(f"--{option.replace('_', '-')} must be {wanted}, not {value}")
 
     def metrics_of_images(self) -> list[str] | str | None:
         """Return the metrics of images: the usual ones, and those that were asked for.

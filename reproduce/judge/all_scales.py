@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lpe.command_line import Parser
+from lpe.command_line import Parser, complain
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
 from lpe.writing import check_writable
@@ -48,7 +47,7 @@ def run(
         check_writable(figures)
         paths = write()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 2
     for path in paths:
         print(f"wrote {os.path.relpath(path)}")

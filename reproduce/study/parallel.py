@@ -21,10 +21,20 @@ import torch
 
 from lpe import interruption
 from lpe.allocator import keep_freed_memory
+from lpe.errors import InputError
 from lpe.tracking import Tracker
 from reproduce.study.measurements import measure
 from reproduce.study.session import Session
 from reproduce.study.units import Unit
+
+MOST_JOBS = 256
+"""Processes at most: they are all begun, whatever there is to do."""
+
+
+def check_jobs(jobs: int) -> None:
+    """Raise InputError for less than one process, or more than a machine runs."""
+    if not 1 <= jobs <= MOST_JOBS:
+        raise InputError(f"--jobs must be 1 to {MOST_JOBS}, not {jobs}")
 
 
 class Collected(Tracker):

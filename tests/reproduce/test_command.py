@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> int:
         (["--scale", "huge"], "unknown scale 'huge'; there are digits"),
         (["--seeds", "0"], "--seeds must be 1 or more, not 0"),
         (["--seeds", "101"], "--seeds must be at most 100, not 101: later seeds tune the recipes"),
-        (["--seeds", "many"], "invalid int value: 'many'"),
+        (["--seeds", "many"], "'many' is no whole number"),
         (["--width", "1e9"], "--width must be 5 to 20 inches, not 1e+09"),
         (["--width", "0"], "--width must be 5 to 20 inches, not 0"),
         (["--width", "nan"], "--width must be 5 to 20 inches, not nan"),

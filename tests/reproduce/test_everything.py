@@ -150,7 +150,7 @@ def test_figures_are_redrawn_in_several_processes(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--jobs", "0"], "--jobs must be 1 or more, not 0"),
+        (["--jobs", "0"], "--jobs must be 1 to 256, not 0"),
         (["--seeds", "0"], "--seeds must be 1 or more, not 0"),
         (["--only", ""], "unknown figure or table ''"),
     ],

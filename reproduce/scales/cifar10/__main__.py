@@ -34,7 +34,7 @@ from pathlib import Path
 
 import torch
 
-from lpe.command_line import Parser
+from lpe.command_line import Parser, complain
 from lpe.errors import InputError
 from lpe.interruption import answered
 from lpe.substrates import cifar
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
         left = asked.minutes - (time.monotonic() - started) / 60
         train_points(asked.points, images, protocol, GROUPS, device, left, _say)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(error)
         return 2
     return 0
 
