@@ -567,6 +567,80 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     return predictions
 
 
+def checked_predictions(path: str | os.PathLike[str]) -> Predictions:
+    """Open a file of predictions that anyone may have written; see :func:`read_predictions`.
+
+    Raises:
+        InputError: as there; no regular file; a header whose sizes and types are not those of the tensors;
+            targets that are none of the classes.
+    """
+    path = check_path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{path} is no whole file of predictions (no regular file)")
+    try:
+        file = safetensors.safe_open(path, framework="pt")
+        about = json.loads((file.metadata() or {}).get("lpe", "{}"))
+    except RecursionError:
+        raise InputError(
+            f"{path} is no whole file of predictions (its header has too many brackets)"
+        ) from None
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise InputError(_unreadable(path, error)) from None
+    if isinstance(about, dict) and about.get("format") == FORMAT and about.get("version") == VERSION:
+        claimed = about.pop("header_sha256", None)
+        if claimed == _header_hash(about):  # else the next says that it was altered
+            _check_about(path, about, file)
+    predictions = read_predictions(path)
+    targets, classes = predictions.targets, predictions.classes
+    if classes and len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+        raise InputError(f"{path} is damaged: its targets are not all from 0 to {classes - 1}")
+    return predictions
+
+
+def _check_about(path: Path, about: Mapping[str, Any], file: Any) -> None:
+    """Check that what a header says is of the sizes and types that the file's tensors have.
+
+    Raises:
+        InputError: it is not, or lacks something.
+    """
+
+    def need(holds: bool, what: str, value: object) -> None:
+        if not holds:
+            raise InputError(f"{path} is damaged: its {what} is {shown(value)}")
+
+    def natural(name: str) -> int:
+        value = about.get(name)
+        need(type(value) is int and value >= 0, name, value)
+        return int(value)
+
+    kind, size, classes = about.get("kind"), natural("size"), natural("classes")
+    need(kind in (CLASSES, CHOICES, TOKENS), "kind", kind)
+    need(size >= 1, "size", size)
+    need((classes == 0) == (kind == TOKENS), "number of classes", classes)
+    need(isinstance(about.get("dtype"), str) and about["dtype"] in DTYPES, "dtype", about.get("dtype"))
+    memory = about.get("memory_bits")
+    each = isinstance(memory, list) and all(type(bits) is int and bits >= 0 for bits in memory)
+    need(each and len(memory or ()) == size, "memory_bits", memory)
+    for name in ("class", "ensemble"):
+        need(isinstance(about.get(name), str), name, about.get(name))
+    need(isinstance(about.get("options"), dict), "options", about.get("options"))
+    need(isinstance(about.get("sha256"), dict), "sha256", about.get("sha256"))
+    try:
+        there = {name: file.get_slice(name) for name in ("log_probs", "targets", "examples")}
+        told = {name: (each.get_dtype(), list(each.get_shape())) for name, each in there.items()}
+    except (safetensors.SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is damaged: {str(error).partition(chr(10))[0]}") from None
+    count = told["targets"][1]
+    need(len(count) == 1, "shape of targets", count)
+    expected = {
+        "log_probs": (_SAFETENSORS[DTYPES[about["dtype"]]], [size, *count, *([classes] if classes else [])]),
+        "targets": ("I64", count),
+        "examples": ("I64", count),
+    }
+    for name, found in told.items():
+        need(found == expected[name], f"{name} (type and shape)", found)
+
+
 def _rows_hash(predictions: Predictions, member: int) -> str:
     count = len(predictions.targets)
     row = max(predictions.classes, 1) * DTYPES[predictions.about["dtype"]].itemsize

@@ -46,8 +46,8 @@ def _check_part(part: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
         raise InputError(f"the file is damaged: {shown(shared)} is packed and not the members' own")
     for name, layout in layouts.items():
         named = _mapping("a layout", layout)["dtype"]
-        dtype = getattr(torch, named, None) if isinstance(named, str) else None
-        if dtype not in PLAIN_DTYPES or not dtype.is_floating_point:
+        dtype: Any = getattr(torch, named, None) if isinstance(named, str) else None
+        if not isinstance(dtype, torch.dtype) or dtype not in PLAIN_DTYPES or not dtype.is_floating_point:
             raise InputError(f"the file is damaged: the dtype of {shown(name)} is {shown(named)}")
     if "selected" in part:
         chosen = _list("selected", part["selected"])

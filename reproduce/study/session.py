@@ -50,13 +50,23 @@ class Session(Run):
         write_text_atomic(self.records[unit].with_suffix(".model.json"), json.dumps(described))
 
     def descriptions(self) -> dict[str, object]:
-        """Return how the given models of the run's units saw their data when they were measured."""
+        """Return how the given models of the run's units saw their data when they were measured.
+
+        Raises:
+            InputError: a description that is damaged.
+        """
         kept = {unit.substrate: path.with_suffix(".model.json") for unit, path in self.records.items()}
-        return {
-            name: json.loads(path.read_text(encoding="utf-8"))
-            for name, path in kept.items()
-            if path.is_file()
-        }
+        return {name: _described(path) for name, path in kept.items() if path.is_file()}
+
+
+def _described(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        record = path.with_suffix("").with_suffix(".csv")
+        raise InputError(
+            f"{path} is damaged; remove it and {record.name} beside it, and what they are of is measured anew"
+        ) from None
 
 
 TUNING_SEED = 100

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import lpe
+from lpe.evaluation import predictions
 from lpe.evaluation.examples import ExampleMetrics
 from lpe.evaluation.predict import member_log_probs
 from lpe.evaluation.predictions import (
@@ -562,6 +565,67 @@ def test_a_header_that_was_altered_is_refused(written: Path, change: Any, said: 
     rewritten(written, change)
     with pytest.raises(lpe.InputError, match=said):
         lpe.score(written)
+
+
+def crafted(path: Path, change: Callable[[dict[str, Any], dict[str, Tensor]], None]) -> None:
+    """Write the file again with another header and tensors, under hashes that fit."""
+    tensors = safetensors.torch.load_file(path)
+    with safetensors.safe_open(path, framework="pt") as opened:
+        header = json.loads(opened.metadata()["lpe"])
+    change(header, tensors)
+    header.pop("header_sha256")
+    header["header_sha256"] = predictions._header_hash(header)
+    safetensors.torch.save_file(tensors, path, metadata={"lpe": json.dumps(header)})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda header, _: header.update(size=10**12), "its memory_bits is"),
+        (lambda header, _: header.update(size=-1), "its size is -1"),
+        (lambda header, _: header.update(size="3"), "its size is '3'"),
+        (lambda header, _: header.update(classes=10**9), r"its log_probs \(type and shape\) is"),
+        (lambda header, _: header.update(classes=0), "its number of classes is 0"),
+        (lambda header, _: header.update(kind="pictures"), "its kind is 'pictures'"),
+        (lambda header, _: header.update(dtype="int8"), "its dtype is 'int8'"),
+        (lambda header, _: header.update(dtype=["float32"]), "its dtype is"),
+        (lambda header, _: header.update(memory_bits=3), "its memory_bits is 3"),
+        (lambda header, _: header.update(options=None), "its options is None"),
+        (lambda header, _: header.update(ensemble=3), "its ensemble is 3"),
+        (lambda header, _: header.pop("sha256"), "its sha256 is None"),
+        (lambda _, tensors: tensors.pop("targets"), "is damaged"),
+        (lambda _, tensors: tensors.update(targets=torch.zeros(2, 2)), "its shape of targets is"),
+        (lambda _, tensors: tensors.update(examples=torch.zeros(3)), r"its examples \(type and shape\) is"),
+    ],
+)
+def test_a_crafted_header_is_refused_before_rows_are_read(written: Path, change: Any, said: str) -> None:
+    crafted(written, change)
+    with pytest.raises(lpe.InputError, match=said) as caught:
+        predictions.checked_predictions(written)
+    assert str(written) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_targets_beyond_the_classes_are_refused(written: Path) -> None:
+    def beyond(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        tensors["targets"][0] = 10**6
+        header["sha256"]["targets"] = hashlib.sha256(tensors["targets"].numpy().data).hexdigest()
+
+    crafted(written, beyond)
+    with pytest.raises(lpe.InputError, match="its targets are not all from 0 to "):
+        predictions.checked_predictions(written)
+
+
+def test_a_header_in_too_many_brackets_and_a_pipe_are_refused(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "deep", metadata={"lpe": "[" * 100_000})
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("deep", "pipe"):
+        with pytest.raises(lpe.InputError, match=f"{name} is no whole file of predictions"):
+            predictions.checked_predictions(tmp_path / name)
+
+
+def test_a_whole_file_passes_as_it_is(written: Path) -> None:
+    held, read = predictions.checked_predictions(written), predictions.read_predictions(written)
+    assert held.about == read.about and torch.equal(held.targets, read.targets)
 
 
 def test_files_of_something_else_are_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -33,10 +34,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 import lpe
+from lpe.checks import shown
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.ivon import IVONEnsemble, forgetting_std
 from lpe.ensembles.swag import SWAGEnsemble, SWAGStatistics
 from lpe.errors import InputError
+from lpe.modules import PLAIN_DTYPES
 from lpe.store import Store
 from lpe.substrates import cifar
 from reproduce.scales.cifar10.recipes import TRAINING
@@ -48,6 +51,8 @@ from reproduce.study.scale import Family, Point, Started, Substrate, bare, diges
 
 KINDS = ("sgd", "sgdnoaug", "adamw", "adamwnoaug", "swag", "ivon", "sse", "csgld", "be")
 IVON_DEFAULTS = {"hess_init": 1.0, "beta2": 0.9999}
+NUMBERS = ("updates", "batch", "l2", *IVON_DEFAULTS)
+"""Of a file's metadata."""
 CYCLES = 4
 SWAG_SCALE = 0.5  # Maddox et al. 2019
 REPLICAS = 1_000_000
@@ -84,7 +89,7 @@ def hashes(where: Path) -> dict[str, str]:
     """Return the sha256 of each file of the folder, by its name without the ending.
 
     Raises:
-        InputError: there is no such folder, nothing in it, or a file of no known kind.
+        InputError: there is no such folder, nothing in it, a file of no known kind, or one that is damaged.
     """
     if not where.is_dir():
         raise InputError(f"there is no folder {where}; give the folder of the given points")
@@ -94,7 +99,42 @@ def hashes(where: Path) -> dict[str, str]:
     for file in files:
         if not re.fullmatch(rf"({'|'.join(KINDS)})-\d+", file.stem):
             raise InputError(f"{file.name} is of no known kind; {', '.join(KINDS)}, each with -SEED, are")
+    for file in files:
+        _check(file)
     return {file.stem: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def _check(path: Path) -> None:
+    """Check a file before anything is made of it.
+
+    Raises:
+        InputError: it is no whole safetensors file, holds tensors of other kinds than networks', or its
+            metadata are no text and numbers.
+    """
+    try:
+        if not path.is_file():
+            raise InputError(f"{path} is no file; give a folder of points' files alone")
+        with safe_open(path, "pt") as stored:
+            kinds = {name: stored.get_tensor(name).dtype for name in stored.keys()}  # noqa: SIM118
+            metadata = dict(stored.metadata() or {})
+        told = json.loads(metadata.get(TRAINING, "{}"))
+    except InputError:
+        raise
+    except Exception as error:  # which one depends on where the damage is
+        why = str(error).partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path} is no whole safetensors file of a point ({why}); copy it again") from None
+    if other := next((name for name, kind in kinds.items() if kind not in PLAIN_DTYPES), None):
+        raise InputError(f"{path}: {other} is of {kinds[other]}, which no network's tensor is")
+    if not isinstance(told, dict):
+        raise InputError(f"{path} has {TRAINING} {shown(told)} in its metadata; an object is expected")
+    for name in NUMBERS:
+        text = str(told.get(name, metadata.get(name)) or 0)
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number) or number < 0:
+            raise InputError(f"{path} has {name!r} {text!r} in its metadata; a number from 0 is expected")
 
 
 def files_of(kind: str, known: Mapping[str, str]) -> Files:

@@ -241,3 +241,13 @@ def test_how_a_given_model_sees_its_data_is_kept_with_its_rows(tmp_path: Path) -
     one.describe(unit, {"crop": 0.9})
     assert one.descriptions() == {MAIN: {"crop": 0.9}}
     assert other.descriptions() == {}
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[" * 100_000, "\udcff"])
+def test_a_damaged_description_is_named(tmp_path: Path, damage: str) -> None:
+    unit = Unit(MAIN, "large", 0)
+    session = replace(seedless(DIGITS), records={unit: tmp_path / "one.csv"})
+    session.describe(unit, {"crop": 0.9})
+    (tmp_path / "one.model.json").write_bytes(damage.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=r"one.model.json is damaged; remove it and one.csv beside it"):
+        session.descriptions()

@@ -1,6 +1,7 @@
 """Given points: what a folder holds, what it may not hold, and what is made of it."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -228,6 +229,33 @@ def test_a_file_without_its_number_of_updates_is_refused(
     assert scale.main is not None
     with pytest.raises(InputError, match=r"sgd-0\.safetensors has 'updates' None in its metadata, no number"):
         recipe.point(run, scale.main, 0)
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"training": "{"}, "no whole safetensors file of a point"),
+        ({"training": "[" * 100_000}, "no whole safetensors file of a point"),
+        ({"training": "[3]"}, r"has training \[3\] in its metadata; an object is expected"),
+        ({"training": '{"updates": "many"}'}, "has 'updates' 'many' in its metadata; a number from 0"),
+        ({"updates": "inf"}, "has 'updates' 'inf' in its metadata; a number from 0"),
+        ({"updates": "3", "batch": "nan"}, "has 'batch' 'nan' in its metadata; a number from 0"),
+        ({"l2": "-1"}, "has 'l2' '-1' in its metadata; a number from 0"),
+    ],
+)
+def test_metadata_of_other_values_are_refused_before_anything_is_made(
+    folder: Path, weights: Callable[[int], dict[str, Tensor]], about: dict[str, str], said: str
+) -> None:
+    save_file(weights(0), folder / "sgd-0.safetensors", about)
+    with pytest.raises(InputError, match=said) as caught:
+        points.hashes(folder)
+    assert "sgd-0.safetensors" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_pipe_is_no_point(folder: Path) -> None:
+    os.mkfifo(folder / "sgd-9.safetensors")
+    with pytest.raises(InputError, match=r"sgd-9\.safetensors is no file"):
+        points.hashes(folder)
 
 
 def test_a_folder_without_points_is_refused(tmp_path: Path) -> None:
