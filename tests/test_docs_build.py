@@ -58,4 +58,6 @@ def test_the_gallery_and_the_options_are_made_as_the_pages_are_built(built: Path
 def test_the_library_is_told_from_its_docstrings(built: Path) -> None:
     library = (built / "api.html").read_text(encoding="utf-8")
     assert 'id="lpe.LowPrecisionEnsemble"' in library and 'id="lpe.evaluate"' in library
-    assert "Philox" in library or "random bits" in library
+    of_one = library.partition('id="lpe.LowPrecisionEnsemble"')[2].partition('id="lpe.FeedbackEnsemble"')[0]
+    for argument in ("model", "system", "size", "seed", "refresh"):  # side by side in the docstring
+        assert f"<strong>{argument}</strong>" in of_one, argument

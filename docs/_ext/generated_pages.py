@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from pathlib import Path
@@ -60,13 +61,10 @@ def one_argument_a_line(
 
 
 def _parameters(obj: Any) -> list[str]:
-    code = getattr(obj.__init__ if isinstance(obj, type) else obj, "__wrapped__", None)
-    function = code or (obj.__init__ if isinstance(obj, type) else obj)
-    of_class = list(getattr(obj, "__annotations__", {}))
-    if not hasattr(function, "__code__"):
-        return of_class
-    count = function.__code__.co_argcount + function.__code__.co_kwonlyargcount
-    return [*function.__code__.co_varnames[:count], *of_class]
+    try:
+        return list(inspect.signature(obj).parameters)
+    except (TypeError, ValueError):  # a property, or a class without a signature
+        return []
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
