@@ -15,6 +15,7 @@ project = "Low Precision Ensembling"
 author = "the maintainers"
 version = release = about["version"]
 language = "en"
+smartquotes = False  # two dashes are an option
 
 extensions = [
     "myst_parser",
