@@ -11,7 +11,7 @@ import platform
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lpe.errors import InputError
+from lpe.hashes import with_hashes
 from lpe.writing import write_text_atomic
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -142,9 +143,17 @@ def write_provenance(
     threads: int,
     started: float,
     cost: Mapping[str, object] | None = None,
+    records: Iterable[Path] = (),
 ) -> None:
-    """Write ``provenance`` of the same arguments as JSON, atomically."""
+    """Write ``provenance`` of the same arguments as JSON, atomically.
+
+    Args:
+        records: files beside it, which are written: with the hash of each, and of itself, under "sha256"; see
+            :mod:`lpe.hashes`.
+    """
     content = provenance(command, config, device, seeds, threads, started, cost)
+    if files := list(records):
+        content = with_hashes(content, Path(path).name, files)
     write_text_atomic(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 

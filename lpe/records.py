@@ -4,6 +4,9 @@ A record is a CSV file with the columns ``COLUMNS``. Figures and tables are draw
 and a row that is already there is not computed again. There is no timing in it, so that the same
 computation gives the same bytes; times are in the provenance beside it.
 
+A record that rows are added to has its hash beside it, in ``<name>.sha256``; see :mod:`lpe.hashes`. It is
+checked whenever the file is read. A file without one is taken as it is.
+
 What a column does not apply to is the empty text ``""`` in a text column (the rounding of an FP32
 model) and ``0`` in an integer column (the rounding seed of a single model); nothing is ever NaN. To
 read a record with pandas alone, give ``keep_default_na=False``.
@@ -24,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lpe.errors import InputError
+from lpe.hashes import beside, content_as_written, write_hashed
 from lpe.writing import check_writable, locked, remove_leftovers, write_text_atomic
 
 if TYPE_CHECKING:
@@ -62,7 +66,8 @@ class Records:
         path: the CSV file; it need not exist.
 
     Raises:
-        InputError: the file is not a record (it names the file and the line).
+        InputError: the file is not a record (it names the file and the line), or was altered since rows were
+            last added to it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -125,7 +130,8 @@ class Records:
             if held:
                 # Not those of another file beside it that begins with this one's name, X.csv.json.
                 unique = "[0-9a-f]" * 32
-                remove_leftovers(self.path.parent, f".{glob.escape(self.path.name)}.{unique}.tmp")
+                for path in (self.path, beside(self.path)):
+                    remove_leftovers(path.parent, f".{glob.escape(path.name)}.{unique}.tmp")
             merged = _read_rows(self.path)
             before = len(merged)
             for key, measured in added.items():
@@ -133,7 +139,7 @@ class Records:
             merged = dict(sorted(merged.items()))
             if len(merged) > before:
                 lines = (_in_column_order(key, measured) for key, measured in merged.items())
-                write_text_atomic(self.path, _csv_text(COLUMNS, lines))
+                write_hashed(self.path, _csv_text(COLUMNS, lines))
             self._rows = merged
 
     def _matching(self, wanted: Mapping[str, object]) -> Iterator[tuple[Any, ...]]:
@@ -148,6 +154,7 @@ def write_table(
     rows: Iterable[Mapping[str, object]] | pandas.DataFrame,
     path: str | os.PathLike[str],
     columns: Sequence[str],
+    grows: bool = False,
 ) -> None:
     """Write another table (a landscape grid, a sweep) as CSV, atomically, its rows in the given order.
 
@@ -156,6 +163,7 @@ def write_table(
     Args:
         rows: mappings or a DataFrame, each row with exactly ``columns``.
         columns: the header, in order.
+        grows: whether it is written again and again; it then has its hash beside it; see :mod:`lpe.hashes`.
 
     Raises:
         InputError: a row lacks a column or has another one.
@@ -169,7 +177,13 @@ def write_table(
             differing = ", ".join(sorted(map(str, set(row) ^ set(columns))))
             raise InputError(f"row {number} of {Path(path).name} and its header differ in: {differing}")
         table.append([row[column] for column in columns])
-    write_text_atomic(path, _csv_text(columns, table))
+    text = _csv_text(columns, table)
+    if not grows:
+        write_text_atomic(path, text)
+        return
+    check_writable(Path(path).parent)
+    with locked(Path(path)):
+        write_hashed(Path(path), text)
 
 
 def _checked(column: str, given: object) -> Any:
@@ -227,7 +241,7 @@ def _put(rows: _Rows, key: tuple[Any, ...], measured: tuple[float, int, int], wh
         if old != new:
             raise InputError(
                 f"{_named(key)}: {column} is {old!r} in {where}, and {new!r} now; "
-                "take the row out to measure it again"
+                "take the row out, and delete the .sha256 beside the file, to measure it again"
             )
 
 
@@ -238,11 +252,9 @@ def _in_column_order(key: tuple[Any, ...], measured: tuple[float, int, int]) -> 
 
 def _read_rows(path: Path) -> _Rows:
     try:
-        content = path.read_bytes()
+        content = content_as_written(path)
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror})") from None
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

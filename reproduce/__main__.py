@@ -103,6 +103,7 @@ def main(arguments: list[str]) -> int:
             if getattr(asked, option) is not None:
                 passed_on += [f"--{option}", str(getattr(asked, option))]
         passed_on += [*scale_arguments(options_of_scale), *["--overwrite"] * asked.overwrite]
+        accepting = ["--accept-edited"] * asked.accept_edited
         started = time.time()
         pool = (
             parallel.workers(asked.jobs, own.in_another_process())
@@ -111,7 +112,7 @@ def main(arguments: list[str]) -> int:
         )
         with pool as processes:
             if asked.plot_only:
-                passed_on.append("--plot-only")
+                passed_on += ["--plot-only", *accepting]
             else:
                 if not all([all_there(script, chosen) for script in scripts]):
                     return 2
@@ -130,7 +131,9 @@ def main(arguments: list[str]) -> int:
         return interruption.say()
     codes = [each.code for each in rendered if each.code]
     if not codes and asked.only is None:
-        codes = [code for code in [ledger.main(["--scale", asked.scale, "--out", str(out)])] if code]
+        codes = [
+            code for code in [ledger.main(["--scale", asked.scale, "--out", str(out), *accepting])] if code
+        ]
     rows = [(each.figure, f"{each.seconds:.1f}", "failed" if each.code else "") for each in rendered]
     print(
         text_table(

@@ -22,6 +22,7 @@ from reproduce import same_bits
 from reproduce.draw import page
 from reproduce.scales import find
 from reproduce.study.costs import summed
+from reproduce.study.intact import check, drawn_from, keep_accepted, vouched_by
 from reproduce.study.measurements import working_folder
 from reproduce.study.origins import mixture, scales_of, seeds_of
 from reproduce.study.records import OTHER_TABLES, checked_rows, record_name
@@ -85,6 +86,7 @@ def parser(figure: str, description: str | None) -> Parser:
     add_scale_options(made)
     made.add_argument("--out", type=Path, help="folder of the results (default: figures/SCALE)")
     made.add_argument("--plot-only", action="store_true", help="redraw from the record in the folder")
+    add_accept_edited(made)
     add_width(made, page.BOTH_COLUMNS)
     made.add_argument(
         "--overwrite",
@@ -122,6 +124,15 @@ def add_scale_options(made: argparse.ArgumentParser) -> None:
         "--images", type=int, help=f"test images of what is not measured on all; {taken['images']}"
     )
     made.add_argument("--updates", type=int, help=f"of a training; {taken['updates']}")
+
+
+def add_accept_edited(made: argparse.ArgumentParser) -> None:
+    """Give a parser the option ``--accept-edited``; see :mod:`reproduce.study.intact`."""
+    made.add_argument(
+        "--accept-edited",
+        action="store_true",
+        help="take records that are not as they were measured, or have no hash; what is made of them says so",
+    )
 
 
 def scale_options(asked: argparse.Namespace) -> find.Options:
@@ -241,6 +252,13 @@ def check_options(asked: argparse.Namespace) -> None:
             f"--plot-only draws what the folder's records hold and would ignore {' and '.join(ignored)}; "
             "leave one or the other out"
         )
+    check_accepting(asked)
+
+
+def check_accepting(asked: argparse.Namespace) -> None:
+    """Raise InputError where records are to be accepted as edited, and would be measured."""
+    if asked.accept_edited and not asked.plot_only:
+        raise InputError("--accept-edited is for records that are drawn again; give --plot-only as well")
 
 
 def check_kept(script: Script, session: Session) -> None:
@@ -295,6 +313,8 @@ def _run_figure(script: Script, arguments: Sequence[str] | None, quiet: bool, no
         check_options(asked)
         page.check_width(asked.width)
         recorded = (asked.out or find.folder_of(asked.scale)) / f"{figure}.json"
+        # First of all: the scale is made of what the JSON says.
+        edited = check_records(figure, recorded.parent, asked.accept_edited) if asked.plot_only else []
         chosen = find.scale(asked.scale, scale_options(asked), recorded if asked.plot_only else None)
         if chosen.prepare is not None and not (asked.plot_only or asked.random_weights):
             chosen = chosen.prepare()
@@ -328,6 +348,7 @@ def _run_figure(script: Script, arguments: Sequence[str] | None, quiet: bool, no
                     torch.get_num_threads(),
                     started,
                     summed(session.measured, use.made),
+                    vouched_by(out, figure),
                 )
                 with page.page(asked.width, script.heading(chosen)):
                     paths, lines = script.draw(out, chosen)
@@ -340,8 +361,11 @@ def _run_figure(script: Script, arguments: Sequence[str] | None, quiet: bool, no
                 )
             if record_name(figure) not in OTHER_TABLES:
                 checked_rows(out / record_name(figure), chosen.name)
-            with page.page(asked.width, script.heading(chosen)):
+            with page.page(asked.width, script.heading(chosen), edited=bool(edited)):
                 written, lines = script.draw(out, chosen)
+            if edited:
+                keep_accepted(drawn_from(out, figure))
+                lines = [*lines, *said_of_edited(edited)]
     except InputError as error:
         complain(error)
         return 2
@@ -353,6 +377,21 @@ def _run_figure(script: Script, arguments: Sequence[str] | None, quiet: bool, no
         print(line)
     print(f"{figure} at scale {chosen.name}: {time.time() - started:.0f} s")
     return 0
+
+
+def check_records(figure: str, folder: Path, accept: bool) -> list[str]:
+    """Return which files that a figure is drawn from are accepted as edited; none where there is no record.
+
+    Raises:
+        InputError: one is not as it was measured; see :func:`intact.check`.
+    """
+    records = drawn_from(folder, figure)
+    return check(records, accept) if records[0].is_file() else []
+
+
+def said_of_edited(edited: Sequence[str]) -> list[str]:
+    """Return a line that says which files were edited after measuring; none where none was."""
+    return [f"note: {page.EDITED}, or without a hash: {', '.join(edited)}"] if edited else []
 
 
 def _seeds_of(record: Path) -> list[int]:

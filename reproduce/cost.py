@@ -85,12 +85,12 @@ def wanted(session: Session) -> list[Unit]:
 
 
 def compute(session: Session, again: bool = False) -> dict[str, object]:
-    """Train and measure; write cost.csv; measure times where there are none, or ``again``."""
+    """Train and measure; write cost.csv; measure times where there are none, altered ones, or ``again``."""
     measure_all(session, wanted(session))
     rows = rows_of(session, wanted(session))
     log_sizes(session, rows)
     write_table(rows, session.out / "cost.csv", COLUMNS)
-    if again or not (session.out / TIMES).is_file():
+    if cost_times.are_wanted(session.out / TIMES, again):
         measure_times(session)
     return {}
 

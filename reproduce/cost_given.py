@@ -27,7 +27,7 @@ from lpe.records import COLUMNS, write_table
 from lpe.store import Store
 from lpe.substrates.assets import assets_folder
 from lpe.writing import check_writable
-from reproduce.command import add_width
+from reproduce.command import add_accept_edited, add_width, check_accepting, said_of_edited
 from reproduce.draw import page, panels
 from reproduce.draw.cost_picture import draw_picture
 from reproduce.draw.cost_verdicts import Picture
@@ -42,6 +42,7 @@ from reproduce.study.cost_measures import (
     rows_of_predictions,
     single_predictions,
 )
+from reproduce.study.intact import check, keep_accepted, vouched_by
 from reproduce.study.keys import data_hash, determinants
 
 SCALE = "assets"
@@ -207,7 +208,8 @@ def measure_subject(name: str, assets: Path, out: Path, arguments: Sequence[str]
     with tqdm(total=total, desc=f"{name}, members", leave=False, file=sys.stderr) as bar:
         measuring = Measuring(subject, subject.load(assets), nets, Store(), bar, training)
         write_table(measure(measuring), out / f"{subject.stem}.csv", COLUMNS)
-        if subject.timed_as is None and (again or not (out / f"{subject.stem}_times.csv").is_file()):
+        times = out / f"{subject.stem}_times.csv"
+        if subject.timed_as is None and cost_times.are_wanted(times, again):
             measure_times(measuring, name, out)
     config = {
         **subject.config,
@@ -218,7 +220,16 @@ def measure_subject(name: str, assets: Path, out: Path, arguments: Sequence[str]
         "blocks": BLOCKS,
     }
     command = ["reproduce/cost.py", "--assets", *arguments]
-    write_provenance(out / f"{subject.stem}.json", command, config, "cpu", [SEED], 1, started)
+    records = vouched_by(out, subject.stem)
+    write_provenance(
+        out / f"{subject.stem}.json", command, config, "cpu", [SEED], 1, started, records=records
+    )
+
+
+def records_of(subject: Subject, folder: Path) -> list[Path]:
+    """List the CSV files that a subject's picture is drawn from."""
+    timed = subject if subject.timed_as is None else SUBJECTS[subject.timed_as]
+    return [folder / f"{subject.stem}.csv", folder / f"{timed.stem}_times.csv"]
 
 
 def draw(subject: Subject, folder: Path) -> list[str]:
@@ -239,9 +250,11 @@ def run(arguments: Sequence[str], again: bool) -> int:
         "--out", type=Path, default=REPOSITORY / "figures" / SCALE, help="folder of the results"
     )
     options.add_argument("--plot-only", action="store_true", help="redraw from the records in the folder")
+    add_accept_edited(options)
     add_width(options, page.BOTH_COLUMNS)
     try:
         asked = options.parse_args(arguments)
+        check_accepting(asked)
         page.check_width(asked.width)
         torch.set_num_threads(1)
         for name in [asked.only] if asked.only else SUBJECTS:
@@ -249,8 +262,13 @@ def run(arguments: Sequence[str], again: bool) -> int:
                 place = assets_folder()
                 check_writable(asked.out)
                 measure_subject(name, place, asked.out, arguments, again)
-            with page.page(asked.width):
-                print("\n".join(draw(SUBJECTS[name], asked.out)), flush=True)
+            records = [path for path in records_of(SUBJECTS[name], asked.out) if path.is_file()]
+            edited = check(records, asked.accept_edited)
+            with page.page(asked.width, edited=bool(edited)):
+                lines = draw(SUBJECTS[name], asked.out)
+            if edited:
+                keep_accepted(records)
+            print("\n".join([*lines, *said_of_edited(edited)]), flush=True)
     except InputError as error:
         complain(error)
         return 2

@@ -10,7 +10,7 @@ known here is a row, with its source; where no record of ours measures the same 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from lpe.interruption import answered
 from lpe.records import write_table
 from lpe.writing import write_text_atomic
 from reproduce import ledger
+from reproduce.command import said_of_edited
+from reproduce.draw import page
 from reproduce.draw.tables import Cell, markdown, plain_number
 from reproduce.judge import all_scales
 from reproduce.judge.external import (
@@ -41,6 +43,7 @@ from reproduce.judge.external import (
 )
 from reproduce.judge.published import PUBLISHED, Published, Table
 from reproduce.scales import find
+from reproduce.study.intact import check
 from reproduce.study.subjects import UNSAID, Subject, words_of_augmentation
 
 HEADER = (
@@ -129,13 +132,24 @@ def subjects_of(figures: Path, records: Mapping[str, pd.DataFrame]) -> tuple[Sub
     return subjects, strangers
 
 
-def _row(comparison: Comparison) -> list[Cell]:
+def edited_in(figures: Path, accept: bool) -> set[str]:
+    """Return which records, as "digits/fig2.csv", are accepted as edited after measuring.
+
+    Raises:
+        InputError: one is not as it was measured, and not accepted.
+    """
+    folders = [path for path in figures.glob("*") if path.is_dir()]
+    paths = [path for folder in folders for path in ledger.records_in(folder)]
+    return {f"{path.parent.name}/{path.name}" for path in paths if check([path], accept)}
+
+
+def _row(comparison: Comparison, edited: Collection[str]) -> list[Cell]:
     published, table = comparison.published, comparison.published.table
     return [
         published.row.method,
         published.row.members,
         published.metric,
-        *_cells(comparison.ours),
+        *_cells(comparison.ours, edited),
         published.value,
         published.low,
         published.high,
@@ -152,7 +166,7 @@ def _row(comparison: Comparison) -> list[Cell]:
     ]
 
 
-def _cells(ours: Measured | None) -> list[Cell]:
+def _cells(ours: Measured | None, edited: Collection[str]) -> list[Cell]:
     if ours is None:
         return [None] * 12
     return [
@@ -166,12 +180,17 @@ def _cells(ours: Measured | None) -> list[Cell]:
         ours.subject.data,
         words_of_augmentation(ours.subject.augmentation),
         round(ours.backward_passes),
-        " ".join(f"{ours.scale}/{file}" for file in ours.files),
+        " ".join(f"{file} (edited)" if file in edited else file for file in _files(ours)),
     ]
 
 
-def _short_row(comparison: Comparison, source: int) -> list[Cell]:
+def _files(ours: Measured) -> list[str]:
+    return [f"{ours.scale}/{file}" for file in ours.files]
+
+
+def _short_row(comparison: Comparison, source: int, edited: Collection[str]) -> list[Cell]:
     published, ours = comparison.published, comparison.ours
+    is_edited = ours is not None and not edited.isdisjoint(_files(ours))
     return [
         source,
         published.table.network,
@@ -182,7 +201,7 @@ def _short_row(comparison: Comparison, source: int) -> list[Cell]:
         None if ours is None else ours.seeds,
         _range(published),
         published.table.trials or UNSAID,
-        comparison.verdict,
+        f"{comparison.verdict} ({page.EDITED})" if is_edited else comparison.verdict,
     ]
 
 
@@ -236,34 +255,43 @@ def _notes(
 
 
 def write(
-    figures: Path, comparisons: Sequence[Comparison], scales: Sequence[str], strangers: Sequence[str]
+    figures: Path,
+    comparisons: Sequence[Comparison],
+    scales: Sequence[str],
+    strangers: Sequence[str],
+    edited: Collection[str] = (),
 ) -> list[Path]:
     """Write external.csv and external.md into a folder; returns their paths.
 
     Args:
         scales: that have records. strangers: those of them of which this repository knows nothing.
+        edited: records that were edited after measuring; see :func:`edited_in`.
     """
     paths = [figures / f"external.{kind}" for kind in ("csv", "md")]
-    rows = [dict(zip(HEADER, _row(comparison), strict=True)) for comparison in comparisons]
+    rows = [dict(zip(HEADER, _row(comparison, edited), strict=True)) for comparison in comparisons]
     write_table(rows, paths[0], HEADER)
     sources: list[Table] = []
     for each in comparisons:
         if each.published.table not in sources:
             sources.append(each.published.table)
     ordered = sorted(comparisons, key=lambda each: each.outcome == NOT_RUN)
-    short = [_short_row(each, 1 + sources.index(each.published.table)) for each in ordered]
-    title = "Our numbers beside published ones"
+    short = [_short_row(each, 1 + sources.index(each.published.table), edited) for each in ordered]
+    title = "Our numbers beside published ones" + (f" ({page.EDITED})" if edited else "")
     write_text_atomic(
         paths[1], markdown(SHORT, short, title, _notes(comparisons, sources, scales, strangers))
     )
     return paths
 
 
-def _read(figures: Path) -> all_scales.Made:
+def _read(figures: Path, accept: bool) -> all_scales.Made:
+    edited = edited_in(figures, accept)
     records = records_of(figures)
     subjects, strangers = subjects_of(figures, records)
     comparisons = compare_all(PUBLISHED, records, subjects)
-    return partial(write, figures, comparisons, list(records), strangers), [summary(comparisons)]
+    return partial(write, figures, comparisons, list(records), strangers, edited), [
+        summary(comparisons),
+        *said_of_edited(sorted(edited)),
+    ]
 
 
 def main(arguments: Sequence[str]) -> int:

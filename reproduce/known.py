@@ -61,11 +61,18 @@ from lpe.records import write_table
 from lpe.training.schedules import cyclical_cosine
 from lpe.training.sgld import variance_share
 from lpe.writing import check_writable
-from reproduce.command import add_width
+from reproduce.command import (
+    add_accept_edited,
+    add_width,
+    check_accepting,
+    check_records,
+    said_of_edited,
+)
 from reproduce.draw import page, panels
 from reproduce.draw.style import BIT_STYLES, BMA_STYLE, FAMILY_STYLES, SGLD_STYLE, SWAG_STYLE
 from reproduce.judge.intervals import student_interval
 from reproduce.study import known_answer, known_methods
+from reproduce.study.intact import drawn_from, keep_accepted, vouched_by
 from reproduce.study.known_answer import Array, Counted, Design
 from reproduce.study.known_methods import (
     BSR,
@@ -341,6 +348,7 @@ def main(arguments: Sequence[str] | None = None, quiet: bool = False) -> int:
     parser.add_argument("--seeds", type=int, help=f"seeds 0 … N-1 (default: {SEEDS})")
     parser.add_argument("--out", type=Path, help="folder of the results (default: figures/known)")
     parser.add_argument("--plot-only", action="store_true", help="redraw from the record in the folder")
+    add_accept_edited(parser)
     add_width(parser, WIDTH)
     parser.add_argument("--scale", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
@@ -352,14 +360,17 @@ def main(arguments: Sequence[str] | None = None, quiet: bool = False) -> int:
             raise InputError(f"the known answer is of no scale; leave --scale {asked.scale} out")
         if asked.plot_only and asked.seeds is not None:
             raise InputError("--plot-only draws the seeds that the record has; leave --seeds out")
+        check_accepting(asked)
         page.check_width(asked.width)
         seeds = SEEDS if asked.seeds is None else asked.seeds
         if seeds < 1:
             raise InputError(f"--seeds must be 1 or more, not {seeds}")
         out = asked.out or REPOSITORY / "figures" / "known"
+        edited: list[str] = []
         if asked.plot_only:
             if not (out / "known.csv").is_file():
                 raise InputError(f"there is no record known.csv in {out}; run without --plot-only first")
+            edited = check_records("known", out, asked.accept_edited)
         else:
             check_writable(out)
             if (there := len(seeds_of(out / "known.csv"))) > seeds:
@@ -372,13 +383,19 @@ def main(arguments: Sequence[str] | None = None, quiet: bool = False) -> int:
             write_table(record, out / "known.csv", COLUMNS)
             config = {"design": DESIGN, "sizes": SIZES, "recipes": RECIPES, "learnt_by_examples": learnt}
             command = sys.argv if arguments is None else ["reproduce/known.py", *arguments]
-            write_provenance(out / "known.json", command, config, "cpu", range(seeds), 1, started)
+            records = vouched_by(out, "known")
+            write_provenance(
+                out / "known.json", command, config, "cpu", range(seeds), 1, started, records=records
+            )
             written = [out / "known.csv", out / "known.json"]
             shares = [each["ivon_std"] / each["ivon_std_of_decayed_h0"] for each in learnt.values()]
             lines = ["IVON's std over what h0's decay alone would leave, by N: "]
             lines[0] += ", ".join(f"{share:.2g}" for share in shares)
-        with page.page(asked.width):
+        with page.page(asked.width, edited=bool(edited)):
             paths, of_record = draw(out)
+        if edited:
+            keep_accepted(drawn_from(out, "known"))
+            lines += said_of_edited(edited)
     except InputError as error:
         complain(error)
         return 2

@@ -7,6 +7,9 @@ the folder, prints a row a claim with its verdict, and writes claims.csv (everyt
 claims.tex (a short table, and below it what each claim compares) there. A claim whose rows do not exist is a
 row too: "not run".
 
+A record that is not as it was measured, by the hash in the JSON beside it, is refused; with --accept-edited
+the ledger says that it is of edited records. claims.json has the hashes of what was read and written.
+
 Intervals over test examples need the values of each example, which the working store holds while a scale is
 measured. What was estimated from them is kept in claims_examples.csv, so that a folder is judged again
 without the store. Each row has a hash of the rows of the record that it is of, and a key of these, the level,
@@ -17,10 +20,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +34,20 @@ import pandas as pd
 from lpe.command_line import Parser, complain
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
+from lpe.hashes import sha256, with_hashes
 from lpe.records import COLUMNS, KEY, MEASURED, write_table
 from lpe.store import Store
 from lpe.writing import check_writable, write_text_atomic
+from reproduce.command import add_accept_edited, said_of_edited
+from reproduce.draw import page
 from reproduce.draw.tables import Cell, latex, markdown, plain_number
 from reproduce.judge.claims import Settings, all_claims
-from reproduce.judge.external import FILE
+from reproduce.judge.external import FILE as RECORD_FILE
 from reproduce.judge.statistics import notes
 from reproduce.judge.verdicts import KEPT, UNITS, Estimate, Verdict, judge_all, kept_estimates
 from reproduce.scales import find
 from reproduce.study import examples
+from reproduce.study.intact import check, was_altered
 from reproduce.study.measurements import working_folder
 from reproduce.study.origins import mixture, of_record, provenance_of
 from reproduce.study.records import OTHER_TABLES, checked_rows, record_name
@@ -59,7 +68,7 @@ def read_records(folder: Path, scale_name: str) -> tuple[pd.DataFrame, list[str]
 
     Raises:
         InputError: no record, a damaged one, rows of another scale, or two files that measured different
-            numbers of the same thing.
+            numbers of the same thing. Whether they are as they were measured, ``intact.check`` says.
     """
     rows = read_with_files(folder, scale_name)
     return rows[list(COLUMNS)], [path.name for path in records_in(folder)]
@@ -78,13 +87,13 @@ def records_in(folder: Path) -> list[Path]:
 
 
 def read_with_files(folder: Path, scale_name: str) -> pd.DataFrame:
-    """Read as ``read_records`` does; the column FILE names the first file that has the row."""
+    """Read as ``read_records`` does; the column RECORD_FILE names the first file that has the row."""
     found = records_in(folder)
     if not found:
         raise InputError(
             f"there is no record in {folder}; run python -m reproduce --scale {scale_name} first"
         )
-    tables = [checked_rows(path, scale_name).assign(**{FILE: path.name}) for path in found]
+    tables = [checked_rows(path, scale_name).assign(**{RECORD_FILE: path.name}) for path in found]
     rows = pd.concat(tables, ignore_index=True)
     rows = rows.drop_duplicates(list(COLUMNS))
     conflicting = rows[rows.duplicated(list(KEY), keep=False)]
@@ -94,7 +103,7 @@ def read_with_files(folder: Path, scale_name: str) -> pd.DataFrame:
         second = conflicting[same].iloc[1]
         named = " ".join(f"{column}={first[column]}" for column in KEY if first[column] != "")
         differing = next(column for column in MEASURED if first[column] != second[column])
-        said = [f"{row[differing]} in {_from(folder / row[FILE])}" for row in (first, second)]
+        said = [f"{row[differing]} in {_from(folder / row[RECORD_FILE])}" for row in (first, second)]
         raise InputError(
             f"{named}: {differing} is {said[0]} and {said[1]}; measure both anew with one version of the "
             "code on one kind of machine"
@@ -147,7 +156,10 @@ HEADER = (
     "note",
 )
 SHORT = ("claim", "verdict", "effect [95 % interval]", "unit", "FP32 instead", "Holm", "n / needed")
+FILE = "claims.csv"
 KEPT_FILE = "claims_examples.csv"
+JUDGED_ON_EDITED = "of edited records"
+"""The key of claims.json under which the names are of files that were edited after measuring."""
 
 
 def _row(verdict: Verdict) -> list[Cell]:
@@ -332,13 +344,17 @@ def main(arguments: Sequence[str]) -> int:
     options.add_argument(
         "--out", type=Path, help="folder of the records and of claims.* (default: figures/SCALE)"
     )
+    add_accept_edited(options)
     asked = options.parse_args(arguments)
     try:
         out = asked.out or find.folder_of(asked.scale)
+        # First of all: the scale is made of what the JSONs say.
+        edited = check(records_in(out), asked.accept_edited)
         chosen = find.scale(asked.scale, recorded=out)
         record, files = read_records(out, chosen.name)
         check_writable(out)
         settings, kept = Settings.of(chosen), kept_in(out)
+        altered = kept is not None and was_altered(out / KEPT_FILE)
         verdicts = judge_all(
             all_claims(settings),
             record,
@@ -347,7 +363,7 @@ def main(arguments: Sequence[str]) -> int:
             examples.finder(working_folder(chosen, Store())),
             kept,
         )
-        paths, left = _write(out, verdicts, chosen, files, kept)
+        paths, left = _write(out, verdicts, chosen, files, kept, edited)
     except InputError as error:
         complain(error)
         return 2
@@ -355,6 +371,12 @@ def main(arguments: Sequence[str]) -> int:
     print(text_table(f"Claims at scale {chosen.name}", header, rows, counts(verdicts)))
     for path in paths:
         print(f"wrote {os.path.relpath(path)}")
+    for line in said_of_edited(edited):
+        print(line)
+    if altered:
+        print(
+            f"{KEPT_FILE} was edited or damaged since it was written: of its estimates those whole were used"
+        )
     if left:
         print(
             f"{KEPT_FILE}: {left} of its estimates are of other rows, of another level or by other code, or "
@@ -366,22 +388,31 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _write(
-    out: Path, verdicts: Sequence[Verdict], chosen: Scale, files: Sequence[str], before: pd.DataFrame | None
+    out: Path,
+    verdicts: Sequence[Verdict],
+    chosen: Scale,
+    files: Sequence[str],
+    before: pd.DataFrame | None,
+    edited: Sequence[str],
 ) -> tuple[list[Path], int]:
     """Write the ledger.
 
     Args:
         before: the estimates over examples that the folder has. Of a claim that has none now they stay as
             they are: they may be of rows that come back.
+        edited: files that were edited after measuring; the ledger says it in its title and of each claim.
 
     Returns:
         The paths written, and how many estimates stayed so.
     """
     names = [out / f"claims.{kind}" for kind in ("csv", "md", "tex")]
-    write_table([dict(zip(HEADER, _row(verdict), strict=True)) for verdict in verdicts], names[0], HEADER)
+    shown = [
+        replace(verdict, note=notes(page.EDITED, verdict.note)) if edited else verdict for verdict in verdicts
+    ]
+    write_table([dict(zip(HEADER, _row(verdict), strict=True)) for verdict in shown], names[0], HEADER)
     header, rows = _short_table(verdicts, chosen.unit)
-    title = f"Claims at scale {chosen.name}"
-    said = _notes(verdicts, chosen, files)
+    title = f"Claims at scale {chosen.name}" + (f" ({page.EDITED})" if edited else "")
+    said = [*said_of_edited(edited), *_notes(verdicts, chosen, files)]
     write_text_atomic(names[1], markdown(header, rows, title, said))
     # On a page there is no room for a second interval.
     plain = [_short_row(verdict, beside=False) for verdict in verdicts]
@@ -393,4 +424,17 @@ def _write(
     if kept or left:
         write_table([*kept, *left], out / KEPT_FILE, KEPT)
         names.append(out / KEPT_FILE)
-    return names, len(left)
+    return [*names, _write_json(out, files, edited)], len(left)
+
+
+def _write_json(out: Path, files: Sequence[str], edited: Sequence[str]) -> Path:
+    """Write claims.json: the hashes of what was read, and of the CSV files that were written."""
+    written = [path for path in (out / FILE, out / KEPT_FILE) if path.is_file()]
+    content = {
+        "records": {name: sha256((out / name).read_bytes()) for name in files},
+        **({JUDGED_ON_EDITED: list(edited)} if edited else {}),
+    }
+    path = out / "claims.json"
+    text = json.dumps(with_hashes(content, path.name, written), indent=2, ensure_ascii=False)
+    write_text_atomic(path, text + "\n")
+    return path

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from lpe.interruption import answered
 from lpe.records import write_table
 from lpe.writing import write_text_atomic
 from reproduce import ledger
+from reproduce.draw import page
 from reproduce.draw.tables import Cell, markdown, plain_number
 from reproduce.judge import all_scales
 from reproduce.judge.agreement import (
@@ -41,9 +42,9 @@ from reproduce.judge.agreement import (
     without_scale,
 )
 from reproduce.scales import find
+from reproduce.study.intact import check, said_of
 from reproduce.study.scale import Scale
 
-FILE = "claims.csv"
 TOLD = (
     "statistic",
     "claimed side",
@@ -63,6 +64,8 @@ TOLD = (
 """The columns of a scale's ledger that are set side by side."""
 NUMBERS = ("effect", "95 % low", "95 % high", "FP32 instead")
 PLACES = ledger.PLACES
+FILE = ledger.FILE
+JUDGED_ON_EDITED = ledger.JUDGED_ON_EDITED
 
 
 def known_scales(figures: Path) -> dict[str, Scale]:
@@ -73,6 +76,22 @@ def known_scales(figures: Path) -> dict[str, Scale]:
     """
     folders = [path.parent for path in sorted(figures.glob(f"*/{FILE}"))]
     return {folder.name: scale for folder in folders if (scale := find.recorded(folder)) is not None}
+
+
+def edited_in(figures: Path, accept: bool) -> list[str]:
+    """List the scales whose ledger is of edited records, or was edited itself and is accepted so.
+
+    Raises:
+        InputError: a ledger is not as it was judged, or a record beside it not as it was measured, and not
+            accepted.
+    """
+    found = []
+    for path in sorted(figures.glob(f"*/{FILE}")):
+        # What the scale is, the JSONs of the records say.
+        edited = check([path, *ledger.records_in(path.parent)], accept)
+        if edited or said_of(path).get(JUDGED_ON_EDITED):
+            found.append(path.parent.name)
+    return found
 
 
 def read_ledgers(figures: Path, scales: Mapping[str, Scale]) -> dict[str, pd.DataFrame]:
@@ -96,12 +115,15 @@ def read_ledgers(figures: Path, scales: Mapping[str, Scale]) -> dict[str, pd.Dat
 
 
 def _read(path: Path, scale: Scale | None) -> pd.DataFrame:
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if tuple(table.columns) != ledger.HEADER:
-        wanted = f"python -m reproduce claims --scale {path.parent.name}"
-        raise InputError(f"{path} has other columns than a ledger of this version; run {wanted}")
-    for column in NUMBERS:
-        table[column] = pd.to_numeric(table[column])
+    wanted = f"python -m reproduce claims --scale {path.parent.name}"
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        if tuple(table.columns) != ledger.HEADER:
+            raise InputError(f"{path} has other columns than a ledger of this version; run {wanted}")
+        for column in NUMBERS:
+            table[column] = pd.to_numeric(table[column])
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path} ({error}); run {wanted}") from None
     table["statistic"] = [without_scale(text, scale) for text in table["statistic"]]
     names = [without_scale(name, scale) for name in table["claim"]]
     twice = {name for name in names if names.count(name) > 1}
@@ -223,15 +245,18 @@ def _notes(ledgers: Ledgers, scales: Mapping[str, Scale]) -> list[str]:
     ]
 
 
-def write(figures: Path, ledgers: Ledgers, scales: Mapping[str, Scale]) -> list[Path]:
+def write(
+    figures: Path, ledgers: Ledgers, scales: Mapping[str, Scale], edited: Collection[str] = ()
+) -> list[Path]:
     """Write claims.csv and claims.md into a folder; returns their paths.
 
     Args:
-        scales: that are known, by name.
+        scales: that are known, by name. edited: scales whose ledger is of edited records.
     """
     paths = [figures / FILE, figures / "claims.md"]
     rows = rows_of(ledgers)
-    header = ["claim", *(f"{scale}: {column}" for scale in ledgers for column in TOLD)]
+    named = {scale: f"{scale} ({page.EDITED})" if scale in edited else scale for scale in ledgers}
+    header = ["claim", *(f"{named[scale]}: {column}" for scale in ledgers for column in TOLD)]
     told = [
         [row, *(cell for table in ledgers.values() for cell in _told(_row_of(table, row)))] for row in rows
     ]
@@ -248,9 +273,9 @@ def write(figures: Path, ledgers: Ledgers, scales: Mapping[str, Scale]) -> list[
         for row in rows
     ]
     again = shared(ledgers, scales)
-    first = markdown(
-        *by_claim(ledgers, again), "The claims of all scales, side by side", _said(ledgers, again)
-    )
+    said = [f"{page.EDITED.capitalize()}: {', '.join(sorted(edited))}."] if edited else []
+    title = "The claims of all scales, side by side" + (f" ({page.EDITED})" if edited else "")
+    first = markdown(*by_claim(ledgers, again), title, [*said, *_said(ledgers, again)])
     second = markdown(short_header, short, "Row by row", _notes(ledgers, scales))
     write_text_atomic(paths[1], f"{first}\n{second}")
     return paths
@@ -262,11 +287,12 @@ def _told(row: pd.Series | None) -> list[Cell]:
     return [None if column in NUMBERS and pd.isna(row[column]) else row[column] for column in TOLD]
 
 
-def _read_all(figures: Path) -> all_scales.Made:
+def _read_all(figures: Path, accept: bool) -> all_scales.Made:
+    edited = edited_in(figures, accept)
     scales = known_scales(figures)
     ledgers = read_ledgers(figures, scales)
     counts = [counts_of(scale, table) for scale, table in ledgers.items()]
-    return partial(write, figures, ledgers, scales), counts
+    return partial(write, figures, ledgers, scales, edited), counts
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import math
 import os
 import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import torch
 
 from lpe import writing
 from lpe.errors import InputError
+from lpe.hashes import is_as_written
 from lpe.provenance import REPOSITORY
 from lpe.records import COLUMNS, KEY, Records, write_table
 
@@ -57,6 +60,11 @@ def path(tmp_path: Path) -> Path:
 def lock_of(path: Path) -> Path:
     """The file that the lock of a record leaves beside it, empty and hidden."""
     return path.with_name(f".{path.name}.lock")
+
+
+def hash_of(path: Path) -> Path:
+    """The file beside a record that has its hash."""
+    return path.with_name(f"{path.name}.sha256")
 
 
 def test_what_was_added_is_read_back_by_a_later_process(path: Path) -> None:
@@ -207,7 +215,7 @@ def test_one_add_writes_the_file_once(path: Path, monkeypatch: pytest.MonkeyPatc
     replace, replaced = os.replace, []
     monkeypatch.setattr(os, "replace", lambda old, new: (replaced.append(new), replace(old, new)))
     Records(path).add(rows())
-    assert replaced == [path]
+    assert replaced == [hash_of(path), path]
 
 
 def test_a_kill_before_the_file_is_replaced_leaves_the_old_one(
@@ -228,7 +236,7 @@ def test_the_file_is_on_the_disk_before_it_replaces_the_old_one(
     monkeypatch.setattr(os, "fsync", lambda file: (done.append("fsync"), fsync(file)))
     monkeypatch.setattr(os, "replace", lambda old, new: (done.append("replace"), replace(old, new)))
     Records(path).add([row()])
-    assert done == ["fsync", "replace"]
+    assert done == ["fsync", "replace"] * 2  # the hash's, then the record's
 
 
 def interrupted(*_: object) -> None:
@@ -243,12 +251,13 @@ def test_a_failed_write_leaves_nothing_beside_the_file(path: Path, monkeypatch: 
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next(path: Path) -> None:
-    with writing.replacing(path) as leftover:
-        leftover.touch()
-    path.unlink()
-    leftover.write_text("scale,sub")
+    for file in (path, hash_of(path)):
+        with writing.replacing(file) as leftover:
+            leftover.touch()
+        file.unlink()
+        leftover.write_text("scale,sub")
     Records(path).add([row()])
-    assert sorted(path.parent.iterdir()) == [lock_of(path), path]
+    assert sorted(path.parent.iterdir()) == [lock_of(path), path, hash_of(path)]
 
 
 def test_what_another_process_is_writing_of_the_file_beside_is_left_alone(path: Path) -> None:
@@ -272,6 +281,7 @@ package = types.ModuleType("lpe")
 package.__path__ = [sys.argv[1]]
 sys.modules["lpe"] = package  # without what lpe imports by itself: seconds of torch in each process
 import time
+from collections.abc import Callable
 from pathlib import Path
 from lpe.records import Records
 path, seed = Path(sys.argv[2]), int(sys.argv[3])
@@ -308,6 +318,62 @@ def test_without_file_locks_it_says_so_and_adds(
     monkeypatch.setattr(fcntl, "flock", without_locks)
     Records(path).add([row()])
     assert capsys.readouterr().err.count("only one process at a time") == Records(path).has(size=4) == 1
+
+
+def test_the_hash_beside_a_record_is_that_of_its_bytes(path: Path) -> None:
+    table = Records(path)
+    for size in (1, 2):
+        table.add([row(size=size)])
+    now, *before = hash_of(path).read_text().splitlines()
+    assert now == f"{hashlib.sha256(path.read_bytes()).hexdigest()}  records.csv" and len(before) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content.replace(b"0.25", b"0.26"),
+        lambda content: b"".join(content.splitlines(keepends=True)[:-1]),
+        lambda content: content[:-4],
+        lambda content: b"",
+    ],
+    ids=["digit", "line cut", "torn", "empty"],
+)
+def test_a_record_that_was_altered_is_refused_by_reading_and_by_adding(
+    path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    table = Records(path)
+    table.add([row(), row(size=5)])
+    path.write_bytes(damage(path.read_bytes()))
+    message = r"records\.csv was altered since it was written: records\.csv\.sha256 has another hash; delete"
+    with pytest.raises(InputError, match=message):
+        Records(path)
+    with pytest.raises(InputError, match=message):
+        table.add([row(size=6)])
+
+
+def test_a_record_whose_hash_was_deleted_is_taken_as_it_is(path: Path) -> None:
+    Records(path).add([row()])
+    path.write_bytes(path.read_bytes().replace(b"0.25", b"0.26"))
+    hash_of(path).unlink()
+    assert Records(path).has(value=0.26)
+
+
+def test_a_kill_between_the_hash_and_the_record_leaves_one_that_is_read_and_gone_on_from(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Records(path).add([row()])
+    replace = os.replace
+
+    def killed(old: str, new: Path) -> None:
+        if new == path:
+            raise KeyboardInterrupt
+        replace(old, new)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        Records(path).add([row(size=5)])
+    Records(path).add([row(size=6)])
+    assert Records(path).select()["size"].tolist() == [4, 6]
 
 
 HEADER = ",".join(COLUMNS) + "\n"
@@ -355,3 +421,11 @@ def test_a_table_of_a_frame_equals_that_of_its_rows(tmp_path: Path) -> None:
 def test_a_table_whose_rows_and_header_differ_is_refused(tmp_path: Path, columns: list[str]) -> None:
     with pytest.raises(InputError, match="differ in: [yz]"):
         write_table([{"x": 1, "y": 2}], tmp_path / "grid.csv", columns)
+
+
+def test_a_table_that_grows_has_its_hash_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "grid.csv"
+    for count in (1, 2):
+        write_table([{"x": x} for x in range(count)], path, ["x"], grows=True)
+    assert is_as_written(path, path.read_bytes())
+    assert is_as_written(path, b"x\n0\n1\n2\n") is False

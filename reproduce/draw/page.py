@@ -1,4 +1,7 @@
-"""How wide the figures are drawn, a column of a page at which every text keeps its size; their heading."""
+"""How wide the figures are drawn, a column of a page at which every text keeps its size; their heading.
+
+And whether they are drawn from records that were edited, which every picture and table then says itself.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,12 @@ NARROWEST = 5.0
 WIDEST = 20.0
 """Inches: at 300 dots an inch a PNG has 6,000 pixels."""
 
+EDITED = "records edited after measuring"
+"""What a picture, table or ledger says of itself that was made from such records."""
+
 _width: ContextVar[float] = ContextVar("width", default=BOTH_COLUMNS)
 _heading: ContextVar[str] = ContextVar("heading", default="")
+_edited: ContextVar[bool] = ContextVar("edited", default=False)
 
 
 def check_width(inches: float) -> float:
@@ -31,14 +38,19 @@ def check_width(inches: float) -> float:
 
 
 @contextmanager
-def page(inches: float, heading: str = "") -> Iterator[None]:
-    """Draw figures at a width, and below a heading, for the time of a ``with``."""
-    token, of_heading = _width.set(check_width(inches)), _heading.set(heading)
+def page(inches: float, heading: str = "", edited: bool = False) -> Iterator[None]:
+    """Draw figures at a width, and below a heading, for the time of a ``with``.
+
+    Args:
+        edited: whether records were edited after measuring.
+    """
+    token, of_heading, of_edited = _width.set(check_width(inches)), _heading.set(heading), _edited.set(edited)
     try:
         yield
     finally:
         _width.reset(token)
         _heading.reset(of_heading)
+        _edited.reset(of_edited)
 
 
 def width() -> float:
@@ -49,3 +61,8 @@ def width() -> float:
 def heading() -> str:
     """Return the line above the figures; "" for none."""
     return _heading.get()
+
+
+def is_edited() -> bool:
+    """Tell whether what is drawn comes from records that were edited after measuring."""
+    return _edited.get()

@@ -30,7 +30,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from lpe.errors import InputError
 from lpe.writing import replacing
-from reproduce.draw.page import BOTH_COLUMNS, heading, width
+from reproduce.draw.page import BOTH_COLUMNS, EDITED, heading, is_edited, width
 from reproduce.judge.intervals import student_interval
 
 # Okabe & Ito's palette: told apart with any of the usual colour-vision deficiencies.
@@ -96,8 +96,10 @@ def read_record(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write a figure as PDF and PNG (300 dots an inch), each whole or not at all; returns the paths."""
-    if heading():
-        figure.suptitle(textwrap.fill(heading(), int(19 * width())), fontsize=SMALL)
+    lines = [textwrap.fill(heading(), int(19 * width()))] * bool(heading())
+    lines += [EDITED] * is_edited()
+    if lines:
+        figure.suptitle("\n".join(lines), fontsize=SMALL, color=VERMILION if is_edited() else BLACK)
     paths = []
     for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
         buffer = io.BytesIO()

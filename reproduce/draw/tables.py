@@ -15,6 +15,7 @@ import numpy as np
 from lpe.errors import InputError
 from lpe.records import write_table
 from lpe.writing import write_text_atomic
+from reproduce.draw.page import EDITED, is_edited
 from reproduce.judge.intervals import LEVEL, student_interval
 
 Cell = str | float | int | None
@@ -119,6 +120,8 @@ def write_all(
 ) -> list[Path]:
     """Write name.csv, name.md and name.tex into a folder, each whole or not at all; returns their paths.
 
+    Where records were edited after measuring, the caption says so, and in CSV a last column.
+
     Args:
         header: one text a column, with the unit where there is one: "NLL (nats)".
         rows: each with one cell a column.
@@ -133,7 +136,13 @@ def write_all(
         if len(row) != len(header):
             raise InputError(f"row {number} of {name} has {len(row)} cells; {len(header)} are expected")
     paths = [folder / f"{name}.{kind}" for kind in ("csv", "md", "tex")]
-    write_table([dict(zip(header, row, strict=True)) for row in rows], paths[0], header)
+    told = [dict(zip(header, row, strict=True)) for row in rows]
+    columns = list(header)
+    if is_edited():
+        caption = f"{caption} ({EDITED})"
+        columns.append("records")
+        told = [{**row, "records": EDITED.removeprefix("records ")} for row in told]
+    write_table(told, paths[0], columns)
     write_text_atomic(paths[1], markdown(header, rows, caption, notes))
     write_text_atomic(paths[2], latex(name, header, rows, caption, notes))
     return paths

@@ -17,13 +17,18 @@ Made = tuple[Callable[[], list[Path]], list[str]]
 
 
 def run(
-    name: str, description: str | None, written: str, read: Callable[[Path], Made], arguments: Sequence[str]
+    name: str,
+    description: str | None,
+    written: str,
+    read: Callable[[Path, bool], Made],
+    arguments: Sequence[str],
 ) -> int:
     """Read a folder of folders, write into it and say what; all is read before anything is written.
 
     Args:
         name: of the module that is run. description: its docstring, for ``--help``. written: the files, such
-            as "claims.*". read: from the folder of figures. arguments: the command line.
+            as "claims.*". read: from the folder of figures; and whether to accept what was edited after
+            measuring. arguments: the command line.
 
     Returns:
         The exit code: 0, or 2 after one line about bad input.
@@ -39,11 +44,17 @@ def run(
         default=REPOSITORY / "figures",
         help=f"folder with a folder a scale; {written} is written there (default: figures)",
     )
-    figures = options.parse_args(arguments).figures
+    options.add_argument(
+        "--accept-edited",
+        action="store_true",
+        help="take what is not as it was measured or judged, or has no hash; what is written says so",
+    )
+    asked = options.parse_args(arguments)
+    figures = asked.figures
     try:
         if not figures.is_dir():
             raise InputError(f"there is no folder {figures}; give the one that has a folder a scale")
-        write, lines = read(figures)
+        write, lines = read(figures, asked.accept_edited)
         check_writable(figures)
         paths = write()
     except InputError as error:

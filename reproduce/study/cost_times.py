@@ -8,6 +8,7 @@ every batch, from the stored weights, one after another, or *kept*, as float32 m
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from reproduce.study.cost_measures import (
     first_of,
     tuned_cascade,
 )
+from reproduce.study.intact import is_intact
 from reproduce.study.unrounded import FP32
 
 COLUMNS = (
@@ -98,8 +100,24 @@ def write(
         "load_average": round(os.getloadavg()[0], 2),
     }
     threads = torch.get_num_threads()
-    write_provenance(out / f"{stem}_times.json", command, config, device, seeds, threads, started)
-    write_table(rows, out / f"{stem}_times.csv", COLUMNS)
+    record = out / f"{stem}_times.csv"
+    write_table(rows, record, COLUMNS)
+    write_provenance(
+        record.with_suffix(".json"), command, config, device, seeds, threads, started, records=[record]
+    )
+
+
+def are_wanted(times: Path, again: bool) -> bool:
+    """Tell whether times are to be measured: ``again``, or as there are none that are as they were measured.
+
+    That they are there and not as they were measured is said on stderr.
+    """
+    if again or not times.is_file():
+        return True
+    if is_intact(times):
+        return False
+    print(f"{times.name} is not as it was measured, or has no hash; it is measured anew", file=sys.stderr)
+    return True
 
 
 def _now() -> float:

@@ -2,12 +2,12 @@
 
 Beside each working record lies a JSON: what measuring it took, run by run, and what making the stored weights
 took that it was measured on, whenever that was. A figure sums those of the records that it shows. Of a record
-that is finished the JSON has the hash: one that was altered since is measured anew.
+that is finished the JSON has the hash, and of what is told of a given model beside it; and one of itself. One
+that is not finished has its hash beside it (:mod:`lpe.hashes`). What was altered is measured anew.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 import time
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from lpe.errors import InputError
+from lpe.hashes import beside, content_as_written, is_as_written, sha256
 from lpe.provenance import machine
 from lpe.store import Store
 from lpe.writing import write_text_atomic
@@ -24,6 +25,11 @@ from lpe.writing import write_text_atomic
 
 def _file(record: Path) -> Path:
     return record.with_name(f"{record.name}.json")
+
+
+def description_of(record: Path) -> Path:
+    """Return the file beside a working record that says how a given model saw its data."""
+    return record.with_suffix(".model.json")
 
 
 def _read(record: Path) -> dict[str, Any]:
@@ -38,6 +44,11 @@ def _read(record: Path) -> dict[str, Any]:
 def _is_whole(read: object) -> TypeGuard[dict[str, Any]]:
     if not isinstance(read, dict) or not isinstance(read.get("finished"), bool):
         return False
+    try:
+        if read.get("own_sha256") != _own_sha256(read):
+            return False
+    except (ValueError, RecursionError):
+        return False
     runs, training = read.get("measuring"), read.get("training")
     if not isinstance(runs, list) or not isinstance(training, dict):
         return False
@@ -45,37 +56,56 @@ def _is_whole(read: object) -> TypeGuard[dict[str, Any]]:
     return all(isinstance(part, dict) and isinstance(part.get("seconds", 0.0), int | float) for part in parts)
 
 
-def _sha256(record: Path) -> str:
-    with record.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _own_sha256(known: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in known.items() if key != "own_sha256"}
+    return sha256(json.dumps(rest, sort_keys=True).encode())
+
+
+def _sha256(file: Path) -> str | None:
+    """Return a file's hash; None where there is none."""
+    return sha256(file.read_bytes()) if file.is_file() else None
+
+
+def _hashes(record: Path) -> dict[str, str | None]:
+    return {"sha256": _sha256(record), "description_sha256": _sha256(description_of(record))}
 
 
 def is_finished(record: Path) -> bool:
     """Tell whether a working record is whole: as what measured it left it when it came to its end."""
     known = _read(record)
-    return record.is_file() and known["finished"] and known.get("sha256") == _sha256(record)
+    return (
+        record.is_file()
+        and known["finished"]
+        and all(known.get(key) == found for key, found in _hashes(record).items())
+    )
 
 
 def remove_damaged(record: Path, read: Callable[[Path], object]) -> None:
     """Remove a working record that is not what was measured, and say so on stderr: it is measured anew.
 
-    Its finished rows were altered or lost, or it cannot be read, or the JSON beside it is none. The rows of a
-    run that was killed are taken as they are.
+    It was altered, or has no hash, or cannot be read, or the JSON beside it is none. The rows of a run that
+    was killed stay.
 
     Args:
         read: the record's reader: it raises InputError or ValueError for a record that cannot be read.
     """
-    if not record.is_file() or not (why := _damage(record, read)):
+    if not record.is_file():
+        return
+    if is_finished(record):
+        if is_as_written(record, record.read_bytes()) is False:
+            # The JSON vouches for the record: it is the hash beside it that was altered.
+            beside(record).unlink(missing_ok=True)
+        return
+    if not (why := _damage(record, read)):
         return
     print(f"working record {record.name} {why}; it is measured anew", file=sys.stderr)
     # First the hash goes: another process is not to hold what it measures now against the old one.
     _write(record, _read(record), finished=False)
-    record.unlink(missing_ok=True)
+    for file in (record, beside(record), description_of(record)):
+        file.unlink(missing_ok=True)
 
 
 def _damage(record: Path, read: Callable[[Path], object]) -> str:
-    if is_finished(record):
-        return ""
     known, file = _read(record), _file(record)
     if known["finished"] and "sha256" in known:
         return "was altered since it was measured"
@@ -85,6 +115,13 @@ def _damage(record: Path, read: Callable[[Path], object]) -> str:
     except (OSError, ValueError, RecursionError):
         return f"has a damaged {file.name} beside it"
     try:
+        if is_as_written(record, content_as_written(record)) is None:
+            return "has no hash"
+    except FileNotFoundError:
+        return ""
+    except InputError:
+        return "was altered since it was written"
+    try:
         read(record)
     except (InputError, ValueError):
         return "cannot be read"
@@ -93,9 +130,11 @@ def _damage(record: Path, read: Callable[[Path], object]) -> str:
 
 def _write(record: Path, known: dict[str, Any], finished: bool) -> None:
     known["finished"] = finished
-    known.pop("sha256", None)
+    for key in (*_hashes(record), "own_sha256"):
+        known.pop(key, None)
     if finished and record.is_file():
-        known["sha256"] = _sha256(record)
+        known |= _hashes(record)
+    known["own_sha256"] = _own_sha256(known)
     write_text_atomic(_file(record), json.dumps(known))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -26,6 +27,7 @@ from lpe.evaluation.landscape import (
     radial_plane,
     weight_vector,
 )
+from lpe.hashes import content_as_written
 from lpe.modules import apply, device_of, named_tensors, with_tensors
 from lpe.number_systems.grids import Int
 from lpe.number_systems.rounding import absmax_scales
@@ -77,7 +79,7 @@ def _measured_grid(
     rows: list[dict[str, object]] = []
     remove_damaged(path, _sorted)
     if path.is_file():
-        rows = [{str(k): v for k, v in row.items()} for row in pd.read_csv(path).to_dict("records")]
+        rows = [{str(k): v for k, v in row.items()} for row in _read(path).to_dict("records")]
     # Coordinates are compared as the file holds them.
     finished = {f"{row['y']:.12g}" for row in rows}
     session.measured.add(path)
@@ -91,15 +93,19 @@ def _measured_grid(
             for measured in line:
                 place = {"x": measured.pop("x"), "y": measured.pop("y")}
                 rows.extend({**place, "metric": metric, "value": value} for metric, value in measured.items())
-            write_table(rows, path, GRID_COLUMNS)
+            write_table(rows, path, GRID_COLUMNS, grows=True)
             bar.update()
 
         measure_grid(surface, plane, xs.tolist(), ys.tolist(), lambda y: f"{y:.12g}" in finished, keep)
     return _sorted(path)
 
 
+def _read(path: Path) -> pd.DataFrame:
+    return pd.read_csv(io.BytesIO(content_as_written(path)))
+
+
 def _sorted(path: Path) -> pd.DataFrame:
-    table = pd.read_csv(path)
+    table = _read(path)
     if tuple(table.columns) != GRID_COLUMNS:
         raise ValueError(f"{path} has the columns {', '.join(map(str, table.columns))}")
     return table.sort_values(["metric", "y", "x"], ignore_index=True)

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+PARTS = ("_record", "_landscape", "_members", "_examples")
+"""What the names of CSV files end in that belong to one figure, table or ledger."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -41,8 +44,13 @@ def origin(provenance: Path) -> Origin | None:
 
 
 def provenance_of(record: Path) -> Path:
-    """Return the JSON beside a record's CSV: that of its figure or table."""
-    stem = record.stem.removesuffix("_record").removesuffix("_landscape")
+    """Return the JSON beside a record's CSV: that of its figure or table, or of a ledger.
+
+    Times have a JSON of their own: they are measured apart from the rest.
+    """
+    stem = record.stem
+    for part in PARTS:
+        stem = stem.removesuffix(part)
     return record.with_name(f"{stem}.json")
 
 

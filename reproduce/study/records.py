@@ -10,6 +10,7 @@ import pandas as pd
 
 from lpe.errors import InputError
 from lpe.records import COLUMNS, Records
+from reproduce.study.costs import is_finished
 from reproduce.study.session import Session
 from reproduce.study.units import Unit
 from reproduce.study.unrounded import every_name
@@ -71,8 +72,16 @@ def by_rtn(family: str) -> str:
 
 
 def rows_of(session: Session, wanted: Iterable[Unit]) -> pd.DataFrame:
-    """Return the rows of these units, which have been measured, in the record's order."""
-    tables = [Records(session.records[unit]).select() for unit in wanted]
+    """Return the rows of these units, which have been measured, in the record's order.
+
+    Raises:
+        InputError: a working record is not as its measuring left it.
+    """
+    records = [session.records[unit] for unit in wanted]
+    for record in records:
+        if not is_finished(record):
+            raise InputError(f"{record} was altered since it was measured; run again, which measures it anew")
+    tables = [Records(record).select() for record in records]
     table = pd.concat([t for t in tables if len(t)], ignore_index=True)
     return table.sort_values(list(COLUMNS[:9]), ignore_index=True)
 

@@ -15,6 +15,7 @@ from lpe.allocator import keep_freed_memory
 from lpe.errors import InputError
 from lpe.store import Store
 from lpe.writing import check_writable, write_text_atomic
+from reproduce.study.costs import description_of
 from reproduce.study.run import Run, device_of
 from reproduce.study.scale import Scale, Substrate
 from reproduce.study.units import Unit
@@ -47,7 +48,7 @@ class Session(Run):
 
     def describe(self, unit: Unit, described: Mapping[str, object]) -> None:
         """Keep how a given model sees its data beside the rows that are measured on it."""
-        write_text_atomic(self.records[unit].with_suffix(".model.json"), json.dumps(described))
+        write_text_atomic(description_of(self.records[unit]), json.dumps(described))
 
     def descriptions(self) -> dict[str, object]:
         """Return how the given models of the run's units saw their data when they were measured.
@@ -55,7 +56,7 @@ class Session(Run):
         Raises:
             InputError: a description that is damaged.
         """
-        kept = {unit.substrate: path.with_suffix(".model.json") for unit, path in self.records.items()}
+        kept = {unit.substrate: description_of(path) for unit, path in self.records.items()}
         return {name: _described(path) for name, path in kept.items() if path.is_file()}
 
 

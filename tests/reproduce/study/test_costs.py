@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ import torch
 
 from lpe.errors import InputError
 from lpe.provenance import machine
-from lpe.records import Records
+from lpe.records import Records, write_table
 from lpe.store import Store
-from reproduce.study.costs import is_finished, measuring, remove_damaged, summed
+from reproduce.study.costs import description_of, is_finished, measuring, remove_damaged, summed
 
 HERE = machine("cpu")
 
@@ -161,7 +160,7 @@ def test_a_failed_runs_rows_that_cannot_be_read_are_measured_anew(
 ) -> None:
     record = tmp_path / "a.csv"
     _fail_after(work, record, ROWS[:1])
-    record.write_bytes(record.read_bytes()[:-4])
+    write_table([{"x": 1}], record, ["x"], grows=True)
     remove_damaged(record, Records)
     assert capsys.readouterr().err == "working record a.csv cannot be read; it is measured anew\n"
     assert not record.exists()
@@ -208,14 +207,71 @@ def test_a_record_with_an_odd_json_beside_it_is_measured_anew(
     assert summed([record], {})["measuring"] == [{"seconds": MEASURING, "of": 1, **HERE}]
 
 
-def test_a_record_of_before_hashes_were_kept_is_looked_through(work: Work, tmp_path: Path) -> None:
+def _beside(record: Path) -> Path:
+    return record.with_name(f"{record.name}.sha256")
+
+
+@pytest.mark.parametrize("damage", [each for each in DAMAGE if each != "not text"])
+def test_a_failed_runs_rows_that_were_altered_are_measured_anew(
+    work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    record = tmp_path / "a.csv"
+    _fail_after(work, record, ROWS)
+    record.write_bytes(DAMAGE[damage](record.read_bytes()))
+    remove_damaged(record, Records)
+    said = "working record a.csv was altered since it was written; it is measured anew\n"
+    assert capsys.readouterr().err == said
+    assert not record.exists() and not _beside(record).exists()
+
+
+def test_a_failed_runs_rows_without_a_hash_are_measured_anew(
+    work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "a.csv"
+    _fail_after(work, record, ROWS)
+    _beside(record).unlink()
+    remove_damaged(record, Records)
+    assert capsys.readouterr().err == "working record a.csv has no hash; it is measured anew\n"
+    assert not record.exists()
+
+
+def test_a_finished_record_is_read_whatever_the_hash_beside_it_says(work: Work, tmp_path: Path) -> None:
+    record = tmp_path / "a.csv"
+    work.measure(record)
+    _beside(record).write_text("of something else\n")
+    remove_damaged(record, Records)
+    assert is_finished(record) and len(Records(record)) == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"finished": true', '"finished": false'), (f'"seconds": {MEASURING}', '"seconds": 0.5')],
+    ids=["finished", "seconds"],
+)
+def test_a_json_beside_a_record_that_was_altered_is_said_and_the_record_measured_anew(
+    work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str], old: str, new: str
+) -> None:
     record, beside = tmp_path / "a.csv", tmp_path / "a.csv.json"
     work.measure(record)
-    said = json.loads(beside.read_text())
-    del said["sha256"]
-    beside.write_text(json.dumps(said))
+    assert old in beside.read_text()
+    beside.write_text(beside.read_text().replace(old, new))
     remove_damaged(record, Records)
-    assert len(Records(record)) == len(ROWS) and not is_finished(record)
+    assert "has a damaged a.csv.json beside it; it is measured anew" in capsys.readouterr().err
+    assert not record.exists()
+
+
+def test_what_is_told_of_a_given_model_is_part_of_its_finished_record(
+    work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "a.csv"
+    description_of(record).write_text('{"resolution": 224}')
+    work.measure(record)
+    remove_damaged(record, Records)
+    assert is_finished(record)
+    description_of(record).write_text('{"resolution": 384}')
+    remove_damaged(record, Records)
+    assert "was altered since it was measured" in capsys.readouterr().err
+    assert not record.exists() and not description_of(record).exists()
 
 
 def test_a_folder_in_place_of_the_json_is_one_line_before_any_work(work: Work, tmp_path: Path) -> None:
