@@ -190,7 +190,7 @@ def _files(ours: Measured) -> list[str]:
 
 def _short_row(comparison: Comparison, source: int, edited: Collection[str]) -> list[Cell]:
     published, ours = comparison.published, comparison.ours
-    is_edited = ours is not None and not edited.isdisjoint(_files(ours))
+    is_edited = ours is not None and any(file in edited for file in _files(ours))
     return [
         source,
         published.table.network,

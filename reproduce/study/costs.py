@@ -80,6 +80,12 @@ def is_finished(record: Path) -> bool:
     )
 
 
+def check_unaltered(record: Path) -> None:
+    """Raise InputError for a working record that was finished and is not as it was then."""
+    if _read(record)["finished"] and not is_finished(record):
+        raise InputError(f"{record} was altered since it was measured; run again, which measures it anew")
+
+
 def remove_damaged(record: Path, read: Callable[[Path], object]) -> None:
     """Remove a working record that is not what was measured, and say so on stderr: it is measured anew.
 

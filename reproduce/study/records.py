@@ -10,7 +10,7 @@ import pandas as pd
 
 from lpe.errors import InputError
 from lpe.records import COLUMNS, Records
-from reproduce.study.costs import is_finished
+from reproduce.study.costs import check_unaltered
 from reproduce.study.session import Session
 from reproduce.study.units import Unit
 from reproduce.study.unrounded import every_name
@@ -79,8 +79,7 @@ def rows_of(session: Session, wanted: Iterable[Unit]) -> pd.DataFrame:
     """
     records = [session.records[unit] for unit in wanted]
     for record in records:
-        if not is_finished(record):
-            raise InputError(f"{record} was altered since it was measured; run again, which measures it anew")
+        check_unaltered(record)
     tables = [Records(record).select() for record in records]
     table = pd.concat([t for t in tables if len(t)], ignore_index=True)
     return table.sort_values(list(COLUMNS[:9]), ignore_index=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lpe.hashes import HASHES, with_hashes
 from lpe.records import COLUMNS
 from lpe.substrates.arithmetic import LlamaShape
 from lpe.substrates.captioned_digits import DigitsCLIP
@@ -19,6 +21,7 @@ from reproduce.command import run_figure
 from reproduce.scales import find
 from reproduce.scales.digits.settings import SGD, VALUES, scale_of
 from reproduce.study.beyond import names
+from reproduce.study.origins import provenance_of
 from reproduce.study.scale import Landscape, Scale
 
 TINY_VIT = DigitsNetwork(patch=4, width=8, depth=1, heads=2, mlp_ratio=1.0, position_std=1.0)
@@ -105,6 +108,23 @@ def figure(tiny: Scale) -> Callable[..., int]:
         return run_figure(module.SCRIPT, arguments)  # type: ignore[attr-defined]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def vouch() -> Callable[[Path], None]:
+    """(folder) → its CSV files, as they are, are what the JSONs beside them have the hashes of."""
+
+    def write(folder: Path) -> None:
+        held: dict[Path, list[Path]] = {}
+        for path in sorted(folder.glob("*.csv")):
+            held.setdefault(provenance_of(path), []).append(path)
+        for beside, files in held.items():
+            said = json.loads(beside.read_text()) if beside.is_file() else {}
+            said.pop(HASHES, None)
+            here = [path for path in files if path.is_file()]
+            beside.write_text(json.dumps(with_hashes(said, beside.name, here)))
+
+    return write
 
 
 KINDS, SEVERITIES, FOREIGN = ("blur", "grain"), (1, 3), ("digits", "noise alone")

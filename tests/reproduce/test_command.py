@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -81,9 +81,10 @@ def test_plot_only_without_a_record_says_what_to_do(
 
 
 def test_plot_only_on_a_file_that_is_no_record_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], vouch: Callable[[Path], None]
 ) -> None:
     (tmp_path / "fig2.csv").write_text("a,b\n1,2\n")
+    vouch(tmp_path)
     assert run(["--plot-only", "--out", str(tmp_path)]) == 2
     assert "fig2.csv, line 1: the header of a record is expected: scale," in capsys.readouterr().err
     assert not (tmp_path / "fig2.png").exists()
@@ -105,9 +106,14 @@ VALUE = FIRST.split(",")[9]
     ids=["another scale", "two values", "not a number", "no rows"],
 )
 def test_plot_only_refuses_what_the_claims_refuse(
-    record: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    record: str,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    vouch: Callable[[Path], None],
 ) -> None:
     (tmp_path / "fig2.csv").write_text(record)
+    vouch(tmp_path)
     assert run(["--plot-only", "--out", str(tmp_path)]) == 2
     message = capsys.readouterr().err
     assert message.startswith("error: ") and said in message and message.count("\n") == 1

@@ -318,11 +318,30 @@ def test_times_of_one_are_measured_again_when_asked_for(tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["--assets", "--only", "stories", "--out", str(out)]
     assert cost.main(arguments) == 0
-    (out / "cost_stories_times.json").unlink()
+    conditions = out / "cost_stories_times.json"
+    written = conditions.stat().st_mtime_ns
     assert cost.main(arguments) == 0
-    assert not (out / "cost_stories_times.json").exists()
+    assert conditions.stat().st_mtime_ns == written
     assert cost.main([*arguments, "--time"]) == 0
-    assert (out / "cost_stories_times.json").exists()
+    assert conditions.stat().st_mtime_ns > written
+
+
+@pytest.mark.usefixtures("made_up")
+def test_times_that_were_altered_are_said_and_measured_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["--assets", "--only", "stories", "--out", str(out)]
+    assert cost.main(arguments) == 0
+    times = out / "cost_stories_times.csv"
+    first, _, rest = times.read_text().partition("\n")
+    times.write_text(f"{first}\n{rest.partition(chr(10))[2]}")
+    assert cost.main([*arguments, "--plot-only"]) == 2
+    message = capsys.readouterr().err
+    assert "cost_stories_times.csv is not what cost_stories_times.json has the hash of" in message
+    assert cost.main(arguments) == 0
+    assert "cost_stories_times.csv is not as it was measured, or has no hash" in capsys.readouterr().err
+    assert cost.main([*arguments, "--plot-only"]) == 0
 
 
 @pytest.mark.usefixtures("quick")

@@ -136,7 +136,8 @@ def test_a_figure_that_is_named_twice_is_rendered_once(
 
 
 def test_figures_are_redrawn_in_several_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copy(REPOSITORY / "figures" / "digits" / "fig2.csv", tmp_path)
+    for kind in ("csv", "json"):
+        shutil.copy(REPOSITORY / "figures" / "digits" / f"fig2.{kind}", tmp_path)
     arguments = ["--only", "fig2", "--plot-only", "--out", str(tmp_path), "--jobs"]
     assert everything.main([*arguments, "1"]) == 0
     drawn = (tmp_path / "fig2.png").read_bytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,7 +161,8 @@ def test_the_share_of_csgld_is_twice_the_curvature_times_the_rates_where_these_a
 def redrawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pictures drawn from the committed record."""
     out = tmp_path_factory.mktemp("redrawn")
-    shutil.copy(COMMITTED / "known.csv", out)
+    for kind in ("csv", "json"):
+        shutil.copy(COMMITTED / f"known.{kind}", out)
     assert known.main(["--plot-only", "--out", str(out)]) == 0
     return out
 
@@ -177,7 +179,7 @@ def test_the_committed_picture_is_that_of_the_committed_record(redrawn: Path) ->
 def test_a_record_is_redrawn_to_the_byte(redrawn: Path) -> None:
     before = files(redrawn)
     assert known.main(["--plot-only", "--out", str(redrawn)]) == 0
-    assert files(redrawn) == before and sorted(before) == ["known.csv", "known.pdf", "known.png"]
+    assert files(redrawn) == before and sorted(before) == FILES
 
 
 def committed_logs(method: known.Method, degrees: int) -> pd.DataFrame:
@@ -235,9 +237,12 @@ def test_an_unknown_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
     assert ended.value.code == 2 and "--bits 4" in line
 
 
-def test_a_record_without_a_method_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_without_a_method_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], vouch: Callable[[Path], None]
+) -> None:
     record = pd.read_csv(COMMITTED / "known.csv", keep_default_na=False)
     record[record["method"] != "IVON"].to_csv(tmp_path / "known.csv", index=False)
+    vouch(tmp_path)
     assert known.main(["--plot-only", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines() == [
         "error: the record has no rows of IVON; run without --plot-only"

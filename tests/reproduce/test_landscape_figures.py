@@ -602,10 +602,16 @@ FILES = [
 
 @pytest.mark.parametrize(("module", "file", "column"), FILES, ids=[file for _, file, _ in FILES])
 def test_a_record_that_lacks_a_column_is_one_line_of_error(
-    module: ModuleType, file: str, column: str, records: Path, capsys: pytest.CaptureFixture[str]
+    module: ModuleType,
+    file: str,
+    column: str,
+    records: Path,
+    capsys: pytest.CaptureFixture[str],
+    vouch: Callable[[Path], None],
 ) -> None:
     table = pd.read_csv(records / file).drop(columns=column)
     table.to_csv(records / file, index=False)
+    vouch(records)
     arguments = ["--scale", "tiny", "--out", str(records), "--plot-only"]
     assert run_figure(module.SCRIPT, arguments) == 2
     error = capsys.readouterr().err
@@ -614,9 +620,14 @@ def test_a_record_that_lacks_a_column_is_one_line_of_error(
 
 @pytest.mark.parametrize(("module", "file"), [each[:2] for each in FILES], ids=[file for _, file, _ in FILES])
 def test_a_record_without_rows_is_one_line_of_error(
-    module: ModuleType, file: str, records: Path, capsys: pytest.CaptureFixture[str]
+    module: ModuleType,
+    file: str,
+    records: Path,
+    capsys: pytest.CaptureFixture[str],
+    vouch: Callable[[Path], None],
 ) -> None:
     pd.read_csv(records / file).head(0).to_csv(records / file, index=False)
+    vouch(records)
     assert run_figure(module.SCRIPT, ["--scale", "tiny", "--out", str(records), "--plot-only"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and f"{file} has no rows" in error
