@@ -39,7 +39,7 @@ from lpe.evaluation.metrics import METRICS
 from lpe.evaluation.predict import evaluate_temperature_scaled
 from lpe.evaluation.timing import MemberTimer
 from lpe.provenance import write_provenance
-from lpe.records import Records, write_table
+from lpe.records import Records, read_table, write_table
 from lpe.substrates import cifar_resnet, stories
 from lpe.substrates.assets import assets_folder
 from lpe.writing import check_writable
@@ -212,7 +212,7 @@ def times_file(table: str, out: Path) -> Path:
 
 
 def _add_times(path: Path, substrate: Substrate, measurement: Measurement, timer: MemberTimer) -> None:
-    rows: list[dict[Any, Any]] = pd.read_csv(path).to_dict("records") if path.exists() else []
+    rows: list[dict[Any, Any]] = read_table(path).to_dict("records") if path.exists() else []
     identity = (substrate.name, measurement.method, measurement.number_system)
     kept = [row for row in rows if tuple(row[column] for column in TIMES[:3]) != identity]
     milliseconds = timer.milliseconds_per_example()
@@ -220,7 +220,7 @@ def _add_times(path: Path, substrate: Substrate, measurement: Measurement, timer
         dict(zip(TIMES, (*identity, n, float(f"{value:.4g}")), strict=True))
         for n, value in enumerate(milliseconds, start=1)
     ]
-    write_table([*kept, *added], path, TIMES)
+    write_table([*kept, *added], path, TIMES, grows=True)
 
 
 def run(table: str, assets: Path, out: Path) -> None:
@@ -309,7 +309,7 @@ def table_text(substrate: Substrate, records: Records, times: Path) -> str:
     rows = []
     taken: dict[tuple[Any, ...], float] = {}
     if times.exists():
-        taken = {row[:-1]: row[-1] for row in pd.read_csv(times).itertuples(index=False, name=None)}
+        taken = {row[:-1]: row[-1] for row in read_table(times).itertuples(index=False, name=None)}
     for row in measurements(substrate):
         found = records.select(
             substrate=substrate.name, method=row.method, number_system=row.number_system, size=row.size

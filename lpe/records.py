@@ -186,6 +186,19 @@ def write_table(
         write_hashed(Path(path), text)
 
 
+def read_table(path: str | os.PathLike[str]) -> pandas.DataFrame:
+    """Read a table that may have its hash beside it, as ``write_table(..., grows=True)`` leaves it.
+
+    Raises:
+        FileNotFoundError: there is none.
+        InputError: it was altered since it was written.
+        ValueError: pandas cannot read it.
+    """
+    import pandas
+
+    return pandas.read_csv(io.BytesIO(content_as_written(Path(path))))
+
+
 def _checked(column: str, given: object) -> Any:
     """Return the value as the column keeps it; a ValueError says what is wrong."""
     if column in _TEXTS:

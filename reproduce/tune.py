@@ -43,7 +43,7 @@ from lpe.command_line import Parser, complain
 from lpe.errors import InputError
 from lpe.interruption import answered
 from lpe.provenance import REPOSITORY
-from lpe.records import write_table
+from lpe.records import read_table, write_table
 from lpe.tracking import Tracker
 from lpe.writing import check_writable
 from reproduce.command import add_scale_options, opened, scale_options
@@ -123,7 +123,7 @@ def sweep(session: Session, path: Path, jobs: int, only: list[str] | None = None
             raise InputError(f"the sweep has no method {method!r}; there are {', '.join(known)}")
     rows: list[dict[str, object]] = []
     if path.is_file():
-        rows = [{str(k): v for k, v in row.items()} for row in pd.read_csv(path).to_dict("records")]
+        rows = [{str(k): v for k, v in row.items()} for row in read_table(path).to_dict("records")]
     there = {tuple(row[column] for column in KEY) for row in rows}
     asked = [(each.method, each.words, seed) for seed in session.seeds for each in settings(session, seed)]
     lacking = [key for key in dict.fromkeys(asked) if key not in there and (only is None or key[0] in only)]
@@ -136,7 +136,7 @@ def sweep(session: Session, path: Path, jobs: int, only: list[str] | None = None
         rows.sort(key=lambda row: places.get(tuple(row[column] for column in KEY), len(places)))  # type: ignore[arg-type]
         for each, role in zip(rows, roles(pd.DataFrame(rows), kept), strict=True):
             each["role"] = role
-        write_table(rows, path, COLUMNS)
+        write_table(rows, path, COLUMNS, grows=True)
 
     with session.progress(len(lacking), "settings") as bar:
         if jobs == 1:
@@ -149,7 +149,7 @@ def sweep(session: Session, path: Path, jobs: int, only: list[str] | None = None
                 for future in as_completed([pool.submit(_measured, bare, *key) for key in lacking]):
                     keep(future.result())
                     bar.update()
-    return pd.read_csv(path)
+    return read_table(path)
 
 
 def main(arguments: list[str]) -> int:

@@ -58,8 +58,10 @@ from benchmarks.regression.measuring import (
 from lpe.command_line import complain
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
+from lpe.hashes import with_hashes
 from lpe.records import write_table
 from lpe.writing import write_text_atomic
+from reproduce.study.intact import was_altered
 
 FOLDER = Path(__file__).parent
 PARTS = (digits.PART, cifar10_small.PART, cifar10_given.PART)
@@ -124,7 +126,16 @@ def parts_here(only: str | None) -> list[Part]:
 
 
 def expectations(path: Path, parts: Sequence[Part]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read what is expected of these parts, and of the others."""
+    """Read what is expected of these parts, and of the others.
+
+    Raises:
+        InputError: the file is not what the JSON beside it has the hash of.
+    """
+    if was_altered(path):
+        raise InputError(
+            f"{path} is not what {path.stem}.json has the hash of: it was edited or damaged; have it back "
+            "from git, or delete it and write it with --update"
+        )
     table = pd.read_csv(path, keep_default_na=False)
     # The row of no scale is measured with any.
     here = table["scale"].isin(["", *(part.scale for part in parts)])
@@ -148,6 +159,7 @@ def _write(folder: Path, parts: Sequence[Part], got: pd.DataFrame, reason: str) 
     if path.is_file():
         got = pd.concat([got, expectations(path, parts)[1]]).sort_values(list(KEY))
     write_table(got, path, COLUMNS)
+    told = with_hashes(told, about.name, [path])
     write_text_atomic(about, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     print(f"wrote {len(got)} expectations to {path}")
 

@@ -82,8 +82,13 @@ def is_finished(record: Path) -> bool:
 
 def check_unaltered(record: Path) -> None:
     """Raise InputError for a working record that was finished and is not as it was then."""
-    if _read(record)["finished"] and not is_finished(record):
+    if not _read(record)["finished"]:
+        return
+    if not is_finished(record):
         raise InputError(f"{record} was altered since it was measured; run again, which measures it anew")
+    if is_as_written(record, record.read_bytes()) is False:
+        # The JSON vouches for the record: it is the hash beside it that was altered.
+        beside(record).unlink(missing_ok=True)
 
 
 def remove_damaged(record: Path, read: Callable[[Path], object]) -> None:
@@ -98,9 +103,7 @@ def remove_damaged(record: Path, read: Callable[[Path], object]) -> None:
     if not record.is_file():
         return
     if is_finished(record):
-        if is_as_written(record, record.read_bytes()) is False:
-            # The JSON vouches for the record: it is the hash beside it that was altered.
-            beside(record).unlink(missing_ok=True)
+        check_unaltered(record)
         return
     if not (why := _damage(record, read)):
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -27,11 +26,10 @@ from lpe.evaluation.landscape import (
     radial_plane,
     weight_vector,
 )
-from lpe.hashes import content_as_written
 from lpe.modules import apply, device_of, named_tensors, with_tensors
 from lpe.number_systems.grids import Int
 from lpe.number_systems.rounding import absmax_scales
-from lpe.records import write_table
+from lpe.records import read_table, write_table
 from lpe.store import Store
 from lpe.writing import locked
 from reproduce.study.costs import measuring, remove_damaged
@@ -79,7 +77,7 @@ def _measured_grid(
     rows: list[dict[str, object]] = []
     remove_damaged(path, _sorted)
     if path.is_file():
-        rows = [{str(k): v for k, v in row.items()} for row in _read(path).to_dict("records")]
+        rows = [{str(k): v for k, v in row.items()} for row in read_table(path).to_dict("records")]
     # Coordinates are compared as the file holds them.
     finished = {f"{row['y']:.12g}" for row in rows}
     session.measured.add(path)
@@ -100,12 +98,8 @@ def _measured_grid(
     return _sorted(path)
 
 
-def _read(path: Path) -> pd.DataFrame:
-    return pd.read_csv(io.BytesIO(content_as_written(path)))
-
-
 def _sorted(path: Path) -> pd.DataFrame:
-    table = _read(path)
+    table = read_table(path)
     if tuple(table.columns) != GRID_COLUMNS:
         raise ValueError(f"{path} has the columns {', '.join(map(str, table.columns))}")
     return table.sort_values(["metric", "y", "x"], ignore_index=True)
