@@ -191,12 +191,15 @@ def read_table(path: str | os.PathLike[str]) -> pandas.DataFrame:
 
     Raises:
         FileNotFoundError: there is none.
-        InputError: it was altered since it was written.
-        ValueError: pandas cannot read it.
+        InputError: it was altered since it was written, or pandas cannot read it.
     """
     import pandas
 
-    return pandas.read_csv(io.BytesIO(content_as_written(Path(path))))
+    content = content_as_written(Path(path))
+    try:
+        return pandas.read_csv(io.BytesIO(content))
+    except ValueError as error:
+        raise InputError(f"cannot read {path} ({error})") from None
 
 
 def _checked(column: str, given: object) -> Any:

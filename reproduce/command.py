@@ -362,7 +362,17 @@ def _run_figure(script: Script, arguments: Sequence[str] | None, quiet: bool, no
             if record_name(figure) not in OTHER_TABLES:
                 checked_rows(out / record_name(figure), chosen.name)
             with page.page(asked.width, script.heading(chosen), edited=bool(edited)):
-                written, lines = script.draw(out, chosen)
+                try:
+                    written, lines = script.draw(out, chosen)
+                except InputError:
+                    raise
+                except Exception as error:
+                    if not edited:
+                        raise
+                    said = f"{type(error).__name__}: {error}"
+                    raise InputError(
+                        f"{', '.join(edited)}, edited after measuring, can't be drawn ({said}); measure again"
+                    ) from None
             if edited:
                 keep_accepted(drawn_from(out, figure))
                 lines = [*lines, *said_of_edited(edited)]

@@ -122,6 +122,8 @@ def _read(path: Path, scale: Scale | None) -> pd.DataFrame:
             raise InputError(f"{path} has other columns than a ledger of this version; run {wanted}")
         for column in NUMBERS:
             table[column] = pd.to_numeric(table[column])
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path} ({error}); run {wanted}") from None
     table["statistic"] = [without_scale(text, scale) for text in table["statistic"]]

@@ -87,6 +87,8 @@ def main(arguments: Sequence[str]) -> int:
         path = asked.out / "expected.csv"
         if not asked.update and not path.is_file():
             raise InputError(f"there is no {path}; write it with --update")
+        if path.is_file():
+            check_expected(path)
         here = parts_here(asked.only)
         got = summary(measured(here))
         if asked.update:
@@ -125,17 +127,17 @@ def parts_here(only: str | None) -> list[Part]:
     return found
 
 
-def expectations(path: Path, parts: Sequence[Part]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read what is expected of these parts, and of the others.
-
-    Raises:
-        InputError: the file is not what the JSON beside it has the hash of.
-    """
+def check_expected(path: Path) -> None:
+    """Raise InputError where what is expected is not what the JSON beside it has the hash of."""
     if was_altered(path):
         raise InputError(
             f"{path} is not what {path.stem}.json has the hash of: it was edited or damaged; have it back "
             "from git, or delete it and write it with --update"
         )
+
+
+def expectations(path: Path, parts: Sequence[Part]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read what is expected of these parts, and of the others."""
     table = pd.read_csv(path, keep_default_na=False)
     # The row of no scale is measured with any.
     here = table["scale"].isin(["", *(part.scale for part in parts)])

@@ -281,6 +281,23 @@ def test_an_update_keeps_the_reasons_and_derives_the_tolerance_from_the_spread(t
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("further", [[], ["--update", "--reason", "second"]], ids=["compare", "update"])
+def test_an_expectation_that_was_edited_by_hand_is_one_line_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, further: list[str]
+) -> None:
+    assert regression.main(["--update", "--reason", "first", "--out", str(tmp_path)]) == 0
+    expected = tmp_path / "expected.csv"
+    assert "0.5" in expected.read_text()
+    expected.write_text(edited := expected.read_text().replace("0.5", "0.6"))
+    monkeypatch.setattr(regression, "measured", lambda *_, **__: pytest.fail("it was measured"))
+    capsys.readouterr()
+    assert regression.main(["--out", str(tmp_path), *further]) == 2
+    message = capsys.readouterr().err
+    assert "expected.csv is not what expected.json has the hash of" in message and message.count("\n") == 1
+    assert expected.read_text() == edited
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_moved_metric_ends_with_exit_code_1_and_a_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -203,6 +203,20 @@ def test_what_is_accepted_is_marked_in_the_picture_and_the_json_until_it_is_as_i
     assert drawn(folder) == 0 and picture_of(folder) == before
 
 
+def test_an_edit_that_nothing_can_be_drawn_of_is_one_line_and_not_accepted(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def summed(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
+        return [], [str(pd.read_csv(folder / "fig9_landscape.csv")["value"].astype(float).sum())]
+
+    edit(folder, "fig9_landscape.csv", "0.125", "an eighth")
+    script = dataclasses.replace(FIGURE, draw=summed)
+    assert run_figure(script, ["--out", str(folder), "--plot-only", "--accept-edited"]) == 2
+    message = capsys.readouterr().err
+    assert "fig9_landscape.csv, edited after measuring, can't be drawn (ValueError: " in message
+    assert message.count("\n") == 1 and EDITED not in said_of(folder)
+
+
 def test_a_record_without_a_json_is_accepted_and_marked(folder: Path) -> None:
     (folder / "fig9.json").unlink()
     assert drawn(folder, "--accept-edited") == 0
