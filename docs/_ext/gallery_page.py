@@ -21,8 +21,13 @@ def folders(figures: Path) -> list[Path]:
 
 
 def drawn(folder: Path) -> Iterator[Path]:
-    """Yield the JSON of everything that was drawn in a folder: a picture or a table lies beside it."""
+    """Yield the JSON of everything that was drawn in a folder: a picture or a table lies beside it.
+
+    The ledger's is of no figure.
+    """
     for path in sorted(folder.glob("*.json")):
+        if path.stem == "claims":
+            continue
         if path.with_suffix(".png").is_file() or path.with_suffix(".md").is_file():
             yield path
 
