@@ -29,9 +29,6 @@ from lpe.provenance import REPOSITORY, machine, plain_data
 from lpe.training import checkpoints
 from lpe.writing import check_writable, locked, remove_leftovers, replacing, write_text_atomic
 
-UNDER_WAY = "under_way"
-"""The folder of a store in which trainings have their checkpoints until what they leave is there."""
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -205,6 +202,7 @@ class Store:
         key = self.key(config)
         entry = self._found(key, config)
         if isinstance(entry, Entry):
+            self._tidy(key)
             return entry
         check_writable(self.root)
         waits: list[float] = []
@@ -214,7 +212,7 @@ class Store:
             entry = self.get(config)
             if entry is None:
                 started = time.perf_counter()
-                with checkpoints.kept(self.root / UNDER_WAY / key) as under_way:
+                with checkpoints.kept(self.root / checkpoints.UNDER_WAY / key) as under_way:
                     tensors, info = make()
                 seconds = time.perf_counter() - started
                 self._add_seconds(seconds)
@@ -224,6 +222,13 @@ class Store:
         if entry is None:
             raise OSError(f"{self.root} does not give back what was written to it")
         return entry
+
+    def _tidy(self, key: str) -> None:
+        """Remove the checkpoints of an entry that is there: its maker was killed before it could."""
+        folder = self.root / checkpoints.UNDER_WAY
+        if folder.is_dir():
+            with suppress(OSError):  # of another user's
+                checkpoints.Checkpoints(folder / key).remove()
 
     def _add_seconds(self, seconds: float) -> None:
         for use in self._uses:

@@ -21,6 +21,7 @@ import lpe
 from lpe import cli, notices
 from lpe.cli.models import placed
 from lpe.cli.options import ModelOptions
+from lpe.evaluation import predict
 from lpe.files.container import VERSION
 from lpe.substrates import imagenet, timm_models
 from lpe.substrates.imagenet import data_config, evaluation_transform, validation
@@ -923,6 +924,94 @@ def test_a_truncated_image_is_named_and_nothing_is_written(
         *arguments, "--csv", out / "r.csv", "--json", out / "r.json"
     )
     assert list(out.iterdir()) == []
+
+
+class Kill(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def dies_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], list[int]]:
+    """Let a command die after so many passes (None: not); returns a list with an entry for each pass."""
+    own = predict.EvaluationOptions.logits
+
+    def choose(passes: int | None) -> list[int]:
+        taken: list[int] = []
+
+        def counted(*asked: Any) -> Any:
+            if len(taken) == passes:
+                raise Kill
+            taken.append(len(taken))
+            return own(*asked)
+
+        monkeypatch.setattr(predict.EvaluationOptions, "logits", counted)
+        return taken
+
+    return choose
+
+
+def table_without_times(path: Path) -> str:
+    return pd.read_csv(path, dtype=str).drop(columns="ms_per_example").to_csv()
+
+
+def test_a_killed_evaluation_goes_on_between_two_passes_to_the_same_results(
+    run: Run, folder: Path, tmp_path: Path, dies_after: Callable[[int | None], list[int]]
+) -> None:
+    # Two batches: of the model, of RTN and of three members.
+    arguments = [*timm_arguments(folder), "--system", "int4", "--size", 3]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for out in (whole, parts):
+        out.mkdir()
+    told = (("--predictions", "p.safetensors"), ("--csv", "r.csv"))
+    dies_after(None)
+    run(*arguments, *(each for option, name in told for each in (option, whole / name)))
+    options = [each for option, name in told for each in (option, parts / name)]
+    done = 0
+    for more in (1, 2, 2, 3):
+        dies_after(more)
+        with pytest.raises(Kill):
+            cli.main([str(each) for each in (*arguments, *options)])
+        done += more
+    last = dies_after(None)
+    run(*arguments, *options)
+    assert (done, len(last)) == (8, 2)
+    assert sorted(path.name for path in parts.glob("[!.]*")) == ["p.safetensors", "r.csv"]
+    assert (parts / "p.safetensors").read_bytes() == (whole / "p.safetensors").read_bytes()
+    assert table_without_times(parts / "r.csv") == table_without_times(whole / "r.csv")
+
+
+def test_without_predictions_a_killed_evaluation_goes_on_at_a_row(
+    run: Run, folder: Path, tmp_path: Path, dies_after: Callable[[int | None], list[int]]
+) -> None:
+    arguments = [*timm_arguments(folder), "--system", "int4", "--size", 3, "--csv"]
+    dies_after(None)
+    run(*arguments, tmp_path / "whole.csv")
+    dies_after(7)  # two batches as it is, two for its temperature, two by RTN
+    with pytest.raises(Kill):
+        cli.main([str(each) for each in (*arguments, tmp_path / "parts.csv")])
+    last = dies_after(None)
+    run(*arguments, tmp_path / "parts.csv")
+    assert len(last) == 6
+    assert table_without_times(tmp_path / "parts.csv") == table_without_times(tmp_path / "whole.csv")
+    assert sorted(path.name for path in tmp_path.glob("[!.]*.csv*")) == ["parts.csv", "whole.csv"]
+
+
+def test_what_another_command_kept_is_said_and_not_taken(
+    run: Run,
+    folder: Path,
+    tmp_path: Path,
+    dies_after: Callable[[int | None], list[int]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [*timm_arguments(folder), "--size", 3, "--csv", tmp_path / "r.csv", "--system"]
+    dies_after(7)
+    with pytest.raises(Kill):
+        cli.main([str(each) for each in (*arguments, "int4")])
+    capsys.readouterr()
+    last = dies_after(None)
+    assert cli.main([str(each) for each in (*arguments, "int5")]) == 0
+    assert "r.csv.rows is of another command or damaged; it begins anew\n" in capsys.readouterr().err
+    assert len(last) == 12
 
 
 def test_an_interrupt_ends_with_130_and_no_trace(

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: out of memory ({first_line(error)}); give a smaller --batch-size", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        goes_on = getattr(asked, "predictions", None) is not None
+        goes_on = any(getattr(asked, result, None) is not None for result in ("predictions", "csv", "json"))
         return interruption.say(interruption.LINE if goes_on else "interrupted; nothing was written")
     return 0
 

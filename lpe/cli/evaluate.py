@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import torch
 
+from lpe.cli.kept import rows_kept
 from lpe.cli.options import (
     Commands,
     EnsembleOptions,
@@ -25,7 +26,15 @@ from lpe.cli.options import (
     options_of,
 )
 from lpe.cli.rows import rows_of, rows_of_packed, system_name
-from lpe.cli.subjects import DataOptions, add_data, add_passes, add_preprocessing, add_refresh, subject
+from lpe.cli.subjects import (
+    DataOptions,
+    Subject,
+    add_data,
+    add_passes,
+    add_preprocessing,
+    add_refresh,
+    subject,
+)
 from lpe.cli.tables import tables
 from lpe.ensembles.base import Ensemble, check_size
 from lpe.ensembles.gaussian import GaussianEnsemble
@@ -33,6 +42,7 @@ from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
 from lpe.errors import InputError
 from lpe.evaluation.predictions import check_place, checked_predictions
+from lpe.files.container import weights_hash
 from lpe.files.ensembles import load
 from lpe.notices import said
 from lpe.provenance import provenance
@@ -57,7 +67,8 @@ its labels, or a folder per class of your own, as many as the model has classes:
 (natural, capitals ignored), or in that of --class-names. timm's models see the size of timm's own tests.
 
 --predictions FILE writes what every member says of every image (hf: a folder, a file a task), from which
-lpe score has any metric of any size without the model. A run that was killed goes on.
+lpe score has any metric of any size without the model. A run that was killed goes on where it was; with --csv
+or --json alone, at the row of the table where it was.
 
   lpe evaluate timm/vit_small_patch16_224 --data imagenet --system int4 --predictions vit.safetensors
 
@@ -142,14 +153,40 @@ def evaluate(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
     measured = subject(model_asked, data_asked, device)
     if run.packed is None:
         ensemble = ensemble_asked.ensemble(measured.model)
-        rows = rows_of(measured, ensemble, ensemble_asked, data_asked.calibrated, run.predictions)
         settings = _settings(ensemble, ensemble_asked)
     else:
         weights = "any" if model_asked.random_weights else "same"
         ensemble = load(run.packed, measured.model, ensemble_asked.size, weights)
-        own = weights == "same"
-        rows = rows_of_packed(measured, ensemble, own, data_asked.calibrated, run.predictions)
         settings = _packed_settings(ensemble, run.packed)
+    beside = run.predictions or run.json or run.csv
+    told: dict[str, object] = {"record": measured.record, "ensemble": settings, "device": str(device)}
+    told |= {"calibrated": data_asked.calibrated, "metrics": data_asked.metrics}
+    if beside is not None:
+        told["model"] = weights_hash(measured.model)
+    # A file of images' predictions is large: those of other rows have room where one was asked for.
+    roomy = run.predictions is not None or model_asked.kind == "hf"
+    with rows_kept(beside, told, roomy) as kept:
+        if run.packed is None:
+            rows = rows_of(measured, ensemble, ensemble_asked, data_asked.calibrated, run.predictions, kept)
+        else:
+            own = not model_asked.random_weights
+            rows = rows_of_packed(measured, ensemble, own, data_asked.calibrated, run.predictions, kept)
+        _write(run, measured, rows, settings, ensemble, ensemble_asked.seed, arguments, device, started)
+        kept.remove()
+
+
+def _write(
+    run: RunOptions,
+    measured: Subject,
+    rows: list[dict[str, object]],
+    settings: Mapping[str, object],
+    ensemble: Ensemble,
+    seed: int,
+    arguments: Sequence[str],
+    device: torch.device,
+    started: float,
+) -> None:
+    """Print the result, and write what was asked for."""
     print(tables(measured.title, rows))
     if measured.how:
         print(measured.how)
@@ -159,7 +196,7 @@ def evaluate(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
         ["lpe", *arguments],
         {**measured.record, "ensemble": settings, "notes": said()},
         str(device),
-        [getattr(ensemble, "seed", ensemble_asked.seed)],
+        [getattr(ensemble, "seed", seed)],
         torch.get_num_threads(),
         started,
     )

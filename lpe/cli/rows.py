@@ -10,16 +10,19 @@ from typing import Any
 
 from torch import nn
 
+from lpe.cli.kept import Kept
 from lpe.cli.options import METHODS, EnsembleOptions
 from lpe.cli.subjects import Subject
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
-from lpe.evaluation.predict import evaluate_temperature_scaled
-from lpe.evaluation.predictions import partial_folder
+from lpe.evaluation.metrics import temperature_scaled
+from lpe.evaluation.predict import evaluate_temperature_scaled, scaled_metrics
+from lpe.evaluation.predictions import partial_folder, read_predictions
 from lpe.evaluation.timing import MemberTimer
 from lpe.modules import dtype_name
 from lpe.number_systems.grids import FullPrecision
+from lpe.training.checkpoints import UNDER_WAY
 
 UNSCALED = (
     "method",
@@ -33,6 +36,7 @@ UNSCALED = (
     "generator_bits",
 )
 """Columns that a temperature leaves as they are."""
+NOTHING_KEPT = Kept(None, "", False)
 
 
 def rows_of(
@@ -41,6 +45,7 @@ def rows_of(
     asked: EnsembleOptions,
     calibrated: bool,
     predictions: Path | None = None,
+    kept: Kept = NOTHING_KEPT,
 ) -> list[dict[str, object]]:
     """Return every row of the result: the model, the model with a temperature, RTN, and every ensemble size.
 
@@ -48,6 +53,9 @@ def rows_of(
     the model as it is. Where the subject has training batches RTN and the ensemble are there twice, with the
     model's batch-norm statistics and with re-estimated ones; under the absolute form the model too, which
     under the relative one stays as it is.
+
+    Args:
+        kept: where rows are kept as they are measured.
     """
     system, patterns = asked.number_system(), asked.patterns
     rounds = not isinstance(system, FullPrecision)
@@ -60,18 +68,19 @@ def rows_of(
     is_rtn = rounds and isinstance(ensemble, LowPrecisionEnsemble) and ensemble.rounding == "nearest"
     is_model = not rounds and asked.method == "lpe"
     with _progress(subject, [subject.model], (3 + len(ensemble)) * len(kinds)):
-        as_it_is = _add_model(measured, subject, **patterns, predictions=predictions if is_model else None)
+        place = predictions if is_model else None
+        as_it_is = _add_model(measured, subject, kept, **patterns, predictions=place)
         for kind, settings in kinds:
             if settings.get("refresh") == "absolute":
                 single = LowPrecisionEnsemble(subject.model, FullPrecision(), 1, **patterns, **settings)
-                measured += _measured(subject, as_it_is + kind, single, as_it_is.lower(), "")
+                measured += _measured(subject, kept, as_it_is + kind, single, as_it_is.lower(), "")
         for kind, settings in kinds:
             if rounds and asked.method != "mc-dropout":
                 nearest = LowPrecisionEnsemble(
                     subject.model, system, 1, asked.seed, "nearest", **patterns, **settings
                 )
                 place = predictions if is_rtn and kind == last else None
-                measured += _measured(subject, "RTN" + kind, nearest, system.name, "nearest", place)
+                measured += _measured(subject, kept, "RTN" + kind, nearest, system.name, "nearest", place)
         for kind, settings in kinds:
             members = asked.ensemble(subject.model, **settings) if settings else ensemble
             title, numbers, rounding = METHODS[asked.method], system.name, ""
@@ -82,7 +91,7 @@ def rows_of(
                 if not rounds or rounding == "nearest":  # the rows are there
                     continue
             place = predictions if kind == last else None
-            measured += _measured(subject, title + kind, members, numbers, rounding, place)
+            measured += _measured(subject, kept, title + kind, members, numbers, rounding, place)
     return _cleaned(measured, calibrated)
 
 
@@ -92,6 +101,7 @@ def rows_of_packed(
     is_own: bool,
     calibrated: bool,
     predictions: Path | None = None,
+    kept: Kept = NOTHING_KEPT,
 ) -> list[dict[str, object]]:
     """Return a packed ensemble's rows, one a size, after the model's, where it is the one that was packed."""
     measured: list[dict[str, object]] = []
@@ -99,16 +109,17 @@ def rows_of_packed(
     own = 2 if is_own else 0
     with _progress(subject, [subject.model, skeleton], own + len(ensemble)):
         if own:
-            _add_model(measured, subject)
+            _add_model(measured, subject, kept)
         rounding = getattr(ensemble, "rounding", None) or ""
         title = _title(rounding) if rounding else "packed"
-        measured += _measured(subject, title, ensemble, system_name(ensemble), rounding, predictions)
+        measured += _measured(subject, kept, title, ensemble, system_name(ensemble), rounding, predictions)
     return _cleaned(measured, calibrated)
 
 
 def _add_model(
     measured: list[dict[str, object]],
     subject: Subject,
+    kept: Kept,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     predictions: Path | None = None,
@@ -116,35 +127,50 @@ def _add_model(
     """Append the rows of the model as it is and with a temperature; return its name."""
     name = dtype_name(subject.model)
     single = LowPrecisionEnsemble(subject.model, FullPrecision(), 1, include=include, exclude=exclude)
-    measured += _measured(subject, name, single, name.lower(), "", predictions)
-    measured += _with_temperature(subject, single, measured, f"{name} + temperature")
+    written = predictions or kept.place()
+    measured += _measured(subject, kept, name, single, name.lower(), "", predictions)
+    scaled = f"{name} + temperature"
+    measured += kept.rows(lambda: _with_temperature(subject, single, measured, scaled, written))
     return name
 
 
 def _measured(
     subject: Subject,
+    kept: Kept,
     method: str,
     ensemble: Ensemble,
     numbers: str,
     rounding: str,
     predictions: Path | None = None,
 ) -> list[dict[str, object]]:
-    """Return a row per size, and per task where there are tasks.
+    """Return a row per size, and per task where there are tasks: kept ones, or measured now.
 
     There is no time where predictions of an earlier run are there, whole or in part.
     """
-    timer = MemberTimer(len(ensemble), next(subject.model.parameters()).device)
-    is_new = predictions is None or not (predictions.is_file() or partial_folder(predictions).exists())
-    table = subject.measure(ensemble, timer, predictions)
-    milliseconds = timer.milliseconds_per_example() if is_new else [None] * len(ensemble)
-    rows = []
-    for row in table.to_dict("records"):
-        size = int(row["size"])
-        identity = {"method": method, "number_system": numbers, "rounding": rounding}
-        generator = ensemble.memory_bits(size, storage="generator")
-        cost = {"generator_bits": generator, "ms_per_example": milliseconds[size - 1]}
-        rows.append({**identity, **{str(key): value for key, value in row.items()}, **cost})
-    return rows
+    # What is not asked for is kept as it is, so that its rows are what they are without a file.
+    place, dtype = (kept.place(), "float64") if predictions is None else (predictions, "float32")
+
+    def measure() -> list[dict[str, object]]:
+        timer = MemberTimer(len(ensemble), next(subject.model.parameters()).device)
+        is_new = place is None or not _is_begun(place)
+        table = subject.measure(ensemble, timer, place, dtype)
+        milliseconds = timer.milliseconds_per_example() if is_new else [None] * len(ensemble)
+        rows = []
+        for row in table.to_dict("records"):
+            size = int(row["size"])
+            identity = {"method": method, "number_system": numbers, "rounding": rounding}
+            generator = ensemble.memory_bits(size, storage="generator")
+            cost = {"generator_bits": generator, "ms_per_example": milliseconds[size - 1]}
+            rows.append({**identity, **{str(key): value for key, value in row.items()}, **cost})
+        return rows
+
+    return kept.rows(measure)
+
+
+def _is_begun(predictions: Path) -> bool:
+    """Tell whether predictions are there, whole or in part: a file's, or a folder's of tasks."""
+    places = (partial_folder(predictions), predictions / UNDER_WAY)
+    return predictions.is_file() or any(place.exists() for place in places)
 
 
 def _cleaned(measured: Sequence[Mapping[str, object]], calibrated: bool) -> list[dict[str, object]]:
@@ -161,12 +187,25 @@ def system_name(ensemble: Ensemble) -> str:
 
 
 def _with_temperature(
-    subject: Subject, single: Ensemble, measured: Sequence[Mapping[str, object]], method: str
+    subject: Subject,
+    single: Ensemble,
+    measured: Sequence[Mapping[str, object]],
+    method: str,
+    written: Path | None,
 ) -> list[dict[str, object]]:
-    """Return the single model's rows with a temperature, fitted for each fold of examples on the others."""
+    """Return the single model's rows with a temperature, fitted for each fold of examples on the others.
+
+    Args:
+        written: a file of its predictions, where there is one: then it need not run again.
+    """
     if subject.batches is not None:
         same = {column: measured[0][column] for column in UNSCALED if column in measured[0]}
-        found = evaluate_temperature_scaled(single, subject.batches, options=subject.options)
+        if written is not None and written.is_file():
+            held = read_predictions(written)
+            log_probs = held.log_probs(0, 0, len(held.targets)).double()
+            found = scaled_metrics(temperature_scaled(log_probs, held.targets), held.targets)
+        else:
+            found = evaluate_temperature_scaled(single, subject.batches, options=subject.options)
         return [same | {"method": method} | found]
     rows = []
     for row in measured:  # the calibrated metrics of tasks come with the others

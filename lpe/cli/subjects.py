@@ -218,8 +218,9 @@ class Subject:
     Args:
         title: of the table. model: on its device. batches: of images; None for a language model, which is
             measured on tasks. record: what determines the numbers, for the provenance.
-        measure: (ensemble, timer, predictions) → a row per size, and per task where there are tasks. The last
-            is where every member's predictions go, a file, or a folder of tasks; None: nowhere.
+        measure: (ensemble, timer, predictions, dtype) → a row per size, and per task where there are tasks.
+            Predictions are where every member's go, a file, or a folder of tasks; None: nowhere. The dtype is
+            a file's.
         how: a line on what images go through; nothing for tasks. options: of the forward passes on images.
         training: batches to re-estimate every member's batch-norm statistics on, and the form; None: they
             stay as they are.
@@ -229,7 +230,7 @@ class Subject:
     model: nn.Module
     batches: Iterable[Any] | None
     record: Mapping[str, object]
-    measure: Callable[[Ensemble, MemberTimer, Path | None], pd.DataFrame]
+    measure: Callable[[Ensemble, MemberTimer, Path | None, str], pd.DataFrame]
     how: str = ""
     options: EvaluationOptions = PLAIN
     training: tuple[Iterable[Any], str] | None = None
@@ -295,7 +296,7 @@ def _images(asked: ModelOptions, seen: DataOptions, device: torch.device) -> Sub
     options = EvaluationOptions(seen.autocast, seen.channels_last, seen.pin_memory)
     members = seen.members or "one-by-one"
 
-    def measure(ensemble: Ensemble, timer: MemberTimer, predictions: Path | None) -> pd.DataFrame:
+    def measure(ensemble: Ensemble, timer: MemberTimer, predictions: Path | None, dtype: str) -> pd.DataFrame:
         return evaluate(
             ensemble,
             data,
@@ -304,6 +305,7 @@ def _images(asked: ModelOptions, seen: DataOptions, device: torch.device) -> Sub
             members=members,
             options=options,
             predictions=predictions,
+            predictions_dtype=dtype,
             metrics=metrics,
         )
 
@@ -440,7 +442,7 @@ def _language(asked: ModelOptions, seen: DataOptions, device: torch.device) -> S
     model = placed(loaded, device, asked)
     batch_size = 8 if seen.batch_size is None else seen.batch_size
 
-    def measure(ensemble: Ensemble, timer: MemberTimer, predictions: Path | None) -> pd.DataFrame:
+    def measure(ensemble: Ensemble, timer: MemberTimer, predictions: Path | None, dtype: str) -> pd.DataFrame:
         return language.evaluate(
             ensemble,
             tokenizer,

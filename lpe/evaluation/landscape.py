@@ -201,18 +201,18 @@ def measure_grid(
     plane: Plane,
     xs: Sequence[float],
     ys: Sequence[float],
-    done: Callable[[float], bool] = lambda y: False,
-    keep: Callable[[list[dict[str, float]]], None] = lambda rows: None,
+    done: Callable[[float, float], bool] = lambda x, y: False,
+    keep: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> None:
-    """Measure a grid of a plane, a line of constant y at a time.
+    """Measure a grid of a plane, a line of constant y after another, point by point.
 
     Args:
         surface, plane: what is measured, and where.
         xs, ys: coordinates of the grid.
-        done: whether the line at y is measured already (a killed run goes on where it was).
-        keep: called with each line's rows: x, y and the surface's values.
+        done: whether the point (x, y) is measured already (a killed run goes on where it was).
+        keep: called with each point's row: x, y and the surface's values.
     """
-    for y in ys:
-        if done(y):
-            continue
-        keep([{"x": float(x), "y": float(y), **surface.measure(plane.at(float(x), float(y)))} for x in xs])
+    for y in map(float, ys):
+        for x in map(float, xs):
+            if not done(x, y):
+                keep({"x": x, "y": y, **surface.measure(plane.at(x, y))})

@@ -51,6 +51,7 @@ from lpe.evaluation.predictions import (
     check_examples,
     check_place,
     check_same,
+    drop_partial,
     read_predictions,
 )
 from lpe.evaluation.prefixes import Prefixes
@@ -304,7 +305,8 @@ def _one_by_one(
             with _timed(timer, member):
                 net = next(turn)
             logits_of = chunk.again(net, member) if member else chunk.read(net)
-            for block, (targets, logits) in enumerate(_in_blocks(logits_of)):
+            # What is written is written batch by batch, so that a kill loses no more.
+            for block, (targets, logits) in enumerate(_in_blocks(logits_of) if held is None else logits_of):
                 yield member, block, targets, logits
             is_first = not member and not any(map(chunk.has_all, range(len(ensemble))))
             if is_first and not kept and chunk.following is not None and _all_fit(ensemble, net, budget):
@@ -327,9 +329,13 @@ def _keeping(ensemble: Ensemble, kept: list[nn.Module]) -> Iterator[nn.Module]:
 
 
 def _together(
-    module: AllMembers, stream: Iterator[Batch], options: EvaluationOptions, timer: MemberTimer | None
+    module: AllMembers,
+    stream: Iterator[Batch],
+    options: EvaluationOptions,
+    timer: MemberTimer | None,
+    budget: float = CHUNK_BYTES,
 ) -> Iterator[Pass]:
-    """Run all members at once, over chunks of at most about CHUNK_BYTES of all members' logits."""
+    """Run all members at once, over chunks of at most about ``budget`` bytes of all members' logits."""
     device = device_of(module)
     batch = next(stream, None)
     classes: int | None = None
@@ -337,7 +343,7 @@ def _together(
         parts: list[Tensor] = []
         every_target: list[Tensor] = []
         held = size = 0
-        while batch is not None and held + size <= CHUNK_BYTES:
+        while batch is not None and (not parts or held + size <= budget):
             index, inputs, targets = batch
             with timer.all_members() if timer else nullcontext():
                 logits = options.logits(module, options.placed(inputs, device), device)
@@ -408,16 +414,17 @@ def _passes(
         assert isinstance(ensemble, LowPrecisionEnsemble)
         if held is not None:
             held.level()
-        yield from _together(AllMembers(ensemble, keep=_is_small(ensemble)), stream, options, timer)
+        module = AllMembers(ensemble, keep=_is_small(ensemble))
+        yield from _together(module, stream, options, timer, CHUNK_BYTES if held is None else 0)
         return
     # A timer's times are those of members one after another.
     if members == "auto" and timer is None and (first := next(stream, None)) is not None:
-        module = _module_for(ensemble, first, options)
+        small = _module_for(ensemble, first, options)
         stream = chain([first], stream)
-        if module is not None:
+        if small is not None:
             if held is not None:
                 held.level()
-            yield from _together(module, stream, options, timer)
+            yield from _together(small, stream, options, timer, CHUNK_BYTES if held is None else 0)
             return
     yield from _one_by_one(ensemble, stream, budget, options, timer, held)
 
@@ -549,6 +556,7 @@ def evaluate(
             else:
                 written = read_predictions(file)
                 check_same(file, written.about, about)
+                drop_partial(file)
                 check_examples(written, checked_stream(batches))
             sizes = range(1, len(ensemble) + 1)
             return pd.DataFrame(scored_rows([written], sizes, calibrated, examples, selective))[columns]
@@ -665,6 +673,11 @@ def evaluate_temperature_scaled(
         fitted, fitted_targets = member_log_probs(ensemble, validation, options)
         temperature = fit_temperature(mean_log_probs(fitted), fitted_targets)
         scaled = (mean_log_probs(log_probs) / temperature).log_softmax(dim=-1)
+    return scaled_metrics(scaled, targets)
+
+
+def scaled_metrics(scaled: Tensor, targets: Tensor) -> dict[str, float]:
+    """Return nll, err, ece and brier of log-probabilities after temperature scaling, [examples, classes]."""
     metrics = EnsembleMetrics()
     metrics.update(scaled, scaled, -scaled.gather(1, targets[:, None])[:, 0], targets)
     values = metrics.values()

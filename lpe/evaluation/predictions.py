@@ -207,6 +207,11 @@ def partial_folder(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
 
 
+def drop_partial(path: Path) -> None:
+    """Remove the folder of a file that is there: its writer was killed before it could."""
+    shutil.rmtree(partial_folder(path), ignore_errors=True)
+
+
 class PredictionsWriter:
     """Predictions that become a file; use it under :func:`lpe.writing.locked`.
 

@@ -9,6 +9,7 @@ training is said in a line, and the training begins anew.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
@@ -26,10 +27,15 @@ from torch import Tensor, nn
 
 from lpe.writing import replacing
 
+UNDER_WAY = "under_way"
+"""The folder, in one of results, in which what leads to them has its checkpoints until they are there."""
+
 SECONDS = 10.0
 """From one writing to the next, at least; where writing takes long, up to ``MOST``."""
 
 MOST = 20.0
+AT_END = 1.0
+"""Seconds of work that are written when it ends: others may follow before what all of them leave is kept."""
 
 _MAGIC = b"lpe training 1\n"
 
@@ -48,15 +54,16 @@ class Checkpoints:
         self._pause = SECONDS
         self._written = time.monotonic()
 
-    def of_next(self, settings: Mapping[str, object]) -> Checkpoint:
-        """Return the file of the training that begins; ``settings``: plain data that tell it from others."""
-        path = self._place.with_name(f"{self._place.name}-{self._begun}.training")
+    def of_next(self, settings: Mapping[str, object], noun: str = "training") -> Checkpoint:
+        """Return the file of what begins, a ``noun``; ``settings``: plain data that tell it from others."""
+        path = self._place.with_name(f"{self._place.name}-{self._begun}.{noun}")
         self._begun += 1
-        return Checkpoint(path, json.dumps(settings, sort_keys=True), self)
+        return Checkpoint(path, json.dumps(settings, sort_keys=True), self, noun)
 
-    def is_due(self) -> bool:
-        """Tell whether it is time to write."""
-        return not self._stopped and time.monotonic() - self._written >= self._pause
+    def is_due(self, at_end: bool = False) -> bool:
+        """Tell whether it is time to write; ``at_end``: of what will not be asked again."""
+        pause = min(self._pause, AT_END) if at_end else self._pause
+        return not self._stopped and time.monotonic() - self._written >= pause
 
     def wrote(self, seconds: float) -> None:
         """Note that something was written, and what it took."""
@@ -69,23 +76,23 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Remove the files, once what was trained is kept; and what killed writers left of them."""
-        name = self._place.name
-        for pattern in (f"{name}-*.training", f".{name}-*.training.*.tmp"):
-            for path in self._place.parent.glob(pattern):
-                path.unlink(missing_ok=True)
+        name, folder = glob.escape(self._place.name), self._place.parent
+        for path in [*folder.glob(f"{name}-[0-9]*.*"), *folder.glob(f".{name}-[0-9]*.tmp")]:
+            path.unlink(missing_ok=True)
 
 
 class Checkpoint:
-    """The file of one training; see :class:`Checkpoints`, which makes it."""
+    """The file of one training, or of other work; see :class:`Checkpoints`, which makes it."""
 
-    def __init__(self, path: Path, settings: str, all_of: Checkpoints) -> None:
+    def __init__(self, path: Path, settings: str, all_of: Checkpoints, noun: str) -> None:
         self.path = path
         self._settings = settings
         self._all = all_of
+        self._noun = noun
 
-    def is_due(self) -> bool:
-        """Tell whether it is time to write."""
-        return self._all.is_due()
+    def is_due(self, at_end: bool = False) -> bool:
+        """Tell whether it is time to write; see :class:`Checkpoints`."""
+        return self._all.is_due(at_end)
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Write the state, whole or not at all, over the one before.
@@ -108,7 +115,7 @@ class Checkpoint:
         except OSError as error:
             self._all.stop()
             why = error.strerror or type(error).__name__
-            print(f"cannot write {self.path} ({why}); a killed training begins anew", file=sys.stderr)
+            print(f"cannot write {self.path} ({why}); a killed {self._noun} begins anew", file=sys.stderr)
         self._all.wrote(time.monotonic() - began)
 
     def read(self) -> dict[str, Any] | None:
@@ -133,7 +140,13 @@ class Checkpoint:
         return state
 
     def _refuse(self, why: str) -> None:
-        print(f"checkpoint {self.path.name} {why}; the training begins anew", file=sys.stderr)
+        print(f"checkpoint {self.path.name} {why}; the {self._noun} begins anew", file=sys.stderr)
+
+
+def of_next(settings: Mapping[str, object], noun: str) -> Checkpoint | None:
+    """Return the file of what begins under :func:`kept`; None outside."""
+    checkpoints = _current.get()
+    return None if checkpoints is None else checkpoints.of_next(settings, noun)
 
 
 _current: ContextVar[Checkpoints | None] = ContextVar("checkpoints", default=None)
@@ -212,9 +225,9 @@ class Course:
         self._set(self._later)
         self._later = None
 
-    def write(self) -> None:
-        """Write all that changes, if it is time; call it between two steps."""
-        if self._file is None or not self._file.is_due():
+    def write(self, at_end: bool = False) -> None:
+        """Write all that changes, if it is time; call it between two steps, and ``at_end``."""
+        if self._file is None or not self._file.is_due(at_end):
             return
         self._file.write(
             {
@@ -236,12 +249,12 @@ class Course:
         self._optimizer.load_state_dict(held["optimizer"])
         for group in self._optimizer.param_groups:
             device = group["params"][0].device
-            group |= {name: _on(device, value) for name, value in group.items() if name != "params"}
+            group |= {name: on_device(device, value) for name, value in group.items() if name != "params"}
         for name, number in held["numbers"].items():
             setattr(self._optimizer, name, number)
         if self._collector is not None:
             device = next(iter(own.values())).device
-            self._collector.restore(_on(device, held["collector"]))
+            self._collector.restore(on_device(device, held["collector"]))
         for name, value in held["place"].items():
             setattr(self._place, name, value)
         self._at_epoch, self._later = held["at_epoch"], held["streams"]
@@ -278,14 +291,14 @@ def _told(optimizer: torch.optim.Optimizer) -> list[object]:
     return [type(optimizer).__name__, [repr(sorted(group.items())) for group in groups]]
 
 
-def _on(device: torch.device, value: Any) -> Any:
+def on_device(device: torch.device, value: Any) -> Any:
     """Return a value with its tensors on a device."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, dict):
-        return {key: _on(device, each) for key, each in value.items()}
+        return {key: on_device(device, each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_on(device, each) for each in value)
+        return type(value)(on_device(device, each) for each in value)
     return value
 
 

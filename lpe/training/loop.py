@@ -211,7 +211,7 @@ def train(
             if after_epoch is not None:
                 after_epoch(epoch)
         if course is not None:
-            course.write()
+            course.write(at_end=True)
     return TrainingRun(backward_passes=place.step, curve=place.curve)
 
 

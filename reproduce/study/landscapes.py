@@ -1,10 +1,11 @@
-"""Landscapes as records: planes and their grids, measured once and resumed line by line; member clouds."""
+"""Landscapes as records: planes and their grids, measured once and resumed point by point; member clouds."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ from reproduce.study.units import draw_seed
 
 GRID_COLUMNS = ("x", "y", "metric", "value")
 CLOUD_COLUMNS = ("method", "member", "x", "y", "distance_from_plane", "distance_from_point", "nll")
+KEPT_SECONDS = 5.0
+"""From one writing of a grid's points to the next, at least."""
 
 
 def grid_table(
@@ -47,9 +50,9 @@ def grid_table(
 ) -> pd.DataFrame:
     """Measure the surface on a grid of a plane, one row a point and quantity: x, y, metric, value.
 
-    Every finished line of the grid is on disk, in the working records, named by the plane's own numbers; a
-    killed run goes on with the next line. ``data`` says in words which images the surface sees, ``what`` is
-    the progress bar's label.
+    What is finished of the grid is on disk every few seconds, in the working records, named by the plane's
+    own numbers; a killed run goes on with the next point. ``data`` says in words which images the surface
+    sees, ``what`` is the progress bar's label.
     """
     source, seed = session.main.source, session.scale.settings.landscape.seed
     determined = determinants(
@@ -79,23 +82,34 @@ def _measured_grid(
     if path.is_file():
         rows = [{str(k): v for k, v in row.items()} for row in read_table(path).to_dict("records")]
     # Coordinates are compared as the file holds them.
-    finished = {f"{row['y']:.12g}" for row in rows}
+    finished = {_named(float(str(row["x"])), float(str(row["y"]))) for row in rows}
     session.measured.add(path)
-    if len(finished) == len(ys):
+    points = len(xs) * len(ys)
+    if len(finished) == points:
         return _sorted(path)
 
-    with measuring(path, session.store, session.device), session.progress(len(ys), what) as bar:
+    with measuring(path, session.store, session.device), session.progress(points, what) as bar:
         bar.update(len(finished))
+        written, fresh = time.monotonic(), False
 
-        def keep(line: list[dict[str, float]]) -> None:
-            for measured in line:
-                place = {"x": measured.pop("x"), "y": measured.pop("y")}
-                rows.extend({**place, "metric": metric, "value": value} for metric, value in measured.items())
-            write_table(rows, path, GRID_COLUMNS, grows=True)
+        def keep(measured: dict[str, float]) -> None:
+            nonlocal written, fresh
+            place = {"x": measured.pop("x"), "y": measured.pop("y")}
+            rows.extend({**place, "metric": metric, "value": value} for metric, value in measured.items())
             bar.update()
+            if fresh := time.monotonic() - written < KEPT_SECONDS:
+                return
+            write_table(rows, path, GRID_COLUMNS, grows=True)
+            written = time.monotonic()
 
-        measure_grid(surface, plane, xs.tolist(), ys.tolist(), lambda y: f"{y:.12g}" in finished, keep)
+        measure_grid(surface, plane, xs.tolist(), ys.tolist(), lambda x, y: _named(x, y) in finished, keep)
+        if fresh:
+            write_table(rows, path, GRID_COLUMNS, grows=True)
     return _sorted(path)
+
+
+def _named(x: float, y: float) -> tuple[str, str]:
+    return f"{x:.12g}", f"{y:.12g}"
 
 
 def _sorted(path: Path) -> pd.DataFrame:

@@ -429,41 +429,39 @@ XS, YS = (0.0, 1.0), (0.0, 2.0, 4.0)
 FLAT = Plane(torch.zeros(2).double(), torch.eye(2).double())
 
 
-def test_a_grid_is_kept_a_line_at_a_time() -> None:
+def test_a_grid_is_kept_a_point_at_a_time() -> None:
     surface = Counting()
-    after = []
-    measure_grid(surface, FLAT, XS, YS, keep=lambda rows: after.append((len(rows), len(surface.asked))))  # type: ignore[arg-type]
-    assert after == [(2, 2), (2, 4), (2, 6)]
+    after: list[tuple[float, int]] = []
+    measure_grid(surface, FLAT, XS, YS, keep=lambda row: after.append((row["x"], len(surface.asked))))  # type: ignore[arg-type]
+    assert after == [(0.0, 1), (1.0, 2), (0.0, 3), (1.0, 4), (0.0, 5), (1.0, 6)]
 
 
 def test_every_row_has_its_coordinates_and_the_surfaces_values() -> None:
     rows: list[dict[str, float]] = []
-    measure_grid(Counting(), FLAT, XS, YS, keep=rows.extend)  # type: ignore[arg-type]
+    measure_grid(Counting(), FLAT, XS, YS, keep=rows.append)  # type: ignore[arg-type]
     assert rows == [{"x": x, "y": y, "nll": 10 * x + y} for y in YS for x in XS]
 
 
-def test_lines_that_are_done_are_not_measured_again() -> None:
-    surface = Counting()
-    measure_grid(surface, FLAT, XS, YS, done=lambda y: y == 2.0)  # type: ignore[arg-type]
-    assert surface.asked == [(0.0, 0.0), (1.0, 0.0), (0.0, 4.0), (1.0, 4.0)]
+def test_points_that_are_done_are_neither_measured_nor_kept_again() -> None:
+    surface, kept = Counting(), []
+    done = {(1.0, 0.0), (0.0, 2.0), (1.0, 2.0)}
+    measure_grid(
+        surface, FLAT, XS, YS, lambda x, y: (x, y) in done, lambda row: kept.append((row["x"], row["y"]))
+    )  # type: ignore[arg-type]
+    assert surface.asked == kept == [(0.0, 0.0), (0.0, 4.0), (1.0, 4.0)]
 
 
-def test_lines_that_are_done_are_not_kept_again() -> None:
-    kept: list[float] = []
-    measure_grid(Counting(), FLAT, XS, YS, lambda y: y == 2.0, lambda rows: kept.append(rows[0]["y"]))  # type: ignore[arg-type]
-    assert kept == [0.0, 4.0]
-
-
-def test_a_killed_grid_goes_on_to_the_same_rows() -> None:
+@pytest.mark.parametrize("points", range(6))
+def test_a_killed_grid_goes_on_to_the_same_rows(points: int) -> None:
     rows: list[dict[str, float]] = []
 
-    def until_the_second(line: list[dict[str, float]]) -> None:
-        if rows:
+    def until_killed(row: dict[str, float]) -> None:
+        if len(rows) == points:
             raise KeyboardInterrupt
-        rows.extend(line)
+        rows.append(row)
 
     with pytest.raises(KeyboardInterrupt):
-        measure_grid(Counting(), FLAT, XS, YS, keep=until_the_second)  # type: ignore[arg-type]
-    finished = {row["y"] for row in rows}
-    measure_grid(Counting(), FLAT, XS, YS, finished.__contains__, rows.extend)  # type: ignore[arg-type]
+        measure_grid(Counting(), FLAT, XS, YS, keep=until_killed)  # type: ignore[arg-type]
+    finished = {(row["x"], row["y"]) for row in rows}
+    measure_grid(Counting(), FLAT, XS, YS, lambda x, y: (x, y) in finished, rows.append)  # type: ignore[arg-type]
     assert rows == [{"x": x, "y": y, "nll": 10 * x + y} for y in YS for x in XS]

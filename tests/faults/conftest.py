@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -27,16 +26,17 @@ def rounds(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """(script, arguments…, variables of the environment by name) → its process, which is ended after."""
+    """(script, or Python's own options; arguments…; variables by name) → a process, ended after the test."""
     begun: list[subprocess.Popen[str]] = []
 
     def started(script: str, *arguments: object, **variables: object) -> subprocess.Popen[str]:
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
         environment |= {name: str(value) for name, value in variables.items()}
         process = subprocess.Popen(
-            [sys.executable, "-c", script, *map(str, arguments)],
+            [sys.executable, *(["-c", script] if "\n" in script else script.split()), *map(str, arguments)],
             env=environment,
             cwd=REPOSITORY,
+            start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -60,9 +60,3 @@ def ended() -> Callable[..., tuple[str, str]]:
         return said, complained
 
     return wait
-
-
-@pytest.fixture
-def tiny_file() -> Path:
-    """The module that has the reduced scale, ``TINY``."""
-    return REPOSITORY / "tests" / "reproduce" / "conftest.py"

@@ -83,28 +83,29 @@ def test_a_run_killed_in_a_training_goes_on_and_ends_with_the_same_record(
     assert (tmp_path / "killed" / "fig2.csv").read_bytes() == (tmp_path / "whole" / "fig2.csv").read_bytes()
 
 
-def test_a_landscape_killed_between_lines_measures_only_the_missing_lines(
+def test_a_landscape_killed_between_points_measures_only_the_missing_points(
     figure: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written, write = 0, landscapes.write_table
 
-    def killed_after_two_lines(*arguments: object) -> None:
+    def killed_after_two_points(*arguments: object, **named: object) -> None:
         nonlocal written
-        write(*arguments)  # type: ignore[arg-type]
+        write(*arguments, **named)  # type: ignore[arg-type]
         written += 1
         if written == 2:
             raise SystemExit
 
+    monkeypatch.setattr(landscapes, "KEPT_SECONDS", 0.0)
     with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr(landscapes, "write_table", killed_after_two_lines)
+        patched.setattr(landscapes, "write_table", killed_after_two_points)
         figure(fig3, tmp_path / "out")
     with monkeypatch.context() as patched:
-        lines: list[object] = []
-        patched.setattr(landscapes, "write_table", lambda *a: (lines.append(a), write(*a)))
+        points_written: list[object] = []
+        patched.setattr(landscapes, "write_table", lambda *a, **n: (points_written.append(a), write(*a, **n)))
         assert figure(fig3, tmp_path / "out") == 0
     grid = pd.read_csv(tmp_path / "out" / "fig3_landscape.csv")
-    all_lines = len(grid[["point", "plane", "y"]].drop_duplicates())
-    assert len(lines) == all_lines - 2
+    all_points = len(grid[["point", "plane", "x", "y"]].drop_duplicates())
+    assert len(points_written) == all_points - 2
 
 
 def test_plot_only_redraws_from_the_record_without_a_store(

@@ -32,6 +32,7 @@ from lpe.evaluation.timing import MemberTimer
 from lpe.modules import named_tensors, with_tensors
 from lpe.substrates import hub, language, loading
 from lpe.substrates.language import EnsembleLM, ensemble_lm, load_model
+from lpe.training import checkpoints
 
 LETTERS = "abcdefghij .?"
 CONTEXT = 24
@@ -857,6 +858,96 @@ def test_predictions_of_another_ensemble_are_not_written_over(
     with pytest.raises(InputError, match="choice.safetensors is of another ensemble"):
         language.evaluate(other, tokenizer, "choice", tasks, predictions=predicted)
     assert (predicted / "choice.safetensors").read_bytes() == before
+
+
+class Kill(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture
+def dies_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], list[int]]:
+    """Let a run die after so many passes (None: not); returns a list with an entry for each pass.
+
+    A checkpoint is written after each.
+    """
+    monkeypatch.setattr(checkpoints, "SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "MOST", 0.0)
+    own = EnsembleLM._distributions
+
+    def choose(passes: int | None) -> list[int]:
+        taken: list[int] = []
+
+        def counted(self: EnsembleLM, net: nn.Module, batch: Any) -> Any:
+            if len(taken) == passes:
+                raise Kill
+            taken.append(len(taken))
+            return own(self, net, batch)
+
+        monkeypatch.setattr(EnsembleLM, "_distributions", counted)
+        return taken
+
+    return choose
+
+
+def answers_of(ensemble: Any, tokenizer: Any, chunk_bytes: int) -> list[language.Scored]:
+    lm = EnsembleLM(ensemble, tokenizer, batch_size=5, chunk_bytes=chunk_bytes)
+    lm.loglikelihood(pair_requests())
+    lm.loglikelihood_rolling(text_requests())
+    return lm.scored
+
+
+@pytest.mark.parametrize("chunk_bytes", [language.CHUNK_BYTES, 4000], ids=["one chunk", "leading tokens"])
+def test_a_killed_run_goes_on_between_two_passes_to_the_same_answers(
+    chunk_bytes: int,
+    ensemble: lpe.LowPrecisionEnsemble,
+    tokenizer: Any,
+    tmp_path: Path,
+    dies_after: Callable[[int | None], list[int]],
+) -> None:
+    whole = dies_after(None)
+    expected = answers_of(ensemble, tokenizer, chunk_bytes)
+    passes = len(whole)
+    done = 0
+    for more in (1, 2, 9, passes // 3):
+        dies_after(more)
+        with checkpoints.kept(tmp_path / "it"), pytest.raises(Kill):
+            answers_of(ensemble, tokenizer, chunk_bytes)
+        done += more
+    last = dies_after(None)
+    with checkpoints.kept(tmp_path / "it"):
+        found = answers_of(ensemble, tokenizer, chunk_bytes)
+    assert len(last) == passes - done
+    for one, other in zip(found, expected, strict=True):
+        assert one.tokens == other.tokens and torch.equal(one.members, other.members)
+        assert torch.equal(one.prefixes, other.prefixes) and torch.equal(one.targets, other.targets)
+        assert one.targets.dtype == other.targets.dtype
+        both = (one.greedy, other.greedy)
+        assert both == (None, None) or torch.equal(*both)  # type: ignore[arg-type]
+
+
+def test_tasks_that_were_killed_go_on_to_the_same_files(
+    ensemble: lpe.LowPrecisionEnsemble,
+    tokenizer: Any,
+    tasks: Path,
+    predicted: Path,
+    tmp_path: Path,
+    dies_after: Callable[[int | None], list[int]],
+) -> None:
+    def run() -> None:
+        names = ["choice", "text", "last"]
+        language.evaluate(ensemble, tokenizer, names, tasks, batch_size=2, predictions=tmp_path)
+
+    for more in (2, 5, 4):
+        dies_after(more)
+        with pytest.raises(Kill):
+            run()
+        assert list(tmp_path.glob("*.safetensors")) == []
+    dies_after(None)
+    run()
+    files = sorted(path.name for path in predicted.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    for name in files:
+        assert (tmp_path / name).read_bytes() == (predicted / name).read_bytes(), name
 
 
 def test_a_limit_takes_the_first_examples(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import lpe
 from lpe.ensembles.cyclical_sgld import SamplingStage, StageCollector
 from lpe.logits import cross_entropy
-from lpe.store import UNDER_WAY, Store
+from lpe.store import Store
 from lpe.training import checkpoints
 from lpe.training.loop import TrainingRun, train
 from lpe.training.schedules import warmup_cosine
@@ -262,7 +262,18 @@ def test_the_store_keeps_checkpoints_of_what_it_makes_until_it_is_made(tmp_path:
     store = Store(tmp_path)
     with pytest.raises(Kill):
         store.get_or_make({"a": 1}, lambda: (trained(sgd, dies_at=4)[0], {}))
-    assert [path.name for path in (tmp_path / UNDER_WAY).iterdir()] == [f"{Store.key({'a': 1})}-0.training"]
+    assert [path.name for path in (tmp_path / checkpoints.UNDER_WAY).iterdir()] == [
+        f"{Store.key({'a': 1})}-0.training"
+    ]
     entry = store.get_or_make({"a": 1}, lambda: (trained(sgd)[0], {}))
-    assert taken == [STEPS - 4] and list((tmp_path / UNDER_WAY).iterdir()) == []
+    assert taken == [STEPS - 4] and list((tmp_path / checkpoints.UNDER_WAY).iterdir()) == []
     assert same(entry.tensors, trained(sgd)[0])
+
+
+def test_a_checkpoint_that_was_left_beside_what_it_led_to_goes(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(Kill):
+        store.get_or_make({"a": 1}, lambda: (trained(sgd, dies_at=4)[0], {}))
+    store.put({"a": 1}, {"x": torch.ones(1)})
+    store.get_or_make({"a": 1}, lambda: pytest.fail("it was made again"))
+    assert list((tmp_path / checkpoints.UNDER_WAY).iterdir()) == []

@@ -11,6 +11,7 @@ it is not registered under a name, so that lm-eval's own models stay as they are
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,7 @@ from lpe.evaluation.timing import MemberTimer
 from lpe.modules import apply, device_of, with_tensors
 from lpe.substrates.language.load import check_causal, check_decoder, check_tokenizer
 from lpe.substrates.language.tokens import encoder
+from lpe.training.checkpoints import of_next, on_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -126,6 +128,14 @@ class _Whole:
         self.scored, self.targets, self.keep = scored, targets, keep
         self.sum: Tensor | None = None
 
+    def state(self) -> dict[str, Any]:
+        """Return the sum."""
+        return {"sum": self.sum}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state`` returned."""
+        self.sum = state["sum"]
+
     def add(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
         """Add a member's; tell whether each target is then the most probable token, and whether it is not.
 
@@ -147,6 +157,15 @@ class _Leading:
     def __init__(self, scored: Tensor, targets: Tensor) -> None:
         self.scored, self.targets = scored, targets
         self.leading: Tensor | None = None
+
+    def state(self) -> dict[str, Any]:
+        """Return the leading tokens and the sums."""
+        return {name: getattr(self, name) for name in ("leading", "own", "leaders", "others")}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state`` returned."""
+        self.leading = state["leading"]
+        self.own, self.leaders, self.others = state["own"], state["leaders"], state["others"]
 
     def add(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
         """Add as ``_Whole`` does; neither holds of a target where the leading tokens do not tell."""
@@ -461,20 +480,40 @@ class EnsembleLM(HFLM):
     ) -> None:
         """Run every member on every batch.
 
+        Under :func:`lpe.training.checkpoints.kept` a killed run goes on between two passes.
+
         Args:
             held: bytes a batch. mean: makes what is held of its distributions; None: nothing. sums: to fill.
         """
         size = len(self.ensemble)
         with tqdm(total=len(batches) * size, desc="members × batches", disable=None) as bar:
+            file = of_next({"batches": _digest(batches), "held": held, "size": size}, "evaluation")
+            going_on = None if file is None else file.read()
+            done = 0 if going_on is None else int(going_on["done"])
+            if going_on is not None:
+                sums.restore(going_on["sums"])
+                bar.update(done)
+            before = 0  # passes of the chunks so far
             for chunk in self._chunks(batches, held):
+                start, before = before, before + len(chunk) * size
+                if before <= done:
+                    continue
                 self.ensemble.check_reach(chunk[0].inputs)
                 targets = [_Targets() for _ in chunk]
                 means: list[Any] = [None for _ in chunk]
-                turn = self.ensemble.in_turn()
-                for member in range(size):
+                if start < done and going_on is not None:
+                    self._take_up(chunk, targets, means, mean, going_on)
+                first = max(done - start, 0) // len(chunk)
+                turn: Iterator[nn.Module] = self.ensemble.in_turn()
+                if first:
+                    turn = map(self.ensemble.member, range(first, size))
+                for member in range(first, size):
                     with timer.member(member) if timer else nullcontext():
                         net = next(turn)
                         for place, batch in enumerate(chunk):
+                            passes = start + member * len(chunk) + place
+                            if passes < done:
+                                continue
                             distributions, scored, wanted = self._distributions(net, batch)
                             own = distributions[scored, wanted]
                             if torch.isnan(own).any():
@@ -484,7 +523,34 @@ class EnsembleLM(HFLM):
                                 means[place] = means[place] or mean(scored, wanted)
                                 sums.add_greedy(member, batch, *means[place].add(distributions))
                             bar.update()
+                            is_last = passes + 1 == len(batches) * size
+                            if file is not None and file.is_due(is_last):
+                                file.write(
+                                    {
+                                        "done": passes + 1,
+                                        "sums": sums.state(),
+                                        "targets": [each.sum for each in targets],
+                                        "means": [each and each.state() for each in means],
+                                    }
+                                )
                         del net  # it would live on while the next one is made
+
+    def _take_up(
+        self,
+        chunk: list[_Batch],
+        targets: list[_Targets],
+        means: list[Any],
+        mean: Callable[[Tensor, Tensor], _Whole | _Leading] | None,
+        held: dict[str, Any],
+    ) -> None:
+        """Go on with a chunk's sums where a killed run was."""
+        device = next(self.model.parameters()).device
+        held = on_device(device, {name: held[name] for name in ("targets", "means")})
+        for place, batch in enumerate(chunk):
+            targets[place].sum = held["targets"][place]
+            if mean is not None and (state := held["means"][place]) is not None:
+                means[place] = mean(batch.scored.to(device), batch.targets.to(device))
+                means[place].restore(state)
 
     def _distributions(self, net: nn.Module, batch: _Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Return a member's log-probabilities [scored, vocabulary], the batch's ``scored``, ``targets``."""
@@ -519,6 +585,30 @@ class _Sums:
             self.targets[index][member] = its.cpu()
             self.prefixes[index, member] = float(so_far.sum()) - length * float(np.log(member + 1))
 
+    def state(self) -> dict[str, Any]:
+        """Return the sums so far, all targets of a member in one tensor."""
+        state: dict[str, Any] = {
+            name: getattr(self, name) for name in ("members", "prefixes", "greedy", "unsure")
+        }
+        by_member = [
+            [of_request[member] for of_request in self.targets] for member in range(self.members.shape[1])
+        ]
+        state["lengths"] = torch.tensor([[len(each) for each in parts] for parts in by_member])
+        state["targets"] = [
+            torch.cat([each for each in parts if len(each)] or [torch.empty(0)]) for parts in by_member
+        ]
+        return state
+
+    def restore(self, held: dict[str, Any]) -> None:
+        """Take over what ``state`` returned."""
+        for name in ("members", "prefixes", "greedy", "unsure"):
+            getattr(self, name).copy_(held[name])
+        for member, (lengths, joined) in enumerate(
+            zip(held["lengths"].tolist(), held["targets"], strict=True)
+        ):
+            for of_request, its in zip(self.targets, joined.split(lengths), strict=True):
+                of_request[member] = its
+
     def add_greedy(self, member: int, batch: _Batch, right: Tensor, wrong: Tensor) -> None:
         """Record whether a batch's targets are the most probable tokens, and whether they are not."""
         rights, wrongs = right.cpu().split(batch.lengths), wrong.cpu().split(batch.lengths)
@@ -529,6 +619,16 @@ class _Sums:
 
 _Score = tuple[int, Tensor, Tensor, Any, Tensor]
 """(tokens, members, prefixes, greedy, targets) of :class:`Scored`."""
+
+
+def _digest(batches: Sequence[_Batch]) -> str:
+    """Return a hash of what is read and scored."""
+    whole = hashlib.sha256()
+    for batch in batches:
+        for tensor in (batch.inputs, batch.rows, batch.positions, batch.scored, batch.targets):
+            whole.update(f"{list(tensor.shape)}".encode())
+            whole.update(tensor.numpy().tobytes())
+    return whole.hexdigest()[:32]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import os
 import random
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,8 @@ from lpe.notices import say
 from lpe.substrates import hub
 from lpe.substrates.language.ensemble_lm import EnsembleLM, Scored, quiet_lm_eval
 from lpe.substrates.language.load import one_line
-from lpe.writing import check_writable
+from lpe.training import checkpoints
+from lpe.writing import check_writable, locked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,7 +184,8 @@ def evaluate(
             questions, else two; NaN for a single question).
         predictions: a folder, in which each task's predictions are written to ``<task>.safetensors`` once all
             are there, for :func:`lpe.score`: of multiple choice each member's log-probability of each choice,
-            of other tasks that of each target token alone; float32.
+            of other tasks that of each target token alone; float32. A run that was killed goes on: what is
+            done is in the folder every few seconds, under ``under_way``, until all is.
 
     Returns:
         A row per task and size 1 … M: task, size, the metrics, memory_bits; NaN where a task lacks a metric.
@@ -205,15 +207,13 @@ def evaluate(
     import pandas as pd
 
     say(ensemble.notes())
-    folder = None if predictions is None else check_path(predictions)
-    about = {} if folder is None else _about(ensemble, folder)
-    answered = _answered(
-        ensemble, tokenizer, tasks, include_path, batch_size, limit, num_fewshot, metrics, timer
-    )
+    asked = (ensemble, tokenizer, tasks, include_path, batch_size, limit, num_fewshot, metrics, timer)
+    if predictions is None:
+        answered = _answered(*asked)
+    else:
+        answered = _answered_into(check_path(predictions), *asked)
     rows = []
     for each in answered:
-        if folder is not None:
-            _write_predictions(folder / f"{each.name}.safetensors", each, about)
         if timer:
             timer.examples += len(each.documents)
         values = _lm_eval_metrics(each.task, each.as_hf, len(ensemble))
@@ -232,10 +232,24 @@ def evaluate(
                 }
             )
     table = pd.DataFrame(rows)
-    asked = metrics if metrics is not None else _in_order(table.columns)
+    named = metrics if metrics is not None else _in_order(table.columns)
     if calibrated and metrics is not None:
-        asked = [*asked, *(column for column in table.columns if str(column).startswith("calibrated_"))]
-    return table[["task", "size", *dict.fromkeys(asked), "memory_bits"]]
+        named = [*named, *(column for column in table.columns if str(column).startswith("calibrated_"))]
+    return table[["task", "size", *dict.fromkeys(named), "memory_bits"]]
+
+
+def _answered_into(folder: Path, ensemble: Ensemble, *asked: Any) -> list[_Answered]:
+    """Return tasks that were run, and write their predictions; a run that was killed goes on."""
+    about = _about(ensemble, folder)
+    place = folder / checkpoints.UNDER_WAY / about["ensemble"][:32]
+    with locked(folder / "tasks", once=True), checkpoints.kept(place) as under_way:
+        answered = _answered(ensemble, *asked)
+        for each in answered:
+            _write_predictions(folder / f"{each.name}.safetensors", each, about)
+        under_way.remove()
+        with suppress(OSError):  # another ensemble's are there
+            (folder / checkpoints.UNDER_WAY).rmdir()
+    return answered
 
 
 def _about(ensemble: Ensemble, folder: Path) -> dict[str, Any]:
