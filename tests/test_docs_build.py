@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,13 +42,45 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "html"
 
 
-pytestmark = pytest.mark.slow
+class Drawn:
+    """Stands for a class whose docstring names several arguments in a line."""
+
+    def __init__(self, size: int, seed: int = 0, include: str = "", exclude: str = "") -> None: ...
 
 
+def test_each_argument_of_a_docstring_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(
+        "sphinx", reason="sphinx is not installed: pip install -c constraints.txt -e '.[docs]'"
+    )
+    monkeypatch.syspath_prepend(REPOSITORY / "docs" / "_ext")
+    pages = import_module("generated_pages")
+    lines = [
+        "Args:",
+        "    size: members; see: x. seed: of the",
+        "        draws. include, exclude: patterns. note: no argument.",
+        "",
+        "Raises:",
+        "    InputError: a size below 1. seed: another.",
+    ]
+    pages.one_argument_a_line(None, "class", "Drawn", Drawn, None, lines)
+    assert lines == [
+        "Args:",
+        "    size: members; see: x.",
+        "    seed: of the",
+        "        draws.",
+        "    include, exclude: patterns. note: no argument.",
+        "",
+        "Raises:",
+        "    InputError: a size below 1. seed: another.",
+    ]
+
+
+@pytest.mark.slow
 def test_the_pages_build_without_a_warning(built: Path) -> None:
     assert (built / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_the_gallery_and_the_options_are_made_as_the_pages_are_built(built: Path) -> None:
     gallery = (built / "reproduce" / "gallery.html").read_text(encoding="utf-8")
     assert "reproduce/fig2.py --scale digits" in gallery and 'alt="fig2"' in gallery
@@ -55,6 +88,7 @@ def test_the_gallery_and_the_options_are_made_as_the_pages_are_built(built: Path
     assert "--model-kwargs" in options and "lpe describe" in options
 
 
+@pytest.mark.slow
 def test_the_library_is_told_from_its_docstrings(built: Path) -> None:
     library = (built / "api.html").read_text(encoding="utf-8")
     assert 'id="lpe.LowPrecisionEnsemble"' in library and 'id="lpe.evaluate"' in library
