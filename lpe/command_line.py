@@ -91,6 +91,8 @@ def _wrong(arguments: Sequence[str]) -> str:
             before = arguments[place - 1] if place and not equals else name
             what = f"the value of {_shown(before)}" if before.startswith("-") else f"argument {place + 1}"
             return f"{what} is empty; give one, or leave it out"
+        if equals and value == "--":  # which argparse would drop
+            return f"the value of {_shown(name)} is '--', which is none; give one, or leave it out"
         if any(map(_unprintable, text)):
             return f"{_shown(text)} has characters that cannot be printed; write it without"
         if len(text) > LONGEST:

@@ -98,8 +98,12 @@ def lines_of(path: str, what: str) -> list[str]:
         InputError: it cannot be read, or has none.
     """
     try:
+        if Path(path).is_char_device() or Path(path).is_block_device():  # /dev/zero has no end
+            raise InputError(f"{path} is a device; give a file of {what}, one a line")
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot read the {what} in {path} ({first_line(error)})") from None
     found = [line.strip() for line in lines if line.strip()]
     if not found:

@@ -225,6 +225,7 @@ def model_options(asked: argparse.Namespace) -> ModelOptions:
             )
     if options.random_weights and options.checkpoint:
         raise InputError("give --checkpoint or --random-weights, not both")
+    _ = options.arguments  # or an error, before a model is made
     return options
 
 

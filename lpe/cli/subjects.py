@@ -119,6 +119,9 @@ class DataOptions:
             if value is not None and (value < least or (most is not None and value > most)):
                 wanted = f"{least} or more" if most is None or value < least else f"{most:,} or less"
                 raise InputError(f"--{option.replace('_', '-')} must be {wanted}, not {value}")
+        seen = (self.input_size, self.mean, self.image_std, self.interpolation, self.crop_pct)
+        if any(value is not None for value in seen):
+            self.preprocessing()
 
     def metrics_of_images(self) -> list[str] | str | None:
         """Return the metrics of images: the usual ones, and those that were asked for.
