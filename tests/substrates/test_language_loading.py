@@ -252,6 +252,20 @@ def test_integers_in_the_place_of_weights_are_refused(
     assert f"where LlamaForCausalLM has floating numbers: {name}; codes of a quantised model?" in line
 
 
+def test_they_are_refused_of_a_model_that_ignores_nothing_as_transformers_5_0_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post_init = LlamaForCausalLM.post_init
+
+    def without(model: LlamaForCausalLM) -> None:
+        post_init(model)
+        model._keys_to_ignore_on_load_unexpected = None
+
+    monkeypatch.setattr(LlamaForCausalLM, "post_init", without)
+    weights = state(llama()) | {"model.norm.weight": torch.ones(16, dtype=torch.int8)}
+    assert "has integers (int8)" in refused(folder_of(llama(), weights, tmp_path))
+
+
 @pytest.mark.parametrize("as_checkpoint", [False, True])
 def test_numbers_that_float16_does_not_hold_are_refused(tmp_path: Path, as_checkpoint: bool) -> None:
     weights = state(llama()) | {"model.norm.weight": torch.full((16,), 7e4)}

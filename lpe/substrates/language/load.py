@@ -260,15 +260,14 @@ def _check_loading(
         for entry in named_tensors(model)
         if not entry.tensor.is_floating_point()
     }
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     codes = [
         name
         for name, tensor in stored.items()
         if not tensor.is_floating_point()
         and name.rpartition(".")[2] not in whole
         and not DERIVED.search(name)
-        and not any(
-            re.search(each, name) for each in getattr(model, "_keys_to_ignore_on_load_unexpected", ())
-        )
+        and not any(re.search(each, name) for each in ignored)
     ]
     if codes:
         raise InputError(
