@@ -140,6 +140,26 @@ def knob_panel(
         panels.outlined(axes, float(str(value)), height, f"{seeds}", (0, 8))
 
 
+def cut_far(axes: Axes, table: pd.DataFrame, tables: Sequence[pd.DataFrame], single: float) -> None:
+    """End y twice as far above the unrounded network as the best of all curves lies below; say what is cut.
+
+    Settings that are far too large would press together what the tuned ones differ by.
+
+    Args:
+        table: the panel's curve. tables: all of the row, whose panels share y. single: the unrounded network.
+    """
+    best = min(float(each["mean"].min()) for each in tables)
+    bottom, top = axes.get_ylim()
+    nearer = single + 2 * max(single - best, 0.01 * single)
+    if nearer < top:
+        axes.set_ylim(bottom, nearer)
+        for text in list(axes.texts):
+            if text.get_text().startswith("up to "):
+                text.remove()
+        if float(table["mean"].max()) > nearer:
+            panels.say_cut(axes, float(table["mean"].max()))
+
+
 def spread_axes(axes: Axes, spreads: Sequence[float], bits: int) -> None:
     """Make x an axis of spreads, and below each the bits a weight that its codes take."""
     _log_ticks(axes, spreads)
@@ -211,10 +231,9 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
                 ):
                     axes.axhline(level, color=panels.BLACK, linestyle=line, linewidth=0.9, label=said)
                 panels.label_panel(axes, next(letters), f"{label}: {title}")
-            # The best of a curve must be seen, its worst may be cut.
-            best_last = [table.sort_values("mean", ascending=False) for table in tables]
-            for axes in row:
-                panels.limit_values(axes, best_last, levels)
+            for axes, table in zip(row, tables, strict=True):
+                panels.limit_values(axes, tables, levels)
+                cut_far(axes, table, tables, levels[0])
             spread_axes(row[0], beyond.spreads, beyond.spread_bits)
             whole_bits(row[0], beyond.spreads, beyond.spread_bits, chosen.settings.table_bits)
             std_axes(row[1], beyond.stds)

@@ -191,6 +191,22 @@ def test_grey_lines_say_where_the_step_is_of_whole_bits(drawn: Figure) -> None:
     assert named == {"INT-6": pytest.approx(127 / 31), "INT-4": pytest.approx(127 / 7)}
 
 
+def test_settings_far_too_large_are_cut_and_said_and_press_nothing_together() -> None:
+    table = pd.DataFrame({"value": [1.0, 2.0, 3.0], "mean": [0.45, 0.40, 1.3], "low": np.nan, "high": np.nan})
+    other = table.assign(mean=[0.46, 0.42, 0.44])
+    with panels.style():
+        _, (far, near) = panels.plt.subplots(1, 2, sharey=True)
+        for axes, here in ((far, table), (near, other)):
+            axes.plot(here["value"], here["mean"])
+            panels.limit_values(axes, [table, other], [0.5])
+            spread.cut_far(axes, here, [table, other], 0.5)
+    # The best is .1 below the unrounded network.
+    assert far.get_ylim()[1] == pytest.approx(0.7)
+    assert [text.get_text() for text in far.texts] == ["up to 1.3"]
+    assert not near.texts
+    panels.plt.close()
+
+
 def test_no_text_is_smaller_than_6_5_points_in_a_column_of_5_5_inches(drawn: Figure) -> None:
     written = [text for text in drawn.findobj(Text) if isinstance(text, Text) and text.get_text()]
     assert min(float(text.get_fontsize()) for text in written) >= 6.5

@@ -57,7 +57,7 @@ from reproduce.study.units import AXES, COST, COST_RIVALS, DISAGREEMENT_UNIT, RO
 NAME = "cifar10"
 SHORT_CYCLES = SnapshotTraining(
     cycles=4,
-    epochs_per_cycle=5,  # budget: half an hour of one core in all
+    epochs_per_cycle=5,  # budget: an hour of one core in all
     batch=256,  # bdlx
     learning_rate=0.05,  # Garipov et al. 2018, whose cycles are of four epochs
     momentum=0.9,  # the given networks'
