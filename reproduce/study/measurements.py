@@ -414,7 +414,8 @@ def _measure(session: Session, unit: Unit, record: Path) -> None:
     with measuring(record, session.store, session.device):
         # Under the key of the unit, as its rows: under other settings lie other values.
         _how(session.scale, unit)(replace(session, working=place_of(record)), unit)
-        known = {(of.name, type(recipe)) for of, recipe in trained_for(session.scale, unit)}
+        recipes = trained_for(session.scale, unit)
+        known = {(of.name, kind) for of, recipe in recipes for kind in (type(recipe), *held(recipe))}
         if unknown := session.recipes - known:
             names = ", ".join(f"{kind.__name__} of {name}" for name, kind in unknown)
             raise InputError(f"{unit} was measured on trainings that its key does not hold: {names}")
