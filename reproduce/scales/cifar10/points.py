@@ -13,7 +13,7 @@ A file KIND-SEED.safetensors is of one training seed, whose training images are 
                                         epochs, of CYCLES cycles
     be                                  the BatchEnsemble's weights
 
-A point's key is the hash of its file. Nothing is trained, but for :class:`ShortCycles`.
+A point's key is the hash of its file. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -43,11 +43,10 @@ from lpe.modules import PLAIN_DTYPES
 from lpe.store import Store
 from lpe.substrates import cifar
 from reproduce.scales.cifar10.recipes import TRAINING
-from reproduce.study.families import SnapshotTraining
 from reproduce.study.keys import determinants
 from reproduce.study.points import CURVATURE_NETWORKS, mean_curvature, training_examples
 from reproduce.study.run import Run
-from reproduce.study.scale import Family, Point, Started, Substrate, bare, digest_of
+from reproduce.study.scale import Family, Point, Substrate, bare, digest_of
 
 KINDS = ("sgd", "sgdnoaug", "adamw", "adamwnoaug", "swag", "ivon", "sse", "csgld", "be")
 IVON_DEFAULTS = {"hess_init": 1.0, "beta2": 0.9999}
@@ -472,30 +471,6 @@ def budgets(file: GivenFile, count: int) -> list[int]:
     epoch = cifar.TRAINING_IMAGES // int(held.number("batch", file))
     ends = [total * (cycle + 1) // CYCLES for cycle in range(CYCLES)]
     return [end - epoch * (each - 1 - place) for end in ends for place in range(each)]
-
-
-@dataclass(frozen=True)
-class ShortCycles:
-    """SSE where no run of cycles is given: short ones, trained here, that go on from a given network.
-
-    Args:
-        of: the network. cycles: that follow. training: how many training images.
-    """
-
-    of: GivenNetwork
-    cycles: SnapshotTraining
-    training: int
-
-    def start(self, run: Run, substrate: Substrate, seed: int, replica: int) -> Started:
-        """Return the given network."""
-        point = self.of.point(run, substrate, seed, replica)
-        return Started(point.net, point.backward_passes, {"sha256": of_seed(self.of.files, seed).sha256})
-
-    def family(self, run: Run, substrate: Substrate, seed: int) -> Family:
-        """Return the snapshots at the ends of the cycles."""
-        source: Any = substrate.source
-        source = replace(source, training=self.training)
-        return self.cycles.family(run, replace(substrate, source=source, start=self), seed)
 
 
 @dataclass(frozen=True)

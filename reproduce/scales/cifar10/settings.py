@@ -38,7 +38,6 @@ from reproduce.scales.cifar10.recipes import GROUPS, PROTOCOL, RECIPES, Protocol
 from reproduce.scales.cifar10.shifts import CifarShifts
 from reproduce.scales.cifar10.trained import train_points
 from reproduce.scales.cifar10.training import train_group
-from reproduce.study.families import SnapshotTraining
 from reproduce.study.keys import determinants
 from reproduce.study.run import device_of
 from reproduce.study.scale import (
@@ -55,23 +54,10 @@ from reproduce.study.subjects import ADAMW, CIFAR, R20, SGD, Subject
 from reproduce.study.units import AXES, COST, COST_RIVALS, DISAGREEMENT_UNIT, ROUNDING
 
 NAME = "cifar10"
-SHORT_CYCLES = SnapshotTraining(
-    cycles=4,
-    epochs_per_cycle=5,  # budget: an hour of one core in all
-    batch=256,  # bdlx
-    learning_rate=0.05,  # Garipov et al. 2018, whose cycles are of four epochs
-    momentum=0.9,  # the given networks'
-    weight_decay=5e-4,  # the given networks'
-)
 IMAGES = 2000  # every fifth: a pass takes 5 s of one core
 MEMBERS = 4  # giung2's BatchEnsemble; DE and MultiIVON have as many
 DRAWS = 5  # of each of MultiIVON's posteriors
 SHIFTED = 1000  # every tenth test image; some 130 members run over 20 sets of as many
-
-SHORT = (
-    f"No run of SSE is given: its {SHORT_CYCLES.cycles} snapshots end cycles of "
-    f"{SHORT_CYCLES.epochs_per_cycle} epochs, trained here, that go on from the first SGD network."
-)
 
 SETTINGS = Settings(
     size=10,  # budget: of all test images a pass takes 25 s of one core
@@ -268,11 +254,6 @@ def cifar10(options: Mapping[str, object]) -> Scale:
     for name in ("SSE", "CSGLD"):
         if of := files(name.lower()):
             families[name], seeds[name] = points.GivenCycles(name, of), len(of)
-    said: tuple[str, ...] = ()
-    if sgd and "SSE" not in families:
-        first = points.GivenNetwork("SGD", sgd[:1], chosen.batch)
-        families["SSE"], seeds["SSE"] = points.ShortCycles(first, SHORT_CYCLES, PROTOCOL.examples), 1
-        said = (SHORT,)
     if len(ivon) >= MEMBERS:
         families["MultiIVON"] = points.GivenMultiPosterior(points.GivenIVON(ivon), MEMBERS, DRAWS)
         seeds["MultiIVON"] = len(ivon) // MEMBERS
@@ -317,14 +298,13 @@ def cifar10(options: Mapping[str, object]) -> Scale:
         else "",
         threads=1,  # two processes of one are faster than one of two
         device="auto",
-        heading=f"{heading}; {chosen.images:,} test images" + "; SSE: short cycles" * bool(said),
+        heading=f"{heading}; {chosen.images:,} test images",
         points_heading=f"{heading}; {total:,} test images",
         conditions=(
             "Means over training seeds; in brackets the two-sided 95 % interval of Student's t. NLL in nats "
             "(natural logarithm) a test image, ERR and ECE as shares of 1; ECE in 15 bins.",
             f"{chosen.data}; {chosen.words}. {chosen.images:,} test images, evenly spread"
             + ("." if chosen.images == total else f"; {total:,} where points alone are shown."),
-            *said,
         ),
         sweep=None,
         rehearse=None,

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import lpe
-from lpe.ensembles.base import Ensemble
 from lpe.ensembles.swag import SWAGEnsemble, SWAGStatistics
 from lpe.errors import InputError
 from lpe.store import Store
@@ -20,9 +18,9 @@ from lpe.substrates.cifar import CifarImages, split_indices
 from lpe.substrates.cifar_networks import ResNetShape, resnet_frn
 from lpe.tracking import Tracker
 from reproduce.scales.cifar10 import points
-from reproduce.scales.cifar10.points import GivenFile, GivenNetwork, ShortCycles
+from reproduce.scales.cifar10.points import GivenFile
 from reproduce.scales.cifar10.recipes import PROTOCOL, RECIPES, metadata
-from reproduce.scales.cifar10.settings import SHORT_CYCLES, cifar10
+from reproduce.scales.cifar10.settings import cifar10
 from reproduce.study.run import Run
 from reproduce.study.scale import Scale, saw_validation
 
@@ -131,30 +129,6 @@ def test_budgets_that_a_file_says_are_its_ensembles(
     assert scale.main is not None
     ensemble = family.family(run, scale.main, 0).make(0)
     assert [ensemble.backward_passes(n) for n in (1, 2)] == [150, 400]
-
-
-def test_short_cycles_go_on_from_the_given_network(
-    scale: Scale, run: Run, weights: Callable[[int], dict[str, Tensor]]
-) -> None:
-    main = scale.main
-    assert main is not None
-    first = main.points["SGD"]
-    assert isinstance(first, GivenNetwork)
-    cycles = replace(SHORT_CYCLES, cycles=2, epochs_per_cycle=1, batch=4)
-
-    def members(learning_rate: float) -> Ensemble:
-        short = ShortCycles(first, replace(cycles, learning_rate=learning_rate), training=8)
-        return short.family(run, main, 0).make(0)
-
-    still, moved = members(1e-30), members(0.05)
-    assert len(still) == 2
-    # A step is a minibatch: two a cycle, after the given network's own.
-    assert [still.backward_passes(n) for n in (1, 2)] == [19_842, 19_844]
-    for name, value in weights(0).items():
-        assert torch.allclose(still[1].state_dict()[name], value, rtol=0, atol=1e-20)
-    name = "fc.weight"
-    assert not torch.equal(moved[0].state_dict()[name], weights(0)[name])
-    assert not torch.equal(moved[1].state_dict()[name], moved[0].state_dict()[name])
 
 
 def test_multi_ivon_draws_from_every_posterior(scale: Scale, run: Run) -> None:
