@@ -3,9 +3,12 @@
     python -m reproduce --scale digits --jobs 2
     python -m reproduce --only fig5,table2 --seeds 1
     python -m reproduce claims --scale digits
+    python -m reproduce --scale digits --engine ray --address auto
 
 All that the figures and tables need is trained and measured first, each thing once, in units that run in
 N processes (--jobs N, one thread each); then every figure and table is rendered, and the claims are judged.
+With --engine ray they are tasks of a Ray cluster (docs/scale_out.md): one started here, of N processes, or
+the one at --address.
 At the end comes a table of what was rendered and how long each took. A run that was stopped goes on.
 """
 
@@ -19,6 +22,8 @@ from reproduce import same_bits
 
 if __name__ == "__main__":  # before torch and numpy are imported
     same_bits.begin(sys.argv[1:])
+
+import torch
 
 from lpe import interruption
 from lpe.command_line import complain
@@ -35,6 +40,7 @@ from reproduce.command import (
     check_sources,
     opened,
     parser,
+    prepared,
     rehearse,
     run_figure,
     scale_arguments,
@@ -44,6 +50,7 @@ from reproduce.draw import page
 from reproduce.rendering import Rendered
 from reproduce.scales import find, own
 from reproduce.study import parallel
+from reproduce.study.engines import on_ray
 from reproduce.study.measurements import measure_all
 from reproduce.study.origins import mixture
 from reproduce.study.run import device_of
@@ -58,6 +65,7 @@ FIGURES = (
     "selective",
     "why",
 )
+ENGINES = ("local", "ray")
 
 
 def main(arguments: list[str]) -> int:
@@ -67,18 +75,34 @@ def main(arguments: list[str]) -> int:
     options = parser("__main__", __doc__)
     options.prog = "python -m reproduce"
     options.add_argument("--only", help=f"figures and tables, by commas, of {', '.join(FIGURES)}")
-    options.add_argument("--jobs", type=int, default=1, help="processes, one thread each (default: 1)")
+    options.add_argument(
+        "--jobs",
+        type=int,
+        help="processes, one thread each (default: 1; of --engine ray: as many as there are CPUs for)",
+    )
+    options.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="where what is trained and measured runs: processes of this machine, or tasks of a Ray cluster",
+    )
+    options.add_argument(
+        "--address", help="--engine ray: of a cluster that runs, such as auto (default: one is started here)"
+    )
     try:
         asked = options.parse_args(arguments)
         check_options(asked)
+        _check_engine(asked.engine, asked.address, asked.jobs, asked.plot_only)
         width = page.check_width(asked.width)
         options_of_scale = scale_options(asked)
         recorded = asked.out or find.folder_of(asked.scale)
         chosen = find.scale(asked.scale, options_of_scale, recorded if asked.plot_only else None)
-        if chosen.prepare is not None and not (asked.plot_only or asked.random_weights):
-            chosen = chosen.prepare()
+        if not (asked.plot_only or asked.random_weights):
+            chosen = prepared(chosen)
         seeds_asked(chosen, asked.seeds)
-        parallel.check_jobs(asked.jobs)
+        uses_ray = asked.engine == "ray"
+        jobs = 1 if asked.jobs is None else asked.jobs
+        parallel.check_jobs(jobs)
         scripts = [rendering.script_of(name) for name in FIGURES]
         if asked.only is None:
             scripts = [script for script in scripts if not script.lacks(chosen)]
@@ -90,7 +114,7 @@ def main(arguments: list[str]) -> int:
             scripts = [rendering.script_of(name) for name in names]
             for script in scripts:
                 script.check(chosen)
-        if asked.jobs > 1 and (chosen.threads is None or device_of(chosen.device) != "cpu"):
+        if jobs > 1 and not uses_ray and (chosen.threads is None or device_of(chosen.device) != "cpu"):
             raise InputError(f"scale {chosen.name} runs one model at a time; leave --jobs {asked.jobs} out")
         if asked.random_weights:
             rehearse(scripts, chosen)
@@ -106,11 +130,15 @@ def main(arguments: list[str]) -> int:
         accepting = ["--accept-edited"] * asked.accept_edited
         started = time.time()
         pool = (
-            parallel.workers(asked.jobs, own.in_another_process())
-            if asked.jobs > 1
+            parallel.workers(jobs, own.in_another_process())
+            if jobs > 1 and not uses_ray
             else contextlib.nullcontext()
         )
-        with pool as processes:
+        cluster: contextlib.AbstractContextManager[on_ray.Cluster | None] = contextlib.nullcontext()
+        if uses_ray:
+            cpus = None if asked.jobs is None else asked.jobs * (chosen.threads or torch.get_num_threads())
+            cluster = on_ray.cluster(asked.address, cpus, own.in_another_process())
+        with pool as processes, cluster as engine:
             if asked.plot_only:
                 passed_on += ["--plot-only", *accepting]
             else:
@@ -121,9 +149,9 @@ def main(arguments: list[str]) -> int:
                         for script in scripts:
                             check_kept(script, session)
                     check_sources(scripts, chosen)
-                    _measure(scripts, session, processes)
+                    _measure(scripts, session, processes, engine)
             measured = time.time() - started
-            rendered = _render(scripts, passed_on, processes)
+            rendered = _render(scripts, passed_on, processes, engine)
     except InputError as error:
         complain(error)
         return 2
@@ -140,7 +168,7 @@ def main(arguments: list[str]) -> int:
             f"rendered at scale {chosen.name}, into {out}",
             ("what", "seconds", ""),
             [("training and measuring", f"{measured:.1f}", ""), *rows],
-            f"in all {time.time() - started:.1f} s, {asked.jobs} process{'es' * (asked.jobs > 1)}",
+            f"in all {time.time() - started:.1f} s, {'on Ray' if uses_ray else _counted(jobs)}",
         )
     )
     if asked.only is not None:
@@ -149,17 +177,41 @@ def main(arguments: list[str]) -> int:
     return codes[0] if codes else 0
 
 
-def _measure(scripts: list[Script], session: Session, pool: parallel.ProcessPoolExecutor | None) -> None:
+def _counted(jobs: int) -> str:
+    return f"{jobs} process{'es' * (jobs > 1)}"
+
+
+def _check_engine(engine: str, address: str | None, jobs: int | None, plot_only: bool) -> None:
+    """Raise InputError for options of another engine."""
+    if address is not None and engine != "ray":
+        raise InputError(f"--address {address} is a Ray cluster's; give --engine ray as well")
+    if address is not None and jobs is not None:
+        raise InputError(f"the cluster at --address {address} has its own processes; leave --jobs {jobs} out")
+    if engine == "ray" and plot_only:
+        raise InputError("--plot-only measures nothing and would ignore --engine ray; leave one of them out")
+
+
+def _measure(
+    scripts: list[Script],
+    session: Session,
+    pool: parallel.ProcessPoolExecutor | None,
+    engine: on_ray.Cluster | None,
+) -> None:
     """Measure all units of the figures, each once."""
     wanted = list(dict.fromkeys(unit for script in scripts for unit in script.wanted(session)))
-    if pool is None:
-        measure_all(session, wanted)
-    else:
+    if engine is not None:
+        engine.measure(session, wanted)
+    elif pool is not None:
         parallel.measure_units(session, wanted, pool)
+    else:
+        measure_all(session, wanted)
 
 
 def _render(
-    scripts: list[Script], arguments: list[str], pool: parallel.ProcessPoolExecutor | None
+    scripts: list[Script],
+    arguments: list[str],
+    pool: parallel.ProcessPoolExecutor | None,
+    engine: on_ray.Cluster | None,
 ) -> list[Rendered]:
     """Render every figure and table; print what each printed."""
     rendered = []
@@ -170,7 +222,7 @@ def _render(
         return rendered
     for script in scripts:
         started = time.time()
-        code = run_figure(script, arguments, notes=False)
+        code = run_figure(script, arguments, notes=False, engine=engine)
         rendered.append(Rendered(script.name, code, time.time() - started, ""))
     return rendered
 

@@ -15,6 +15,7 @@ import torch
 from lpe import interruption, tracking
 from lpe.command_line import Parser, complain
 from lpe.errors import InputError
+from lpe.mirror import MirroredStore, open_store
 from lpe.provenance import REPOSITORY, kernels, write_provenance
 from lpe.store import Store
 from lpe.writing import check_writable
@@ -24,10 +25,11 @@ from reproduce.scales import find
 from reproduce.study.costs import summed
 from reproduce.study.intact import check, drawn_from, keep_accepted, vouched_by
 from reproduce.study.measurements import working_folder
+from reproduce.study.mirrored import landscapes
 from reproduce.study.origins import mixture, scales_of, seeds_of
 from reproduce.study.records import OTHER_TABLES, checked_rows, record_name
 from reproduce.study.scale import Scale, Substrate, digest_of
-from reproduce.study.session import Session, open_session, seeds_asked
+from reproduce.study.session import Engine, Session, open_session, seeds_asked
 from reproduce.study.units import Unit
 
 
@@ -165,12 +167,34 @@ def opened(
     out: Path,
     wandb_mode: str | None,
     quiet: bool = False,
+    engine: Engine | None = None,
 ) -> Iterator[Session]:
     """Open a session on the store and the scale's working records."""
-    store = Store()
+    store = open_store()
     working = working_folder(chosen, store)
-    with open_session(name, chosen, count, out, wandb_mode, working, store, quiet) as session:
+    if isinstance(store, MirroredStore):
+        store.mirror.check()
+    with (
+        open_session(name, chosen, count, out, wandb_mode, working, store, quiet, engine) as session,
+        landscapes(store, working),
+    ):
         yield session
+
+
+def prepared(chosen: Scale) -> Scale:
+    """Return the scale with what all its units need, which is trained where it is not there.
+
+    Raises:
+        InputError: that goes into a folder beside the store, and the store is in no folder.
+    """
+    if chosen.prepare is None:
+        return chosen
+    if isinstance(open_store(), MirroredStore):
+        raise InputError(
+            f"scale {chosen.name} keeps its points in a folder beside the store; give it trained points by "
+            "--points, or set LPE_STORE to a folder"
+        )
+    return chosen.prepare()
 
 
 def seedless(chosen: Scale) -> Session:
@@ -290,23 +314,30 @@ def rehearse(scripts: Sequence[Script], chosen: Scale) -> None:
 
 
 def run_figure(
-    script: Script, arguments: Sequence[str] | None = None, quiet: bool = False, notes: bool = True
+    script: Script,
+    arguments: Sequence[str] | None = None,
+    quiet: bool = False,
+    notes: bool = True,
+    engine: Engine | None = None,
 ) -> int:
     """Run a figure script: measure what is not measured yet, write the record, draw it, say the verdict.
 
     Args:
         arguments: the command line; None: this process's. quiet: no progress bars.
-        notes: say where the folder's records come from several machines or commits.
+        notes: say where the folder's records come from several machines or commits. engine: that measures
+            the lines of landscapes; None: this process.
 
     Returns:
         The exit code: 0, 2 after one line about bad input, 130 or 143 when interrupted.
     """
     if arguments is None:
-        return interruption.answered(lambda: _run_figure(script, None, quiet, notes))
-    return _run_figure(script, arguments, quiet, notes)
+        return interruption.answered(lambda: _run_figure(script, None, quiet, notes, engine))
+    return _run_figure(script, arguments, quiet, notes, engine)
 
 
-def _run_figure(script: Script, arguments: Sequence[str] | None, quiet: bool, notes: bool) -> int:
+def _run_figure(
+    script: Script, arguments: Sequence[str] | None, quiet: bool, notes: bool, engine: Engine | None
+) -> int:
     figure = script.name
     try:
         asked = parser(figure, script.description).parse_args(arguments)
@@ -316,8 +347,8 @@ def _run_figure(script: Script, arguments: Sequence[str] | None, quiet: bool, no
         # First of all: the scale is made of what the JSON says.
         edited = check_records(figure, recorded.parent, asked.accept_edited) if asked.plot_only else []
         chosen = find.scale(asked.scale, scale_options(asked), recorded if asked.plot_only else None)
-        if chosen.prepare is not None and not (asked.plot_only or asked.random_weights):
-            chosen = chosen.prepare()
+        if not (asked.plot_only or asked.random_weights):
+            chosen = prepared(chosen)
         script.check(chosen)
         seeds_asked(chosen, asked.seeds)
         out = asked.out or REPOSITORY / "figures" / chosen.name
@@ -329,7 +360,7 @@ def _run_figure(script: Script, arguments: Sequence[str] | None, quiet: bool, no
         if not asked.plot_only:
             if not all_there(script, chosen):
                 return 2
-            with opened(figure, chosen, asked.seeds, out, asked.wandb, quiet) as session:
+            with opened(figure, chosen, asked.seeds, out, asked.wandb, quiet, engine) as session:
                 if not asked.overwrite:
                     check_kept(script, session)
                 check_sources([script], chosen)

@@ -22,6 +22,7 @@ import lpe
 from lpe.command_line import Parser, complain
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
+from lpe.mirror import open_store
 from lpe.provenance import REPOSITORY, write_provenance
 from lpe.records import COLUMNS, write_table
 from lpe.store import Store
@@ -206,7 +207,7 @@ def measure_subject(name: str, assets: Path, out: Path, arguments: Sequence[str]
     training = None if subject.training is None else subject.training(assets)
     total = len(nets) + len(BITS) * (1 + 2 * size_of(subject))
     with tqdm(total=total, desc=f"{name}, members", leave=False, file=sys.stderr) as bar:
-        measuring = Measuring(subject, subject.load(assets), nets, Store(), bar, training)
+        measuring = Measuring(subject, subject.load(assets), nets, open_store(), bar, training)
         write_table(measure(measuring), out / f"{subject.stem}.csv", COLUMNS)
         times = out / f"{subject.stem}_times.csv"
         if subject.timed_as is None and cost_times.are_wanted(times, again):

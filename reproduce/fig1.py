@@ -128,7 +128,8 @@ def compute(session: Session) -> dict[str, object]:
         around = [edge * pair.step for edge in reach]
         lines.append(grid_lines(sorted(set(points[letter])), shape.resolution, 0.0, around))
     seen = planes_words(session.scale)
-    grid = grid_table(session, surface, plane, lines[0], lines[1], seen, "plane of two weights")
+    surface = session.ahead(surface, plane, *lines)
+    grid = grid_table(session, surface, plane, *lines, seen, "plane of two weights")
     grid = grid[grid["metric"] == "nll"]
     write_table(grid[list(GRID_COLUMNS)], session.out / "fig1_landscape.csv", GRID_COLUMNS)
     write_table(points[list(POINT_COLUMNS)], session.out / "fig1.csv", POINT_COLUMNS)

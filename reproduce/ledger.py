@@ -35,8 +35,8 @@ from lpe.command_line import Parser, complain
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from lpe.hashes import sha256, with_hashes
+from lpe.mirror import open_store
 from lpe.records import COLUMNS, KEY, MEASURED, write_table
-from lpe.store import Store
 from lpe.writing import check_writable, write_text_atomic
 from reproduce.command import add_accept_edited, said_of_edited
 from reproduce.draw import page
@@ -360,7 +360,7 @@ def main(arguments: Sequence[str]) -> int:
             record,
             chosen.unit,
             settings.level,
-            examples.finder(working_folder(chosen, Store())),
+            examples.finder(working_folder(chosen, open_store())),
             kept,
         )
         paths, left = _write(out, verdicts, chosen, files, kept, edited)

@@ -63,7 +63,9 @@ def main(arguments: Sequence[str]) -> int:
         else:
             evaluate(asked, arguments)
     except InputError as error:
-        complain(error)
+        # Of processes that torchrun started each has the same; the first says it.
+        if os.environ.get("RANK", "0") == "0":
+            complain(error)
         return 2
     except torch.OutOfMemoryError as error:
         print(f"error: out of memory ({first_line(error)}); give a smaller --batch-size", file=sys.stderr)

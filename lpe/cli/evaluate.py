@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +18,7 @@ from lpe.cli.kept import rows_kept
 from lpe.cli.options import (
     Commands,
     EnsembleOptions,
+    ModelOptions,
     add_command,
     add_ensemble,
     add_model,
@@ -42,10 +45,12 @@ from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
 from lpe.errors import InputError
 from lpe.evaluation.predictions import check_place, checked_predictions
+from lpe.evaluation.sharded import Ranks, RayTasks, Sharing, launched
 from lpe.files.container import weights_hash
 from lpe.files.ensembles import load
 from lpe.notices import said
-from lpe.provenance import provenance
+from lpe.provenance import kernels, provenance
+from lpe.ray_cluster import connected
 from lpe.records import write_table
 from lpe.writing import check_writable, write_text_atomic
 
@@ -72,11 +77,20 @@ or --json alone, at the row of the table where it was.
 
   lpe evaluate timm/vit_small_patch16_224 --data imagenet --system int4 --predictions vit.safetensors
 
+Under torchrun or accelerate launch every process runs a share of the images, and the first one has the rows
+of one process; with --engine ray the shares are tasks of a Ray cluster (docs/scale_out.md).
+
+  torchrun --nproc-per-node 4 --no-python lpe evaluate timm/vit_base_patch16_224 --data imagenet --system int5
+
 --refresh DIR, for a model with batch norm: each member's statistics are re-estimated on training images, and
 RTN and the ensemble have rows of both kinds.
 
   lpe evaluate timm/efficientnet_lite0 --data imagenet --refresh imagenet/train --system int5
 """
+
+
+ENGINES = ("local", "ray")
+MOST_PROCESSES = 4096
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,7 @@ class RunOptions:
         packed: a file of ``lpe pack``, instead of an ensemble's options. device: None: the GPU where there is
             one. csv, json: files of the result. predictions: a file of every member's predictions; hf: a
             folder.
+        engine: one of ENGINES. address: of a Ray cluster that runs; None: one is started. processes: of Ray.
     """
 
     packed: str | None = None
@@ -94,6 +109,9 @@ class RunOptions:
     csv: Path | None = None
     json: Path | None = None
     predictions: Path | None = None
+    engine: str = ENGINES[0]
+    address: str | None = None
+    processes: int | None = None
 
 
 def add_evaluate(commands: Commands) -> None:
@@ -108,6 +126,10 @@ def add_evaluate(commands: Commands) -> None:
     add_refresh(parser.add_argument_group("batch-norm statistics"))
     add_preprocessing(parser.add_argument_group("preprocessing of images (the model's own)"))
     add_passes(parser.add_argument_group("forward passes on images"))
+    several = parser.add_argument_group("several processes (images)")
+    several.add_argument("--engine", choices=ENGINES, help="(local), or ray: tasks of a Ray cluster")
+    several.add_argument("--address", help="ray: of a cluster that runs, such as auto (one is started here)")
+    several.add_argument("--processes", type=int, metavar="N", help="ray: shares of the images (2)")
     output = parser.add_argument_group("output")
     output.add_argument("--calibrated", action="store_true", help="also the NLL under a fitted temperature")
     output.add_argument("--csv", type=Path, metavar="FILE", help="every size, every metric")
@@ -122,57 +144,60 @@ def add_evaluate(commands: Commands) -> None:
 
 def evaluate(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
     """Measure, print and write what was asked for; ``arguments`` are the command's own, for the record."""
-    started = time.time()
-    model_asked = model_options(asked)
-    ensemble_asked = options_of(EnsembleOptions, asked)
-    data_asked = options_of(DataOptions, asked)
     run = options_of(RunOptions, asked)
-    if run.packed is not None:
-        _check_packed(run.packed, asked)
-    for path in (run.csv, run.json):
-        if path is not None:
-            if path.is_dir():
-                raise InputError(f"{path} is a folder; give a file to write to")
-            check_writable(path.parent)
-    _check_apart(run)
-    if run.predictions is not None and model_asked.kind != "hf":
-        check_place(run.predictions)
-        if run.predictions.exists():
-            checked_predictions(run.predictions)
-    for option in ("refresh_form", "refresh_limit"):
-        if hasattr(asked, option) and data_asked.refresh is None:
-            raise InputError(f"--{option.replace('_', '-')} says how --refresh DIR is done; give both")
-    data_asked.check()
-    if run.packed is None:
-        ensemble_asked.check()
-    if data_asked.members == "together" and ensemble_asked.method != "lpe":
-        raise InputError(f"--members together is for --method lpe, not {ensemble_asked.method}")
-    device = device_of_name(run.device)
-    if data_asked.pin_memory and device.type != "cuda":
-        raise InputError(f"--pin-memory is for batches on their way to a GPU, not to --device {device}")
-    measured = subject(model_asked, data_asked, device)
-    if run.packed is None:
-        ensemble = ensemble_asked.ensemble(measured.model)
-        settings = _settings(ensemble, ensemble_asked)
+    _check_engine(run)
+    with launched() as ranks:
+        _evaluate(asked, arguments, run, ranks)
+
+
+def _evaluate(
+    asked: argparse.Namespace, arguments: Sequence[str], run: RunOptions, ranks: Ranks | None
+) -> None:
+    started = time.time()
+    if ranks is None:
+        device, model_asked, ensemble_asked, data_asked = _checked(asked, run, None)
     else:
-        weights = "any" if model_asked.random_weights else "same"
-        ensemble = load(run.packed, measured.model, ensemble_asked.size, weights)
-        settings = _packed_settings(ensemble, run.packed)
-    beside = run.predictions or run.json or run.csv
-    told: dict[str, object] = {"record": measured.record, "ensemble": settings, "device": str(device)}
-    told |= {"calibrated": data_asked.calibrated, "metrics": data_asked.metrics}
-    if beside is not None:
-        told["model"] = weights_hash(measured.model)
-    # A file of images' predictions is large: those of other rows have room where one was asked for.
-    roomy = run.predictions is not None or model_asked.kind == "hf"
-    with rows_kept(beside, told, roomy) as kept:
+        device, model_asked, ensemble_asked, data_asked = ranks.agreed(lambda: _checked(asked, run, ranks))
+    sharing: Sharing | None = ranks
+    connection: AbstractContextManager[None] = nullcontext()
+    if run.engine == "ray":
+        count = 2 if run.processes is None else run.processes
+        sharing = RayTasks(count, device)
+        connection = connected(run.address, None if run.address else _cpus(count), _environment())
+
+    def loaded() -> tuple[Subject, Ensemble]:
+        measured = subject(model_asked, data_asked, device, sharing)
         if run.packed is None:
-            rows = rows_of(measured, ensemble, ensemble_asked, data_asked.calibrated, run.predictions, kept)
+            return measured, ensemble_asked.ensemble(measured.model)
+        weights = "any" if model_asked.random_weights else "same"
+        return measured, load(run.packed, measured.model, ensemble_asked.size, weights)
+
+    with connection:
+        measured, ensemble = loaded() if sharing is None else sharing.agreed(loaded)
+        if run.packed is None:
+            settings = _settings(ensemble, ensemble_asked)
         else:
-            own = not model_asked.random_weights
-            rows = rows_of_packed(measured, ensemble, own, data_asked.calibrated, run.predictions, kept)
-        _write(run, measured, rows, settings, ensemble, ensemble_asked.seed, arguments, device, started)
-        kept.remove()
+            settings = _packed_settings(ensemble, run.packed)
+        # What several processes measure is kept by none of them.
+        beside = (run.predictions or run.json or run.csv) if sharing is None else None
+        told: dict[str, object] = {"record": measured.record, "ensemble": settings, "device": str(device)}
+        told |= {"calibrated": data_asked.calibrated, "metrics": data_asked.metrics}
+        if beside is not None:
+            told["model"] = weights_hash(measured.model)
+        # A file of images' predictions is large: those of other rows have room where one was asked for.
+        roomy = run.predictions is not None or model_asked.kind == "hf"
+        with rows_kept(beside, told, roomy) as kept:
+            if run.packed is None:
+                rows = rows_of(
+                    measured, ensemble, ensemble_asked, data_asked.calibrated, run.predictions, kept
+                )
+            else:
+                own = not model_asked.random_weights
+                rows = rows_of_packed(measured, ensemble, own, data_asked.calibrated, run.predictions, kept)
+            if sharing is None or sharing.is_first:
+                seed = ensemble_asked.seed
+                _write(run, measured, rows, settings, ensemble, seed, arguments, device, started)
+                kept.remove()
 
 
 def _write(
@@ -216,6 +241,82 @@ def _write(
             print(f"wrote {run.json}")
     except OSError as error:
         raise InputError(f"cannot write {error.filename or 'the results'} ({error.strerror})") from None
+
+
+def _checked(
+    asked: argparse.Namespace, run: RunOptions, ranks: Ranks | None
+) -> tuple[torch.device, ModelOptions, EnsembleOptions, DataOptions]:
+    """Return the device and the options, checked before anything is loaded.
+
+    Raises:
+        InputError: of an option, or a place to write to.
+    """
+    model_asked = model_options(asked)
+    ensemble_asked = options_of(EnsembleOptions, asked)
+    data_asked = options_of(DataOptions, asked)
+    if run.packed is not None:
+        _check_packed(run.packed, asked)
+    for path in (run.csv, run.json):
+        if path is not None and (ranks is None or ranks.is_first):
+            if path.is_dir():
+                raise InputError(f"{path} is a folder; give a file to write to")
+            check_writable(path.parent)
+    _check_apart(run)
+    if run.predictions is not None and model_asked.kind != "hf":
+        check_place(run.predictions)
+        if run.predictions.exists():
+            checked_predictions(run.predictions)
+    for option in ("refresh_form", "refresh_limit"):
+        if hasattr(asked, option) and data_asked.refresh is None:
+            raise InputError(f"--{option.replace('_', '-')} says how --refresh DIR is done; give both")
+    data_asked.check()
+    if run.packed is None:
+        ensemble_asked.check()
+    if data_asked.members == "together" and ensemble_asked.method != "lpe":
+        raise InputError(f"--members together is for --method lpe, not {ensemble_asked.method}")
+    if ranks is not None or run.engine == "ray":
+        _check_shared(model_asked, data_asked, run)
+    name = run.device
+    if name is None and ranks is not None and torch.cuda.is_available():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    device = device_of_name(name)
+    if data_asked.pin_memory and device.type != "cuda":
+        raise InputError(f"--pin-memory is for batches on their way to a GPU, not to --device {device}")
+    return device, model_asked, ensemble_asked, data_asked
+
+
+def _check_engine(run: RunOptions) -> None:
+    """Raise InputError for options of another engine."""
+    for option, value in (("address", run.address), ("processes", run.processes)):
+        if value is not None and run.engine != "ray":
+            raise InputError(f"--{option} {value} is of a Ray cluster; give --engine ray as well")
+    if run.processes is not None and not 1 <= run.processes <= MOST_PROCESSES:
+        raise InputError(f"--processes must be 1 to {MOST_PROCESSES}, not {run.processes}")
+    if run.engine == "ray" and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        raise InputError("--engine ray starts its own processes; leave out torchrun, or --engine ray")
+
+
+def _check_shared(model: ModelOptions, data: DataOptions, run: RunOptions) -> None:
+    """Raise InputError for what one process does alone."""
+    if model.kind == "hf":
+        raise InputError("hf models are measured by one process; run lpe evaluate alone, without an engine")
+    if run.predictions is not None:
+        raise InputError("--predictions is written by one process; leave it out, or run lpe evaluate alone")
+    if data.members == "together":
+        raise InputError("--members together is for one process; several run members one by one")
+
+
+def _cpus(count: int) -> int:
+    """Return the CPUs of a Ray cluster for so many processes: as many threads each as this one has."""
+    return count * torch.get_num_threads()
+
+
+def _environment() -> dict[str, str]:
+    """Return the variables that are the same in Ray's workers: they choose kernels."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith("LPE_")}
+    if os.environ.get("PYTHONPATH"):
+        kept["PYTHONPATH"] = os.environ["PYTHONPATH"]
+    return kept | {name: str(value) for name, value in kernels()["variables"].items()}
 
 
 def _check_apart(run: RunOptions) -> None:

@@ -17,7 +17,7 @@ from lpe.ensembles.base import Ensemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
 from lpe.evaluation.metrics import temperature_scaled
-from lpe.evaluation.predict import evaluate_temperature_scaled, scaled_metrics
+from lpe.evaluation.predict import scaled_metrics
 from lpe.evaluation.predictions import partial_folder, read_predictions
 from lpe.evaluation.timing import MemberTimer
 from lpe.modules import dtype_name
@@ -145,7 +145,8 @@ def _measured(
 ) -> list[dict[str, object]]:
     """Return a row per size, and per task where there are tasks: kept ones, or measured now.
 
-    There is no time where predictions of an earlier run are there, whole or in part.
+    There is no time where predictions of an earlier run are there, whole or in part, and where other
+    processes have run the members.
     """
     # What is not asked for is kept as it is, so that its rows are what they are without a file.
     place, dtype = (kept.place(), "float64") if predictions is None else (predictions, "float32")
@@ -154,7 +155,8 @@ def _measured(
         timer = MemberTimer(len(ensemble), next(subject.model.parameters()).device)
         is_new = place is None or not _is_begun(place)
         table = subject.measure(ensemble, timer, place, dtype)
-        milliseconds = timer.milliseconds_per_example() if is_new else [None] * len(ensemble)
+        is_timed = is_new and timer.examples
+        milliseconds = timer.milliseconds_per_example() if is_timed else [None] * len(ensemble)
         rows = []
         for row in table.to_dict("records"):
             size = int(row["size"])
@@ -198,14 +200,14 @@ def _with_temperature(
     Args:
         written: a file of its predictions, where there is one: then it need not run again.
     """
-    if subject.batches is not None:
+    if subject.scaled is not None:
         same = {column: measured[0][column] for column in UNSCALED if column in measured[0]}
         if written is not None and written.is_file():
             held = read_predictions(written)
             log_probs = held.log_probs(0, 0, len(held.targets)).double()
             found = scaled_metrics(temperature_scaled(log_probs, held.targets), held.targets)
         else:
-            found = evaluate_temperature_scaled(single, subject.batches, options=subject.options)
+            found = dict(subject.scaled(single))
         return [same | {"method": method} | found]
     rows = []
     for row in measured:  # the calibrated metrics of tasks come with the others
@@ -221,13 +223,22 @@ def _title(rounding: str) -> str:
 
 
 def _progress(subject: Subject, networks: Sequence[nn.Module], passes: int) -> Any:
-    """Return a bar on stderr of passes over the data; lm-eval's tasks have their own."""
+    """Return a bar on stderr of passes over the data; lm-eval's tasks have their own.
+
+    Of several processes the first has one, of its own share.
+    """
     from tqdm import tqdm
 
-    total = None if subject.batches is None else passes
-    bar = tqdm(total=total, disable=None if total else True, leave=False, unit="pass", file=sys.stderr)
-    if total:
-        share = 1 / len(subject.batches)  # type: ignore[arg-type]
+    steps = subject.steps
+    bar = tqdm(
+        total=passes if steps else None,
+        disable=None if steps else True,
+        leave=False,
+        unit="pass",
+        file=sys.stderr,
+    )
+    if steps:
+        share = 1 / steps
 
         def advance(*_: object) -> None:
             bar.update(share)

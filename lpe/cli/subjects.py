@@ -18,9 +18,10 @@ from lpe.ensembles.base import Ensemble
 from lpe.ensembles.batch_norm import FORMS, batch_norms
 from lpe.errors import InputError
 from lpe.evaluation.metrics import METRICS
-from lpe.evaluation.predict import PLAIN, EvaluationOptions, evaluate
+from lpe.evaluation.predict import EvaluationOptions, evaluate, evaluate_temperature_scaled
 from lpe.evaluation.predictions import CLASSES
 from lpe.evaluation.score import checked_metrics
+from lpe.evaluation.sharded import Sharing, said
 from lpe.evaluation.timing import MemberTimer
 
 if TYPE_CHECKING:
@@ -219,36 +220,45 @@ class Subject:
     """A model with what it is measured on.
 
     Args:
-        title: of the table. model: on its device. batches: of images; None for a language model, which is
-            measured on tasks. record: what determines the numbers, for the provenance.
+        title: of the table. model: on its device. steps: batches of images, over which a bar goes a member;
+            None: no bar, as for a language model, which is measured on tasks. record: what determines the
+            numbers, for the provenance.
         measure: (ensemble, timer, predictions, dtype) → a row per size, and per task where there are tasks.
             Predictions are where every member's go, a file, or a folder of tasks; None: nowhere. The dtype is
             a file's.
-        how: a line on what images go through; nothing for tasks. options: of the forward passes on images.
+        scaled: an ensemble → metrics with a temperature; None: those of tasks come with the others.
+        how: a line on what images go through; nothing for tasks.
         training: batches to re-estimate every member's batch-norm statistics on, and the form; None: they
             stay as they are.
     """
 
     title: str
     model: nn.Module
-    batches: Iterable[Any] | None
+    steps: int | None
     record: Mapping[str, object]
     measure: Callable[[Ensemble, MemberTimer, Path | None, str], pd.DataFrame]
+    scaled: Callable[[Ensemble], Mapping[str, float]] | None = None
     how: str = ""
-    options: EvaluationOptions = PLAIN
     training: tuple[Iterable[Any], str] | None = None
 
 
-def subject(model: ModelOptions, data: DataOptions, device: torch.device) -> Subject:
+def subject(
+    model: ModelOptions, data: DataOptions, device: torch.device, sharing: Sharing | None = None
+) -> Subject:
     """Return the model on its data.
+
+    Args:
+        sharing: processes that measure it together; None: this one alone.
 
     Raises:
         InputError: no data are given or there; whatever the loaders of models and of data refuse.
     """
-    return _language(model, data, device) if model.kind == "hf" else _images(model, data, device)
+    if model.kind == "hf":
+        return _language(model, data, device)
+    return _images(model, data, device, sharing)
 
 
-def _images(asked: ModelOptions, seen: DataOptions, device: torch.device) -> Subject:
+def _images(asked: ModelOptions, seen: DataOptions, device: torch.device, sharing: Sharing | None) -> Subject:
     from lpe.substrates import imagenet
 
     if seen.data is None:
@@ -300,17 +310,29 @@ def _images(asked: ModelOptions, seen: DataOptions, device: torch.device) -> Sub
     members = seen.members or "one-by-one"
 
     def measure(ensemble: Ensemble, timer: MemberTimer, predictions: Path | None, dtype: str) -> pd.DataFrame:
-        return evaluate(
-            ensemble,
-            data,
-            calibrated=shown_sizes(len(ensemble)) if seen.calibrated else False,
-            timer=timer,
-            members=members,
-            options=options,
-            predictions=predictions,
-            predictions_dtype=dtype,
-            metrics=metrics,
-        )
+        calibrated = shown_sizes(len(ensemble)) if seen.calibrated else False
+        if sharing is None:
+            return evaluate(
+                ensemble,
+                data,
+                calibrated=calibrated,
+                timer=timer,
+                members=members,
+                options=options,
+                predictions=predictions,
+                predictions_dtype=dtype,
+                metrics=metrics,
+            )
+        found = said(sharing, ensemble, data, options, timer, device)
+        if found is None:
+            return _nothing(ensemble)
+        return evaluate(*found, calibrated=calibrated, members=members, metrics=metrics)
+
+    def scaled(ensemble: Ensemble) -> Mapping[str, float]:
+        if sharing is None:
+            return evaluate_temperature_scaled(ensemble, data, options=options)
+        found = said(sharing, ensemble, data, options, device=device)
+        return {} if found is None else evaluate_temperature_scaled(*found)
 
     record = pictured.record | {
         "checkpoint": asked.checkpoint,
@@ -334,7 +356,15 @@ def _images(asked: ModelOptions, seen: DataOptions, device: torch.device) -> Sub
         ),
     }
     title = f"{pictured.title}, {len(data.paths):,} images of {pictured.classes:,} classes"
-    return Subject(title, model, data, record, measure, pictured.how, options, training)
+    steps = len(data) if sharing is None else sharing.steps(len(data))
+    return Subject(title, model, steps, record, measure, scaled, pictured.how, training)
+
+
+def _nothing(ensemble: Ensemble) -> pd.DataFrame:
+    """Return a table of an ensemble's sizes alone, for a process that another one evaluates for."""
+    import pandas as pd
+
+    return pd.DataFrame({"size": range(1, len(ensemble) + 1)})
 
 
 @dataclass(frozen=True)

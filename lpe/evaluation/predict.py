@@ -618,6 +618,29 @@ def member_log_probs(
 
 
 @torch.no_grad()
+def member_logits(
+    ensemble: Ensemble,
+    stream: Iterator[Batch],
+    options: EvaluationOptions = PLAIN,
+    timer: MemberTimer | None = None,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield what members say, as :func:`evaluate` takes it up where they run one by one.
+
+    Args:
+        stream: of checked batches, see :func:`lpe.evaluation.batches.stream`. options, timer: as there.
+
+    Yields:
+        A member's index, targets, int64 [examples], and its logits, [examples, classes]. The examples of each
+        member come in order, those of several batches together.
+    """
+    budget = 0 if ensemble.members_are_stored else CHUNK_BYTES
+    for index, _, targets, logits in _one_by_one(ensemble, stream, budget, options, timer):
+        if timer and not index:
+            timer.examples += len(targets)
+        yield index, targets, logits
+
+
+@torch.no_grad()
 def member_nll(ensemble: Ensemble, batches: Iterable[Any], options: EvaluationOptions = PLAIN) -> Tensor:
     """Return every member's own NLL, without keeping members or log-probabilities.
 

@@ -15,7 +15,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,13 @@ class LabelledImages:
                 raise InputError(inputs)
             yield inputs.to(self.dtype), torch.tensor(self.labels[start : start + len(inputs)])
             start += len(inputs)
+
+
+def share_of_images(images: LabelledImages, place: int, count: int) -> LabelledImages:
+    """Return every ``count``-th batch of images, from batch ``place`` on, as they are in the whole."""
+    of_batch = [number // images.batch_size % count == place for number in range(len(images.paths))]
+    paths, labels = (tuple(compress(each, of_batch)) for each in (images.paths, images.labels))
+    return replace(images, paths=paths, labels=labels)
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,8 @@ def planes_of(
             )
             for axis in ("x", "y")
         )
-        grid = grid_table(session, surfaces[kind], plane, xs, ys, seen, f"{what}: {kind} plane")
+        surface = session.ahead(surfaces[kind], plane, xs, ys)
+        grid = grid_table(session, surface, plane, xs, ys, seen, f"{what}: {kind} plane")
         grids.append(grid.assign(plane=kind))
         clouds.append(members.assign(plane=kind))
     return (

@@ -39,6 +39,7 @@ from reproduce.study.families import (
 )
 from reproduce.study.keys import data_hash, determinants
 from reproduce.study.measurer import Measurer
+from reproduce.study.mirrored import fetch_unit, send_unit
 from reproduce.study.records import (
     DISAGREEMENT,
     EQUAL_BITS,
@@ -354,14 +355,14 @@ def trained_for(scale: Scale, unit: Unit) -> list[tuple[Substrate, object]]:
     return recipes
 
 
-def key_of(session: Session, unit: Unit) -> str:
-    """Return the key of a unit's rows: a hash of all that determines them."""
+def determined_by(session: Session, unit: Unit) -> dict[str, object]:
+    """Return all that determines a unit's rows."""
     scale, recipes = session.scale, trained_for(session.scale, unit)
     substrate = scale.substrates[unit.substrate]
     used = [*dict.fromkeys(of.name for of, _ in recipes), substrate.name]
     made_by = [recipe for _, recipe in recipes] + [scale.substrates[name].source for name in used]
     roots = {type(each) for each in made_by}.union(*map(held, made_by))
-    config = {
+    return {
         "scale": scale.name,
         "settings": scale.settings,
         "compared": scale.compared and scale.compared.name,
@@ -380,7 +381,19 @@ def key_of(session: Session, unit: Unit) -> str:
             threads=session.threads,
         ),
     }
-    return Store.key(config)
+
+
+def key_of(session: Session, unit: Unit) -> str:
+    """Return the key of a unit's rows: a hash of all that determines them."""
+    return Store.key(determined_by(session, unit))
+
+
+def record_of(session: Session, unit: Unit) -> Path:
+    """Return a unit's working record, which is named by the key of its rows; the session takes note of it."""
+    record = session.working / f"{unit.file}-{key_of(session, unit)[:16]}.csv"
+    session.records[unit] = record
+    session.measured.add(record)
+    return record
 
 
 def _beyond(scale: Scale, unit: Unit) -> dict[str, object]:
@@ -397,9 +410,8 @@ def measure(session: Session, unit: Unit) -> None:
 
     Where another process is at it, this one waits and takes what is measured.
     """
-    record = session.working / f"{unit.file}-{key_of(session, unit)[:16]}.csv"
-    session.records[unit] = record
-    session.measured.add(record)
+    record = record_of(session, unit)
+    fetch_unit(session.store, record)
     if is_finished(record):
         # To look for every row would take the unit's weights from the store.
         return
@@ -419,6 +431,7 @@ def _measure(session: Session, unit: Unit, record: Path) -> None:
         if unknown := session.recipes - known:
             names = ", ".join(f"{kind.__name__} of {name}" for name, kind in unknown)
             raise InputError(f"{unit} was measured on trainings that its key does not hold: {names}")
+    send_unit(session.store, record)
 
 
 def measure_all(session: Session, wanted: Iterable[Unit]) -> None:

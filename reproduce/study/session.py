@@ -7,18 +7,31 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 import torch
 
 from lpe import tracking
 from lpe.allocator import keep_freed_memory
 from lpe.errors import InputError
+from lpe.evaluation.landscape import Plane, Surface
 from lpe.store import Store
 from lpe.writing import check_writable, write_text_atomic
 from reproduce.study.costs import description_of
 from reproduce.study.run import Run, device_of
 from reproduce.study.scale import Scale, Substrate
 from reproduce.study.units import Unit
+
+
+class Engine(Protocol):
+    """What runs independent pieces of work in other processes."""
+
+    def ahead(
+        self, session: Session, surface: Surface, plane: Plane, xs: np.ndarray, ys: np.ndarray
+    ) -> Surface:
+        """Return the surface, whose values on a grid of a plane are measured elsewhere."""
+        ...
 
 
 @dataclass(kw_only=True)
@@ -30,6 +43,7 @@ class Session(Run):
         out: folder of the figures and their records. working: folder of the working records.
         records: where the rows of a unit are that was measured, in this run or before.
         measured: working records that something was taken from.
+        engine: that lines of landscapes are measured by; None: this process.
     """
 
     scale: Scale
@@ -39,12 +53,17 @@ class Session(Run):
     working: Path
     records: dict[Unit, Path] = field(default_factory=dict)
     measured: set[Path] = field(default_factory=set)
+    engine: Engine | None = None
 
     @property
     def main(self) -> Substrate:
         """The main substrate. A figure that asks for it is one that the scale offers."""
         assert self.scale.main is not None
         return self.scale.main
+
+    def ahead(self, surface: Surface, plane: Plane, xs: np.ndarray, ys: np.ndarray) -> Surface:
+        """Return the surface as the engine measures it on a grid of a plane, with the same values."""
+        return surface if self.engine is None else self.engine.ahead(self, surface, plane, xs, ys)
 
     def describe(self, unit: Unit, described: Mapping[str, object]) -> None:
         """Keep how a given model sees its data beside the rows that are measured on it."""
@@ -93,6 +112,7 @@ def open_session(
     working: Path,
     store: Store,
     quiet: bool = False,
+    engine: Engine | None = None,
 ) -> Iterator[Session]:
     """Open a session over ``count`` training seeds (None: the scale's), and its W&B run while it lasts."""
     keep_freed_memory()
@@ -114,4 +134,5 @@ def open_session(
             claim_seeds=claim_seeds,
             out=out,
             working=working,
+            engine=engine,
         )

@@ -22,7 +22,7 @@ from lpe.hashes import EDITED, HASHES, beside, sha256
 from lpe.provenance import REPOSITORY
 from lpe.records import COLUMNS, Records, write_table
 from lpe.store import Store
-from reproduce import command, ledger, ledgers
+from reproduce import command, external, ledger, ledgers
 from reproduce.command import Script, run_figure
 from reproduce.draw import page, panels, tables
 from reproduce.scales.digits.settings import DIGITS
@@ -393,6 +393,21 @@ def test_the_ledgers_of_all_scales_say_which_is_of_edited_records(
     assert ledgers.main([*figures, "--accept-edited"]) == 0
     assert f"side by side ({EDITED})" in (judged.parent / "claims.md").read_text()
     assert f"digits ({EDITED}): verdict" in (judged.parent / "claims.csv").read_text().partition("\n")[0]
+
+
+def test_our_numbers_beside_published_ones_are_refused_and_marked_too(
+    judged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(judged, "fig2.csv", "0.11", "0.12")
+    arguments = ["--figures", str(judged.parent)]
+    assert external.main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "fig2.csv is not what fig2.json has the hash of" in message and message.count("\n") == 1
+    assert not (judged.parent / "external.csv").exists()
+    assert external.main([*arguments, "--accept-edited"]) == 0
+    title, _, _ = (judged.parent / "external.md").read_text().partition("\n")
+    assert title == f"Our numbers beside published ones ({EDITED})"
+    assert "or without a hash: digits/fig2.csv" in capsys.readouterr().out
 
 
 def test_a_ledger_that_was_killed_before_its_json_is_judged_again(
