@@ -199,9 +199,11 @@ def number(text: str, digits: int) -> str:
 
 
 def claim(scale: str, begins: str, digits: int = 4) -> str:
-    """Return a claim's effect with its interval as the README writes it."""
+    """Return the effect of the claim of this name, or of the one that begins so, as the README writes it."""
     with (REPOSITORY / "figures" / scale / "claims.csv").open(newline="", encoding="utf-8") as file:
-        (row,) = (row for row in csv.DictReader(file) if row["claim"].startswith(begins))
+        rows = list(csv.DictReader(file))
+    named = [row for row in rows if row["claim"] == begins]
+    (row,) = named or [row for row in rows if row["claim"].startswith(begins)]
     low, high = number(row["95 % low"], digits), number(row["95 % high"], digits)
     return f"{number(row['effect'], digits)} [{low}, {high}]"
 
@@ -241,6 +243,8 @@ FINDINGS = {
     "tuned noise, INT-5": lambda: f"{claim('cifar10', 'C10 (Gaussian, INT-5)')} at INT-5",
     "tuned noise, INT-4": lambda: f"{claim('cifar10', 'C10 (Gaussian, INT-4)')} at INT-4",
     "tuned noise, INT-3": lambda: f"{claim('cifar10', 'C10 (Gaussian, INT-3)')} at INT-3",
+    "a tuned spread": lambda: f"{claim('cifar10', 'C15 (raw)', 3)} of its gain",
+    "against a deep ensemble in 4 bits": lambda: f"{claim('cifar10', 'C9, planes')}",
     "share of a deep ensemble's gain": lambda: claim("cifar10", "C9"),
     "on top of a deep ensemble": lambda: claim("cifar10", "C8a (DE)"),
     "a calibrated network": lambda: table2("cifar10-small", "NLL − FP32's", "LPE-BSR, INT-4"),
