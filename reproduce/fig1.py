@@ -33,6 +33,7 @@ if __name__ == "__main__":  # before torch and numpy are imported
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
@@ -121,7 +122,7 @@ def compute(session: Session) -> dict[str, object]:
             rows.append(_row(pair, NEAREST, codes, place, 1.0, nll))
     points = pd.DataFrame(rows).assign(bits=system.bits)
 
-    lines = []
+    lines: list[np.ndarray] = []
     for letter, code in (("x", pair.codes[0]), ("y", pair.codes[1])):
         low = math.floor(code) - AROUND
         reach = [-system.largest_code - BEYOND, system.largest_code + BEYOND, low, low + 1 + 2 * AROUND]
@@ -129,7 +130,7 @@ def compute(session: Session) -> dict[str, object]:
         lines.append(grid_lines(sorted(set(points[letter])), shape.resolution, 0.0, around))
     seen = planes_words(session.scale)
     surface = session.ahead(surface, plane, *lines)
-    grid = grid_table(session, surface, plane, *lines, seen, "plane of two weights")
+    grid = grid_table(session, surface, plane, lines[0], lines[1], seen, "plane of two weights")
     grid = grid[grid["metric"] == "nll"]
     write_table(grid[list(GRID_COLUMNS)], session.out / "fig1_landscape.csv", GRID_COLUMNS)
     write_table(points[list(POINT_COLUMNS)], session.out / "fig1.csv", POINT_COLUMNS)

@@ -614,7 +614,7 @@ def _check_about(path: Path, about: Mapping[str, Any], file: Any) -> None:
             raise InputError(f"{path} is damaged: its {what} is {shown(value)}")
 
     def natural(name: str) -> int:
-        value = about.get(name)
+        value: Any = about.get(name)
         need(type(value) is int and value >= 0, name, value)
         return int(value)
 

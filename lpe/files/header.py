@@ -35,7 +35,7 @@ def check_header(header: Mapping[str, Any]) -> None:
 
 def _check_part(part: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
     size = check_integer("the size", part["size"], 1, MOST_MEMBERS)
-    of_method = {"own": [], "layouts": {}} if "method" in part else {}
+    of_method: dict[str, object] = {"own": [], "layouts": {}} if "method" in part else {}
     own = _list("own", {**of_method, **part}["own"])
     layouts = _mapping("layouts", {**of_method, **part}["layouts"])
     if unknown := next((name for name in [*own, *layouts] if not _is_name(name, shapes)), None):

@@ -230,8 +230,11 @@ class LabelledImages:
 def share_of_images(images: LabelledImages, place: int, count: int) -> LabelledImages:
     """Return every ``count``-th batch of images, from batch ``place`` on, as they are in the whole."""
     of_batch = [number // images.batch_size % count == place for number in range(len(images.paths))]
-    paths, labels = (tuple(compress(each, of_batch)) for each in (images.paths, images.labels))
-    return replace(images, paths=paths, labels=labels)
+    return replace(
+        images,
+        paths=tuple(compress(images.paths, of_batch)),
+        labels=tuple(compress(images.labels, of_batch)),
+    )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -268,7 +268,7 @@ class _Machine:
 
     def run(self, file: IO[bytes] | _Bounded) -> Any:
         """Go through one pickle; return what it makes, inert."""
-        for opcode, argument, _ in pickletools.genops(file):
+        for opcode, argument, _ in pickletools.genops(cast("IO[bytes]", file)):
             step = _STEPS.get(opcode.name)
             if step is None:
                 raise Damaged(f"the pickle has the opcode {opcode.name}")
