@@ -141,7 +141,7 @@ def test_a_header_of_something_else_is_no_ensembles(tmp_path: Path, header: str)
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
-    assert "is no whole safetensors file" in refusal(tmp_path)
+    assert "is no file" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("place", ["no/folder/e", "", "file/e"])

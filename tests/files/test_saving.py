@@ -80,7 +80,7 @@ def test_saves_other_arguments_are_refused_in_a_line(
     [
         ({"path": None}, "path must be a file's path, not None"),
         ({"path": "a\0b"}, "there is no file a\0b"),
-        ({"path": "."}, "is no whole safetensors file"),
+        ({"path": "."}, "is no file"),
         ({"model": "resnet"}, "model must be a torch.nn.Module of the file's architecture, not 'resnet'"),
         ({"model": [1]}, "model must be a torch.nn.Module"),
         ({"size": "3"}, "size must be a positive integer, not '3'"),
