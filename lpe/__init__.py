@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from lpe import interruption
+from lpe import interruption as interruption  # first: torch, which is imported next, takes seconds
 
-if interruption.is_command():  # before torch is imported, which takes seconds
-    interruption.end_at_once()
-
+# isort: split
 from lpe.ensembles.augmented import AugmentedEnsemble, CropAndFlip
 from lpe.ensembles.batch import BatchEnsemble
 from lpe.ensembles.batch_norm import refresh

@@ -157,3 +157,7 @@ def _forget() -> None:
         for number in SIGNALS:
             if signal.getsignal(number) is _interrupt:
                 signal.signal(number, signal.SIG_DFL)
+
+
+if is_command():  # here, and not where it is imported: what runs on import there would be in every key
+    end_at_once()
