@@ -23,6 +23,7 @@ from benchmarks.regression.measuring import Part
 from lpe.substrates import cifar
 from lpe.substrates.cifar_networks import ResNetShape
 from reproduce.scales.cifar10.images import CifarNetwork, GroupNormResNet
+from reproduce.scales.cifar10.shifts import CifarShifts
 from reproduce.scales.cifar10.small import cifar10_small
 from reproduce.study.scale import Rivals, Scale, Substrate
 
@@ -160,7 +161,21 @@ def reduced(scale: Scale) -> Scale:
     settings = replace(
         scale.settings, size=4, table_sizes=(1, 4), claim_size=4, bits=(4, 3), best_bits=4, expansion=2
     )
-    return replace(scale, main=main, sizes=(vit,), large={}, compared=None, settings=settings, beyond=None)
+    assert scale.beyond is not None
+    # A value each, and a pool of which all are chosen: a last digit chooses no other.
+    beyond = replace(
+        scale.beyond,
+        size=4,
+        seeds=3,
+        spreads=(16.0,),
+        stds=(0.02,),
+        rates=(0.05,),
+        pool=4,
+        calibration=50,
+        views=4,
+        shifts=CifarShifts(main.source, every=2),
+    )
+    return replace(scale, main=main, sizes=(vit,), large={}, compared=None, settings=settings, beyond=beyond)
 
 
 @dataclass(frozen=True)

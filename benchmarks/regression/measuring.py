@@ -19,7 +19,7 @@ from lpe.evaluation.metrics import ECE_BINS, CalibrationBins, fit_temperature
 from lpe.evaluation.predict import member_log_probs
 from lpe.store import Store
 from lpe.tracking import Tracker
-from reproduce.study.beyond.names import CLEAN, shown
+from reproduce.study.beyond.names import AUROC_PROBABILITY, CLEAN, corruption_name, shown
 from reproduce.study.measurements import measure
 from reproduce.study.records import rows_of
 from reproduce.study.scale import Scale
@@ -35,7 +35,7 @@ CROSSING = 0.5
 """Predictions, over all seeds, by which ECE may change without having moved."""
 DIGITS_KEPT = 1e-11
 """Relative; expectations are written to 12 digits."""
-METRICS = ("nll", "err", "ece", "ambiguity")
+METRICS = ("nll", "err", "ece", "ambiguity", AUROC_PROBABILITY)
 KEY = ("scale", "network", "point", "method", "number_system", "size", "metric")
 COLUMNS = (*KEY, "expected", "tolerance", "std_over_seeds")
 
@@ -126,10 +126,10 @@ def _rows(part: Part, scale: Scale, whats: Collection[str] | None, folder: Path)
         temperatures = [(seed, _temperature(opened, seed)) for seed in of_main]
     names = {each.name: each.short for each in scale.substrates.values()}
     # What is compared beyond the paper is told apart by its rounding, too.
-    compared = shown(main.name, CLEAN)
-    names[compared] = shown(main.short, CLEAN)
+    compared = {shown(main.name, examples): shown(main.short, examples) for examples in _seen(scale)}
+    names |= compared
     rows = rows[rows["metric"].isin(METRICS) & rows["substrate"].isin(names)]
-    told = (rows["substrate"] == compared) & (rows["rounding"] != "")
+    told = rows["substrate"].isin(compared) & (rows["rounding"] != "")
     methods = rows["method"].where(~told, rows["method"] + ", " + rows["rounding"])
     rows = rows.assign(scale=part.scale, network=rows["substrate"].map(names), method=methods)
     largest = rows.groupby(["network", "point", "method", "number_system"])["size"].transform("max")
@@ -138,6 +138,16 @@ def _rows(part: Part, scale: Scale, whats: Collection[str] | None, folder: Path)
     probes = [{**dict(zip(KEY, single, strict=True)), "seed": s, "value": v} for s, v in temperatures]
     examples = sum(main.source.load(seed).test_count for seed in part.seeds)
     return pd.concat([kept, pd.DataFrame(probes)], ignore_index=True).assign(examples=examples)
+
+
+def _seen(scale: Scale) -> list[str]:
+    """Return the examples whose rows are kept beyond the paper: clean ones, a corruption, a foreign set."""
+    if scale.beyond is None:
+        return []
+    if scale.beyond.shifts is None:
+        return [CLEAN]
+    shifted = scale.beyond.shifts.load(0)
+    return [CLEAN, *[corruption_name(*each) for each in shifted.corrupted][-1:], *list(shifted.foreign)[-1:]]
 
 
 def _temperature(session: Session, seed: int) -> float:
