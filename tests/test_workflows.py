@@ -33,7 +33,7 @@ DISTRIBUTIONS = {
     "open_clip": "open_clip_torch",
     "sklearn": "scikit-learn",
 }
-OPTIONAL = {"triton", "qtorch", "gfloat", "ml_dtypes"}
+OPTIONAL = {"ray", "triton", "qtorch", "gfloat", "ml_dtypes"}
 """What a machine may lack: torch brings triton where there is one, the others are peers in benchmarks."""
 
 

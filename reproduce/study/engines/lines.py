@@ -23,7 +23,7 @@ def measured_line(surface: Surface, plane: Plane, xs: Sequence[float], y: float)
 class _Lines:
     """The values of a surface along the lines of a grid, asked for in the order of ``measure_grid``.
 
-    That leaves out lines that are on disk, the first ones. So nothing is submitted before a value is asked
+    That leaves out points that are on disk, the first ones. So nothing is submitted before a value is asked
     for: then its line is, and all that follow.
 
     Args:
@@ -49,16 +49,17 @@ class _Lines:
         return self._line.popleft()
 
     def _line_of(self, first: Tensor) -> Line:
-        """Return the values of the line that begins at these weights; lines before it are let go."""
+        """Return the values of a line from these weights on; lines and points before them are let go."""
         while self._ys:
-            is_it = torch.equal(self._plane.at(self._xs[0], self._ys[0]), first)
-            if is_it and not self._waiting:
+            line = (self._plane.at(x, self._ys[0]) for x in self._xs)
+            place = next((place for place, at in enumerate(line) if torch.equal(at, first)), None)
+            if place is not None and not self._waiting:
                 self._waiting.extend(map(self._submit, self._ys))
             self._ys.popleft()
             values = self._waiting.popleft() if self._waiting else None
-            if is_it and values is not None:
-                return values()
-        raise LookupError("no further line of the grid begins at these weights")
+            if place is not None and values is not None:
+                return values()[place:]
+        raise LookupError("these weights are no further point of the grid")
 
 
 def ahead(

@@ -283,8 +283,10 @@ def test_no_module_of_the_library_does_anything_when_it_is_imported() -> None:
     whole = project()
     names = [name for name in whole._files if name.partition(".")[0] == "lpe" and name != "lpe.__main__"]
     effects = [str(part) for name in names for part in whole._module(name).effects]
-    # A function's name for those who print it; and kernels that say what is missing without Triton.
+    # What ends commands, which is in no key; a function's name for those who print it; and kernels that say
+    # what is missing without Triton.
     assert sorted(effects) == [
+        "lpe.interruption:on import",
         "lpe.number_systems.kernels.cuda:on import",
         "lpe.structure:on import",
         "lpe.training.frn_kernels:on import",
