@@ -140,24 +140,16 @@ def knob_panel(
         panels.outlined(axes, float(str(value)), height, f"{seeds}", (0, 8))
 
 
-def cut_far(axes: Axes, table: pd.DataFrame, tables: Sequence[pd.DataFrame], single: float) -> None:
-    """End y twice as far above the unrounded network as the best of all curves lies below; say what is cut.
+def far_end(tables: Sequence[pd.DataFrame], single: float) -> float:
+    """Return where y ends: twice as far above the unrounded network as the best of all curves lies below.
 
     Settings that are far too large would press together what the tuned ones differ by.
 
     Args:
-        table: the panel's curve. tables: all of the row, whose panels share y. single: the unrounded network.
+        tables: all curves of a row, whose panels share y. single: the unrounded network.
     """
-    best = min(float(each["mean"].min()) for each in tables)
-    bottom, top = axes.get_ylim()
-    nearer = single + 2 * max(single - best, 0.01 * single)
-    if nearer < top:
-        axes.set_ylim(bottom, nearer)
-        for text in list(axes.texts):
-            if text.get_text().startswith("up to "):
-                text.remove()
-        if float(table["mean"].max()) > nearer:
-            panels.say_cut(axes, float(table["mean"].max()))
+    best = min(float(table["mean"].min()) for table in tables)
+    return single + 2 * max(single - best, 0.01 * single)
 
 
 def spread_axes(axes: Axes, spreads: Sequence[float], bits: int) -> None:
@@ -232,8 +224,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
                     axes.axhline(level, color=panels.BLACK, linestyle=line, linewidth=0.9, label=said)
                 panels.label_panel(axes, next(letters), f"{label}: {title}")
             for axes, table in zip(row, tables, strict=True):
-                panels.limit_values(axes, tables, levels)
-                cut_far(axes, table, tables, levels[0])
+                panels.limit_values(axes, tables, levels, far_end(tables, levels[0]), [table])
             spread_axes(row[0], beyond.spreads, beyond.spread_bits)
             whole_bits(row[0], beyond.spreads, beyond.spread_bits, chosen.settings.table_bits)
             std_axes(row[1], beyond.stds)

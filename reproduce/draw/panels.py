@@ -274,12 +274,22 @@ def single_models(
     )
 
 
-def limit_values(axes: Axes, curves: Sequence[pd.DataFrame], lines: Sequence[float]) -> None:
+def limit_values(
+    axes: Axes,
+    curves: Sequence[pd.DataFrame],
+    lines: Sequence[float],
+    at_most: float = math.inf,
+    here: Sequence[pd.DataFrame] | None = None,
+) -> None:
     """Limit y to the means, and say above the panel what lies higher.
 
     Intervals are shown up to 1.5 times as far from the curves' ends and the reference lines as these lie
     apart, at least 10 % of them; means up to 3 times the highest of these: a curve's first, worst point must
     not press the others together.
+
+    Args:
+        curves: of all panels that share y. lines: levels. at_most: where y ends at the latest.
+        here: the panel's own curves; None: all.
     """
     ends = [float(curve["mean"].iloc[-1]) for curve in curves]
     near = [*ends, *lines]
@@ -293,9 +303,11 @@ def limit_values(axes: Axes, curves: Sequence[pd.DataFrame], lines: Sequence[flo
     bottom = max(float(np.nanmin([*means, *lows, lowest])), lowest - reach, 0.0)
     bottom = min(bottom, float(means.min()))
     pad = 0.04 * (top - bottom)
-    axes.set_ylim(bottom - pad, top + pad)
-    if means.max() > top + pad:
-        say_cut(axes, float(means.max()))
+    top = min(top + pad, at_most)
+    axes.set_ylim(bottom - pad, top)
+    most = max(float(curve["mean"].max()) for curve in (curves if here is None else here))
+    if most > top:
+        say_cut(axes, most)
 
 
 def say_cut(axes: Axes, most: float) -> None:

@@ -198,8 +198,7 @@ def test_settings_far_too_large_are_cut_and_said_and_press_nothing_together() ->
         _, (far, near) = panels.plt.subplots(1, 2, sharey=True)
         for axes, here in ((far, table), (near, other)):
             axes.plot(here["value"], here["mean"])
-            panels.limit_values(axes, [table, other], [0.5])
-            spread.cut_far(axes, here, [table, other], 0.5)
+            panels.limit_values(axes, [table, other], [0.5], spread.far_end([table, other], 0.5), [here])
     # The best is .1 below the unrounded network.
     assert far.get_ylim()[1] == pytest.approx(0.7)
     assert [text.get_text() for text in far.texts] == ["up to 1.3"]
