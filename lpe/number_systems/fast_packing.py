@@ -75,3 +75,30 @@ def unpack_into(codes: _Bytes, packed: _Bytes, lowest: int, bits: int) -> int:
         largest = max(largest, index)
         codes[8 * whole + lane] = index + lowest8
     return int(largest)
+
+
+@njit(cache=True, nogil=True)
+def add_bits(codes: _Bytes, lower: _Bytes, plane: _Bytes, last: np.uint8) -> bool:
+    """Write lower neighbours plus the bits of a plane.
+
+    Args:
+        codes: written, [elements]. lower: of as many, their bytes read as unsigned. plane: [⌈elements / 8⌉].
+        last: the last level's code modulo 256.
+
+    Returns:
+        Whether any bit is above the last level.
+    """
+    count = len(lower)
+    above = np.uint8(0)
+    for byte in range(count // 8):
+        bits = plane[byte]
+        for lane in range(8):
+            bit = (bits >> np.uint8(lane)) & np.uint8(1)
+            code = lower[8 * byte + lane]
+            above |= bit & np.uint8(code == last)
+            codes[8 * byte + lane] = code + bit
+    for element in range(count // 8 * 8, count):
+        bit = (plane[element // 8] >> np.uint8(element % 8)) & np.uint8(1)
+        above |= bit & np.uint8(lower[element] == last)
+        codes[element] = lower[element] + bit
+    return above != 0

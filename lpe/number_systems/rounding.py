@@ -181,14 +181,15 @@ def encode(
     """
     check_rounding(rounding)
     seed, member = check_seed(seed), check_member(member)
-    _check_rounds(system)
+    check_rounds(system)
     check_weight(weight, name)
     layout = Layout(tuple(weight.shape), output_axis, channel_groups)
     scales = scales_of(weight, system, layout)
     return encode_with_scales(weight, scales, system, layout, Draw(rounding, seed, name, member)), scales
 
 
-def _check_rounds(system: object) -> None:
+def check_rounds(system: object) -> None:
+    """Raise InputError unless a number system is one that rounds."""
     if not isinstance(system, LowPrecision):
         raise InputError(f"{shown(system)} has no codes; give a number system that rounds, such as Int(5)")
 
@@ -258,7 +259,7 @@ def decode(
         InputError: codes or scales of another dtype, shape or device than encode's; a code that is no
             level's; a scale that is negative, NaN or infinite; no number system that rounds.
     """
-    _check_rounds(system)
+    check_rounds(system)
     check_codes(codes, system)
     check_dense("scales", scales, system, torch.float32)
     if scales.device != codes.device:

@@ -107,7 +107,7 @@ def check(
     length: int | None = None,
     dtypes: tuple[torch.dtype, ...] = (),
 ) -> None:
-    """Codes, and values of these dtypes, of both backends."""
+    """Codes, of a whole weight also planes, and values of these dtypes, of both backends."""
     grid = grid_of(system)
     first = None if starts is None else torch.tensor(starts, dtype=torch.int64)
     first_there = None if first is None else first.to(device)
@@ -115,6 +115,12 @@ def check(
     expected = reference.encode(weight, scales, grid, draw, members, first, length)
     actual = kernels().encode(there, scales_there, grid, draw, members, first_there, length)
     assert_same(actual, expected)
+    if first is None and draw.rounding != "nearest":
+        lower = Draw("lower", 0, "", 0)
+        expected_lower = reference.encode(weight, scales, grid, lower)
+        assert_same(kernels().encode(there, scales_there, grid, lower), expected_lower)
+        packed = reference.planes(weight, scales, grid, draw, members)
+        assert_same(kernels().planes(there, scales_there, grid, draw, members), packed)
     for dtype in dtypes:
         values = torch.empty(expected.shape, dtype=dtype)
         reference.round_into(values, weight, scales, grid, draw, first)
@@ -547,6 +553,13 @@ def compiled(
             kernels().encode(weight, scales, grid_of(system), draw, 2, first, length)
 
 
+def compiled_planes(system: LowPrecision, rounding: str) -> None:
+    layout = Layout((7, 13))
+    scales = scales_of(normal_weight(7, 13), system, layout)
+    draw = Draw(rounding, 2**63, "w", 0)
+    kernels().planes(torch.zeros(layout.numel), scales, grid_of(system), draw, 2)
+
+
 def compiled_linear(system: LowPrecision, dtype: torch.dtype) -> None:
     layout = Layout((64, 64))
     scales = scales_of(normal_weight(64, 64), system, layout)
@@ -582,6 +595,9 @@ COMPILED["integers of stored integers"] = partial(
 COMPILED["floats of stored floats"] = partial(
     compiled, lpe.NF4(), "bernoulli", stored=lpe.NF4(lpe.PerBlock(5))
 )
+COMPILED["planes of integers, bernoulli"] = partial(compiled_planes, lpe.Int(5), "bernoulli")
+COMPILED["planes of floats, coupled"] = partial(compiled_planes, lpe.NF4(), "coupled")
+COMPILED["lower neighbours, codes"] = partial(compiled, lpe.Int(5), "lower", values=False)
 COMPILED["decoding integers"] = partial(compiled_decode, lpe.Int(8), torch.bfloat16)
 COMPILED["decoding floats"] = partial(compiled_decode, lpe.NF4(), torch.float32)
 COMPILED["a linear layer of integers"] = partial(compiled_linear, lpe.Int(4), torch.bfloat16)

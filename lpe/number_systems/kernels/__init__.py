@@ -1,6 +1,7 @@
 """Backends: the same few operations in each; ``reference`` is the definition that every other must match.
 
     encode      codes of a weight, of one member or several
+    planes      the Bernoulli bits of those codes, eight in a byte
     round_into  the values of those codes, without holding codes
     decode      values of codes
 
@@ -48,6 +49,8 @@ class Backend(Protocol):
         length: int | None = None,
         out: Tensor | None = None,
     ) -> Tensor: ...
+
+    def planes(self, weight: Stored, scales: Scales, grid: Grid, draw: Draw, members: int = 1) -> Tensor: ...
 
     def round_into(
         self,

@@ -20,9 +20,10 @@ class Draw:
     """The rule and the random key by which a weight is rounded.
 
     Args:
-        rounding: "nearest", "bernoulli" or "coupled".
+        rounding: "nearest", "bernoulli" or "coupled"; or "lower", the lower neighbour: the code of the
+            greatest random number, 65535, and so the least that a member can have.
         seed, name, member: the key of the random bits; ``name`` is the parameter's canonical name. Nearest
-            rounding has none. Of several members, ``member`` is the first; the others follow it.
+            and lower rounding have none. Of several members, ``member`` is the first; the others follow it.
     """
 
     rounding: str

@@ -32,7 +32,12 @@ PIECES = 8
 PART = 1 << 20
 """Elements at a time of types that go through float32, such as float16."""
 
-_ROUNDINGS = {"nearest": cpu_code.NEAREST, "bernoulli": cpu_code.BERNOULLI, "coupled": cpu_code.COUPLED}
+_ROUNDINGS = {
+    "nearest": cpu_code.NEAREST,
+    "bernoulli": cpu_code.BERNOULLI,
+    "coupled": cpu_code.COUPLED,
+    "lower": cpu_code.LOWER,
+}
 _DIRECT = {torch.float32: cpu_code.FLOAT32, torch.bfloat16: cpu_code.BFLOAT16}
 
 
@@ -117,7 +122,8 @@ def _run(
 
     Args:
         weight: flat, of a type that the machine code reads. starts: the first element of each segment.
-        length: of each. out: contiguous [members, segments, length], of the type of ``write_kind``.
+        length: of each. out: contiguous [members, segments, length], of the type of ``write_kind``; of planes
+            [members, ⌈length / 8⌉].
         origin: the element that the first of ``weight`` is.
     """
     if isinstance(weight, Coded):
@@ -133,7 +139,8 @@ def _run(
     values, inverses, place = _of_scales(scales)
     segments = starts.length
     elements = members * segments * length
-    assert out.is_contiguous() and out.numel() == elements  # only the address goes on from here
+    written = members * -(-length // LANES) if write_kind == cpu_code.PLANES else elements
+    assert out.is_contiguous() and out.numel() == written  # only the address goes on from here
     chunks = segments * ((length + LANES - 1 + CHUNK - 1) // CHUNK)
     worth = WORTH_A_TEAM if teams.uses_openmp() else WORTH_A_POOL
     threads = torch.get_num_threads() if elements >= worth and chunks > 1 else 1
@@ -148,7 +155,7 @@ def _run(
         base_place.address,
         write_kind,
         out.data_ptr(),
-        elements,
+        written,
         values.address,
         inverses.address,
         values.length,
@@ -223,6 +230,24 @@ def encode(
         if segment is not None and members > 1:  # the piece was a copy
             codes[:, segment, place] = piece
     return codes
+
+
+def planes(weight: Stored, scales: Scales, grid: Grid, draw: Draw, members: int = 1) -> Tensor:
+    """Return the Bernoulli bits [members, ⌈elements / 8⌉]; see ``reference.planes``."""
+    count = weight.numel()
+    packed = torch.empty((members, -(-count // LANES)), dtype=torch.uint8, device="cpu")
+    if not packed.numel():
+        return packed
+    for part, origin, firsts, _, place in _parts(weight, None, count, whole=True):
+        length, piece = count, packed
+        if place is not None:  # of a multiple of 8 elements, but for the last
+            length = place.stop - place.start
+            where = slice(place.start // LANES, -(-place.stop // LANES))
+            piece = packed[:, where].contiguous()
+        _run(part, scales, grid, draw, members, firsts, length, cpu_code.PLANES, piece, origin)
+        if place is not None and members > 1:  # the piece was a copy
+            packed[:, where] = piece
+    return packed
 
 
 def round_into(

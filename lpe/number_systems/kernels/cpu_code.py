@@ -35,10 +35,10 @@ BLOCKS = 256
 CHUNK = BLOCKS * LANES
 """Elements of a chunk."""
 
-FLOAT32, BFLOAT16, CODES = 0, 1, 2
-"""The types that are read and written."""
+FLOAT32, BFLOAT16, CODES, PLANES = 0, 1, 2, 3
+"""The types that are read and written; planes, the bits [r < T] eight in a byte, are written only."""
 
-NEAREST, BERNOULLI, COUPLED = 0, 1, 2
+NEAREST, BERNOULLI, COUPLED, LOWER = 0, 1, 2, 3
 """The ways of rounding."""
 
 
@@ -48,13 +48,15 @@ class Work(NamedTuple):
     Args:
         read_kind, read, read_length: the stored weights: FLOAT32, BFLOAT16, or CODES of levels·scales.
         base_levels, base_level_count, base_scales, base_groups, base_place: of stored codes, else not read.
-        write_kind, written, written_length: [members, segments, length].
+        write_kind, written, written_length: [members, segments, length]; of PLANES [members, ⌈length / 8⌉],
+            of one segment that starts with a block.
         values, inverses, groups, place: s and 1/s, and the nine numbers that tell an element's group
             (``_group_run``).
         levels, level_count, lookup: of a grid that is not uniform, else 0. ``lookup``, uint8 [4096], tells
             the lower neighbour by the twelve highest bits of v.
         zero: the grid's; of a uniform grid its largest code. uniform: 1 or 0.
-        rounding: NEAREST, BERNOULLI or COUPLED. key_low, key_high, identity, member: of the random bits.
+        rounding: NEAREST, BERNOULLI, COUPLED or LOWER. key_low, key_high, identity, member: of the random
+            bits.
         members, segments, length: how many of what. starts: int64 [segments], elements of the parameter.
         origin: the element of the parameter that is read first.
         piece: chunks that a thread takes at a time. taken: how many are taken; 0 at the beginning.
@@ -136,6 +138,7 @@ _MASK = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_GATHER, _TOP_BYTE = np.uint64(0x0102040810204080), np.uint64(56)
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -354,6 +357,18 @@ def _choose(chosen, below, threshold, lanes, shift, count):  # type: ignore[no-u
 
 
 @compiled
+def _choose_bits(planes, threshold, lanes, shift, bits, words, count):  # type: ignore[no-untyped-def]
+    """Write [r < T], eight in a byte. ``words`` is the memory of ``bits``, eight of them at a time."""
+    for i in range(count):
+        bits[i] = uint16(lanes[i] + shift) < threshold[i]
+    for i in range(count, (count + LANES - 1) // LANES * LANES):
+        bits[i] = 0
+    for i in range((count + LANES - 1) // LANES):
+        # The product moves bit 8j of a word to bit 56 + j, and no sum below carries into these.
+        planes[i] = (words[i] * _GATHER) >> _TOP_BYTE
+
+
+@compiled
 def _write(kind, codes, floats, halves, chosen, scale, levels, buffer, first, count):  # type: ignore[no-untyped-def]
     """Write codes, or values level·s as float32 or bfloat16, from ``first`` on."""
     if kind == CODES:
@@ -392,6 +407,7 @@ def _round(work):  # type: ignore[no-untyped-def]
     codes = carray(written, written_length, np.int8)
     floats = carray(written, written_length, np.float32)
     halves = carray(written, written_length, np.uint16)
+    planes = carray(written, written_length, np.uint8)
     values = carray(_pointer(work[_VALUES]), work[_GROUPS], np.float32)
     inverses = carray(_pointer(work[_INVERSES]), work[_GROUPS], np.float32)
     place = carray(_pointer(work[_PLACE]), PLACE_LENGTH, np.int64)
@@ -410,6 +426,7 @@ def _round(work):  # type: ignore[no-untyped-def]
     positions = np.empty(CHUNK, np.int32)
     below = np.empty(CHUNK, np.int8)
     chosen = np.empty(CHUNK, np.int8)
+    eights = chosen.view(np.uint64)
     threshold = np.empty(CHUNK, np.uint16)
     words = np.zeros(2 * BLOCKS, np.uint64)
     inverse_filled = scale_filled = base_filled = int64(-1)
@@ -446,7 +463,7 @@ def _round(work):  # type: ignore[no-untyped-def]
             count,
         )
         inverse_filled = _spread(inverse, inverses, uniform, start, count, place, inverse_filled)
-        if write_kind != CODES:
+        if write_kind < CODES:
             scale_filled = _spread(scale, values, False, start, count, place, scale_filled)
         if not uniform:
             _neighbours_levels(
@@ -464,7 +481,7 @@ def _round(work):  # type: ignore[no-untyped-def]
         for m in range(members):
             index = member + uint64(m)
             target = (int64(m) * segments + segment) * length + start - first
-            if nearest:
+            if nearest or rounding == LOWER:
                 _write(write_kind, codes, floats, halves, below, scale, levels, buffer, target, count)
                 continue
             shift = uint16(0)
@@ -472,7 +489,10 @@ def _round(work):  # type: ignore[no-untyped-def]
                 _random_lanes(words, blocks, block, k0, k1, identity, index)
             else:
                 shift = uint16((uint64(COUPLING) * index) & uint64(0xFFFF))
-            if write_kind == CODES:
+            if write_kind == PLANES:
+                row = planes[int64(m) * ((length + LANES - 1) // LANES) + (start - first) // LANES :]
+                _choose_bits(row, threshold, lanes, shift, chosen, eights, count)
+            elif write_kind == CODES:
                 _choose(codes[target : target + count], below, threshold, lanes, shift, count)
             else:
                 _choose(chosen, below, threshold, lanes, shift, count)

@@ -59,7 +59,8 @@ INDICES = tl.constexpr(3)
 NEAREST = tl.constexpr(0)
 BERNOULLI = tl.constexpr(1)
 COUPLED = tl.constexpr(2)
-ROUNDINGS = {"nearest": 0, "bernoulli": 1, "coupled": 2}
+LOWER = tl.constexpr(3)
+ROUNDINGS = {"nearest": 0, "bernoulli": 1, "coupled": 2, "lower": 3}
 
 # How a scale group follows from an element.
 ONE = tl.constexpr(0)  # one for all
@@ -353,6 +354,8 @@ def codes_of(
     if ROUNDING == COUPLED:
         lanes = coupled_lanes(shared, member)
         code = low + (lanes < threshold).to(tl.int32)
+    if ROUNDING == LOWER:
+        code = low + (threshold > 65535).to(tl.int32)
     if UNIFORM:
         code = clamped(code, zero)
     return code
@@ -431,6 +434,7 @@ def _round(
     STORED: tl.constexpr,
     OUT: tl.constexpr,
     VALUES: tl.constexpr,
+    PLANES: tl.constexpr,
     SEGMENTED: tl.constexpr,
     FORM: tl.constexpr,
     A_BLOCK: tl.constexpr,
@@ -439,7 +443,10 @@ def _round(
     WIDE: tl.constexpr,
     BLOCKS: tl.constexpr,
 ) -> None:
-    """Write all members' codes or values to ``out`` [members, segments, length]; stride: segments·length."""
+    """Write all members' codes or values to ``out`` [members, segments, length]; stride: segments·length.
+
+    Of planes, the bits of one segment's codes, ``out`` is [members, ⌈length / 8⌉]; stride: ⌈length / 8⌉.
+    """
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS).to(tl.int64)
     lane = tl.arange(0, 8).to(tl.int64)[None, :]
     if SEGMENTED:
@@ -520,6 +527,11 @@ def _round(
     shared = threshold
     if ROUNDING == COUPLED:
         shared = lanes_of(block, tensor, drawn ^ drawn, key_low, key_high, BLOCKS)
+    lowest = low
+    if PLANES:
+        lowest = codes_of(
+            low, threshold, shared, block, tensor, drawn, key_low, key_high, zero, LOWER, UNIFORM, BLOCKS
+        )
     at = out
     for _ in range(members):
         code = codes_of(
@@ -528,6 +540,9 @@ def _round(
         if VALUES:
             level = level_of(code, table, inside, UNIFORM)
             store_value(at + place, level * scale, inside, OUT)
+        elif PLANES:
+            up = tl.where(inside, code - lowest, 0)
+            tl.store(at + block, tl.sum(up << lane.to(tl.int32), axis=1).to(tl.uint8), mask=there)
         else:
             tl.store(at + place, code.to(at.dtype.element_ty), mask=inside)
         at += stride
@@ -579,15 +594,23 @@ def encode(
     assert length is not None
     shape = (members, segments, length)
     codes = torch.empty(shape, dtype=code_type(grid), device=weight.device) if out is None else out
-    _launch_round(codes, weight, scales, grid, draw, starts, values=False)
+    _launch_round(codes, weight, scales, grid, draw, starts, length)
     return codes
+
+
+def planes(weight: Stored, scales: Scales, grid: Grid, draw: Draw, members: int = 1) -> Tensor:
+    """Return the Bernoulli bits [members, ⌈elements / 8⌉]: see ``reference.planes``."""
+    count = weight.numel()
+    packed = torch.empty((members, -(-count // LANES)), dtype=torch.uint8, device=weight.device)
+    _launch_round(packed[:, None], weight, scales, grid, draw, None, count, planes=True)
+    return packed
 
 
 def round_into(
     out: Tensor, weight: Stored, scales: Scales, grid: Grid, draw: Draw, starts: Tensor | None = None
 ) -> None:
     """Write the values level·s, in float32 and then cast: see ``reference.round_into``."""
-    _launch_round(out, weight, scales, grid, draw, starts, values=True)
+    _launch_round(out, weight, scales, grid, draw, starts, out.shape[2], values=True)
 
 
 def decode(codes: Tensor, scales: Scales, grid: Grid, dtype: torch.dtype, start: int = 0) -> Tensor:
@@ -625,12 +648,14 @@ def _launch_round(
     grid: Grid,
     draw: Draw,
     starts: Tensor | None,
-    values: bool,
+    length: int,
+    values: bool = False,
+    planes: bool = False,
 ) -> None:
-    """Write the members' codes or values to ``out`` [members, segments, length]."""
+    """Write the members' codes, values or planes to ``out`` [members, segments, length (planes: bytes)]."""
     if not out.numel():
         return
-    members, segments, length = out.shape
+    members, segments, row = out.shape
     out_as, out_bits = storage(out)
     blocks = -(-length // LANES) if starts is None else -(-(length + LANES - 1) // LANES)
     launch(
@@ -642,10 +667,11 @@ def _launch_round(
         members=members,
         segments=segments,
         length=length,
-        stride=segments * length,
+        stride=segments * row,
         blocks_a_segment=blocks,
         OUT=out_as,
         VALUES=values,
+        PLANES=planes,
         SEGMENTED=starts is not None,
         BLOCKS=BLOCKS,
         **rounding_arguments(weight, scales, grid, draw),

@@ -14,6 +14,9 @@ from lpe.number_systems.streams import LANES, random_lanes
 COUPLING = 40503
 """Number that a further coupled member adds to the random lane, modulo 2¹⁶: ⌊2¹⁶/φ⌋, which is odd."""
 
+GREATEST = 65535
+"""The greatest random number: whoever draws it gets the lower neighbour."""
+
 CHUNK = 1 << 15
 """Elements rounded at a time, a multiple of 8: bounds the temporaries at a few MB for any tensor's size."""
 
@@ -64,7 +67,8 @@ def round_codes(
     """Return the codes of float32 weights; all tensors but the table of one shape.
 
     Nearest: the upper neighbour where p > ½, and where p = ½ and it stands an even number of levels from the
-    level nearest to 0. Otherwise the upper one where r < T, T = 65536·p rounded to an integer, ties to even.
+    level nearest to 0. Otherwise the upper one where r < T, T = 65536·p rounded to an integer, ties to even;
+    lower: where T = 65536, which no r keeps from it.
     """
     v = scaled(weight, inverse, grid)
     if rounding == "nearest" and grid.uniform:
@@ -74,9 +78,9 @@ def round_codes(
         if rounding == "nearest":
             up = (p > 0.5) | ((p == 0.5) & (((low - grid.zero) & 1) == 1))
         else:
-            assert lanes is not None
             # The product with a power of two is exact.
-            up = lanes < (p * 65536.0).round()
+            threshold = (p * 65536.0).round()
+            up = (GREATEST if lanes is None else lanes) < threshold
         codes = low + up
     if grid.uniform:
         # float32's error in w·(1/Δ) may put the largest weight a little outside.
@@ -118,6 +122,37 @@ def encode(
     for segment, place, _, part in _chunks_of_codes(weight, scales, grid, table, draw, members, first, count):
         codes[:, segment, place] = part
     return codes
+
+
+def planes(weight: Stored, scales: Scales, grid: Grid, draw: Draw, members: int = 1) -> Tensor:
+    """Return the Bernoulli bits of a flat weight: a member's code less the one that ``draw`` "lower" gives.
+
+    The arguments are :func:`encode`'s; ``draw`` is "bernoulli" or "coupled".
+
+    Returns:
+        uint8 [members, ⌈elements / 8⌉]; bit e mod 8 of byte e div 8 is element e's, those beyond the last
+        element are 0.
+    """
+    count = weight.numel()
+    packed = torch.empty((members, -(-count // LANES)), dtype=torch.uint8, device=weight.device)
+    table = level_table(grid, weight.device)
+    for offset in range(0, count, CHUNK):
+        stop = min(offset + CHUNK, count)
+        part = stored_values(weight, offset, stop)
+        inverse = scales.inverses[scales.group(offset, stop)]
+        lower = round_codes(part, inverse, grid, table, "lower", None)
+        place = slice(offset // LANES, -(-stop // LANES))
+        for member, lanes in enumerate(_lanes(draw, members, offset, stop, weight.device)):
+            codes = round_codes(part, inverse, grid, table, draw.rounding, lanes)
+            packed[member, place] = packed_bits(codes != lower)
+    return packed
+
+
+def packed_bits(bits: Tensor) -> Tensor:
+    """Pack bits, bool [elements], eight in a byte, the first the lowest: uint8 [⌈elements / 8⌉]."""
+    whole = torch.nn.functional.pad(bits.to(torch.uint8), (0, -len(bits) % LANES)).view(-1, LANES)
+    places = torch.arange(LANES, dtype=torch.uint8, device=bits.device)
+    return (whole << places).sum(dim=1, dtype=torch.uint8)
 
 
 def round_into(
@@ -180,7 +215,7 @@ def _chunks_of_codes(
 
 
 def _lanes(draw: Draw, members: int, start: int, stop: int, device: torch.device) -> Iterator[Tensor | None]:
-    """Yield the random numbers of each member, int64 [stop − start]; None each of nearest rounding."""
+    """Yield the random numbers of each member, int64 [stop − start]; None each where there are none."""
     aligned = start - start % LANES
 
     def drawn(member: int) -> Tensor:
@@ -188,7 +223,7 @@ def _lanes(draw: Draw, members: int, start: int, stop: int, device: torch.device
 
     shared = drawn(0) if draw.rounding == "coupled" else None
     for member in range(draw.member, draw.member + members):
-        if draw.rounding == "nearest":
+        if draw.rounding in ("nearest", "lower"):
             yield None
         elif shared is not None:
             yield (shared + COUPLING * member) & 0xFFFF
