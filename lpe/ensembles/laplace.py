@@ -203,8 +203,20 @@ class _Head:
         check_values(logits, where)
         return logits
 
+    def features(self, inputs: Any, where: str) -> Tensor:
+        """Return what the layer reads, [examples, columns without the bias's], in its own type."""
+        return self._observed(inputs, where)[0]
+
     def run(self, inputs: Any, where: str) -> tuple[Tensor, Tensor]:
         """Return features [examples, columns], the bias's 1 included, and probabilities, both float64."""
+        features, logits = self._observed(inputs, where)
+        features = features.double()
+        if self.layer.bias is not None:
+            features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
+        return features, logits.double().softmax(dim=-1)
+
+    def _observed(self, inputs: Any, where: str) -> tuple[Tensor, Tensor]:
+        """Return what the layer reads, and the logits, which are what it returns."""
         self._calls.clear()
         logits = self._logits(inputs, where)
         calls = self._calls.get(self.name, [])
@@ -213,10 +225,7 @@ class _Head:
                 f"{where}the logits are not what {self.name!r} returns, as those of the first batch are; "
                 "give a network that ends in a linear layer"
             )
-        features = calls[0][0].double()
-        if self.layer.bias is not None:
-            features = torch.cat([features, torch.ones_like(features[:, :1])], dim=1)
-        return features, logits.double().softmax(dim=-1)
+        return calls[0][0], logits
 
 
 class _Noted:
@@ -371,6 +380,12 @@ class LaplaceEnsemble(Ensemble):
         return self._parts(self._mean() + self.curvature.scaled(noise, self.prior_precision))
 
     @apart()
+    def as_module(self) -> SharedTrunk:
+        """Return all members as one module, which runs what lies before the last layer once for all."""
+        self.check_unchanged()
+        return SharedTrunk(self)
+
+    @apart()
     def std(self) -> dict[str, Tensor]:
         """Return the posterior std of the last layer's weights, by canonical name, in their unit."""
         return self._parts(self.curvature.variance(self.prior_precision).sqrt())
@@ -411,3 +426,45 @@ class LaplaceEnsemble(Ensemble):
             f"members, seed {self.seed}"
         )
         return text_table(title, ("tensor", "shape", "median posterior std", "bits"), rows)
+
+
+class SharedTrunk(nn.Module):
+    """All members of a last-layer Laplace ensemble as one module; see :meth:`LaplaceEnsemble.as_module`.
+
+    What a member computes before its last layer is the same in all, and runs once a batch. The logits are the
+    members' own, bit for bit.
+
+    Attributes:
+        members: how many.
+    """
+
+    def __init__(self, ensemble: LaplaceEnsemble) -> None:
+        super().__init__()
+        self.members = len(ensemble)
+        self.network = ensemble.model
+        self._ensemble = ensemble
+        self._layers = [ensemble.weights(index) for index in range(self.members)]
+        self._head: _Head | None = None
+
+    @torch.no_grad()
+    @apart()
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Return logits [members, examples, classes].
+
+        Args:
+            The batch as :func:`lpe.evaluate` has it, or as the network takes it, by position or by keyword.
+
+        Raises:
+            InputError: a network whose logits are not what its last layer returns, on these inputs.
+        """
+        inputs = kwargs or (args[0] if len(args) == 1 else args)
+        self._ensemble.check_unchanged()
+        self._head = self._head or _Head(self.network, inputs, "")
+        features = self._head.features(inputs, "")
+        if self._head.name != self._ensemble.curvature.layer:
+            raise InputError(
+                f"the last layer is {self._head.name!r}, and the curvature is of "
+                f"{self._ensemble.curvature.layer!r}; take it of this network"
+            )
+        weight, bias = weight_names(self._head.name)
+        return torch.stack([F.linear(features, each[weight], each.get(bias)) for each in self._layers])

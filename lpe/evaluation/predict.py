@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from lpe.checks import is_number, shown
 from lpe.ensembles.base import Ensemble, check_ensemble
 from lpe.ensembles.cascade import Cascade
+from lpe.ensembles.laplace import LaplaceEnsemble, SharedTrunk
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.on_the_fly import AllMembers
 from lpe.errors import InputError
@@ -329,7 +330,7 @@ def _keeping(ensemble: Ensemble, kept: list[nn.Module]) -> Iterator[nn.Module]:
 
 
 def _together(
-    module: AllMembers,
+    module: AllMembers | SharedTrunk,
     stream: Iterator[Batch],
     options: EvaluationOptions,
     timer: MemberTimer | None,
@@ -367,12 +368,15 @@ def _together(
 def runs_together(ensemble: Ensemble, inputs: Any) -> bool:
     """Tell whether members on a batch like this one run together, where nothing else was asked for.
 
-    They do where that was measured to be faster (benchmarks/on_the_fly.py and its results): small work for
-    each member, which is mostly the calling of many small operations. The rule knows of the machine only
-    whether it is a CPU, so that a record is computed in one way wherever it is computed again.
+    Members of last-layer Laplace do: all before the last layer runs once for all. Roundings do where that was
+    measured to be faster (benchmarks/on_the_fly.py and its results): small work for each member, which is
+    mostly the calling of many small operations. The rule knows of the machine only whether it is a CPU, so
+    that a record is computed in one way wherever it is computed again.
     """
     if not _can_run_together(ensemble):
         return False
+    if isinstance(ensemble, LaplaceEnsemble):
+        return len(ensemble) > 1
     assert isinstance(ensemble, LowPrecisionEnsemble)
     first = next(tensors_in(inputs), None)
     rounds = ensemble.rounds
@@ -386,7 +390,16 @@ def runs_together(ensemble: Ensemble, inputs: Any) -> bool:
 
 def _can_run_together(ensemble: Ensemble) -> bool:
     # A subclass with members of its own has no module of them.
-    return isinstance(ensemble, LowPrecisionEnsemble) and type(ensemble).member is LowPrecisionEnsemble.member
+    kinds = (LowPrecisionEnsemble, LaplaceEnsemble)
+    return any(isinstance(ensemble, kind) and type(ensemble).member is kind.member for kind in kinds)
+
+
+def _all_at_once(ensemble: Ensemble) -> AllMembers | SharedTrunk:
+    """Return all members as one module, of an ensemble whose members can run together."""
+    if isinstance(ensemble, LaplaceEnsemble):
+        return ensemble.as_module()
+    assert isinstance(ensemble, LowPrecisionEnsemble)
+    return AllMembers(ensemble, keep=_is_small(ensemble))
 
 
 def _is_small(ensemble: LowPrecisionEnsemble) -> bool:
@@ -409,12 +422,11 @@ def _passes(
         if not _can_run_together(ensemble):
             raise InputError(
                 f"members of {type(ensemble).__name__} cannot run together, only those of "
-                'LowPrecisionEnsemble; give members="one-by-one"'
+                'LowPrecisionEnsemble and LaplaceEnsemble; give members="one-by-one"'
             )
-        assert isinstance(ensemble, LowPrecisionEnsemble)
         if held is not None:
             held.level()
-        module = AllMembers(ensemble, keep=_is_small(ensemble))
+        module = _all_at_once(ensemble)
         yield from _together(module, stream, options, timer, CHUNK_BYTES if held is None else 0)
         return
     # A timer's times are those of members one after another.
@@ -429,13 +441,14 @@ def _passes(
     yield from _one_by_one(ensemble, stream, budget, options, timer, held)
 
 
-def _module_for(ensemble: Ensemble, batch: Batch, options: EvaluationOptions) -> AllMembers | None:
+def _module_for(
+    ensemble: Ensemble, batch: Batch, options: EvaluationOptions
+) -> AllMembers | SharedTrunk | None:
     """Return all members as one module, where they run together on batches like this one."""
     _, inputs, _ = batch
     if not runs_together(ensemble, inputs):
         return None
-    assert isinstance(ensemble, LowPrecisionEnsemble)
-    module = AllMembers(ensemble, keep=_is_small(ensemble))
+    module = _all_at_once(ensemble)
     device = device_of(module)
     try:
         options.logits(module, options.placed(inputs, device), device)
@@ -472,8 +485,9 @@ def evaluate(
             large members fewer times. It never changes a result beyond float rounding.
         timer: takes the time of each member, made and run; one of as many members. Where members run
             together each takes an equal share.
-        members: "one-by-one"; "together", all members of a LowPrecisionEnsemble at once on each batch; or
-            "auto", together where :func:`runs_together` says so, the model can, and no timer is given. The
+        members: "one-by-one"; "together", all members of a LowPrecisionEnsemble or of a LaplaceEnsemble at
+            once on each batch; or "auto", together where :func:`runs_together` says so, the model can, and no
+            timer is given. The
             numbers are the same up to float rounding.
         options: of the forward passes, see :class:`EvaluationOptions`; they may change numbers.
         examples: takes up the values of each example; empty. Not of a cascade.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch.nn.utils import parametrize
 import lpe
 from lpe.ensembles import laplace
 from lpe.ensembles.laplace import LastLayerCurvature
+from lpe.errors import InputError
 from lpe.modules import named_tensors
 
 CLASSES, FEATURES, EXAMPLES = 3, 4, 15
@@ -280,6 +282,45 @@ def test_a_member_predicts_by_its_draw() -> None:
     made = ensemble()
     expected = inputs_of_head(net()) @ columns_of(made.weights(2)).T
     torch.testing.assert_close(made[2](INPUTS), expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_all_members_as_one_module_have_their_own_logits(bias: bool) -> None:
+    made = ensemble(bias=bias)
+    logits = made.as_module()(INPUTS)
+    assert logits.shape == (len(made), EXAMPLES, CLASSES)
+    assert all(torch.equal(logits[index], member(INPUTS)) for index, member in enumerate(made))
+
+
+@pytest.mark.parametrize("batch", [{"inputs": INPUTS}, (INPUTS,)], ids=["by keyword", "by position"])
+def test_the_module_of_all_members_takes_a_batch_as_evaluate_has_it(batch: Any) -> None:
+    assert torch.equal(ensemble().as_module()(batch), ensemble().as_module()(INPUTS))
+
+
+def test_the_module_of_all_members_refuses_a_network_of_other_weights() -> None:
+    model = net()
+    module = lpe.LaplaceEnsemble(model, curvature(), 2).as_module()
+    with torch.no_grad():
+        model.first.weight += 1
+    with pytest.raises(InputError, match="first.weight"):
+        module(INPUTS)
+
+
+def test_what_lies_before_the_last_layer_runs_once_a_batch() -> None:
+    model = net()
+    made = lpe.LaplaceEnsemble(model, curvature(), 4)
+    runs: list[int] = []
+    model.first.register_forward_hook(lambda _, inputs, __: runs.append(len(inputs[0])))
+
+    def table(**options: Any) -> pd.DataFrame:
+        runs.clear()
+        return lpe.evaluate(made, BATCHES, **options)
+
+    alone = table(members="one-by-one")
+    assert runs.count(7) >= 4
+    together = table()
+    assert runs.count(8) == 1  # the second batch, which tries nothing
+    pd.testing.assert_frame_equal(together, alone, check_exact=True)
 
 
 def test_a_head_of_bfloat16_has_draws_of_bfloat16() -> None:

@@ -198,8 +198,8 @@ def _shifted(session: Session, seed: int) -> Shifted | None:
 def predict(make: Callable[[], Ensemble], written: Mapping[str, Path], examples: Examples) -> None:
     """Write the predictions of one ensemble that are not there, of each set of examples.
 
-    The ensemble is made where a file is lacking, and its members once, but for those of plain rounding, which
-    may run together and are made in no time.
+    The ensemble is made where a file is lacking, and its members once, but for those that may run together
+    and are made in no time: plain rounding's, and last-layer Laplace's.
 
     Args:
         written: the files, by the name of the examples.
@@ -208,7 +208,7 @@ def predict(make: Callable[[], Ensemble], written: Mapping[str, Path], examples:
     if not lacking:
         return
     ensemble = make()
-    if type(ensemble) is not lpe.LowPrecisionEnsemble:
+    if type(ensemble) not in (lpe.LowPrecisionEnsemble, lpe.LaplaceEnsemble):
         ensemble = KeptMembers(ensemble)
     for name, path in lacking.items():
         path.parent.mkdir(parents=True, exist_ok=True)
