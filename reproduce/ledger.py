@@ -56,19 +56,28 @@ from reproduce.study.scale import Scale
 PATTERNS = ("fig*.csv", "table*.csv", "spread.csv")
 OUTCOMES = ("holds", "fails", "undecided", "not run")
 
+AGREEMENT = 1e-3
+"""How far two measurements of one thing may lie apart, of 1 or of the value where that is larger.
+
+Sums in another order, as another make of CPU takes them, end in other last digits, and one example or two of
+2,000 may then be decided otherwise. What lies further apart was made by other code or of other weights.
+"""
+
 
 def read_records(folder: Path, scale_name: str) -> tuple[pd.DataFrame, list[str]]:
     """Read all rows of the records in a folder, each once.
 
-    A file with another header (a landscape's grid, a table as it is printed) is no record, unless a figure's
-    or table's JSON beside it says that it was one.
+    Of a thing that was measured in two runs the first file's numbers count. A file with another header (a
+    landscape's grid, a table as it is printed) is no record, unless a figure's or table's JSON beside it says
+    that it was one.
 
     Returns:
         The rows [rows, COLUMNS], and the names of the files that they come from.
 
     Raises:
         InputError: no record, a damaged one, rows of another scale, or two files that measured different
-            numbers of the same thing. Whether they are as they were measured, ``intact.check`` says.
+            numbers of the same thing, further apart than AGREEMENT. Whether they are as they were measured,
+            ``intact.check`` says.
     """
     rows = read_with_files(folder, scale_name)
     return rows[list(COLUMNS)], [path.name for path in records_in(folder)]
@@ -88,27 +97,56 @@ def records_in(folder: Path) -> list[Path]:
 
 def read_with_files(folder: Path, scale_name: str) -> pd.DataFrame:
     """Read as ``read_records`` does; the column RECORD_FILE names the first file that has the row."""
+    rows = _of_every_file(folder, scale_name)
+    _check_agreement(rows, folder)
+    return rows.drop_duplicates(list(KEY)).reset_index(drop=True)
+
+
+def said_of_repeats(folder: Path, scale_name: str) -> list[str]:
+    """Say how many rows two files measured apart, and how far they lie apart; nothing where none were.
+
+    Raises:
+        InputError: as ``read_records``.
+    """
+    rows = _of_every_file(folder, scale_name)
+    repeated = rows[rows.duplicated(list(KEY), keep=False)]
+    if repeated.empty:
+        return []
+    values = repeated.groupby(list(KEY), sort=False)["value"]
+    return [
+        f"{values.ngroups} rows were measured in more than one run, and differ by at most "
+        f"{(values.max() - values.min()).max():.1g}, as sums in another order do; those of the first file "
+        "count."
+    ]
+
+
+def _of_every_file(folder: Path, scale_name: str) -> pd.DataFrame:
+    """Read the rows of all files; of equal ones the first, and each of those that differ in what they say."""
     found = records_in(folder)
     if not found:
         raise InputError(
             f"there is no record in {folder}; run python -m reproduce --scale {scale_name} first"
         )
     tables = [checked_rows(path, scale_name).assign(**{RECORD_FILE: path.name}) for path in found]
-    rows = pd.concat(tables, ignore_index=True)
-    rows = rows.drop_duplicates(list(COLUMNS))
-    conflicting = rows[rows.duplicated(list(KEY), keep=False)]
-    if len(conflicting):
-        first = conflicting.iloc[0]
-        same = (conflicting[list(KEY)] == first[list(KEY)]).all(axis=1)
-        second = conflicting[same].iloc[1]
-        named = " ".join(f"{column}={first[column]}" for column in KEY if first[column] != "")
-        differing = next(column for column in MEASURED if first[column] != second[column])
-        said = [f"{row[differing]} in {_from(folder / row[RECORD_FILE])}" for row in (first, second)]
-        raise InputError(
-            f"{named}: {differing} is {said[0]} and {said[1]}; measure both anew with one version of the "
-            "code on one kind of machine"
-        )
-    return rows.reset_index(drop=True)
+    return pd.concat(tables, ignore_index=True).drop_duplicates(list(COLUMNS))
+
+
+def _check_agreement(rows: pd.DataFrame, folder: Path) -> None:
+    """Raise InputError if two files say other things of one measurement, beyond AGREEMENT."""
+    repeated = rows[rows.duplicated(list(KEY), keep=False)]
+    for _, same in repeated.groupby(list(KEY), sort=False):
+        first = same.iloc[0]
+        for _, second in same.iloc[1:].iterrows():
+            differing = [column for column in MEASURED if first[column] != second[column]]
+            apart = abs(first["value"] - second["value"])
+            if differing == ["value"] and apart <= AGREEMENT * max(1.0, abs(first["value"])):
+                continue
+            named = " ".join(f"{column}={first[column]}" for column in KEY if first[column] != "")
+            said = [f"{row[differing[0]]} in {_from(folder / row[RECORD_FILE])}" for row in (first, second)]
+            raise InputError(
+                f"{named}: {differing[0]} is {said[0]} and {said[1]}; measure both anew with one version of "
+                "the code"
+            )
 
 
 def _from(record: Path) -> str:
@@ -363,7 +401,8 @@ def main(arguments: Sequence[str]) -> int:
             examples.finder(working_folder(chosen, open_store())),
             kept,
         )
-        paths, left = _write(out, verdicts, chosen, files, kept, edited)
+        repeats = said_of_repeats(out, chosen.name)
+        paths, left = _write(out, verdicts, chosen, files, kept, edited, repeats)
     except InputError as error:
         complain(error)
         return 2
@@ -371,7 +410,7 @@ def main(arguments: Sequence[str]) -> int:
     print(text_table(f"Claims at scale {chosen.name}", header, rows, counts(verdicts)))
     for path in paths:
         print(f"wrote {os.path.relpath(path)}")
-    for line in said_of_edited(edited):
+    for line in (*said_of_edited(edited), *repeats):
         print(line)
     if altered:
         print(
@@ -394,6 +433,7 @@ def _write(
     files: Sequence[str],
     before: pd.DataFrame | None,
     edited: Sequence[str],
+    repeats: Sequence[str],
 ) -> tuple[list[Path], int]:
     """Write the ledger.
 
@@ -401,6 +441,7 @@ def _write(
         before: the estimates over examples that the folder has. Of a claim that has none now they stay as
             they are: they may be of rows that come back.
         edited: files that were edited after measuring; the ledger says it in its title and of each claim.
+        repeats: what is said of rows that were measured in more than one run.
 
     Returns:
         The paths written, and how many estimates stayed so.
@@ -412,7 +453,7 @@ def _write(
     write_table([dict(zip(HEADER, _row(verdict), strict=True)) for verdict in shown], names[0], HEADER)
     header, rows = _short_table(verdicts, chosen.unit)
     title = f"Claims at scale {chosen.name}" + (f" ({page.EDITED})" if edited else "")
-    said = [*said_of_edited(edited), *_notes(verdicts, chosen, files)]
+    said = [*said_of_edited(edited), *_notes(verdicts, chosen, files), *repeats]
     write_text_atomic(names[1], markdown(header, rows, title, said))
     # On a page there is no room for a second interval.
     plain = [_short_row(verdict, beside=False) for verdict in verdicts]

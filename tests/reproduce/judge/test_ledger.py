@@ -99,6 +99,28 @@ def test_a_row_that_two_figures_contradict_is_named(
         ledger.read_records(folder, "digits")
 
 
+def test_a_row_of_two_runs_whose_last_digits_differ_counts_once_and_is_said(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Records(folder / "fig8.csv").add([single(1, 0.1 + 3e-8), single(2, 0.1 + 9e-4)])
+    rows, _ = ledger.read_records(folder, "digits")
+    assert rows.loc[rows["method"] == "FP32", "value"].tolist() == [0.1, 0.1, 0.1]
+    assert ledger.main(["--out", str(folder)]) == 0
+    said = "2 rows were measured in more than one run, and differ by at most 0.0009"
+    assert said in capsys.readouterr().out and said in (folder / "claims.md").read_text()
+
+
+def test_a_row_of_two_runs_that_lie_apart_by_more_than_rounding_is_refused(folder: Path) -> None:
+    Records(folder / "fig8.csv").add([single(1, 0.1 + 3e-8), single(2, 0.1 + 1.1e-3)])
+    with pytest.raises(InputError, match="seed=2 metric=calibrated_nll: value is 0.1 in fig2.csv"):
+        ledger.read_records(folder, "digits")
+
+
+def test_records_of_one_run_have_no_rows_of_two(folder: Path) -> None:
+    Records(folder / "fig3.csv").add([single(0)])
+    assert ledger.said_of_repeats(folder, "digits") == []
+
+
 def test_files_that_are_no_records_are_passed_over(folder: Path) -> None:
     (folder / "fig3_landscape.csv").write_text("x,y,value\n0,0,1\n")
     (folder / "sweep.csv").write_text(",".join(COLUMNS) + "\n")
