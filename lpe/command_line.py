@@ -21,10 +21,15 @@ LONGEST_LINE = 2000
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a bad argument with one line and exit code 2."""
+    """An argument parser that answers a bad argument with one line and exit code 2.
+
+    Attributes:
+        remark: the end of such a line, on where arguments are from.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.remark = ""
         # For options of these types, in whatever group they are.
         self.register("type", int, integer)
         self.register("type", float, number)
@@ -38,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message and exit with code 2."""
-        self.exit(2, f"error: {one_line(message)}; see --help\n")
+        self.exit(2, f"error: {one_line(message + self.remark)}; see --help\n")
 
 
 def integer(text: str) -> int:

@@ -119,18 +119,18 @@ def provenance(
         *command[1:]
     ]
     return {
-        "command": shlex.join(_without_folders(argument) for argument in arguments),
+        "command": shlex.join(without_folders(argument) for argument in arguments),
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_seconds": round(time.time() - started, 3),
         **({} if cost is None else {"cost": plain_data(cost, "cost")}),
-        "git": _git(),
+        "git": revision(),
         "python": platform.python_version(),
         "packages": _package_versions(),
         "device": machine(device),
         "kernels": kernels(),
         "threads": threads,
         "seeds": list(seeds),
-        "config": _without_folders(plain_data(config, "config")),
+        "config": without_folders(plain_data(config, "config")),
     }
 
 
@@ -175,24 +175,25 @@ def kernels() -> dict[str, Any]:
     }
 
 
-def _without_folders(value: Any) -> Any:
+def without_folders(value: Any) -> Any:
+    """Return data with each absolute path, also after "=", relative to the repository or its last part."""
     if isinstance(value, dict):
-        return {key: _without_folders(each) for key, each in value.items()}
+        return {key: without_folders(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_without_folders(each) for each in value]
+        return [without_folders(each) for each in value]
     if not isinstance(value, str):
         return value
     option, equals, after = value.partition("=")
     if equals and os.path.isabs(after):
-        return f"{option}={_without_folders(after)}"
+        return f"{option}={without_folders(after)}"
     if not os.path.isabs(value):
         return value
     path = Path(value).resolve()
     return path.relative_to(REPOSITORY).as_posix() if path.is_relative_to(REPOSITORY) else path.name
 
 
-def _git() -> dict[str, Any]:
-    """Return the revision of the repository and whether the working tree differs from it, figures/ aside."""
+def revision() -> dict[str, Any]:
+    """Return the repository's git revision, and whether the working tree differs from it, figures/ aside."""
 
     def answer(*arguments: str) -> str:
         # No optional locks: asking must not disturb a git command that runs at the same time.

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from lpe import cli
+from lpe.cli.batch_size import batch_size
 from lpe.command_line import Parser, complain, integer, number, one_line
 from lpe.provenance import REPOSITORY
 from reproduce import __main__ as everything
@@ -122,7 +123,7 @@ def options(taking: bool = True) -> list[tuple[Command, argparse.Action]]:
 
 
 def numbers() -> list[tuple[Command, argparse.Action]]:
-    return [(command, option) for command, option in options() if option.type in (int, float)]
+    return [(command, option) for command, option in options() if option.type in (int, float, batch_size)]
 
 
 def command_of(name: str) -> Command:
@@ -137,7 +138,7 @@ def test_every_command_and_its_options_are_found() -> None:
     strings = {text for _, option in options() for text in option.option_strings}
     assert {"--checkpoint", "--seeds", "--width", "--minutes", "--out", "-o", "--weights"} < strings
     types = {option.type for _, option in options() if option.type is not None}
-    assert types <= {int, float, Path}, "a type whose bad values this test does not know"
+    assert types <= {int, float, Path, batch_size}, "a type whose bad values this test does not know"
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ NO_NUMBER = st.one_of(
 
 
 def bad_of(option: argparse.Action) -> st.SearchStrategy[str]:
-    if option.type is int:
+    if option.type in (int, batch_size):
         return st.one_of(NO_TEXT, NO_INTEGER)
     if option.type is float:
         return st.one_of(NO_TEXT, NO_NUMBER)
@@ -302,7 +303,7 @@ def test_numbers_out_of_every_range_are_refused_before_any_work(
     for command, option in numbers():
         text = option.option_strings[-1]
         count = option.nargs if isinstance(option.nargs, int) else 1
-        bad = ["-1", str(-(2**63))] if option.type is int else ["nan", "-inf", "inf", "-1e300"]
+        bad = ["-1", str(-(2**63))] if option.type is not float else ["nan", "-inf", "inf", "-1e300"]
         for value in bad:
             if (text, value) == ("--minutes", "inf"):  # no limit
                 continue

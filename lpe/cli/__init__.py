@@ -22,6 +22,7 @@ import torch
 
 from lpe import interruption
 from lpe.allocator import keep_freed_memory
+from lpe.cli.config import parsed
 from lpe.cli.describe import add_describe, describe
 from lpe.cli.evaluate import add_evaluate, evaluate
 from lpe.cli.options import first_line, separate_std
@@ -38,19 +39,24 @@ __all__ = ["entry", "main", "shown_sizes"]
 
 def _parser() -> Parser:
     parser = Parser(prog="lpe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(
-        dest="command", metavar="evaluate | score | describe | pack | systems", required=True
-    )
+    commands = parser.add_subparsers(dest="command", metavar="evaluate | score | describe | pack | systems")
     for add in (add_evaluate, add_score, add_describe, add_pack, add_systems):
         add(commands)
     return parser
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a command; the exit code: 0, 2 after one line about bad input, 130 or 143 when interrupted."""
-    asked = _parser().parse_args(arguments)
+    """Run a command; the exit code: 0, 2 after one line about bad input, 130 or 143 when interrupted.
+
+    Without one its help is printed.
+    """
     forget()
+    asked = argparse.Namespace()
     try:
+        asked = parsed(_parser, arguments)
+        if asked.command is None:
+            _parser().print_help()
+            return 0
         separate_std(asked)
         if asked.command == "systems":
             print(systems())

@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 
 import torch
 
+from lpe.cli.config import in_file
 from lpe.cli.kept import rows_kept
 from lpe.cli.options import (
+    SYSTEM,
     Commands,
     EnsembleOptions,
     ModelOptions,
@@ -32,10 +35,12 @@ from lpe.cli.rows import rows_of, rows_of_packed, system_name
 from lpe.cli.subjects import (
     DataOptions,
     Subject,
+    Written,
     add_data,
     add_passes,
     add_preprocessing,
     add_refresh,
+    loaded,
     subject,
 )
 from lpe.cli.tables import tables
@@ -49,7 +54,7 @@ from lpe.evaluation.sharded import Ranks, RayTasks, Sharing, launched
 from lpe.files.container import weights_hash
 from lpe.files.ensembles import load
 from lpe.notices import said
-from lpe.provenance import kernels, provenance
+from lpe.provenance import kernels, provenance, revision, without_folders
 from lpe.ray_cluster import connected
 from lpe.records import write_table
 from lpe.writing import check_writable, write_text_atomic
@@ -100,7 +105,7 @@ class RunOptions:
     Args:
         packed: a file of ``lpe pack``, instead of an ensemble's options. device: None: the GPU where there is
             one. csv, json: files of the result. predictions: a file of every member's predictions; hf: a
-            folder.
+            folder. float16: of half the bytes.
         engine: one of ENGINES. address: of a Ray cluster that runs; None: one is started. processes: of Ray.
     """
 
@@ -109,9 +114,15 @@ class RunOptions:
     csv: Path | None = None
     json: Path | None = None
     predictions: Path | None = None
+    float16: bool = False
     engine: str = ENGINES[0]
     address: str | None = None
     processes: int | None = None
+
+    @property
+    def predictions_dtype(self) -> str:
+        """The type of the predictions that are written."""
+        return "float16" if self.float16 else "float32"
 
 
 def add_evaluate(commands: Commands) -> None:
@@ -140,6 +151,9 @@ def add_evaluate(commands: Commands) -> None:
         metavar="FILE",
         help="every member's predictions, for lpe score (hf: a folder)",
     )
+    output.add_argument(
+        "--float16", action="store_true", help="of half the bytes, with 3 digits, where float32 has 7"
+    )
 
 
 def evaluate(asked: argparse.Namespace, arguments: Sequence[str]) -> None:
@@ -165,7 +179,7 @@ def _evaluate(
         sharing = RayTasks(count, device)
         connection = connected(run.address, None if run.address else _cpus(count), _environment())
 
-    def loaded() -> tuple[Subject, Ensemble]:
+    def made() -> tuple[Subject, Ensemble]:
         measured = subject(model_asked, data_asked, device, sharing)
         if run.packed is None:
             return measured, ensemble_asked.ensemble(measured.model)
@@ -173,30 +187,37 @@ def _evaluate(
         return measured, load(run.packed, measured.model, ensemble_asked.size, weights)
 
     with connection:
-        measured, ensemble = loaded() if sharing is None else sharing.agreed(loaded)
+        measured, ensemble = made() if sharing is None else sharing.agreed(made)
         if run.packed is None:
             settings = _settings(ensemble, ensemble_asked)
         else:
             settings = _packed_settings(ensemble, run.packed)
+        options = _resolved(model_asked, ensemble_asked, measured, run, ensemble, device)
+        if sharing is None or sharing.is_first:
+            print(loaded(measured, device, _members(ensemble, settings)), file=sys.stderr, flush=True)
         # What several processes measure is kept by none of them.
         beside = (run.predictions or run.json or run.csv) if sharing is None else None
         told: dict[str, object] = {"record": measured.record, "ensemble": settings, "device": str(device)}
         told |= {"calibrated": data_asked.calibrated, "metrics": data_asked.metrics}
+        told |= {"float16": run.float16}
         if beside is not None:
             told["model"] = weights_hash(measured.model)
         # A file of images' predictions is large: those of other rows have room where one was asked for.
         roomy = run.predictions is not None or model_asked.kind == "hf"
+        written = None
+        if run.predictions is not None:
+            record = {**measured.record, "ensemble": settings, "git": revision()}
+            written = Written(run.predictions, run.predictions_dtype, without_folders(record))
         with rows_kept(beside, told, roomy) as kept:
             if run.packed is None:
-                rows = rows_of(
-                    measured, ensemble, ensemble_asked, data_asked.calibrated, run.predictions, kept
-                )
+                rows = rows_of(measured, ensemble, ensemble_asked, data_asked.calibrated, written, kept)
             else:
                 own = not model_asked.random_weights
-                rows = rows_of_packed(measured, ensemble, own, data_asked.calibrated, run.predictions, kept)
+                rows = rows_of_packed(measured, ensemble, own, data_asked.calibrated, written, kept)
             if sharing is None or sharing.is_first:
                 seed = ensemble_asked.seed
-                _write(run, measured, rows, settings, ensemble, seed, arguments, device, started)
+                config = {"ensemble": settings, "options": options}
+                _write(run, measured, rows, config, ensemble, seed, arguments, device, started)
                 kept.remove()
 
 
@@ -204,7 +225,7 @@ def _write(
     run: RunOptions,
     measured: Subject,
     rows: list[dict[str, object]],
-    settings: Mapping[str, object],
+    config: Mapping[str, object],
     ensemble: Ensemble,
     seed: int,
     arguments: Sequence[str],
@@ -219,7 +240,7 @@ def _write(
         print(f"predictions: {run.predictions}")
     told = provenance(
         ["lpe", *arguments],
-        {**measured.record, "ensemble": settings, "notes": said()},
+        {**measured.record, **config, "notes": said()},
         str(device),
         [getattr(ensemble, "seed", seed)],
         torch.get_num_threads(),
@@ -262,6 +283,8 @@ def _checked(
                 raise InputError(f"{path} is a folder; give a file to write to")
             check_writable(path.parent)
     _check_apart(run)
+    if run.float16 and run.predictions is None:
+        raise InputError("--float16 is how --predictions FILE are written; give both")
     if run.predictions is not None and model_asked.kind != "hf":
         check_place(run.predictions)
         if run.predictions.exists():
@@ -341,6 +364,38 @@ def _check_packed(packed: str, asked: argparse.Namespace) -> None:
         check_size(size)
     if not Path(packed).is_file():
         raise InputError(f"there is no file {packed}; lpe pack writes one")
+
+
+def _members(ensemble: Ensemble, settings: Mapping[str, object]) -> str:
+    """Return how many members there are, and of what."""
+    count = "1 member" if len(ensemble) == 1 else f"{len(ensemble):,} members"
+    if "packed" in settings:
+        return f"{count} of {Path(str(settings['packed'])).name}"
+    return f"{count} of {settings['method']} {settings.get('system', '')}".rstrip()
+
+
+def _resolved(
+    model: ModelOptions,
+    asked: EnsembleOptions,
+    measured: Subject,
+    run: RunOptions,
+    ensemble: Ensemble,
+    device: torch.device,
+) -> dict[str, object]:
+    """Return the options as a file of --config has them; what was not given has the value that was taken."""
+    given = {**asdict(model), **asdict(measured.options), **asdict(run)}
+    if measured.options.refresh is None:
+        del given["refresh_form"], given["refresh_limit"]
+    given |= {"device": str(device), "dtype": measured.record["dtype"], "size": len(ensemble)}
+    if run.packed is None:
+        settings = _settings(ensemble, asked)
+        given |= {
+            **asdict(asked),
+            **{name: settings.get(name) for name in ("size", "std", "rate", "rounding")},
+        }
+        if "system" in settings:
+            given["system"] = asked.system or SYSTEM
+    return in_file(given)
 
 
 def _settings(ensemble: Ensemble, asked: EnsembleOptions) -> dict[str, object]:

@@ -39,9 +39,14 @@ class Kept:
             print(f"{folder} is of another command or damaged; it begins anew", file=sys.stderr)
             shutil.rmtree(folder)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether predictions of rows are written."""
+        return self._folder is not None and self._with_predictions
+
     def place(self) -> Path | None:
         """Return where predictions of the next rows may be written; None: nowhere."""
-        if self._folder is None or not self._with_predictions:
+        if self._folder is None or not self.has_room:
             return None
         return self._folder / f"{self._number}.predictions"
 

@@ -11,6 +11,7 @@ import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -87,6 +88,9 @@ def add_command(commands: Commands, name: str, description: str) -> argparse.Arg
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="options from a TOML file, as batch-size = 32"
     )
     return parser
 
@@ -364,13 +368,21 @@ def device_of_name(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
         if device.type not in DEVICES:
-            raise InputError(f"cannot compute on --device {name}; give cpu or cuda")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise InputError(f"cannot compute on --device {name}; this machine has {_devices()}")
+        # Metrics are sums in float64, which Apple's GPUs have not: that too is found here.
+        torch.zeros(1, dtype=torch.float64, device=device).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        why = first_line(error).partition(". ")[0]
         raise InputError(
-            f"cannot compute on --device {name} ({first_line(error)}); give cpu or cuda"
+            f"cannot compute on --device {name} ({why}); this machine has {_devices()}"
         ) from None
     return device
+
+
+def _devices() -> str:
+    """Name the devices of this machine that can be asked for."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return ", ".join(["cpu", *(f"cuda:{index}" for index in range(count))])
 
 
 def first_line(error: BaseException) -> str:

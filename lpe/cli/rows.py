@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import nn
 
 from lpe.cli.kept import Kept
 from lpe.cli.options import METHODS, EnsembleOptions
-from lpe.cli.subjects import Subject
+from lpe.cli.subjects import Subject, Written
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
@@ -22,6 +21,7 @@ from lpe.evaluation.predictions import partial_folder, read_predictions
 from lpe.evaluation.timing import MemberTimer
 from lpe.modules import dtype_name
 from lpe.number_systems.grids import FullPrecision
+from lpe.progress import Progress
 from lpe.training.checkpoints import UNDER_WAY
 
 UNSCALED = (
@@ -44,7 +44,7 @@ def rows_of(
     ensemble: Ensemble,
     asked: EnsembleOptions,
     calibrated: bool,
-    predictions: Path | None = None,
+    predictions: Written | None = None,
     kept: Kept = NOTHING_KEPT,
 ) -> list[dict[str, object]]:
     """Return every row of the result: the model, the model with a temperature, RTN, and every ensemble size.
@@ -67,31 +67,38 @@ def rows_of(
     last = kinds[-1][0]
     is_rtn = rounds and isinstance(ensemble, LowPrecisionEnsemble) and ensemble.rounding == "nearest"
     is_model = not rounds and asked.method == "lpe"
-    with _progress(subject, [subject.model], (3 + len(ensemble)) * len(kinds)):
+    has_rtn = rounds and asked.method != "mc-dropout"
+    has_members = not (is_model or is_rtn)
+    absolute = any(settings.get("refresh") == "absolute" for _, settings in kinds)
+    passes = _own_passes(subject, predictions if is_model else None, kept) + int(absolute)
+    passes += (int(has_rtn) + has_members * len(ensemble)) * len(kinds)
+    with _progress(subject, [subject.model], passes) as progress:
         place = predictions if is_model else None
-        as_it_is = _add_model(measured, subject, kept, **patterns, predictions=place)
+        as_it_is = _add_model(measured, subject, kept, progress, **patterns, predictions=place)
         for kind, settings in kinds:
             if settings.get("refresh") == "absolute":
                 single = LowPrecisionEnsemble(subject.model, FullPrecision(), 1, **patterns, **settings)
-                measured += _measured(subject, kept, as_it_is + kind, single, as_it_is.lower(), "")
+                measured += _measured(subject, kept, progress, as_it_is + kind, single, as_it_is.lower(), "")
         for kind, settings in kinds:
-            if rounds and asked.method != "mc-dropout":
+            if has_rtn:
                 nearest = LowPrecisionEnsemble(
                     subject.model, system, 1, asked.seed, "nearest", **patterns, **settings
                 )
                 place = predictions if is_rtn and kind == last else None
-                measured += _measured(subject, kept, "RTN" + kind, nearest, system.name, "nearest", place)
+                measured += _measured(
+                    subject, kept, progress, "RTN" + kind, nearest, system.name, "nearest", place
+                )
         for kind, settings in kinds:
+            if not has_members:  # the rows are there
+                break
             members = asked.ensemble(subject.model, **settings) if settings else ensemble
             title, numbers, rounding = METHODS[asked.method], system.name, ""
             if isinstance(members, MCDropoutEnsemble):
                 numbers = as_it_is.lower()
             elif isinstance(members, LowPrecisionEnsemble):
                 title, rounding = _title(members.rounding), members.rounding
-                if not rounds or rounding == "nearest":  # the rows are there
-                    continue
             place = predictions if kind == last else None
-            measured += _measured(subject, kept, title + kind, members, numbers, rounding, place)
+            measured += _measured(subject, kept, progress, title + kind, members, numbers, rounding, place)
     return _cleaned(measured, calibrated)
 
 
@@ -100,19 +107,21 @@ def rows_of_packed(
     ensemble: Ensemble,
     is_own: bool,
     calibrated: bool,
-    predictions: Path | None = None,
+    predictions: Written | None = None,
     kept: Kept = NOTHING_KEPT,
 ) -> list[dict[str, object]]:
     """Return a packed ensemble's rows, one a size, after the model's, where it is the one that was packed."""
     measured: list[dict[str, object]] = []
     skeleton = getattr(ensemble, "model", subject.model)
-    own = 2 if is_own else 0
-    with _progress(subject, [subject.model, skeleton], own + len(ensemble)):
-        if own:
-            _add_model(measured, subject, kept)
+    own = _own_passes(subject, None, kept) if is_own else 0
+    with _progress(subject, [subject.model, skeleton], own + len(ensemble)) as progress:
+        if is_own:
+            _add_model(measured, subject, kept, progress)
         rounding = getattr(ensemble, "rounding", None) or ""
         title = _title(rounding) if rounding else "packed"
-        measured += _measured(subject, kept, title, ensemble, system_name(ensemble), rounding, predictions)
+        measured += _measured(
+            subject, kept, progress, title, ensemble, system_name(ensemble), rounding, predictions
+        )
     return _cleaned(measured, calibrated)
 
 
@@ -120,28 +129,31 @@ def _add_model(
     measured: list[dict[str, object]],
     subject: Subject,
     kept: Kept,
+    progress: Progress,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
-    predictions: Path | None = None,
+    predictions: Written | None = None,
 ) -> str:
     """Append the rows of the model as it is and with a temperature; return its name."""
     name = dtype_name(subject.model)
     single = LowPrecisionEnsemble(subject.model, FullPrecision(), 1, include=include, exclude=exclude)
-    written = predictions or kept.place()
-    measured += _measured(subject, kept, name, single, name.lower(), "", predictions)
+    written = kept.place() if predictions is None else predictions.path
+    measured += _measured(subject, kept, progress, name, single, name.lower(), "", predictions)
     scaled = f"{name} + temperature"
-    measured += kept.rows(lambda: _with_temperature(subject, single, measured, scaled, written))
+    with progress.stage(scaled, (_own_passes(subject, predictions, kept) - 1) * (subject.steps or 0)):
+        measured += kept.rows(lambda: _with_temperature(subject, single, measured, scaled, written))
     return name
 
 
 def _measured(
     subject: Subject,
     kept: Kept,
+    progress: Progress,
     method: str,
     ensemble: Ensemble,
     numbers: str,
     rounding: str,
-    predictions: Path | None = None,
+    predictions: Written | None = None,
 ) -> list[dict[str, object]]:
     """Return a row per size, and per task where there are tasks: kept ones, or measured now.
 
@@ -149,12 +161,15 @@ def _measured(
     processes have run the members.
     """
     # What is not asked for is kept as it is, so that its rows are what they are without a file.
-    place, dtype = (kept.place(), "float64") if predictions is None else (predictions, "float32")
+    own = kept.place()
+    written = predictions if predictions or own is None else Written(own, "float64")
 
     def measure() -> list[dict[str, object]]:
         timer = MemberTimer(len(ensemble), next(subject.model.parameters()).device)
-        is_new = place is None or not _is_begun(place)
-        table = subject.measure(ensemble, timer, place, dtype)
+        is_new = written is None or not _is_begun(written.path)
+        if is_new:
+            _warm_up(subject, ensemble, progress)
+        table = subject.measure(ensemble, timer, written)
         is_timed = is_new and timer.examples
         milliseconds = timer.milliseconds_per_example() if is_timed else [None] * len(ensemble)
         rows = []
@@ -166,7 +181,28 @@ def _measured(
             rows.append({**identity, **{str(key): value for key, value in row.items()}, **cost})
         return rows
 
-    return kept.rows(measure)
+    with progress.stage(method, len(ensemble) * (subject.steps or 0)):
+        return kept.rows(measure)
+
+
+def _warm_up(subject: Subject, ensemble: Ensemble, progress: Progress) -> None:
+    """Make and run a member once, untimed: compilers and libraries take their time at the first call.
+
+    Not of members with re-estimated statistics, which are kept once they are there: the same kernels ran
+    for the rows before, and making the first member is of the time that is taken.
+    """
+    if subject.warm is None or getattr(ensemble, "batch_norm", None) is not None:
+        return
+    progress.counting = False
+    try:
+        subject.warm(next(iter(ensemble.in_turn())))
+    finally:
+        progress.counting = True
+
+
+def _own_passes(subject: Subject, predictions: Written | None, kept: Kept) -> int:
+    """Return how often the model as it is runs over the data; with a file its temperature needs no pass."""
+    return 1 if subject.scaled is None or predictions is not None or kept.has_room else 2
 
 
 def _is_begun(predictions: Path) -> bool:
@@ -222,31 +258,21 @@ def _title(rounding: str) -> str:
     return METHODS["lpe"] if rounding == "bernoulli" else f"LPE, {rounding} rounding"
 
 
-def _progress(subject: Subject, networks: Sequence[nn.Module], passes: int) -> Any:
-    """Return a bar on stderr of passes over the data; lm-eval's tasks have their own.
+def _progress(subject: Subject, networks: Sequence[nn.Module], passes: int) -> Progress:
+    """Return a count of batches, over all passes; lm-eval's tasks have their own.
 
     Of several processes the first has one, of its own share.
     """
-    from tqdm import tqdm
-
-    steps = subject.steps
-    bar = tqdm(
-        total=passes if steps else None,
-        disable=None if steps else True,
-        leave=False,
-        unit="pass",
-        file=sys.stderr,
-    )
-    if steps:
-        share = 1 / steps
+    progress = Progress(passes * subject.steps if subject.steps else None, "batches")
+    if subject.steps:
 
         def advance(*_: object) -> None:
-            bar.update(share)
+            progress.update()
 
         # Members are structural copies, and a copy keeps the hook: it sees every batch of every member.
         for network in {id(each): each for each in networks}.values():
             network.register_forward_hook(advance)
-    return bar
+    return progress
 
 
 def _plain(value: Any) -> Any:

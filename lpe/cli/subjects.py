@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from lpe.cli.batch_size import AUTO, batch_size, fitting
 from lpe.cli.models import captions, clip_model, placed, timm_model, zero_shot
 from lpe.cli.options import DTYPES, ModelOptions
 from lpe.cli.tables import shown_sizes
@@ -21,8 +22,9 @@ from lpe.evaluation.metrics import METRICS
 from lpe.evaluation.predict import EvaluationOptions, evaluate, evaluate_temperature_scaled
 from lpe.evaluation.predictions import CLASSES
 from lpe.evaluation.score import checked_metrics
-from lpe.evaluation.sharded import Sharing, said
+from lpe.evaluation.sharded import RayTasks, Sharing, said
 from lpe.evaluation.timing import MemberTimer
+from lpe.modules import apply, dtype_name, parameter_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +40,12 @@ MOST_EXAMPLES = 1_000_000
 
 MOST_WORKERS = 256
 
+USUAL_BATCH, USUAL_TEXTS = 64, 8
+"""Examples of a batch, of images and of texts."""
+
+LONGEST_TEXT = 2048
+"""Tokens of a text with which a batch is tried."""
+
 
 @dataclass(frozen=True)
 class DataOptions:
@@ -47,7 +55,8 @@ class DataOptions:
         data: the folder of images. tasks: of lm-eval, with commas between. include_path: a folder of tasks.
         metrics: with commas between: of tasks; None: all. Of images: beside the usual ones.
         num_fewshot: examples before each question.
-        batch_size: None: 64, hf: 8. limit: images, or a task's first examples; None: all.
+        batch_size: None: 64, hf: 8; "auto": what a GPU has room for.
+        limit: images, or a task's first examples; None: all.
         workers: processes that read images; None: one a core, to 8.
         members: "one-by-one" (None too) or "together". autocast, channels_last, pin_memory: see
             :class:`lpe.evaluation.predict.EvaluationOptions`.
@@ -63,7 +72,7 @@ class DataOptions:
     include_path: str | None = None
     metrics: str | None = None
     num_fewshot: int | None = None
-    batch_size: int | None = None
+    batch_size: int | str | None = None
     limit: int | None = None
     workers: int | None = None
     members: str | None = None
@@ -117,7 +126,7 @@ class DataOptions:
         }
         for option, (least, most) in bounds.items():
             value = getattr(self, option)
-            if value is not None and (value < least or (most is not None and value > most)):
+            if isinstance(value, int) and (value < least or (most is not None and value > most)):
                 wanted = f"{least} or more" if most is None or value < least else f"{most:,} or less"
                 raise InputError(f"--{option.replace('_', '-')} must be {wanted}, not {value}")
         seen = (self.input_size, self.mean, self.image_std, self.interpolation, self.crop_pct)
@@ -165,7 +174,12 @@ def add_data(parser: Any) -> None:
         help="hf: such as nll,ece; every task must have them (all). Images: also these, such as aurc, or all",
     )
     parser.add_argument("--num-fewshot", type=int, metavar="N", help="hf: examples before each question")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="(64; hf: 8)")
+    parser.add_argument(
+        "--batch-size",
+        type=batch_size,
+        metavar="N",
+        help="(64; hf: 8), or auto: the largest that fits into half of a GPU's memory",
+    )
     parser.add_argument(
         "--limit",
         type=int,
@@ -216,16 +230,39 @@ def add_passes(parser: Any) -> None:
 
 
 @dataclass(frozen=True)
+class Written:
+    """Where every member's predictions go.
+
+    Args:
+        path: a file, or a folder of tasks. dtype: of the log-probabilities. record: plain data on what they
+            are, for the file's header.
+    """
+
+    path: Path
+    dtype: str = "float32"
+    record: Mapping[str, object] | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return an evaluation's arguments."""
+        return {
+            "predictions": self.path,
+            "predictions_dtype": self.dtype,
+            "predictions_record": self.record,
+        }
+
+
+@dataclass(frozen=True)
 class Subject:
     """A model with what it is measured on.
 
     Args:
-        title: of the table. model: on its device. steps: batches of images, over which a bar goes a member;
-            None: no bar, as for a language model, which is measured on tasks. record: what determines the
-            numbers, for the provenance.
-        measure: (ensemble, timer, predictions, dtype) → a row per size, and per task where there are tasks.
-            Predictions are where every member's go, a file, or a folder of tasks; None: nowhere. The dtype is
-            a file's.
+        title: of the table. model: on its device. steps: batches of images that are counted a member; None:
+            none, as for a language model, which is measured on tasks. record: what determines the numbers,
+            for the provenance.
+        measure: (ensemble, timer, where predictions are written) → a row per size, and per task where there
+            are tasks.
+        options: how the data are read, resolved: what was not given has the value that was taken.
+        warm: a pass of a network on a batch without content; None: members do not run in this process.
         scaled: an ensemble → metrics with a temperature; None: those of tasks come with the others.
         how: a line on what images go through; nothing for tasks.
         training: batches to re-estimate every member's batch-norm statistics on, and the form; None: they
@@ -236,7 +273,9 @@ class Subject:
     model: nn.Module
     steps: int | None
     record: Mapping[str, object]
-    measure: Callable[[Ensemble, MemberTimer, Path | None, str], pd.DataFrame]
+    measure: Callable[[Ensemble, MemberTimer, Written | None], pd.DataFrame]
+    options: DataOptions
+    warm: Callable[[nn.Module], object] | None = None
     scaled: Callable[[Ensemble], Mapping[str, float]] | None = None
     how: str = ""
     training: tuple[Iterable[Any], str] | None = None
@@ -277,7 +316,7 @@ def _images(asked: ModelOptions, seen: DataOptions, device: torch.device, sharin
     data = imagenet.validation(
         seen.data,
         pictured.transform,
-        64 if seen.batch_size is None else seen.batch_size,
+        seen.batch_size if isinstance(seen.batch_size, int) else USUAL_BATCH,
         seen.limit,
         pictured.classes,
         min(8, os.cpu_count() or 1) if seen.workers is None else seen.workers,
@@ -289,6 +328,16 @@ def _images(asked: ModelOptions, seen: DataOptions, device: torch.device, sharin
             f"{seen.data} has classes of its own, and a zero-shot model needs their names: give --class-names"
         )
     model = placed(pictured.classifier(device), device, asked)
+    options = EvaluationOptions(seen.autocast, seen.channels_last, seen.pin_memory)
+
+    @torch.no_grad()
+    def blank(net: nn.Module, examples: int) -> None:
+        inputs = torch.zeros(examples, 3, *pictured.pixels, dtype=data.dtype)
+        options.logits(net, options.placed(inputs, device), device)
+
+    if seen.batch_size == AUTO:
+        fits = fitting(lambda examples: blank(model, examples), device, USUAL_BATCH)
+        data = replace(data, batch_size=fits)
     training = None
     if training_folder is not None:
         if not batch_norms(model):
@@ -306,10 +355,9 @@ def _images(asked: ModelOptions, seen: DataOptions, device: torch.device, sharin
         # In memory: every member's statistics are of the same batches, which are read once.
         training = (list(images), seen.refresh_form)
 
-    options = EvaluationOptions(seen.autocast, seen.channels_last, seen.pin_memory)
     members = seen.members or "one-by-one"
 
-    def measure(ensemble: Ensemble, timer: MemberTimer, predictions: Path | None, dtype: str) -> pd.DataFrame:
+    def measure(ensemble: Ensemble, timer: MemberTimer, written: Written | None) -> pd.DataFrame:
         calibrated = shown_sizes(len(ensemble)) if seen.calibrated else False
         if sharing is None:
             return evaluate(
@@ -319,9 +367,8 @@ def _images(asked: ModelOptions, seen: DataOptions, device: torch.device, sharin
                 timer=timer,
                 members=members,
                 options=options,
-                predictions=predictions,
-                predictions_dtype=dtype,
                 metrics=metrics,
+                **(written.arguments() if written else {}),
             )
         found = said(sharing, ensemble, data, options, timer, device)
         if found is None:
@@ -357,7 +404,34 @@ def _images(asked: ModelOptions, seen: DataOptions, device: torch.device, sharin
     }
     title = f"{pictured.title}, {len(data.paths):,} images of {pictured.classes:,} classes"
     steps = len(data) if sharing is None else sharing.steps(len(data))
-    return Subject(title, model, steps, record, measure, scaled, pictured.how, training)
+
+    def warm(net: nn.Module) -> None:
+        blank(net, min(data.batch_size, len(data.paths)))
+
+    return Subject(
+        title,
+        model,
+        steps,
+        record,
+        measure,
+        replace(seen, batch_size=data.batch_size, workers=data.workers, members=members),
+        None if isinstance(sharing, RayTasks) else warm,
+        scaled,
+        pictured.how,
+        training,
+    )
+
+
+def loaded(measured: Subject, device: torch.device, members: str) -> str:
+    """Return a line on what is measured and where, for before the first pass."""
+    model = measured.model
+    count = torch.get_num_threads()
+    threads = f", {count} thread{'s' if count > 1 else ''}" if device.type == "cpu" else ""
+    batch = f"batches of {measured.options.batch_size:,}"
+    return (
+        f"loaded: {measured.title}; {parameter_count(model):,} parameters, {dtype_name(model)}; {members}; "
+        f"{batch}, on {device}{threads}"
+    )
 
 
 def _nothing(ensemble: Ensemble) -> pd.DataFrame:
@@ -373,12 +447,14 @@ class _Pictured:
 
     Args:
         title: the model's name, and where its weights are from if they are not the name's. classes: how many.
+        pixels: height and width of what it sees.
         transform: PIL image → tensor. record: for the provenance. how: a line on what the images go through.
         classifier: (device) → the model to measure.
     """
 
     title: str
     classes: int
+    pixels: tuple[int, int]
     transform: Callable[[Any], torch.Tensor]
     record: dict[str, object]
     how: str
@@ -415,7 +491,8 @@ def _timm(asked: ModelOptions, given: Preprocessing) -> _Pictured:
         "preprocessing": given.given(),
     }
     transform = timm_models.evaluation_transform(config)
-    return _Pictured(title, timm_models.classes_of(model), transform, record, how, lambda device: model)
+    classes = timm_models.classes_of(model)
+    return _Pictured(title, classes, (height, width), transform, record, how, lambda device: model)
 
 
 def _clip(
@@ -445,7 +522,7 @@ def _clip(
     def classifier(device: torch.device) -> nn.Module:
         return zero_shot(loaded, class_names, templates, device)
 
-    return _Pictured(title, classes, loaded.preprocess, record, how, classifier)
+    return _Pictured(title, classes, (height, width), loaded.preprocess, record, how, classifier)
 
 
 def _weights(asked: ModelOptions) -> str:
@@ -473,9 +550,19 @@ def _language(asked: ModelOptions, seen: DataOptions, device: torch.device) -> S
     metrics = None if seen.metrics is None else [each for each in seen.metrics.split(",") if each]
     loaded, tokenizer = language.load_model(asked.name, asked.checkpoint, asked.torch_dtype)
     model = placed(loaded, device, asked)
-    batch_size = 8 if seen.batch_size is None else seen.batch_size
+    config: Any = model.config
+    longest = min(getattr(config.get_text_config(), "max_position_embeddings", LONGEST_TEXT), LONGEST_TEXT)
 
-    def measure(ensemble: Ensemble, timer: MemberTimer, predictions: Path | None, dtype: str) -> pd.DataFrame:
+    @torch.no_grad()
+    def blank(net: nn.Module, texts: int, tokens: int) -> None:
+        inputs = torch.zeros(texts, tokens, dtype=torch.int64, device=device)
+        apply(net, inputs).log_softmax(dim=-1)
+
+    batch_size = seen.batch_size if isinstance(seen.batch_size, int) else USUAL_TEXTS
+    if seen.batch_size == AUTO:
+        batch_size = fitting(lambda texts: blank(model, texts, longest), device, USUAL_TEXTS)
+
+    def measure(ensemble: Ensemble, timer: MemberTimer, written: Written | None) -> pd.DataFrame:
         return language.evaluate(
             ensemble,
             tokenizer,
@@ -487,7 +574,7 @@ def _language(asked: ModelOptions, seen: DataOptions, device: torch.device) -> S
             metrics,
             timer,
             calibrated=True,
-            predictions=predictions,
+            **(written.arguments() if written else {}),
         )
 
     record = {
@@ -500,4 +587,8 @@ def _language(asked: ModelOptions, seen: DataOptions, device: torch.device) -> S
         "batch_size": batch_size,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
     }
-    return Subject(asked.model, model, None, record, measure)
+    resolved = replace(seen, batch_size=batch_size)
+    # As many tokens as a short request has: the kernels are the same.
+    return Subject(
+        asked.model, model, None, record, measure, resolved, lambda net: blank(net, 1, min(16, longest))
+    )

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
@@ -469,6 +469,7 @@ def evaluate(
     examples: ExampleMetrics | None = None,
     predictions: str | os.PathLike[str] | None = None,
     predictions_dtype: str = "float32",
+    predictions_record: Mapping[str, object] | None = None,
     metrics: str | Collection[str] | None = None,
 ) -> pd.DataFrame:
     """Return the metrics of every prefix of an ensemble.
@@ -497,6 +498,7 @@ def evaluate(
             float32 about 10⁻⁷. A run that was killed goes on. Where the file is there already, the batches
             are read, to see that it is of them, and no member is run.
         predictions_dtype: of the file's log-probabilities: "float32", "float16" or "float64".
+        predictions_record: plain data on where they come from (the model, the data), for the file's header.
         metrics: those of the table, as :func:`lpe.score` takes them: names, or "all", the selective ones
             included; "calibrated_nll" is one of every size. None: nll, err, ece, average_loss, ambiguity,
             ensemble_loss, brier. Not of a cascade, which has these.
@@ -561,7 +563,7 @@ def evaluate(
     say(ensemble.notes())
     if predictions is not None:
         file = check_place(predictions)
-        about = about_ensemble(ensemble, asdict(options), predictions_dtype)
+        about = about_ensemble(ensemble, asdict(options), predictions_dtype, predictions_record)
         with locked(file):
             if not file.exists():
                 writer = PredictionsWriter(file, about)

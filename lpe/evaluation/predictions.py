@@ -7,8 +7,9 @@ A file of predictions is safetensors:
     examples    int64 [examples], a hash of each example's inputs, by which other examples are told apart
 
 and a header, JSON in the metadata under ``lpe``: what the ensemble was (``ensemble``, a hash of its members),
-the options of its forward passes, the memory of its prefixes, where it was made, and a hash of every member's
-bytes, of the targets and examples, and of the header itself.
+the options of its forward passes, the memory of its prefixes, what whoever wrote it says of the model and the
+data (``record``), where it was made, and a hash of every member's bytes, of the targets and examples, and of
+the header itself.
 
 It is written as the evaluation goes, into a folder beside it, ``<name>.partial``, one plain file a member, so
 that no more than a block of predictions is held. Once all are there they become the file, in one move. A run
@@ -41,7 +42,7 @@ from lpe.errors import InputError
 from lpe.evaluation.batches import Batch
 from lpe.files.container import check_path, contents_hash, weights_hash
 from lpe.modules import named_tensors, tensors_in
-from lpe.provenance import kernels, machine
+from lpe.provenance import kernels, machine, plain_data
 from lpe.writing import check_writable, replacing, write_text_atomic
 
 FORMAT = "lpe predictions"
@@ -133,9 +134,19 @@ def example_hashes(inputs: Any, count: int) -> Tensor:
     return torch.tensor(numbers, dtype=torch.int64, device="cpu")
 
 
-def about_ensemble(ensemble: Ensemble, options: Mapping[str, object], dtype: str) -> dict[str, Any]:
-    """Return the header's entries on an ensemble that is evaluated: what has to be the same to go on."""
+def about_ensemble(
+    ensemble: Ensemble,
+    options: Mapping[str, object],
+    dtype: str,
+    record: Mapping[str, object] | None = None,
+) -> dict[str, Any]:
+    """Return the header's entries on an ensemble that is evaluated: what has to be the same to go on.
+
+    And ``record``, which need not: plain data on where the predictions come from.
+    """
     check_choice("predictions_dtype", dtype, tuple(DTYPES))
+    if not isinstance(record, Mapping | None):
+        raise InputError(f"predictions_record must be a dict of plain data or None, not {shown(record)}")
     members, settings = _hashes(ensemble)
     return {
         "kind": CLASSES,
@@ -146,6 +157,7 @@ def about_ensemble(ensemble: Ensemble, options: Mapping[str, object], dtype: str
         "ensemble": members,
         "settings": settings,
         "options": dict(options),
+        **({} if record is None else {"record": plain_data(record, "predictions_record")}),
     }
 
 

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lpe.checks import check_choice, check_list, is_integer, shown
+from lpe.checks import check_choice, check_list, is_integer, is_number, shown
+from lpe.ensembles.base import Ensemble
+from lpe.ensembles.cascade import Cascade
 from lpe.errors import InputError
+from lpe.evaluation.cascades import evaluate_cascade
 from lpe.evaluation.examples import ExampleMetrics
-from lpe.evaluation.metrics import METRICS
+from lpe.evaluation.metrics import METRICS, fit_temperature, temperature_scaled
 from lpe.evaluation.predictions import (
     TOKENS,
     Predictions,
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CALIBRATED = "calibrated_nll"
+OF_MEMBERS = ("average_loss", "ambiguity", "ensemble_loss", "disagreement")
+"""Metrics of single members, which a temperature of their mean does not change."""
+FIT = "fit"
 TOKEN_METRICS = ("nll", "average_loss", "perplexity")
 """Metrics of tokens, of which there is the target's log-probability alone."""
 
@@ -42,6 +48,8 @@ def score(
     metrics: str | Collection[str] | None = None,
     sizes: Collection[int] | None = None,
     inputs: str = "same",
+    temperature: float | str | None = None,
+    validation: Files | None = None,
 ) -> pd.DataFrame:
     """Return the metrics of every prefix of the predictions in files.
 
@@ -58,10 +66,17 @@ def score(
         sizes: of prefixes; None: 1 … M.
         inputs: "same": files of a mixture have the same inputs; "any": the same targets alone, for networks
             that see the same examples in other ways (another preprocessing).
+        temperature: that the mean's log-probabilities are divided by: a number, or "fit", each fold of the
+            examples by that of the others (:func:`lpe.evaluation.metrics.temperature_scaled`); None: 1. What
+            is of single members (average_loss, ambiguity, ensemble_loss, disagreement) has none and is left
+            out.
+        validation: files of the same members on other examples, on which a temperature is fitted at every
+            size; with "fit" or None.
 
     Returns:
-        A row per size: size, the metrics, memory_bits. The memory of a mixture is the sum of its files':
-        tensors that two of them share are counted twice. Losses in nats, of tokens a token; else fractions.
+        A row per size: size, the metrics, memory_bits; with validation also the temperature. The memory of a
+        mixture is the sum of its files': tensors that two of them share are counted twice. Losses in nats, of
+        tokens a token; else fractions.
 
     Raises:
         InputError: no file, or one that is truncated, altered or of something else; files of other examples
@@ -75,12 +90,94 @@ def score(
     size = sum(each.size for each in opened)
     wanted = _checked_sizes(sizes, size)
     names = checked_metrics(metrics, opened[0].about["kind"])
+    if temperature is not None or validation is not None:
+        held = None if validation is None else _same_members(opened, open_files(validation))
+        return _scaled_table(opened, wanted, names, metrics, temperature, held)
     if opened[0].about["kind"] == TOKENS:
         table = pd.DataFrame(_token_rows(opened, wanted))
     else:
         calibrated = wanted if CALIBRATED in names else ()
         table = pd.DataFrame(scored_rows(opened, wanted, calibrated, None, are_selective(names)))
     return table[["size", *names, "memory_bits"]]
+
+
+def cascaded(
+    files: Files,
+    window: Any,
+    stages: Sequence[int] | None = None,
+    first: str | os.PathLike[str] | None = None,
+    inputs: str = "same",
+) -> pd.DataFrame:
+    """Return a cascade's metrics from files, a row a stage, as :func:`lpe.evaluate` has them of a model.
+
+    Args:
+        files, inputs: :func:`score`'s; several are one mixture. window, stages: :class:`lpe.Cascade`'s.
+        first: a file of one network, which predicts in the first stage instead of member 0.
+
+    Returns:
+        size (members of the stage), the metrics of :func:`lpe.evaluate`, memory_bits, members_per_example.
+
+    Raises:
+        InputError: as :func:`score` and :class:`lpe.Cascade`; files of tokens, which have no top
+            probability; a ``first`` of several networks.
+    """
+    check_choice("inputs", inputs, ("same", "any"))
+    opened = open_files(files)
+    of_first = [] if first is None else open_files(first)
+    check_same_examples([*opened, *of_first], inputs == "same")
+    if opened[0].about["kind"] == TOKENS:
+        raise InputError(f"{opened[0].path} is of tokens, of which only the target's probability is kept")
+    cascade = Cascade(
+        HeldEnsemble(opened), window, stages, HeldEnsemble(of_first) if first is not None else None
+    )
+    targets = opened[0].targets
+    seen = [0]
+    blocks = (
+        [(number, torch.arange(start, stop), targets[start:stop])]
+        for number, (start, stop) in enumerate(_blocks(opened[0]))
+    )
+    return evaluate_cascade(cascade, blocks, seen, False)
+
+
+class _Held(nn.Module):
+    """A member of a file: places of examples → their log-probabilities."""
+
+    def __init__(self, file: Predictions, member: int) -> None:
+        super().__init__()
+        self._file, self._member = file, member
+
+    def forward(self, places: Tensor) -> Tensor:
+        """Return log-probabilities [examples, classes] of examples at these places, which rise."""
+        if not len(places):
+            return torch.empty(0, self._file.classes)
+        start, stop = int(places[0]), int(places[-1]) + 1
+        return self._file.log_probs(self._member, start, stop)[places - start]
+
+
+class HeldEnsemble(Ensemble):
+    """The members of files of predictions; their inputs are places of examples, int64 [examples], rising."""
+
+    def __init__(self, files: Sequence[Predictions]) -> None:
+        super().__init__(sum(each.size for each in files))
+        self._members = [_Held(file, member).eval() for file, member in members_of(files)]
+        self._memory = _memory(files)
+
+    def member(self, index: int) -> nn.Module:
+        """Return member ``index``."""
+        return self._members[self._check_index(index)]
+
+    def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
+        """Return the bits of the first n members that the files tell, of stored members under both."""
+        return self._memory[self._check_storage(n, storage) - 1]
+
+    def describe(self) -> str:
+        """Name the files."""
+        return "\n".join(dict.fromkeys(str(each._file.path) for each in self._members))
+
+    @property
+    def members_are_stored(self) -> bool:
+        """Whether members cost nothing: they do not."""
+        return True
 
 
 def scored_rows(
@@ -161,6 +258,79 @@ def open_files(files: Any) -> list[Predictions]:
     if not given:
         raise InputError("files is empty; give files of predictions")
     return [read_predictions(each) for each in given]
+
+
+def _same_members(files: Sequence[Predictions], others: Sequence[Predictions]) -> Sequence[Predictions]:
+    """Return the others, files of the same members on other examples, in the same order.
+
+    Raises:
+        InputError: they are not.
+    """
+    if len(files) != len(others):
+        raise InputError(
+            f"{len(files)} files and {len(others)} of validation examples; give as many, in their order"
+        )
+    check_same_examples(others, inputs=False)
+    for one, other in zip(files, others, strict=True):
+        if one.about["ensemble"] != other.about["ensemble"] or one.classes != other.classes:
+            raise InputError(
+                f"{one.path} and {other.path} are of other members; give those of the same ensemble"
+            )
+    return others
+
+
+def _means(files: Sequence[Predictions], size: int) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities of the mean of the first members, float64 [examples, classes], and targets."""
+    log_sum: Tensor | None = None
+    count = len(files[0].targets)
+    for file, member in members_of(files)[:size]:
+        own = file.log_probs(member, 0, count).double().log_softmax(dim=-1)
+        log_sum = own if log_sum is None else torch.logaddexp(log_sum, own, out=log_sum)
+    assert log_sum is not None
+    return log_sum - math.log(size), files[0].targets
+
+
+def _scaled_table(
+    files: Sequence[Predictions],
+    sizes: Sequence[int],
+    names: Sequence[str],
+    asked: Any,
+    temperature: Any,
+    validation: Sequence[Predictions] | None,
+) -> pd.DataFrame:
+    """Return the table under a temperature; see :func:`score`."""
+    import pandas as pd
+
+    if files[0].about["kind"] == TOKENS:
+        raise InputError(f"{files[0].path} is of tokens, of which only the target's probability is kept")
+    is_number_above_0 = is_number(temperature) and 0 < temperature < math.inf
+    if temperature not in (None, FIT) and not is_number_above_0:
+        raise InputError(f"temperature must be a positive number, {FIT!r} or None, not {shown(temperature)}")
+    if validation is not None and is_number_above_0:
+        raise InputError(f"a temperature of {shown(temperature)} is not fitted; leave validation out")
+    of_members = [name for name in names if name in (*OF_MEMBERS, CALIBRATED)]
+    explicit = asked is not None and not (isinstance(asked, str) and asked == "all")
+    if of_members and explicit:
+        raise InputError(f"{of_members[0]} has no temperature; leave it out, or the temperature")
+    kept = [name for name in names if name not in of_members]
+    rows = []
+    for n in sizes:
+        mean, targets = _means(files, n)
+        fitted: dict[str, float] = {}
+        if validation is not None:
+            fitted = {"temperature": fit_temperature(*_means(validation, n))}
+        if temperature == FIT and validation is None:
+            scaled = temperature_scaled(mean, targets)
+        else:
+            divisor = fitted["temperature"] if fitted else float(temperature)
+            scaled = (mean / divisor).log_softmax(dim=-1)
+        # One network says it: what it has metrics of is the scaled mean.
+        prefixes = Prefixes(1, selective=are_selective(kept))
+        prefixes.add(0, 0, targets, scaled)
+        (row,) = prefixes.rows([_memory(files)[n - 1]])
+        rows.append({**row, "size": n, **fitted})
+    columns = ["size", *kept, *(["temperature"] if validation is not None else []), "memory_bits"]
+    return pd.DataFrame(rows)[columns]
 
 
 def members_of(files: Sequence[Predictions]) -> list[tuple[Predictions, int]]:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 import lpe
-from lpe.evaluation.metrics import METRICS, mean_log_probs, nll, temperature_scaled
+from lpe.evaluation.metrics import METRICS, fit_temperature, mean_log_probs, nll, temperature_scaled
 from lpe.evaluation.predict import member_log_probs
 from lpe.evaluation.predictions import write_predictions
-from lpe.evaluation.score import detection
+from lpe.evaluation.score import cascaded, detection
 from lpe.evaluation.selective import (
     SELECTIVE_METRICS,
     disagreement,
@@ -175,6 +175,84 @@ def test_a_metric_that_there_is_not_is_refused_before_anything_runs() -> None:
 # Mixtures
 
 
+def mean_of(n: int, stream: Any = None, ensemble: Any = None) -> Tensor:
+    log_probs, _ = member_log_probs(ensemble or ensemble_of(), stream or batches())
+    return mean_log_probs(log_probs[:n])
+
+
+def test_a_temperature_divides_the_logs_of_the_mean_of_probabilities(file: Path) -> None:
+    table = lpe.score(file, sizes=[1, 4], temperature=2.5)
+    assert list(table.columns) == ["size", "nll", "err", "ece", "brier", "memory_bits"]
+    for n, row in table.set_index("size").iterrows():
+        probs = torch.softmax(mean_of(n) / 2.5, dim=1)
+        at_target = probs.gather(1, TARGETS[:, None])
+        assert row["nll"] == pytest.approx(-float(at_target.log().mean()), rel=1e-12)
+        one_hot = nn.functional.one_hot(TARGETS, CLASSES)
+        assert row["brier"] == pytest.approx(float((probs - one_hot).square().sum(dim=1).mean()), rel=1e-12)
+    plain = lpe.score(file, sizes=[1, 4])
+    assert list(table["err"]) == list(plain["err"]) and list(table["nll"]) != list(plain["nll"])
+
+
+def test_a_temperature_of_1_leaves_every_metric_that_has_one(file: Path) -> None:
+    names = [name for name in lpe.score(file, "all", temperature=1.0) if name != "size"]
+    assert {"aurc", "signed_ece", "nll"} < {*names} and "disagreement" not in names
+    found, expected = lpe.score(file, "all", temperature=1.0)[names], lpe.score(file, "all")[names]
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-12)
+
+
+def test_a_fitted_temperature_gives_the_calibrated_nll(file: Path) -> None:
+    fitted = lpe.score(file, "nll", temperature="fit")["nll"]
+    assert list(fitted) == pytest.approx(list(lpe.score(file, "calibrated_nll")["calibrated_nll"]), rel=1e-12)
+
+
+def test_a_temperature_is_fitted_on_validation_examples_at_every_size(file: Path, tmp_path: Path) -> None:
+    inputs, targets = INPUTS.flip(0)[:40] + 0.1, TARGETS.flip(0)[:40]
+    write(tmp_path / "v", stream=batches(inputs, targets))
+    table = lpe.score(file, ["nll", "aurc"], [2, 5], validation=tmp_path / "v")
+    assert list(table.columns) == ["size", "nll", "aurc", "temperature", "memory_bits"]
+    for n, row in table.set_index("size").iterrows():
+        fitted = fit_temperature(mean_of(n, batches(inputs, targets)), targets)
+        assert row["temperature"] == pytest.approx(fitted, rel=1e-9)
+        expected = nll((mean_of(n) / fitted).log_softmax(dim=1), TARGETS)
+        assert row["nll"] == pytest.approx(expected, rel=1e-9)
+    assert table["temperature"].nunique() == 2
+
+
+def test_validation_examples_are_of_the_same_members(file: Path, tmp_path: Path) -> None:
+    write(tmp_path / "v", ensemble_of(seed=1))
+    with pytest.raises(lpe.InputError, match="are of other members; give those of the same ensemble"):
+        lpe.score(file, validation=tmp_path / "v")
+    with pytest.raises(lpe.InputError, match="1 files and 2 of validation examples; give as many"):
+        lpe.score(file, validation=[file, file])
+
+
+def test_a_cascade_of_a_file_is_that_of_the_ensemble(file: Path, tmp_path: Path) -> None:
+    first = lpe.LowPrecisionEnsemble(net(), lpe.FullPrecision(), 1)
+    write(tmp_path / "first", first)
+    chosen = [
+        ((0.0, 0.6), None, None),
+        ((0.3, 0.9), (1, 2, 5), None),
+        ((0.0, 0.7), (1, 3), first),
+    ]
+    for window, stages, of_first in chosen:
+        cascade = lpe.Cascade(ensemble_of(), window, stages, of_first)
+        expected = lpe.evaluate(cascade, batches())
+        place = None if of_first is None else tmp_path / "first"
+        found = cascaded(file, window, stages, place)
+        assert 1 < found["members_per_example"].iloc[-1] < 5
+        # What the first stage shares with the members (biases, here) no file tells: it is counted twice.
+        columns = [name for name in expected if of_first is None or name != "memory_bits"]
+        pd.testing.assert_frame_equal(found[columns], expected[columns], rtol=1e-12)
+
+
+def test_a_cascade_of_a_mixture_goes_on_from_file_to_file(file: Path, tmp_path: Path) -> None:
+    write(tmp_path / "q", ensemble_of(2, seed=7))
+    found = cascaded([file, tmp_path / "q"], (0.0, 1.0), (1, 7))
+    assert found["members_per_example"].tolist() == [1, 7]
+    whole = lpe.score([file, tmp_path / "q"], sizes=[1, 7])
+    pd.testing.assert_frame_equal(found[list(whole)], whole, rtol=1e-12)
+
+
 def test_several_files_are_one_mixture(file: Path, tmp_path: Path) -> None:
     write(tmp_path / "q", ensemble_of(3, model=1))
     mixture = lpe.Mixture.of([ensemble_of(), ensemble_of(3, model=1)])
@@ -321,6 +399,10 @@ def test_tokens_have_no_classes_to_score_and_are_no_mixture_with_them(file: Path
         ({"sizes": [1.5]}, "not 1.5"),
         ({"sizes": []}, "sizes is empty"),
         ({"sizes": 3}, "sizes must be a list of sizes, not 3"),
+        ({"temperature": 0}, "temperature must be a positive number, 'fit' or None, not 0"),
+        ({"temperature": "hot"}, "temperature must be .* not 'hot'"),
+        ({"temperature": 2, "metrics": ["ambiguity"]}, "ambiguity has no temperature; leave it out"),
+        ({"temperature": 2, "validation": "nowhere"}, "there is no file nowhere"),
         ({"inputs": "other"}, "inputs must be one of same, any, not 'other'"),
         ({"files": []}, "files is empty"),
         ({"files": 3}, "files must be a list of paths, not 3"),

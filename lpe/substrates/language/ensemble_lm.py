@@ -29,12 +29,12 @@ from lm_eval.models.utils import Collator
 from lm_eval.models.utils_hf import pad_and_concat
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
 from lpe.evaluation.timing import MemberTimer
 from lpe.modules import apply, device_of, with_tensors
+from lpe.progress import Progress
 from lpe.substrates.language.load import check_causal, check_decoder, check_tokenizer
 from lpe.substrates.language.tokens import encoder
 from lpe.training.checkpoints import of_next, on_device
@@ -486,13 +486,13 @@ class EnsembleLM(HFLM):
             held: bytes a batch. mean: makes what is held of its distributions; None: nothing. sums: to fill.
         """
         size = len(self.ensemble)
-        with tqdm(total=len(batches) * size, desc="members × batches", disable=None) as bar:
+        with Progress(len(batches) * size, "batches", f"{size} members" if size > 1 else "1 member") as bar:
             file = of_next({"batches": _digest(batches), "held": held, "size": size}, "evaluation")
             going_on = None if file is None else file.read()
             done = 0 if going_on is None else int(going_on["done"])
             if going_on is not None:
                 sums.restore(going_on["sums"])
-                bar.update(done)
+                bar.found(done)
             before = 0  # passes of the chunks so far
             for chunk in self._chunks(batches, held):
                 start, before = before, before + len(chunk) * size

@@ -167,6 +167,8 @@ def evaluate(
     timer: MemberTimer | None = None,
     calibrated: bool = False,
     predictions: str | os.PathLike[str] | None = None,
+    predictions_dtype: str = "float32",
+    predictions_record: Mapping[str, object] | None = None,
 ) -> pd.DataFrame:
     """Return the metrics of every prefix of an ensemble on lm-eval's tasks, each request run once.
 
@@ -184,8 +186,9 @@ def evaluate(
             questions, else two; NaN for a single question).
         predictions: a folder, in which each task's predictions are written to ``<task>.safetensors`` once all
             are there, for :func:`lpe.score`: of multiple choice each member's log-probability of each choice,
-            of other tasks that of each target token alone; float32. A run that was killed goes on: what is
-            done is in the folder every few seconds, under ``under_way``, until all is.
+            of other tasks that of each target token alone. A run that was killed goes on: what is done is in
+            the folder every few seconds, under ``under_way``, until all is.
+        predictions_dtype, predictions_record: as :func:`lpe.evaluate` has them.
 
     Returns:
         A row per task and size 1 … M: task, size, the metrics, memory_bits; NaN where a task lacks a metric.
@@ -211,7 +214,8 @@ def evaluate(
     if predictions is None:
         answered = _answered(*asked)
     else:
-        answered = _answered_into(check_path(predictions), *asked)
+        about = _about(ensemble, check_path(predictions), predictions_dtype, predictions_record)
+        answered = _answered_into(check_path(predictions), about, *asked)
     rows = []
     for each in answered:
         if timer:
@@ -238,12 +242,11 @@ def evaluate(
     return table[["task", "size", *dict.fromkeys(named), "memory_bits"]]
 
 
-def _answered_into(folder: Path, ensemble: Ensemble, *asked: Any) -> list[_Answered]:
+def _answered_into(folder: Path, about: Mapping[str, Any], *asked: Any) -> list[_Answered]:
     """Return tasks that were run, and write their predictions; a run that was killed goes on."""
-    about = _about(ensemble, folder)
     place = folder / checkpoints.UNDER_WAY / about["ensemble"][:32]
     with locked(folder / "tasks", once=True), checkpoints.kept(place) as under_way:
-        answered = _answered(ensemble, *asked)
+        answered = _answered(*asked)
         for each in answered:
             _write_predictions(folder / f"{each.name}.safetensors", each, about)
         under_way.remove()
@@ -252,10 +255,12 @@ def _answered_into(folder: Path, ensemble: Ensemble, *asked: Any) -> list[_Answe
     return answered
 
 
-def _about(ensemble: Ensemble, folder: Path) -> dict[str, Any]:
+def _about(
+    ensemble: Ensemble, folder: Path, dtype: str, record: Mapping[str, object] | None
+) -> dict[str, Any]:
     """Return the headers' entries on an ensemble, checked against the files that are there."""
     check_writable(folder)
-    about = about_ensemble(ensemble, {}, "float32")
+    about = about_ensemble(ensemble, {}, dtype, record)
     for file in sorted(folder.glob("*.safetensors")):
         check_same(file, read_predictions(file).about, about)
     return about
