@@ -42,6 +42,8 @@ from lpe.number_systems.rounding import decode, encode, round_weights
 from lpe.training.loop import train
 from lpe.training.sgld import SGLD
 
+__version__ = "0.2.0"
+
 __all__ = [
     "AugmentedEnsemble",
     "BatchEnsemble",

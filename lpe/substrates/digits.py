@@ -1,7 +1,8 @@
-"""Digits: scikit-learn's 1,797 real scans of 8 × 8 pixels, and small Vision Transformers on them.
+"""Digits: 1,797 real scans of 8 × 8 pixels, and small Vision Transformers on them.
 
-No download: the images ship with scikit-learn (the test part of UCI's "Optical Recognition of Handwritten
-Digits", Alpaydin & Kaynak 1998). The network is timm's ``VisionTransformer``.
+No download: the scans lie beside this file, in scikit-learn's order (``load_digits``). They are the test part of
+UCI's "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak 1998, https://doi.org/10.24432/C50P49, CC BY
+4.0). The network is timm's ``VisionTransformer``.
 
 Splits are drawn by seed. Seeds 5k … 5k + 4 share one permutation, cut into five folds; seed s tests on fold
 s mod 5, validates on the next and trains on the other three. So the five seeds of one permutation test every
@@ -13,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from lpe.errors import InputError
 from lpe.number_systems.streams import generator
 
+SCANS = Path(__file__).with_name("digits.npz")
 FOLDS = 5
 CLASSES = 10
 MEAN, STD = 0.305, 0.376
@@ -69,11 +72,15 @@ def split_indices(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.concatenate(train), folds[validation], folds[test]
 
 
+def scans() -> tuple[np.ndarray, np.ndarray]:
+    """Return all scans, uint8 [1797, 8, 8] in 17 levels of grey, and their labels, uint8 [1797]."""
+    with np.load(SCANS) as held:
+        return held["scans"], held["labels"]
+
+
 def load(seed: int) -> DigitsData:
     """Return the splits of a training seed."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
+    images, labels = scans()
     x = torch.tensor((images / 16 - MEAN) / STD, dtype=torch.float32).reshape(-1, 1, 8, 8)
     y = torch.tensor(labels, dtype=torch.int64)
     train, validation, test = (torch.from_numpy(index) for index in split_indices(seed))

@@ -1,6 +1,6 @@
 """Images that are not CIFAR-10's, in its shape: what a network should not be sure of.
 
-- scikit-learn's digits (see :mod:`lpe.substrates.digits`) and MNIST's test images (LeCun et al. 1998,
+- digits (see :mod:`lpe.substrates.digits`) and MNIST's test images (LeCun et al. 1998,
   "Gradient-based learning applied to document recognition"), grey, enlarged;
 - noise: every channel of every pixel uniform over 0 … 255 (Hendrycks & Gimpel 2017, "A baseline for detecting
   misclassified and out-of-distribution examples in neural networks", has it too);
@@ -23,6 +23,7 @@ from torch import Tensor
 from lpe.checks import check_integer
 from lpe.errors import InputError
 from lpe.number_systems.streams import generator
+from lpe.substrates import digits
 from lpe.substrates.cifar import SIDE, image_indices
 
 MNIST_FILE = "MNIST/raw/t10k-images-idx3-ubyte"
@@ -36,15 +37,13 @@ MNIST_SIDE = 28
 
 
 def resized_digits() -> Tensor:
-    """Return scikit-learn's 1,797 digits, 8 × 8 in 17 levels of grey, bilinearly enlarged.
+    """Return the 1,797 digits of :mod:`lpe.substrates.digits`, 8 × 8 in 17 levels of grey, bilinearly enlarged.
 
     Returns:
         uint8 [1797, 32, 32, 3].
     """
-    from sklearn.datasets import load_digits
-
-    scans = torch.from_numpy(load_digits().images).float()
-    return _enlarged(scans * 255 / 16)
+    scans, _ = digits.scans()
+    return _enlarged(torch.from_numpy(scans).float() * 255 / 16)
 
 
 def resized_mnist(folder: str | os.PathLike[str], download: bool = False) -> Tensor:
