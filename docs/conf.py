@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import sys
-import tomllib
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]  # a build documents its own checkout
 
-about = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+import lpe  # noqa: E402
 
 project = "Low Precision Ensembling"
 author = "the maintainers"
-version = release = about["version"]
+version = release = lpe.__version__
 language = "en"
 smartquotes = False  # two dashes are an option
 

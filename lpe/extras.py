@@ -1,4 +1,4 @@
-"""Packages that not every install has: which extra brings each, and the line that says that one is missing."""
+"""Packages that not every install has: which extra brings each, and what is said where one is missing."""
 
 from __future__ import annotations
 
@@ -48,8 +48,7 @@ def needs(*packages: str) -> None:
 def said(package: str) -> str:
     """Return the line for a package of ``EXTRAS`` that is not installed."""
     return (
-        f"{package} is not installed; install it by "
-        f"pip install 'low-precision-ensembling[{EXTRAS[package]}]'"
+        f"{package} is not installed; install it by pip install 'low-precision-ensembling[{EXTRAS[package]}]'"
     )
 
 

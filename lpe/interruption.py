@@ -112,7 +112,8 @@ def _listen() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as of a job in the background
             signal.signal(number, _interrupt)
-    os.register_at_fork(after_in_child=_forget)
+    if hasattr(os, "register_at_fork"):  # Windows has no fork, and below no SIGCHLD
+        os.register_at_fork(after_in_child=_forget)
     others, of_threads = sys.unraisablehook, threading.excepthook
 
     def unraisable(told: sys.UnraisableHookArgs) -> None:
@@ -133,7 +134,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         _end()
     _heard.append(number)
     # torch's loaders raise an error wherever their parent is when a process of theirs has ended.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     raise KeyboardInterrupt
 
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from lpe.errors import InputError
+from lpe.extras import needs
 from lpe.provenance import plain_data
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Tracker:
         """Log a table."""
 
         def send(run: Any) -> None:
+            needs("wandb")
+
             import wandb
 
             run.log({name: wandb.Table(dataframe=dataframe)})
@@ -55,6 +58,8 @@ class Tracker:
         """Log files, and folders with what is in them, as one artifact of a kind ("record", "weights")."""
 
         def send(run: Any) -> None:
+            needs("wandb")
+
             import wandb
 
             artifact = wandb.Artifact(name, type=kind)
@@ -118,6 +123,8 @@ def start(
         return Tracker(None)
     try:
         with _exit_hooks_kept():
+            needs("wandb")
+
             import wandb
 
             # Only these process-wide settings keep W&B from asking for a key at the terminal.
@@ -171,6 +178,8 @@ def _close_service() -> None:
     # W&B's service process is gone. Its handler at exit would write to it and print a traceback;
     # tearing it down now unregisters the handler, and fails for the same reason.
     with suppress(Exception):
+        needs("wandb")
+
         import wandb
 
         wandb.teardown()

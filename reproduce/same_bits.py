@@ -24,6 +24,7 @@ Nothing here imports torch or numpy.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import platform
 import signal
@@ -41,6 +42,9 @@ VARIABLES = {
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "OPENBLAS_CORETYPE": "Haswell",
 }
+NEEDED = ("matplotlib", "ivon")
+"""Packages of the extra ``reproduce`` that a command imports before it can say anything of its own."""
+
 EVERYWHERE = "the same on every x86-64 CPU with AVX2"
 OWN = "of this kind of CPU"
 
@@ -52,11 +56,28 @@ def begin(arguments: Sequence[str]) -> None:
 
     Args:
         arguments: as of :func:`choose`.
+
+    Raises:
+        SystemExit: a package of ``NEEDED`` is not installed; see also :func:`choose`.
     """
+    check_installed()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end_by)
     choose(arguments)
+
+
+def check_installed() -> None:
+    """End the command with one line where a package of ``NEEDED`` is not installed."""
+    for package in NEEDED:
+        if importlib.util.find_spec(package) is None:
+            # lpe's own error would import torch.
+            print(
+                f"error: {package} is not installed; install what figures need by "
+                "pip install -c constraints.txt -e '.[reproduce]'",
+                file=sys.stderr,
+            )
+            raise SystemExit(2)
 
 
 def _end_by(number: int, frame: FrameType | None) -> NoReturn:

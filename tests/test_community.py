@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+import lpe
 from lpe.provenance import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -23,7 +24,7 @@ def read(path: str) -> Any:
 def test_the_citation_names_software_and_paper_and_the_version_of_the_package() -> None:
     citation = read("CITATION.cff")
     assert citation["cff-version"] == "1.2.0" and citation["type"] == "software"
-    assert citation["version"] == PROJECT["version"] and citation["license"] == PROJECT["license"]
+    assert citation["version"] == lpe.__version__ and citation["license"] == PROJECT["license"]
     assert citation["title"] and citation["message"] and all("name" in each for each in citation["authors"])
     (paper,) = citation["references"]
     assert [each["family-names"] for each in paper["authors"]] == ["Nam", "Lee"]
@@ -34,7 +35,7 @@ def test_the_changelog_has_the_version_of_the_package_and_what_is_not_released()
     headings = re.findall(
         r"^## (.*)$", (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
     )
-    assert headings[0] == "Unreleased" and PROJECT["version"] in headings
+    assert headings[0] == "Unreleased" and lpe.__version__ in headings
 
 
 @pytest.mark.parametrize(

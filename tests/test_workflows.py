@@ -33,6 +33,8 @@ DISTRIBUTIONS = {
     "open_clip": "open_clip_torch",
     "sklearn": "scikit-learn",
 }
+UNUSED = {"scikit-learn"}
+"""What the examples import."""
 OPTIONAL = {"ray", "triton", "qtorch", "gfloat", "ml_dtypes"}
 """What a machine may lack: torch brings triton where there is one, the others are peers in benchmarks."""
 
@@ -64,7 +66,7 @@ COMMANDS = [(name, line) for name, workflow in WORKFLOWS.items() for line in run
 @pytest.mark.parametrize(("name", "line"), COMMANDS)
 def test_a_command_of_a_workflow_is_one_that_there_is(name: str, line: str) -> None:
     words = shlex.split(line)
-    if words[0] == ".ci/run":
+    if words[0] in (".ci/run", ".ci/core"):
         assert (REPOSITORY / words[0]).stat().st_mode & 0o111
     elif words[:4] == ["python", "-m", "pip", "install"]:
         assert words[4:] == [TOX["tox"]["requires"]]
@@ -90,7 +92,7 @@ def test_every_change_is_tested_on_each_python_and_on_the_newest_and_the_oldest_
 def test_every_night_there_are_the_regression_and_the_slow_tests() -> None:
     workflow = WORKFLOWS["nightly.yml"]
     assert len(workflow[True]["schedule"]) == 1
-    assert {"tox -e benchmarks -- regression", "tox -e faults"} <= set(runs(workflow))
+    assert {"tox -e benchmarks -- regression", "tox -e faults", ".ci/core"} <= set(runs(workflow))
     slow = [line for line in runs(workflow) if line.startswith("tox -e tests -- -m slow")]
     assert slow, "no job runs the slow tests"
     # What one job leaves out another has.
@@ -113,18 +115,42 @@ def test_all_versions_are_tested_by_the_command_that_readme_names() -> None:
 # The bounds
 
 
-def bounds() -> dict[str, str]:
-    """Return the lower bound of each direct dependency, by its name as pyproject.toml has it."""
-    project = PROJECT["project"]
-    required = [*project["dependencies"], *project["optional-dependencies"]["test"]]
-    matched = [(each, REQUIREMENT.fullmatch(each)) for each in required]
+def required(extra: str) -> list[str]:
+    """Return what an extra requires, with what the extras that it names require."""
+    found: list[str] = []
+    for each in PROJECT["project"]["optional-dependencies"][extra]:
+        if named := re.fullmatch(rf"{PROJECT['project']['name']}\[([\w,-]+)\]", each):
+            for name in named[1].split(","):
+                found += required(name)
+        else:
+            found.append(each)
+    return list(dict.fromkeys(found))
+
+
+def bounds(*extras: str) -> dict[str, str]:
+    """Return the lower bounds of the core and of extras (test, which names the others), by name."""
+    needed = [*PROJECT["project"]["dependencies"]]
+    for extra in extras or ("test",):
+        needed += required(extra)
+    matched = [(each, REQUIREMENT.fullmatch(each)) for each in needed]
     assert [each for each, match in matched if match is None] == []
     return {match[1]: match[2] for _, match in matched if match}
 
 
 def pinned(name: str) -> dict[str, str]:
+    """Return the version of each package in a file of constraints, on whichever platform it is."""
     lines = (REPOSITORY / name).read_text(encoding="utf-8").splitlines()
-    return dict(line.split("==") for line in lines if line and not line.startswith("#"))  # type: ignore[misc]
+    pins = [line.partition(";")[0].strip() for line in lines if line and not line.startswith("#")]
+    return dict(pin.split("==") for pin in pins)  # type: ignore[misc]
+
+
+def test_what_torch_brings_for_cuda_is_pinned_on_linux_of_x86_64_alone() -> None:
+    marker = "; sys_platform == 'linux' and platform_machine == 'x86_64'"
+    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    of_cuda = [line for line in lines if re.match(r"(nvidia|cuda|triton)\b", line)]
+    assert len(of_cuda) > 15
+    assert [line for line in of_cuda if not line.endswith(marker)] == []
+    assert [line for line in lines if line not in of_cuda and ";" in line.lstrip("#")] == []
 
 
 def test_the_oldest_versions_are_exactly_the_lower_bounds() -> None:
@@ -165,5 +191,6 @@ def imported() -> set[str]:
 
 
 def test_what_is_imported_has_a_bound_of_its_own() -> None:
-    declared = {REQUIREMENT.fullmatch(each)[1] for each in PROJECT["project"]["dependencies"]}  # type: ignore[index]
-    assert {DISTRIBUTIONS.get(name, name) for name in imported() - OPTIONAL} == declared
+    assert {DISTRIBUTIONS.get(name, name) for name in imported() - OPTIONAL} == {
+        *bounds("reproduce")
+    } - UNUSED

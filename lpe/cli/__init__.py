@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 import torch
 
+import lpe
 from lpe import interruption
 from lpe.allocator import keep_freed_memory
 from lpe.cli.config import parsed
@@ -32,6 +33,7 @@ from lpe.cli.systems import add_systems, systems
 from lpe.cli.tables import shown_sizes
 from lpe.command_line import Parser, complain
 from lpe.errors import InputError
+from lpe.extras import missing
 from lpe.notices import forget
 
 __all__ = ["entry", "main", "shown_sizes"]
@@ -39,6 +41,7 @@ __all__ = ["entry", "main", "shown_sizes"]
 
 def _parser() -> Parser:
     parser = Parser(prog="lpe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"lpe {lpe.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="evaluate | score | describe | pack | systems")
     for add in (add_evaluate, add_score, add_describe, add_pack, add_systems):
         add(commands)
@@ -72,6 +75,11 @@ def main(arguments: Sequence[str]) -> int:
         # Of processes that torchrun started each has the same; the first says it.
         if os.environ.get("RANK", "0") == "0":
             complain(error)
+        return 2
+    except ModuleNotFoundError as error:
+        if (absent := missing(error)) is None:
+            raise
+        complain(absent)
         return 2
     except torch.OutOfMemoryError as error:
         print(f"error: out of memory ({first_line(error)}); give a smaller --batch-size", file=sys.stderr)

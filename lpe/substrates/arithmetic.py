@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lpe.errors import InputError
+from lpe.extras import needs
 from lpe.number_systems.streams import generator
 
 if TYPE_CHECKING:
@@ -147,6 +148,8 @@ def dataset(seed: int = 0, **_: Any) -> datasets.DatasetDict:
     Returns:
         Splits "validation" and "test": question, choices, right (index).
     """
+    needs("datasets")
+
     import datasets
 
     held_out = questions(seed)
@@ -168,6 +171,8 @@ def task(seed: int, split: str = "test") -> dict[str, Any]:
     Args:
         split: "test" or "validation".
     """
+    needs("lm_eval")
+
     from lm_eval.tasks._yaml_loader import load_yaml
 
     return {**load_yaml(TASKS / f"{TASK}.yaml"), "test_split": split, "dataset_kwargs": {"seed": seed}}
@@ -175,6 +180,8 @@ def task(seed: int, split: str = "test") -> dict[str, Any]:
 
 def tokenizer() -> PreTrainedTokenizerFast:
     """Make a tokenizer of characters; texts begin with ``<s>``. ``save_pretrained`` writes it for lm-eval."""
+    needs("tokenizers", "transformers")
+
     from tokenizers import Regex, Tokenizer
     from tokenizers.decoders import Fuse
     from tokenizers.models import WordLevel
@@ -200,6 +207,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def network(shape: LlamaShape, seed: int) -> LlamaForCausalLM:
     """Return a freshly initialised Llama; the global generator is left as it was."""
+    needs("transformers")
+
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lpe.errors import InputError
+from lpe.extras import needs
 from lpe.number_systems.streams import generator
 from lpe.substrates import digits
 from lpe.substrates.digits import DigitsData, Jitter, Split
@@ -109,6 +110,8 @@ def load(seed: int) -> DigitsData:
 
 def network(shape: DigitsCLIP, seed: int) -> nn.Module:
     """Return a freshly initialised ``open_clip.CLIP``; the global generator is left as it was."""
+    needs("open_clip")
+
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
     if shape.width % shape.heads:

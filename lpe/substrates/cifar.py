@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from lpe.errors import InputError
+from lpe.extras import needs
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
@@ -127,7 +128,8 @@ def download(path: str | os.PathLike[str]) -> None:
         from torchvision.datasets import CIFAR10
     except ImportError:
         raise InputError(
-            f"to download CIFAR-10 takes torchvision, which is not installed; put {FOLDER} into {path}"
+            f"to download CIFAR-10 takes torchvision, which is not installed; "
+            f"pip install 'low-precision-ensembling[timm]', or put {FOLDER} into {path}"
         ) from None
     try:
         CIFAR10(str(path), download=True)
@@ -201,6 +203,8 @@ def _from_bundle(path: Path, threads: int) -> CifarImages:
 
 
 def _decoded(file: bytes) -> np.ndarray:
+    needs("PIL")
+
     from PIL import Image
 
     return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
@@ -212,6 +216,8 @@ LUMINANCE = (16, 11, 10, 16, 24, 40, 51, 61)
 
 def _jpeg_quality(file: bytes) -> str:
     """Name libjpeg's quality by the luminance table's first row: "JPEG q75"; "JPEG" for another table."""
+    needs("PIL")
+
     from PIL import Image
 
     tables = getattr(Image.open(io.BytesIO(file)), "quantization", {})

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from lpe.checks import check_finite, check_integer
 from lpe.errors import InputError
+from lpe.extras import needs
 from lpe.substrates.cifar import SIDE, check_classes
 from lpe.substrates.loading import load_state, read_weights
 
@@ -222,6 +223,8 @@ def small_vit(shape: ViTShape = VITS["B"], seed: int = 0) -> nn.Module:
 
     At widths 32, 48, 64 and 96 it has 57,898, 123,706, 214,090 and 468,586 weights.
     """
+    needs("timm")
+
     from timm.models.vision_transformer import VisionTransformer
 
     def make() -> VisionTransformer:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lpe.extras import needs
 from lpe.substrates.loading import load_weights
 
 DATASET = "CIFAR-10 (JPEG q75)"
@@ -107,6 +108,8 @@ def training_images(assets: Path, images: int | None = None) -> tuple[Tensor, Te
 
 
 def _images(assets: Path, which: str, images: int | None) -> tuple[Tensor, Tensor]:
+    needs("PIL")
+
     from PIL import Image
 
     with np.load(assets / "cifar10_jpeg_q75.npz") as stored:

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from lpe.errors import InputError
+from lpe.extras import needs
 from lpe.modules import device_of
 from lpe.notices import note
 from lpe.substrates.conversions import conversion
@@ -82,6 +83,8 @@ def _near(wanted: str, names: Sequence[str]) -> str:
 
 def _named(tag: str) -> _Named:
     """Return the model of a name such as "ViT-L-14:openai" or "ViT-L-14"."""
+    needs("open_clip")
+
     import open_clip
 
     architecture, _, weights = tag.partition(":")
@@ -149,6 +152,8 @@ def _preprocessing(named: _Named) -> Mapping[str, Any]:
 
     Where those differ it is open_clip's default, that of OpenAI's.
     """
+    needs("open_clip")
+
     import open_clip
 
     if named.tag is not None:
@@ -166,6 +171,8 @@ def _first_line(error: BaseException) -> str:
 
 def _weights_file(named: _Named) -> Path:
     """Return the file of published weights: from the hub's cache, or the hub."""
+    needs("open_clip", "huggingface_hub")
+
     import open_clip
     from huggingface_hub import constants
     from open_clip.constants import HF_SAFE_WEIGHTS_NAME
@@ -185,6 +192,8 @@ def _weights_file(named: _Named) -> Path:
 
 def _created(named: _Named, quick_gelu: bool, device: str) -> nn.Module:
     """Return the architecture with random weights; the global generators are left as they were."""
+    needs("open_clip")
+
     import open_clip
 
     logger = logging.getLogger()
@@ -214,6 +223,8 @@ def _created(named: _Named, quick_gelu: bool, device: str) -> nn.Module:
 
 
 def _tokenizer(named: _Named) -> Callable[[Sequence[str]], Tensor]:
+    needs("open_clip")
+
     import open_clip
 
     try:
@@ -230,6 +241,8 @@ def _tokenizer(named: _Named) -> Callable[[Sequence[str]], Tensor]:
 def _complete(
     named: _Named, model: nn.Module, quick_gelu: bool, weights: str, given: Mapping[str, Any]
 ) -> LoadedCLIP:
+    needs("open_clip")
+
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
     seen = PreprocessCfg(**{**model.visual.preprocess_cfg, **given})  # type: ignore[union-attr, dict-item]
@@ -307,6 +320,8 @@ def random_model(tag: str, preprocessing: Mapping[str, Any] | None = None) -> Lo
 
 
 def _tags(named: _Named) -> list[str]:
+    needs("open_clip")
+
     import open_clip
 
     return [
@@ -334,6 +349,8 @@ def _as_of(model: nn.Module, file: dict[str, Tensor], source: str) -> dict[str, 
     Raises:
         InputError: the conversion would give tensors values that the file does not have.
     """
+    needs("open_clip")
+
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict
 
@@ -381,6 +398,8 @@ def zero_shot_head(
     Raises:
         InputError: no class names or no templates.
     """
+    needs("open_clip")
+
     from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES, build_zero_shot_classifier
 
     class_names = IMAGENET_CLASSNAMES if class_names is None else class_names

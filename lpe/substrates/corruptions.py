@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lpe.checks import check_choice, check_integer
+from lpe.extras import needs
 from lpe.number_systems.streams import normal
 from lpe.substrates.cifar import image_indices
 
@@ -111,6 +112,8 @@ def _contrast(images: Tensor, left: float, draws: Iterator[Tensor]) -> Tensor:
 
 
 def _jpeg(images: Tensor, quality: float, draws: Iterator[Tensor]) -> Tensor:
+    needs("PIL")
+
     from PIL import Image
 
     found = torch.empty(images.shape)

@@ -1,8 +1,8 @@
 """Digits: 1,797 real scans of 8 × 8 pixels, and small Vision Transformers on them.
 
-No download: the scans lie beside this file, in scikit-learn's order (``load_digits``). They are the test part of
-UCI's "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak 1998, https://doi.org/10.24432/C50P49, CC BY
-4.0). The network is timm's ``VisionTransformer``.
+No download: the scans lie beside this file, in the order of scikit-learn's ``load_digits``. They are the test
+part of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak 1998, CC BY 4.0,
+https://doi.org/10.24432/C50P49). The network is timm's ``VisionTransformer``.
 
 Splits are drawn by seed. Seeds 5k … 5k + 4 share one permutation, cut into five folds; seed s tests on fold
 s mod 5, validates on the next and trains on the other three. So the five seeds of one permutation test every
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lpe.errors import InputError
+from lpe.extras import needs
 from lpe.number_systems.streams import generator
 
 SCANS = Path(__file__).with_name("digits.npz")
@@ -89,6 +90,8 @@ def load(seed: int) -> DigitsData:
 
 def network(shape: DigitsNetwork, classes: int, seed: int) -> nn.Module:
     """Return a freshly initialised Vision Transformer; the global generator is left as it was."""
+    needs("timm")
+
     from timm.models.vision_transformer import VisionTransformer
 
     with torch.random.fork_rng(devices=[]):

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lpe.errors import InputError
+from lpe.extras import needs
 
 SECONDS = 5.0
 """Seconds that the hub has to answer at all."""
@@ -18,6 +19,8 @@ SECONDS = 5.0
 
 def hub_answers() -> bool:
     """Tell whether the hub can be reached and asked (HF_HUB_OFFLINE), by one request."""
+    needs("huggingface_hub")
+
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
@@ -32,6 +35,8 @@ def hub_answers() -> bool:
 @contextmanager
 def hub_or_cache() -> Iterator[bool]:
     """Use the hub, or its cache alone if it does not answer, also for data sets; yield whether it answers."""
+    needs("huggingface_hub")
+
     from huggingface_hub import constants
 
     answers = hub_answers()
@@ -56,6 +61,8 @@ def hub_file(repository: str, names: Sequence[str]) -> Path:
     Raises:
         InputError: it is not in the cache, and the hub does not give it.
     """
+    needs("huggingface_hub")
+
     from huggingface_hub import constants, get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache
 
     for name in names:

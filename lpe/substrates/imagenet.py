@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from lpe.errors import InputError
+from lpe.extras import needs
 from lpe.notices import note
 from lpe.substrates.images import (
     IMAGES,
@@ -201,6 +202,8 @@ def _within(folder: Path) -> Path:
 
 def wnids() -> list[str]:
     """Return ImageNet-1k's 1,000 classes by WordNet id, in the order of the models' classes."""
+    needs("timm")
+
     from timm.data import ImageNetInfo
 
     return list(ImageNetInfo("imagenet-1k").label_names())

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from lpe.errors import InputError
+from lpe.extras import needs
 
 IMAGES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 SHOWN = 3
@@ -170,6 +171,7 @@ def as_rgb(image: Any) -> Any:
     mode = image.mode
     # PIL has 16 bits of grey as "I" too, of formats that have no more of them.
     if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
+        needs("PIL")
         from PIL import Image
 
         grey = np.asarray(image).astype(np.float64)
@@ -247,6 +249,8 @@ class _Files(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Tensor | str:
         """Return the image, or why it cannot be read: an exception would leave a worker with its trace."""
+        needs("PIL")
+
         from PIL import Image
 
         path = self.paths[index]

@@ -37,7 +37,7 @@ MNIST_SIDE = 28
 
 
 def resized_digits() -> Tensor:
-    """Return the 1,797 digits of :mod:`lpe.substrates.digits`, 8 × 8 in 17 levels of grey, bilinearly enlarged.
+    """Return :mod:`lpe.substrates.digits`' 1,797 scans, 8 × 8 in 17 levels of grey, bilinearly enlarged.
 
     Returns:
         uint8 [1797, 32, 32, 3].
@@ -80,7 +80,8 @@ def _download_mnist(folder: Path) -> None:
         from torchvision.datasets import MNIST
     except ImportError:
         raise InputError(
-            f"to download MNIST takes torchvision, which is not installed; put {MNIST_FILE} into {folder}"
+            f"to download MNIST takes torchvision, which is not installed; "
+            f"pip install 'low-precision-ensembling[timm]', or put {MNIST_FILE} into {folder}"
         ) from None
     try:
         MNIST(str(folder), train=False, download=True)

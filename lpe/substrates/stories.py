@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lpe.errors import InputError
+from lpe.extras import needs
 from lpe.substrates.assets import assets_folder
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ class LastToken(nn.Module):
 
 def load_stories260k(assets: Path) -> NextToken:
     """Return the pre-trained model in eval mode, from the local folder alone."""
+    needs("transformers")
+
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -92,6 +95,8 @@ def load_stories260k(assets: Path) -> NextToken:
 
 def story_tokens(assets: Path, stories: int | None = STORIES, tokens: int | None = TOKENS) -> list[Tensor]:
     """Return the first ``stories`` TinyStories, each int64 [at most ``tokens``]; None: all, uncut."""
+    needs("transformers")
+
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(assets / "stories260k", local_files_only=True)
@@ -106,6 +111,8 @@ def asset_dataset(file: str, **_: Any) -> dict[str, datasets.Dataset]:
     Args:
         file: relative to the folder that LPE_ASSETS names.
     """
+    needs("datasets")
+
     import datasets
 
     with open(assets_folder() / file, encoding="utf-8") as lines:

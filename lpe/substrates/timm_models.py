@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lpe.errors import InputError
+from lpe.extras import needs
 from lpe.modules import named_tensors
 from lpe.notices import note
 from lpe.substrates.conversions import conversion
@@ -96,6 +97,8 @@ def random_model(name: str, arguments: Arguments | None = None) -> nn.Module:
 
 def _on_meta(name: str, arguments: Arguments | None = None) -> nn.Module:
     """Return the model without any memory for its weights."""
+    needs("timm")
+
     import timm
     from timm.models import get_pretrained_cfg
 
@@ -129,6 +132,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _created(name: str, **options: Any) -> nn.Module:
+    needs("timm")
+
     import timm
 
     with torch.random.fork_rng(devices=[]):
@@ -262,6 +267,8 @@ def sized(name: str, arguments: Arguments, given: Preprocessing) -> tuple[Argume
     Raises:
         InputError: two sizes.
     """
+    needs("timm")
+
     from timm.models import get_pretrained_cfg, is_model
 
     made = arguments.get("img_size")
@@ -292,6 +299,8 @@ def data_config(model: nn.Module, given: Preprocessing = OWN) -> dict[str, Any]:
         input_size, interpolation, mean, std, crop_pct and crop_mode, by timm's ``resolve_data_config`` with
         the model's test size, as its ``validate.py`` has them.
     """
+    needs("timm")
+
     from timm.data import resolve_data_config
 
     arguments: dict[str, Any] = given.given()
@@ -303,6 +312,8 @@ def data_config(model: nn.Module, given: Preprocessing = OWN) -> dict[str, Any]:
 
 def evaluation_transform(config: dict[str, Any]) -> Callable[[Any], Tensor]:
     """Return timm's evaluation transform of a data config: PIL image → float32 [channels, height, width]."""
+    needs("timm")
+
     from timm.data import create_transform
 
     made: Callable[[Any], Tensor] = create_transform(**config, is_training=False)

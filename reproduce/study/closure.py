@@ -15,7 +15,7 @@ is found without its name (the standard library's do not). This repository's mod
 
 Not counted: comments, docstrings, places in the file, ``if TYPE_CHECKING:``, ``if __name__ == "__main__":``;
 names in annotations, where the module postpones these; modules that are imported and nothing is taken from;
-the folder of a file that is run by its path.
+statements that ask whether a package is installed (``CHECKS``); the folder of a file that is run by its path.
 
 What cannot be followed is refused: a module imported by a name that is made at run time, code made from text,
 ``sys.modules[…]``, classes found as subclasses, a name that its module does not have.
@@ -37,7 +37,7 @@ import itertools
 import symtable
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,15 +72,19 @@ APART = (
     "reproduce.study.closure",
     "reproduce.study.keys",
     "reproduce.study.functions",
+    "lpe.extras",
     "lpe.interruption",
     "lpe.training.checkpoints",
 )
 """Modules that make keys: where a change of them matters, the keys change, and not for its code.
 
-The third runs a user's files, whose functions are in a key themselves. The last two make no key and no
-result: one ends commands; by the other a killed training comes to the numbers of one that was not killed,
-which tests hold it to.
+The third runs a user's files, whose functions are in a key themselves. The last three make no key and no
+result: one says which package is missing; one ends commands; by the last a killed training comes to the
+numbers of one that was not killed, which tests hold it to.
 """
+
+CHECKS = ("lpe.extras.needs",)
+"""Functions that end in an error or do nothing: a statement that calls one makes no result."""
 
 _IMPORTERS = ("importlib.import_module", "importlib.__import__", "__import__")
 _REFUSED = (*_IMPORTERS, "exec", "eval", "compile", "globals", "runpy", "importlib.util", "pkgutil")
@@ -321,7 +325,7 @@ class Project:
     def _reading(self, part: _Part) -> tuple[str, list[_Target]]:
         """Return what a part says, and what it refers to."""
         if part not in self._readings:
-            reader = _Reader(part.module.postponed)
+            reader = _Reader(part.module.postponed, _checks(part.module) & part.scope)
             reader.read(part.node)
             if reader.finds_classes:
                 raise InputError(
@@ -382,8 +386,8 @@ def _without(target: _Target, methods: Sequence[str]) -> _Target:
 class _Reader:
     """What a statement says, and the names it uses with their attributes, such as ("digits", "load")."""
 
-    def __init__(self, postponed: bool) -> None:
-        self._postponed = postponed
+    def __init__(self, postponed: bool, checks: Set[str]) -> None:
+        self._postponed, self._checks = postponed, checks
         self.text: list[str] = []
         self.uses: Counter[_Chain] = Counter()
         self.constants: dict[_Chain, list[str]] = {}
@@ -403,7 +407,7 @@ class _Reader:
             self.text.append(f"{value!r},")
             return
         kind = type(value)
-        if kind is ast.Expr and _is_text(value):
+        if _is_text(value) or _is_call(value, self._checks):
             return
         if isinstance(value, ast.Subscript):
             self.subscripted.add(_chain(value.value))
@@ -446,6 +450,25 @@ def _is_text(node: ast.AST) -> bool:
     )
 
 
+def _is_call(node: ast.AST, names: Set[str]) -> bool:
+    """Tell whether a statement is a call of a function of these names and nothing else."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Name)
+        and node.value.func.id in names
+    )
+
+
+def _checks(module: _Module) -> set[str]:
+    """Return the names that functions of ``CHECKS`` have in a module, and nothing else has."""
+    return {
+        name
+        for name, bound in module.bound.items()
+        if all(isinstance(each, _Import) and each.imported in CHECKS for each in bound)
+    }
+
+
 def _prefixes(dotted: str) -> Iterator[str]:
     """Yield a, a.b and a.b.c of a.b.c."""
     return itertools.accumulate(dotted.split("."), "{}.{}".format)
@@ -465,6 +488,8 @@ def _taken_apart(name: str, path: Path, source: bytes) -> _Module:
         if isinstance(node, ast.Import | ast.ImportFrom):
             for bound_name, bound in _bindings(node, module):
                 module.bound.setdefault(bound_name, []).append(bound)
+            continue
+        if _is_call(node, _checks(module)):
             continue
         names, scope = _names_bound(node), everything
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

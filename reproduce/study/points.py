@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lpe.ensembles.ivon import IVONEnsemble, forgetting_std, posterior_std
 from lpe.ensembles.swag import SWAGCollector, SWAGEnsemble, SWAGStatistics
 from lpe.evaluation.curvature import fisher_diagonal
+from lpe.extras import needs
 from lpe.number_systems.streams import generator
 from lpe.store import Entry
 from lpe.training.loop import train
@@ -273,6 +274,8 @@ class IVONTraining:
         refreshing = substrate.source.load(seed).statistics
 
         def fit(report: Report) -> tuple[dict[str, Tensor], dict[str, Any]]:
+            needs("ivon")
+
             import ivon
 
             split = training_examples(substrate, seed)

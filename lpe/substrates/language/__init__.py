@@ -6,9 +6,13 @@ requests, ``evaluate`` and ``choices`` (tasks.py) run whole tasks.
 Importing this package imports lm-eval and transformers, which takes seconds.
 """
 
-from lpe.substrates.language.ensemble_lm import CHUNK_BYTES, EnsembleLM, Scored
-from lpe.substrates.language.load import check_tokenizer, load_model
-from lpe.substrates.language.tasks import Choices, choices, evaluate
+from lpe.extras import needs
+
+needs("lm_eval", "transformers")
+
+from lpe.substrates.language.ensemble_lm import CHUNK_BYTES, EnsembleLM, Scored  # noqa: E402
+from lpe.substrates.language.load import check_tokenizer, load_model  # noqa: E402
+from lpe.substrates.language.tasks import Choices, choices, evaluate  # noqa: E402
 
 __all__ = [
     "CHUNK_BYTES",

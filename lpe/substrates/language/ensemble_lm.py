@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
 from lpe.evaluation.timing import MemberTimer
+from lpe.extras import needs
 from lpe.modules import apply, device_of, with_tensors
 from lpe.progress import Progress
 from lpe.substrates.language.load import check_causal, check_decoder, check_tokenizer
@@ -634,6 +635,8 @@ def _digest(batches: Sequence[_Batch]) -> str:
 @contextmanager
 def quiet_lm_eval() -> Iterator[None]:
     """Silence lm-eval's remarks on tasks and arguments, and its bars for work of a moment."""
+    needs("lm_eval")
+
     import lm_eval.api.task
 
     theirs = logging.getLogger("lm_eval")

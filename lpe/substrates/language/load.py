@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lpe.checks import shown
 from lpe.errors import InputError
+from lpe.extras import needs
 from lpe.modules import apply, device_of, named_tensors
 from lpe.notices import note
 from lpe.substrates import hub
@@ -78,6 +79,8 @@ def load_model(
             the model has floating numbers; a tokenizer that lacks tokens or has more than the model's
             embedding; a model that is larger than the free memory (said before it is loaded).
     """
+    needs("transformers")
+
     from transformers import AutoConfig, AutoModelForCausalLM
 
     asked = _dtype(dtype)
@@ -157,6 +160,8 @@ def _folder(source: str | os.PathLike[str], weights: bool) -> Path:
 
 
 def _hub_folder(name: str, weights: bool) -> Path:
+    needs("huggingface_hub")
+
     from huggingface_hub import constants, snapshot_download
 
     # The patterns leave out subfolders, where some repositories keep their weights a second time.
@@ -407,6 +412,8 @@ def _plain(dtype: torch.dtype) -> str:
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
     """Silence transformers' report of a loading, which is said here in a line or refused."""
+    needs("transformers")
+
     from transformers.utils import logging as theirs
 
     level = theirs.get_verbosity()
@@ -449,6 +456,8 @@ def check_causal(model: nn.Module, length: int) -> None:
 
 
 def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    needs("transformers")
+
     from transformers import AutoTokenizer
 
     with one_line(f"{folder} has no whole tokenizer"):
@@ -457,6 +466,8 @@ def _load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: nn.Module) -> None:
     """Raise InputError unless a tokenizer's tokens are the model's, with one from which a text can begin."""
+    needs("transformers")
+
     from transformers import PreTrainedTokenizerBase
 
     if not isinstance(tokenizer, PreTrainedTokenizerBase):

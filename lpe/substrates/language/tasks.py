@@ -29,6 +29,7 @@ from lpe.evaluation.predictions import (
     write_predictions,
 )
 from lpe.evaluation.timing import MemberTimer
+from lpe.extras import needs
 from lpe.files.container import check_path
 from lpe.notices import say
 from lpe.substrates import hub
@@ -80,6 +81,8 @@ def _answered(
     timer: MemberTimer | None,
 ) -> list[_Answered]:
     """Return tasks, loaded, checked for ``metrics`` and run; the arguments are :func:`evaluate`'s."""
+    needs("lm_eval")
+
     from lm_eval.defaults import DEFAULT_OTHER_SEED
     from lm_eval.evaluator import evaluate as run_tasks
 
@@ -300,6 +303,8 @@ def _in_order(columns: Collection[str]) -> list[str]:
 @contextmanager
 def _seeded_as_lm_eval() -> Iterator[None]:
     """Set the seeds under which lm-eval loads and runs tasks, some of which shuffle; then what was before."""
+    needs("lm_eval")
+
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 
     python, numpy = random.getstate(), np.random.get_state()
@@ -317,6 +322,8 @@ def _seeded_as_lm_eval() -> Iterator[None]:
 def _load_tasks(
     names: list[str | Mapping[str, Any]], include_path: str | os.PathLike[str] | None
 ) -> dict[str, Any]:
+    needs("lm_eval")
+
     from lm_eval.tasks import TaskManager
 
     if not names:
@@ -368,6 +375,8 @@ def _check_task(name: str, task: Any, metrics: Collection[str] | None) -> None:
 
 def _lm_eval_metrics(task: Any, documents: _Documents, size: int) -> list[dict[str, float]]:
     """Return lm-eval's own metrics of every prefix, from its own functions."""
+    needs("lm_eval")
+
     from lm_eval.api.metrics import mean
 
     rows = []

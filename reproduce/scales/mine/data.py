@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lpe.errors import InputError
+from lpe.extras import needs
 from lpe.modules import apply
 from lpe.substrates.imagenet import LabelledImages, validation
 from lpe.substrates.images import spread
@@ -186,6 +187,8 @@ def _images(table: DataTable, folder: Path, network: Network, batch: int, kept: 
     place = folder / str(table.folder)
     blank = torch.zeros(0)
     try:
+        needs("PIL")
+
         from PIL import Image
 
         blank = transform(Image.new("RGB", (512, 512)))

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lpe.errors import InputError
+from lpe.extras import needs
 from lpe.substrates import hub
 from lpe.substrates.loading import load_weights
 from reproduce.scales.mine.tables import SOURCES, NetworkTable
@@ -75,6 +76,8 @@ def _timm(name: str, weights: Path | None, arguments: Mapping[str, Any]) -> Netw
 
 
 def _torchvision(name: str, weights: Path | None, arguments: Mapping[str, Any]) -> Network:
+    needs("torchvision")
+
     from torchvision import models
 
     try:
@@ -109,6 +112,8 @@ class _Processed:
 
 
 def _hugging_face(folder: Path, name: str, weights: Path | None, arguments: Mapping[str, Any]) -> Network:
+    needs("transformers")
+
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
     place = str(folder / name) if (folder / name).is_dir() else name

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from lpe.extras import needs
 from reproduce.scales.paper.models import DATA, PaperModel, content, data_folder
 from reproduce.study.answers import task_questions
 from reproduce.study.run import device_of
@@ -62,6 +63,8 @@ def load(model: PaperModel, batch: int, tuning_stride: int) -> Loaded:
         seen: Mapping[str, object] = imagenet.data_config(net)
         transform = imagenet.evaluation_transform(dict(seen))
     else:
+        needs("open_clip")
+
         import open_clip
 
         from lpe.substrates import clip

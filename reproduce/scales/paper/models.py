@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lpe.extras import needs
 from lpe.provenance import REPOSITORY
 from reproduce.study.keys import data_hash
 
@@ -129,6 +130,8 @@ def hub_files(source: str) -> tuple[str, tuple[str, ...]]:
         return f"timm/{tag}", ("model.safetensors", "pytorch_model.bin")
     if kind == "hf":
         return tag, ("model.safetensors.index.json", "model.safetensors")
+    needs("open_clip")
+
     import open_clip
 
     settings = open_clip.get_pretrained_cfg(*tag.split(":"))
@@ -156,6 +159,8 @@ def _missing_data(data: PaperData) -> str:
 
 def _cached(repository: str, file: str, kind: str) -> str | None:
     """Return where a file of a hub's repository lies; None where it does not."""
+    needs("huggingface_hub")
+
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repository, file, repo_type=kind)

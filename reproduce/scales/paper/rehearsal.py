@@ -23,6 +23,7 @@ import lpe
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.errors import InputError
 from lpe.evaluation.timing import MemberTimer
+from lpe.extras import needs
 from lpe.modules import dtype_name, parameter_count, to_device
 from lpe.substrates.loading import available_bytes, parameter_bytes
 from reproduce.scales.paper.models import PaperModel
@@ -108,6 +109,8 @@ def _vision_transformer(tag: str) -> tuple[nn.Module, tuple[int, ...], int, str]
 
 
 def _clip(tag: str) -> tuple[nn.Module, tuple[int, ...], int, str]:
+    needs("open_clip", "PIL")
+
     import open_clip
     from PIL import Image
 
@@ -188,6 +191,8 @@ def cut_llama(shape: dict[str, Any], memory_bytes: int) -> tuple[nn.Module, int,
     Raises:
         InputError: not even one layer fits.
     """
+    needs("transformers")
+
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     def weights(layers: int) -> int:

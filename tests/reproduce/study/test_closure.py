@@ -172,6 +172,26 @@ def test_what_a_module_does_when_it_is_imported_counts(code: Callable[..., str])
     assert code(root, ("toy/rates.py", "", "rate.__defaults__ = (1,)\n")) != code(root)
 
 
+ASKS = ("toy/train.py", "import math\n", "import math\n\nfrom lpe.extras import needs\n")
+ASKED = ("toy/train.py", "    return toy.Deep()", '    needs("timm")\n    return toy.Deep()')
+ASKED_ON_IMPORT = ("toy/train.py", "STEPS = 3\n", 'STEPS = 3\nneeds("timm")\n')
+
+
+@pytest.mark.parametrize("asked", [ASKED, ASKED_ON_IMPORT], ids=["in a function", "on import"])
+def test_to_ask_whether_a_package_is_installed_changes_nothing(code: Callable[..., str], asked: Edit) -> None:
+    assert code("toy.train:train", ASKS, asked) == code("toy.train:train")
+
+
+@pytest.mark.parametrize("asked", [ASKED, ASKED_ON_IMPORT], ids=["in a function", "on import"])
+@pytest.mark.parametrize("name", ["toy.rates", "toy.methods.noisy"])
+def test_a_function_of_that_name_from_elsewhere_counts(
+    code: Callable[..., str], asked: Edit, name: str
+) -> None:
+    other = (ASKS[0], ASKS[1], f"import math\n\nfrom {name} import Noisy as needs\n")
+    made = ("toy/rates.py", "", "\n\ndef Noisy(text):\n    return text\n")
+    assert code("toy.train:train", made, other, asked) != code("toy.train:train", made)
+
+
 def test_names_for_the_type_checker_alone_do_not_count(code: Callable[..., str]) -> None:
     new = "import math\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from no import Never\n"
     root = "toy.train:train"
