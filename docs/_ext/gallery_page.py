@@ -73,7 +73,7 @@ def entry(path: Path, base: str) -> str:
     """
     provenance = json.loads(path.read_text(encoding="utf-8"))
     place = f"{base}/{path.parent.name}"
-    files = [path.with_suffix(f".{kind}") for kind in ("png", "pdf", "tex", "csv", "json")]
+    files = [path.with_suffix(f".{kind}") for kind in ("png", "tex", "csv", "json")]
     links = ", ".join(f"[{file.name}]({place}/{file.name})" for file in files if file.is_file())
     revision = provenance["git"]["revision"][:12] + " (edited)" * provenance["git"]["dirty"]
     facts = {

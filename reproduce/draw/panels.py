@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from PIL import Image
 
 from lpe.errors import InputError
 from lpe.writing import replacing
@@ -48,6 +49,8 @@ GREY = "#777777"
 TEXT_WIDTH = BOTH_COLUMNS
 SMALL = 6.5
 """Points: the smallest text."""
+PNG_DPI = 150
+"""Dots an inch of a PNG, which pages show; for print there is the PDF."""
 
 _STYLE: dict[Any, Any] = {
     # At every width; nothing is written smaller than SMALL.
@@ -95,7 +98,7 @@ def read_record(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PDF and PNG (300 dots an inch), each whole or not at all; returns the paths."""
+    """Write a figure as PDF, and as PNG of 256 colours, each whole or not at all; returns the paths."""
     lines = [textwrap.fill(heading(), int(19 * width()))] * bool(heading())
     lines += [EDITED] * is_edited()
     if lines:
@@ -103,13 +106,23 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     paths = []
     for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=300, metadata=metadata)
+        figure.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=metadata)
+        content = _of_a_palette(buffer) if kind == "png" else buffer.getvalue()
         path = folder / f"{name}.{kind}"
         with replacing(path) as temporary:
-            temporary.write_bytes(buffer.getvalue())
+            temporary.write_bytes(content)
         paths.append(path)
     plt.close(figure)
     return paths
+
+
+def _of_a_palette(png: io.BytesIO) -> bytes:
+    """Return a PNG of at most 256 colours, each pixel's the nearest: a quarter of the bytes."""
+    buffer = io.BytesIO()
+    with Image.open(png) as image:
+        few = image.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        few.save(buffer, "PNG", optimize=True, dpi=(PNG_DPI, PNG_DPI))
+    return buffer.getvalue()
 
 
 def letters() -> Iterator[str]:
