@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import lpe
 from lpe import cli, notices
@@ -1417,3 +1417,108 @@ def test_a_dtype_that_does_not_hold_the_weights_is_refused() -> None:
     asked = ModelOptions(model="timm/some", dtype="float16")
     with pytest.raises(lpe.InputError, match="--dtype float16 does not hold .* 'bias' would be infinite"):
         placed(model, torch.device("cpu"), asked)
+
+
+# One member as a checkpoint of its library.
+
+
+def logits_of(net: torch.nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        said: Any = net.eval()(*inputs)
+    logits: torch.Tensor = getattr(said, "logits", said)
+    return logits
+
+
+def test_a_timm_model_s_member_is_what_timm_loads(run: Run, folder: Path, tmp_path: Path) -> None:
+    import timm
+
+    model = [f"timm/{VIT}", "--checkpoint", folder / "vit.safetensors"]
+    printed = run("export", *model, "--system", "int3", "--member", 3, "-o", tmp_path / "m")
+    files = sorted(path.name for path in (tmp_path / "m").iterdir())
+    assert files == ["config.json", "lpe_member.json", "model.safetensors"]
+    assert printed.startswith(f"wrote member 3 to {tmp_path / 'm'}: ")
+    base = imagenet.load_model(VIT, folder / "vit.safetensors")
+    images = torch.rand(2, 3, 160, 160)
+    member = lpe.LowPrecisionEnsemble(base, lpe.Int(3), 4)[3]
+    found = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True)
+    assert torch.equal(logits_of(found, images), logits_of(member, images))
+    assert not torch.equal(logits_of(base, images), logits_of(member, images))
+    about = json.loads((tmp_path / "m" / "lpe_member.json").read_text())
+    assert about["member"] == 3 and "int3" in about["ensemble"] and about["checkpoint"] == "vit.safetensors"
+
+
+@pytest.mark.parametrize("kind", ["members", "seeded"])
+def test_a_packed_file_s_member_is_exported(run: Run, folder: Path, tmp_path: Path, kind: str) -> None:
+    base = imagenet.load_model(VIT, folder / "vit.safetensors")
+    lpe.save(lpe.LowPrecisionEnsemble(base, lpe.Int(4), 2, seed=7), tmp_path / "e.lpe", kind=kind)
+    wanted = 1 if kind == "members" else 5  # a seeded file has as many as one likes
+    member = lpe.load(tmp_path / "e.lpe", base, wanted + 1)[wanted]
+    model = [f"timm/{VIT}", "--checkpoint", folder / "vit.safetensors", "--packed", tmp_path / "e.lpe"]
+    run("export", *model, "--member", wanted, "--format", "state-dict", "-o", tmp_path / "m")
+    held = load_file(tmp_path / "m" / "model.safetensors")
+    assert {*held} == {*base.state_dict()}
+    base.load_state_dict(held)
+    images = torch.rand(2, 3, 160, 160)
+    assert torch.equal(logits_of(base, images), logits_of(member, images))
+
+
+def test_a_language_model_s_member_is_what_transformers_loads(run: Run, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = llama(tmp_path / "llama")
+    run("export", f"hf/{place}", "--system", "int4", "--member", 1, "-o", tmp_path / "m")
+    base = AutoModelForCausalLM.from_pretrained(place)
+    ids = torch.arange(6)[None] + 3
+    member = lpe.LowPrecisionEnsemble(base, lpe.Int(4), 2)[1]
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "m")
+    assert torch.equal(logits_of(found, ids), logits_of(member, ids))
+    assert not torch.equal(logits_of(base, ids), logits_of(member, ids))
+    assert AutoTokenizer.from_pretrained(tmp_path / "m")("a b")["input_ids"]
+
+
+def test_an_open_clip_model_s_member_is_what_open_clip_loads(
+    run: Run, tmp_path: Path, tiny_clip: str
+) -> None:
+    import open_clip
+
+    from lpe.substrates import clip
+
+    run("export", f"open_clip/{tiny_clip}", "--random-weights", "--member", 2, "-o", tmp_path / "m")
+    loaded = clip.random_model(tiny_clip)
+    network = clip.ZeroShotClassifier(loaded.model, torch.rand(16, 3))
+    images, texts = torch.rand(2, 3, 32, 32), open_clip.get_tokenizer(tiny_clip)(["a", "dog"])
+    member = lpe.LowPrecisionEnsemble(network, lpe.Int(5), 3)[2]
+    if hasattr(open_clip.factory, "LOCAL_DIR_PREFIX"):
+        found = open_clip.create_model(f"local-dir:{tmp_path / 'm'}")
+    else:  # a version that loads weights from files alone
+        found = open_clip.create_model(tiny_clip, str(tmp_path / "m" / "open_clip_model.safetensors"))
+    with torch.no_grad():
+        found.eval()
+        assert torch.equal(found.encode_image(images), member.visual(images))  # type: ignore[operator]
+        assert torch.equal(found.encode_text(texts), loaded.model.encode_text(texts))  # type: ignore[operator]
+        assert not torch.equal(found.encode_image(images), network.visual(images))
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["--member", -1], "--member must be 0 to 1,048,575, not -1"),
+        (["--member", 3, "--size", 3], "--member must be an integer from 0 to 2, not 3"),
+        (["--member", 1, "--rounding", "nearest"], "members of nearest rounding are all alike"),
+        (["--member", 0, "--method", "mc-dropout"], "is a mask or a view and has the model's own weights"),
+        (["--member", 0, "--packed", "no/where"], "there is no file no/where; lpe pack writes one"),
+        (["--member", 0, "--packed", "x", "--seed", 1], "--seed is settled by the packed file"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_and_nothing_is_written(
+    error_of: Run, tmp_path: Path, options: list[object], wanted: str
+) -> None:
+    said = error_of("export", f"timm/{VIT}", "--random-weights", *options, "-o", tmp_path / "m")
+    assert wanted in said and list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_holds_something_is_left_alone(error_of: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    said = error_of("export", f"timm/{VIT}", "--random-weights", "--member", 0, "-o", tmp_path)
+    assert "is there and is not empty; give a folder that is new" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

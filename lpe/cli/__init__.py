@@ -4,6 +4,7 @@
     lpe score FILE …        the same metrics, and further ones, from predictions that lpe evaluate wrote
     lpe describe MODEL …    which tensors are rounded, which are not and why, and the memory
     lpe pack MODEL …        write the ensemble to one file, b bits a weight and member or 8 for all members
+    lpe export MODEL …      write one member as a plain checkpoint of its library
     lpe systems             the number systems
 
 A MODEL is timm/NAME, open_clip/ARCHITECTURE:WEIGHTS or hf/FOLDER_OR_NAME. Weights come from a file
@@ -26,6 +27,7 @@ from lpe.allocator import keep_freed_memory
 from lpe.cli.config import parsed
 from lpe.cli.describe import add_describe, describe
 from lpe.cli.evaluate import add_evaluate, evaluate
+from lpe.cli.export import add_export, export
 from lpe.cli.options import first_line, separate_std
 from lpe.cli.pack import add_pack, pack
 from lpe.cli.score import add_score, score
@@ -42,8 +44,10 @@ __all__ = ["entry", "main", "shown_sizes"]
 def _parser() -> Parser:
     parser = Parser(prog="lpe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"lpe {lpe.__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="evaluate | score | describe | pack | systems")
-    for add in (add_evaluate, add_score, add_describe, add_pack, add_systems):
+    commands = parser.add_subparsers(
+        dest="command", metavar="evaluate | score | describe | pack | export | systems"
+    )
+    for add in (add_evaluate, add_score, add_describe, add_pack, add_export, add_systems):
         add(commands)
     return parser
 
@@ -69,6 +73,8 @@ def main(arguments: Sequence[str]) -> int:
             print(describe(asked))
         elif asked.command == "pack":
             print(pack(asked))
+        elif asked.command == "export":
+            print(export(asked))
         else:
             evaluate(asked, arguments)
     except InputError as error:

@@ -27,10 +27,10 @@ from lpe.cli.options import (
     add_model,
     add_place,
     device_of_name,
-    given,
     model_options,
     options_of,
 )
+from lpe.cli.packed import check_packed
 from lpe.cli.rows import rows_of, rows_of_packed, system_name
 from lpe.cli.subjects import (
     DataOptions,
@@ -44,7 +44,7 @@ from lpe.cli.subjects import (
     subject,
 )
 from lpe.cli.tables import tables
-from lpe.ensembles.base import Ensemble, check_size
+from lpe.ensembles.base import Ensemble
 from lpe.ensembles.gaussian import GaussianEnsemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.ensembles.mc_dropout import MCDropoutEnsemble
@@ -276,7 +276,7 @@ def _checked(
     ensemble_asked = options_of(EnsembleOptions, asked)
     data_asked = options_of(DataOptions, asked)
     if run.packed is not None:
-        _check_packed(run.packed, asked)
+        check_packed(run.packed, asked)
     for path in (run.csv, run.json):
         if path is not None and (ranks is None or ranks.is_first):
             if path.is_dir():
@@ -349,21 +349,6 @@ def _check_apart(run: RunOptions) -> None:
     for (name, path), (other, its_path) in combinations(there, 2):
         if path.resolve() == its_path.resolve():
             raise InputError(f"--{name} and --{other} are both {path}; give two files")
-
-
-def _check_packed(packed: str, asked: argparse.Namespace) -> None:
-    """Check the options beside a packed file, before a model is loaded."""
-    options = given(EnsembleOptions, asked)
-    size = options.pop("size", None)
-    options |= {
-        option: None for option in ("refresh", "refresh_form", "refresh_limit") if hasattr(asked, option)
-    }
-    for option in options:
-        raise InputError(f"--{option.replace('_', '-')} is settled by the packed file; leave it out")
-    if size is not None:
-        check_size(size)
-    if not Path(packed).is_file():
-        raise InputError(f"there is no file {packed}; lpe pack writes one")
 
 
 def _members(ensemble: Ensemble, settings: Mapping[str, object]) -> str:

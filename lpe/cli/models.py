@@ -21,11 +21,17 @@ def model_alone(asked: ModelOptions) -> nn.Module:
         return language.load_model(asked.name, asked.checkpoint, asked.torch_dtype)[0]
     if asked.kind == "timm":
         return timm_model(asked)
+    return one_column(clip_model(asked), asked)
+
+
+def one_column(loaded: Any, asked: ModelOptions) -> nn.Module:
+    """Return the zero-shot classifier of a CLIP with one class's column for all.
+
+    It has the head's shape, not its numbers: for whoever looks at the tower alone.
+    """
     from lpe.substrates import clip
 
-    loaded = clip_model(asked)
     classes = 1000 if asked.class_names is None else len(lines_of(asked.class_names, "class names"))
-    # One class's column stands for all: the description needs the head's shape, not its numbers.
     column = clip.zero_shot_head(loaded.model, loaded.tokenizer, ["a"], ["{}"])
     return clip.ZeroShotClassifier(loaded.model, column.repeat(1, classes))
 
