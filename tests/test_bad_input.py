@@ -57,6 +57,7 @@ NEEDED = {
     "describe": ("timm/test_vit",),
     "pack": ("timm/test_vit", "-o", "e"),
     "score": ("predictions",),
+    "plot": ("predictions", "-o", "p.png"),
     "export": ("timm/test_vit", "--member", "0", "-o", "e"),
     "reproduce.scales.cifar10.__main__": ("--points", "points"),
 }
@@ -180,6 +181,7 @@ def stop_work(monkeypatch: pytest.MonkeyPatch) -> None:
         "lpe.cli.describe": ("model_alone",),
         "lpe.cli.pack": ("check_writable",),
         "lpe.cli.score": ("scores",),
+        "lpe.cli.plot": ("curves",),
         "lpe.cli.export": ("check_writable",),
         "reproduce.command": ("rehearse", "opened"),
         "reproduce.__main__": ("rehearse", "opened"),

@@ -2,6 +2,7 @@
 
     lpe evaluate MODEL …    NLL, error and calibration of every ensemble size, with memory and time
     lpe score FILE …        the same metrics, and further ones, from predictions that lpe evaluate wrote
+    lpe plot FILE …         pictures of both
     lpe describe MODEL …    which tensors are rounded, which are not and why, and the memory
     lpe pack MODEL …        write the ensemble to one file, b bits a weight and member or 8 for all members
     lpe export MODEL …      write one member as a plain checkpoint of its library
@@ -30,6 +31,7 @@ from lpe.cli.evaluate import add_evaluate, evaluate
 from lpe.cli.export import add_export, export
 from lpe.cli.options import first_line, separate_std
 from lpe.cli.pack import add_pack, pack
+from lpe.cli.plot import add_plot, plot
 from lpe.cli.score import add_score, score
 from lpe.cli.systems import add_systems, systems
 from lpe.cli.tables import shown_sizes
@@ -45,9 +47,9 @@ def _parser() -> Parser:
     parser = Parser(prog="lpe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"lpe {lpe.__version__}")
     commands = parser.add_subparsers(
-        dest="command", metavar="evaluate | score | describe | pack | export | systems"
+        dest="command", metavar="evaluate | score | plot | describe | pack | export | systems"
     )
-    for add in (add_evaluate, add_score, add_describe, add_pack, add_export, add_systems):
+    for add in (add_evaluate, add_score, add_plot, add_describe, add_pack, add_export, add_systems):
         add(commands)
     return parser
 
@@ -73,6 +75,8 @@ def main(arguments: Sequence[str]) -> int:
             print(describe(asked))
         elif asked.command == "pack":
             print(pack(asked))
+        elif asked.command == "plot":
+            print(plot(asked))
         elif asked.command == "export":
             print(export(asked))
         else:

@@ -43,8 +43,8 @@ EXPORT = """\
 One member of the ensemble as a plain checkpoint, in a folder that its own library loads without this one:
 
   timm        timm.create_model("local-dir:DIR", pretrained=True)
-  open_clip   open_clip.create_model_and_transforms("local-dir:DIR"), from version 3 on: the member's image tower,
-              and the text tower as it is
+  open_clip   open_clip.create_model_and_transforms("local-dir:DIR"), from version 3 on: the member's image
+              tower, and the text tower as it is
   hf          transformers.AutoModelForCausalLM.from_pretrained("DIR"), with its tokenizer
 
 It predicts what the member predicts. The weights are rounded, and are stored in the model's own dtype: the

@@ -279,7 +279,7 @@ def _same_members(files: Sequence[Predictions], others: Sequence[Predictions]) -
     return others
 
 
-def _means(files: Sequence[Predictions], size: int) -> tuple[Tensor, Tensor]:
+def means(files: Sequence[Predictions], size: int) -> tuple[Tensor, Tensor]:
     """Return log-probabilities of the mean of the first members, float64 [examples, classes], and targets."""
     log_sum: Tensor | None = None
     count = len(files[0].targets)
@@ -315,10 +315,10 @@ def _scaled_table(
     kept = [name for name in names if name not in of_members]
     rows = []
     for n in sizes:
-        mean, targets = _means(files, n)
+        mean, targets = means(files, n)
         fitted: dict[str, float] = {}
         if validation is not None:
-            fitted = {"temperature": fit_temperature(*_means(validation, n))}
+            fitted = {"temperature": fit_temperature(*means(validation, n))}
         if temperature == FIT and validation is None:
             scaled = temperature_scaled(mean, targets)
         else:
