@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lpe.cli.curves import Curve
+from lpe.cli.tables import shown_sizes
 from lpe.errors import InputError
 from lpe.writing import replacing
 
