@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lpe.cli.curves import Curve
 from lpe.cli.tables import shown_sizes
 from lpe.errors import InputError
+from lpe.extras import MissingPackage
+from lpe.extras import said as missing_line
 from lpe.writing import replacing
 
 if TYPE_CHECKING:
@@ -56,9 +58,7 @@ def draw(curves: Sequence[Curve], shown: Sequence[str] | None, path: Path) -> No
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError(
-            "lpe plot draws with matplotlib, which is not installed: pip install matplotlib"
-        ) from None
+        raise MissingPackage(missing_line("matplotlib")) from None
     columns = [column for each in (shown or SHOWN) if (column := _column(each, curves))]
     if not columns:
         what = ", ".join(shown or SHOWN)

@@ -21,8 +21,8 @@ the risk-coverage curve, of all members or of --size.
   lpe plot int4.safetensors int5.safetensors --label INT-4 --label INT-5 -o both.png
   lpe plot int4.safetensors --show reliability,risk --size 1 -o one_member.svg
 
-Rings in the reliability diagram have the area of the bin's share of the examples. matplotlib draws:
-pip install matplotlib
+Rings in the reliability diagram have the area of the bin's share of the examples. matplotlib draws: the extra
+"plot".
 """
 
 

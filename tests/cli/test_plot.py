@@ -147,7 +147,7 @@ def test_without_matplotlib_one_line_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     said = run(files / "r.csv", "-o", tmp_path / "p.png")
-    assert "matplotlib, which is not installed: pip install matplotlib" in said
+    assert "matplotlib is not installed; install it by pip install 'low-precision-ensembling[plot]'" in said
     assert list(tmp_path.iterdir()) == []
 
 
