@@ -4,17 +4,21 @@
     python -m reproduce --only fig5,table2 --seeds 1
     python -m reproduce claims --scale digits
     python -m reproduce --scale digits --engine ray --address auto
+    torchrun --nproc-per-node 2 -m reproduce --scale digits
 
 All that the figures and tables need is trained and measured first, each thing once, in units that run in
 N processes (--jobs N, one thread each); then every figure and table is rendered, and the claims are judged.
 With --engine ray they are tasks of a Ray cluster (docs/scale_out.md): one started here, of N processes, or
-the one at --address.
+the one at --address. Under torchrun or accelerate launch its processes share the batches of each training;
+then the first one measures and renders alone.
 At the end comes a table of what was rendered and how long each took. A run that was stopped goes on.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import io
 import sys
 import time
 
@@ -30,6 +34,7 @@ from lpe.command_line import complain
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
+from lpe.training import processes
 from lpe.writing import check_writable
 from reproduce import ledger, rendering
 from reproduce.command import (
@@ -50,11 +55,13 @@ from reproduce.draw import page
 from reproduce.rendering import Rendered
 from reproduce.scales import find, own
 from reproduce.study import parallel
-from reproduce.study.engines import on_ray
+from reproduce.study.engines import in_processes, on_ray
 from reproduce.study.measurements import measure_all
 from reproduce.study.origins import mixture
 from reproduce.study.run import device_of
+from reproduce.study.scale import Scale
 from reproduce.study.session import Session, seeds_asked
+from reproduce.study.units import Unit
 
 FIGURES = (
     *(f"fig{number}" for number in range(1, 10)),
@@ -97,6 +104,9 @@ def main(arguments: list[str]) -> int:
         options_of_scale = scale_options(asked)
         recorded = asked.out or find.folder_of(asked.scale)
         chosen = find.scale(asked.scale, options_of_scale, recorded if asked.plot_only else None)
+        launched = processes.were_launched()
+        if launched:
+            _check_launched(asked, chosen)
         if not (asked.plot_only or asked.random_weights):
             chosen = prepared(chosen)
         seeds_asked(chosen, asked.seeds)
@@ -138,30 +148,47 @@ def main(arguments: list[str]) -> int:
         if uses_ray:
             cpus = None if asked.jobs is None else asked.jobs * (chosen.threads or torch.get_num_threads())
             cluster = on_ray.cluster(asked.address, cpus, own.in_another_process())
-        with pool as processes, cluster as engine:
+        with contextlib.ExitStack() as stack:
+            workers, engine = stack.enter_context(pool), stack.enter_context(cluster)
+            together = None
+            if launched:
+                on_cpu = device_of(chosen.device) == "cpu"
+                together = stack.enter_context(processes.joined(cpu=on_cpu))
             if asked.plot_only:
                 passed_on += ["--plot-only", *accepting]
             else:
-                if not all([all_there(script, chosen) for script in scripts]):
+                first = together is None or together.is_first
+                with contextlib.nullcontext() if first else contextlib.redirect_stderr(io.StringIO()):
+                    there = all([all_there(script, chosen) for script in scripts])
+                if not there:
                     return 2
-                with opened("all", chosen, asked.seeds, out, asked.wandb) as session:
+                mode = asked.wandb if first else "disabled"
+                with opened("all", chosen, asked.seeds, out, mode, quiet=not first) as session:
                     if not asked.overwrite:
                         for script in scripts:
                             check_kept(script, session)
                     check_sources(scripts, chosen)
-                    _measure(scripts, session, processes, engine)
+                    wanted = list(
+                        dict.fromkeys(unit for script in scripts for unit in script.wanted(session))
+                    )
+                    if together is not None:
+                        in_processes.train_together(session, wanted, together)
+                        if not together.is_first:
+                            return 0
+                        stack.enter_context(processes.after(together))
+                    _measure(wanted, session, workers, engine)
             measured = time.time() - started
-            rendered = _render(scripts, passed_on, processes, engine)
+            rendered = _render(scripts, passed_on, workers, engine)
+            codes = [each.code for each in rendered if each.code]
+            if not codes and asked.only is None:
+                judged = ledger.main(["--scale", asked.scale, "--out", str(out), *accepting])
+                codes = [judged] * bool(judged)
     except InputError as error:
-        complain(error)
+        if processes.is_first_launched():  # the others have the same
+            complain(error)
         return 2
     except KeyboardInterrupt:
-        return interruption.say()
-    codes = [each.code for each in rendered if each.code]
-    if not codes and asked.only is None:
-        codes = [
-            code for code in [ledger.main(["--scale", asked.scale, "--out", str(out), *accepting])] if code
-        ]
+        return interruption.say() if processes.is_first_launched() else interruption.code()
     rows = [(each.figure, f"{each.seconds:.1f}", "failed" if each.code else "") for each in rendered]
     print(
         text_table(
@@ -191,14 +218,29 @@ def _check_engine(engine: str, address: str | None, jobs: int | None, plot_only:
         raise InputError("--plot-only measures nothing and would ignore --engine ray; leave one of them out")
 
 
+def _check_launched(asked: argparse.Namespace, chosen: Scale) -> None:
+    """Raise InputError for what several processes that were launched do not do together."""
+    options = {"--plot-only": asked.plot_only, "--random-weights": asked.random_weights}
+    options |= {f"--jobs {asked.jobs}": (asked.jobs or 1) > 1, "--engine ray": asked.engine == "ray"}
+    for option in (name for name, given in options.items() if given):
+        raise InputError(
+            f"{option} is not for processes of torchrun or accelerate launch, which train together; leave "
+            "one of them out"
+        )
+    if chosen.prepare is not None:
+        raise InputError(
+            f"scale {chosen.name} trains its points by itself, in one process; leave out torchrun or "
+            "accelerate launch, or give it trained points by --points"
+        )
+
+
 def _measure(
-    scripts: list[Script],
+    wanted: list[Unit],
     session: Session,
     pool: parallel.ProcessPoolExecutor | None,
     engine: on_ray.Cluster | None,
 ) -> None:
     """Measure all units of the figures, each once."""
-    wanted = list(dict.fromkeys(unit for script in scripts for unit in script.wanted(session)))
     if engine is not None:
         engine.measure(session, wanted)
     elif pool is not None:

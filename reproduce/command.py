@@ -18,6 +18,7 @@ from lpe.errors import InputError
 from lpe.mirror import MirroredStore, open_store
 from lpe.provenance import REPOSITORY, kernels, write_provenance
 from lpe.store import Store
+from lpe.training import processes
 from lpe.writing import check_writable
 from reproduce import same_bits
 from reproduce.draw import page
@@ -279,6 +280,15 @@ def check_options(asked: argparse.Namespace) -> None:
     check_accepting(asked)
 
 
+def check_alone(figure: str) -> None:
+    """Raise InputError where several processes were launched for one script: it does not train together."""
+    if processes.were_launched() and processes.active() is None:
+        raise InputError(
+            f"processes of torchrun or accelerate launch train together by -m reproduce --only {figure}; "
+            "launch that"
+        )
+
+
 def check_accepting(asked: argparse.Namespace) -> None:
     """Raise InputError where records are to be accepted as edited, and would be measured."""
     if asked.accept_edited and not asked.plot_only:
@@ -342,6 +352,7 @@ def _run_figure(
     try:
         asked = parser(figure, script.description).parse_args(arguments)
         check_options(asked)
+        check_alone(figure)
         page.check_width(asked.width)
         recorded = (asked.out or find.folder_of(asked.scale)) / f"{figure}.json"
         # First of all: the scale is made of what the JSON says.
@@ -408,7 +419,8 @@ def _run_figure(
                 keep_accepted(drawn_from(out, figure))
                 lines = [*lines, *said_of_edited(edited)]
     except InputError as error:
-        complain(error)
+        if processes.is_first_launched():
+            complain(error)
         return 2
     except KeyboardInterrupt:
         return interruption.say()

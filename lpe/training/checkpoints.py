@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpe.training import processes
 from lpe.writing import replacing
 
 UNDER_WAY = "under_way"
@@ -183,6 +184,8 @@ class Place:
 class Course:
     """All that changes in a training, in a file of its own while it runs under :func:`kept`.
 
+    Of processes that train together the first one has the file; what it reads of it goes to the others.
+
     Args:
         model, optimizer, collector: what is trained, and what collects it. A collector has ``state()``, of
             tensors and plain data, and ``restore(state)``; with one that has not, nothing is written.
@@ -206,11 +209,18 @@ class Course:
         checkpoints = _current.get()
         resumable = collector is None or (hasattr(collector, "state") and hasattr(collector, "restore"))
         self._file: Checkpoint | None = None
-        if checkpoints is not None and resumable:
+        together = processes.active()
+        held = None
+        if checkpoints is not None and resumable and (together is None or together.is_first):
             start = {"start": _digest(self._tensors()), "optimizer": _told(optimizer), **settings}
+            if together is not None:
+                start["processes"] = together.count
             self._file = checkpoints.of_next(start)
-            if (held := self._file.read()) is not None:
-                self._restore(held)
+            held = self._file.read()
+        if together is not None and resumable:
+            held = together.of_first(held)
+        if held is not None:
+            self._restore(held)
 
     def begin_epoch(self) -> None:
         """Note the random streams as they are when an epoch begins; of one that goes on, as they were."""

@@ -27,6 +27,7 @@ from lpe.errors import InputError
 from lpe.logits import cross_entropy
 from lpe.modules import apply, device_of, to_device
 from lpe.number_systems.streams import check_seed, generator
+from lpe.training import processes
 from lpe.training.checkpoints import Course, Place
 from lpe.training.schedules import Schedule, constant
 
@@ -82,6 +83,9 @@ def train(
     Under :func:`lpe.training.checkpoints.kept`, as whatever the store makes, one that was killed goes on from
     its checkpoint, to the same numbers; the rows of the curve until there are reported again. Not with
     ``after_epoch``, which nobody could ask for what it did.
+
+    Under :func:`lpe.training.processes.joined` several processes share each batch, to the weights of one
+    process up to float rounding.
 
     Args:
         model: the module.
@@ -141,6 +145,7 @@ def train(
         learning_rate = constant(check_finite("learning_rate", learning_rate))
     if loss is None:
         loss = partial(_cross_entropy, model)
+    loss = processes.shared(model, optimizer, loss)
     device = device_of(model)
     gpus = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
     # Gradients are needed whatever the caller's mode.

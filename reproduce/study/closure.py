@@ -75,12 +75,15 @@ APART = (
     "lpe.extras",
     "lpe.interruption",
     "lpe.training.checkpoints",
+    "lpe.training.processes",
+    "lpe.training.pooled_norms",
 )
 """Modules that make keys: where a change of them matters, the keys change, and not for its code.
 
-The third runs a user's files, whose functions are in a key themselves. The last three make no key and no
-result: one says which package is missing; one ends commands; by the last a killed training comes to the
-numbers of one that was not killed, which tests hold it to.
+The third runs a user's files, whose functions are in a key themselves. The others make no key and no result:
+one says which package is missing, one ends commands; by checkpoints a killed training comes to the numbers of
+one that was not killed, and by the last two several processes come to those of one, which tests hold them to;
+their number is in the key.
 """
 
 CHECKS = ("lpe.extras.needs",)

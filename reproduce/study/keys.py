@@ -1,7 +1,8 @@
 """The key of a result: everything that determines it, by construction.
 
 A result has the same key where its recipe, its data, the code that makes it, the packages which that code
-imports, the kind of device and the number of threads are the same. Whoever keeps a result names the functions
+imports, the kind of device and the number of threads (and of processes that train together) are the same.
+Whoever keeps a result names the functions
 that make it; what these depend on is found, not listed.
 """
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from lpe.errors import InputError
 from lpe.provenance import kernels
+from lpe.training import processes
 from reproduce.study.closure import Closure, Root, is_library, project
 
 ALWAYS = ("numpy", "torch")
@@ -169,6 +171,7 @@ def determinants(
         roots: the functions that make it, and the classes of what is handed to them.
         data: ``data_hash`` of what it is made from. threads: that torch computes with; None: as it does now.
     """
+    together = processes.active()
     return {
         "data": data,
         "code": code_hash(*roots),
@@ -176,4 +179,6 @@ def determinants(
         "device": device_kind(device),
         "kernels": kernels_of(device),
         "threads": torch.get_num_threads() if threads is None else threads,
+        # Sums are in another order.
+        **({} if together is None else {"processes": together.count}),
     }
