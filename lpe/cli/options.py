@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from lpe.checks import check_finite
+from lpe.cli.methods import check_method, made_by, method_names
 from lpe.ensembles.base import Ensemble, check_size
 from lpe.ensembles.gaussian import GaussianEnsemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
@@ -37,7 +38,6 @@ from lpe.number_systems.streams import check_seed
 KINDS = ("timm/NAME", "open_clip/ARCHITECTURE:WEIGHTS", "hf/FOLDER_OR_NAME")
 SYSTEM = "int5"
 
-METHODS = {"lpe": "LPE-BSR", "gaussian": "Gaussian", "mc-dropout": "MC-dropout"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
@@ -238,9 +238,9 @@ class EnsembleOptions:
     """Options that name an ensemble.
 
     Args:
-        method: a key of ``METHODS``. system: a number system's name, or ``pattern=name`` with commas
-            between them; None: ``SYSTEM``. scale_axis: see :func:`scale_axis`; None: the name's own, or per
-            channel.
+        method: one of :func:`lpe.cli.methods.method_names`. system: a number system's name, or
+            ``pattern=name`` with commas between them; None: ``SYSTEM``. scale_axis: see :func:`scale_axis`;
+            None: the name's own, or per channel.
         size: members; None: ``SIZE``, 1 where all are alike. rounding: lpe; None: bernoulli.
         std: gaussian, of the noise; None: that of the rounding. rate: mc-dropout; None: ``DROPOUT_RATE``.
         seed: of the random bits. include, exclude: patterns of tensors' names.
@@ -275,6 +275,7 @@ class EnsembleOptions:
             InputError: an unknown system or axis; an option of another method; a size of members that would
                 be all alike.
         """
+        check_method(self.method)
         system = self.number_system()
         for option, method in (("rounding", "lpe"), ("std", "gaussian"), ("rate", "mc-dropout")):
             if getattr(self, option) is not None and self.method != method:
@@ -316,6 +317,8 @@ class EnsembleOptions:
         system, settings = self.number_system(), {**self.patterns, **statistics}
         if self.method == "gaussian":
             return GaussianEnsemble(model, system, size, self.seed, self.std, **settings)
+        if self.method != "lpe":
+            return made_by(self.method, model, system, size, self.seed, **settings)
         rounding = self.rounding or "bernoulli"
         return LowPrecisionEnsemble(model, system, size, self.seed, rounding, **settings)
 
@@ -323,7 +326,7 @@ class EnsembleOptions:
 def add_ensemble(parser: argparse.ArgumentParser) -> None:
     """Add the options of :class:`EnsembleOptions`."""
     ensemble = parser.add_argument_group("ensemble")
-    ensemble.add_argument("--method", choices=tuple(METHODS), help="(lpe)")
+    ensemble.add_argument("--method", choices=method_names(), help="(lpe)")
     ensemble.add_argument("--system", help="see lpe systems; by name: '*mlp*=int4,*=int8' (int5)")
     ensemble.add_argument("--size", type=int, help=f"members ({SIZE}; 1 where all are alike)")
     ensemble.add_argument("--rounding", choices=ROUNDINGS, help="lpe (bernoulli)")

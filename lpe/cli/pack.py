@@ -6,9 +6,9 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from lpe.cli.methods import title_of
 from lpe.cli.models import captions, clip_model, model_alone, placed, zero_shot
 from lpe.cli.options import (
-    METHODS,
     Commands,
     EnsembleOptions,
     add_command,
@@ -96,7 +96,7 @@ def pack(asked: argparse.Namespace) -> str:
     title = f"wrote {path}: {size:,} bytes, {file.kind}: {_members(len(ensemble))}"
     if not isinstance(ensemble, LowPrecisionEnsemble) or not ensemble.rounds:
         method = ensemble_asked.method
-        return f"{title} of {METHODS[method] if method != 'lpe' else 'the model as it is'}"
+        return f"{title} of {title_of(method) if method != 'lpe' else 'the model as it is'}"
     return f"{title} of {ensemble.system.name}\n{_contents(ensemble, size, file.kind, base)}"
 
 

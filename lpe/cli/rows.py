@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from lpe.cli.kept import Kept
-from lpe.cli.options import METHODS, EnsembleOptions
+from lpe.cli.methods import METHODS, title_of
+from lpe.cli.options import EnsembleOptions
 from lpe.cli.subjects import Subject, Written
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
@@ -92,7 +93,7 @@ def rows_of(
             if not has_members:  # the rows are there
                 break
             members = asked.ensemble(subject.model, **settings) if settings else ensemble
-            title, numbers, rounding = METHODS[asked.method], system.name, ""
+            title, numbers, rounding = title_of(asked.method), system.name, ""
             if isinstance(members, MCDropoutEnsemble):
                 numbers = as_it_is.lower()
             elif isinstance(members, LowPrecisionEnsemble):

@@ -1,11 +1,14 @@
-"""``lpe systems``: the number systems."""
+"""``lpe systems``: the number systems, and the methods of other packages."""
 
 from __future__ import annotations
 
+from lpe import plugins
+from lpe.cli.methods import METHODS
 from lpe.cli.options import Commands
 from lpe.ensembles.base import text_table
-from lpe.number_systems.grids import FullPrecision
-from lpe.number_systems.naming import plain_systems
+from lpe.errors import InputError
+from lpe.number_systems.grids import FullPrecision, NumberSystem
+from lpe.number_systems.naming import ByPattern, names, number_system, plain_systems
 
 
 def add_systems(commands: Commands) -> None:
@@ -14,9 +17,19 @@ def add_systems(commands: Commands) -> None:
 
 
 def systems() -> str:
-    """Return the table of number systems."""
+    """Return the table of number systems; below it what other packages bring, and cannot be had."""
     rows = []
-    for system in plain_systems():
+    lines = plugins.clashes(plugins.SYSTEMS, names()) + plugins.clashes(plugins.METHODS, METHODS)
+    brought: list[NumberSystem] = []
+    for name in plugins.names(plugins.SYSTEMS, names()):
+        try:
+            system = number_system(name)
+        except InputError as error:
+            lines.append(str(error))
+            continue
+        assert not isinstance(system, ByPattern)  # no name has "=" in it
+        brought.append(system)
+    for system in [*plain_systems(), *brought]:
         levels = system.levels
         rows.append(
             (
@@ -34,4 +47,7 @@ def systems() -> str:
         "int4-mse: the scales of least squared error. int8*11.3: the step times 11.3, 25 levels, 5 bits.\n"
         "codebook:-1:0:0.5: any levels. '*mlp*=int4,*=int8': several, by tensors' names."
     )
+    if methods := plugins.names(plugins.METHODS, METHODS):
+        footer += f"\nMethods of other packages: {', '.join(methods)}."
+    footer += "".join(f"\nnot to be had: {line}" for line in lines)
     return text_table("Number systems", header, rows, footer)

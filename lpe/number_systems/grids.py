@@ -307,6 +307,28 @@ class Codebook:
         return _full_name(":".join(("codebook", *levels)), self.scale)
 
 
+@dataclass(frozen=True)
+class NamedCodebook(Codebook):
+    """A codebook that another package brings under a name, by which records and command lines have it.
+
+    Files hold its levels, so that whoever lacks the package reads them, as a :class:`Codebook`.
+
+    Args:
+        levels, scale: see :class:`Codebook`. called: its name.
+    """
+
+    called: str = ""
+
+    def __init__(self, levels: Iterable[float], scale: ScaleAxis, called: str) -> None:
+        super().__init__(levels, scale)
+        _settle(self, called=called)
+
+    @property
+    def name(self) -> str:
+        """The short name, as the records have it; the default scale axis is not spelled out."""
+        return _full_name(self.called, self.scale)
+
+
 def _codebook_levels(levels: Iterable[float]) -> tuple[float, ...]:
     """Return the levels as float32 has them, ascending; InputError where they make no codebook."""
     try:

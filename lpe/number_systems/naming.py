@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from lpe import plugins
 from lpe.checks import shown
 from lpe.errors import InputError
 from lpe.number_systems.grids import (
@@ -23,6 +24,7 @@ from lpe.number_systems.grids import (
     FullPrecision,
     Int,
     LowPrecision,
+    NamedCodebook,
     NumberSystem,
     PerBlock,
     PerChannel,
@@ -115,6 +117,11 @@ def names() -> list[str]:
     return [system.name for system in plain_systems()]
 
 
+def known() -> list[str]:
+    """Return the names of all number systems but codebooks: lpe's, and those that other packages bring."""
+    return [*names(), *plugins.names(plugins.SYSTEMS, names())]
+
+
 def number_system(name: str, scale: ScaleAxis | None = None) -> Systems:
     """Return the number system of a name: the one whose ``name`` it is, whatever its scale axis and levels.
 
@@ -122,11 +129,13 @@ def number_system(name: str, scale: ScaleAxis | None = None) -> Systems:
 
     Args:
         name: such as ``int5``, ``int4-mse``, ``int8*11.3``, ``nf4 per block of 64 inputs`` or
-            ``codebook:-1:0:0.5``; or name patterns with one each, ``*mlp*=int4,*=int8``.
+            ``codebook:-1:0:0.5``; or name patterns with one each, ``*mlp*=int4,*=int8``; or one that another
+            package brings (:mod:`lpe.plugins`).
         scale: the scale axis where the name has none (None: per channel).
 
     Raises:
-        InputError: the name is unknown; a name that has another scale axis than ``scale``.
+        InputError: the name is unknown; a name that has another scale axis than ``scale``; another package's
+            that cannot be loaded.
     """
     text = str(name)
     if "=" in text:
@@ -151,7 +160,14 @@ def number_system(name: str, scale: ScaleAxis | None = None) -> Systems:
         system = Float(exponent, mantissa, axis)
         if plain == f"fp{system.bits}e{exponent}m{mantissa}":
             return system
-    raise InputError(f"unknown number system {shown(name)}; there are {', '.join(names())}")
+    brought = plugins.brought(plugins.SYSTEMS, short.lower(), names())
+    if brought is None:
+        raise InputError(f"unknown number system {shown(name)}; there are {', '.join(known())}")
+    levels = brought.load()
+    try:
+        return NamedCodebook(levels, axis, short.lower())
+    except InputError as error:
+        raise InputError(f"{brought.owner} brings the number system {short.lower()!r}: {error}") from None
 
 
 def _by_pattern(text: str, scale: ScaleAxis | None) -> ByPattern:
