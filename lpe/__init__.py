@@ -37,8 +37,8 @@ from lpe.number_systems.grids import (
     PerChannel,
     PerTensor,
 )
-from lpe.number_systems.naming import number_system
 from lpe.number_systems.rounding import decode, encode, round_weights
+from lpe.plugins import number_system
 from lpe.training.loop import train
 from lpe.training.sgld import SGLD
 

@@ -24,6 +24,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lpe.errors import InputError
+from lpe.number_systems import naming
+from lpe.number_systems.grids import Codebook, NamedCodebook, ScaleAxis
+from lpe.number_systems.naming import ByPattern, Systems
 
 METHODS, SYSTEMS = "lpe.methods", "lpe.systems"
 _NAME = re.compile(r"[a-z][a-z0-9_.-]*")
@@ -89,6 +92,62 @@ def brought(group: str, name: str, taken: Iterable[str] = ()) -> Brought | None:
     if points and (wrong := _wrong(group, name, taken)):
         raise InputError(wrong)
     return Brought(points[0]) if points else None
+
+
+def number_system(name: str, scale: ScaleAxis | None = None) -> Systems:
+    """Return the number system of a name: the one whose ``name`` it is, whatever its scale axis and levels.
+
+    Case, dashes and underscores do not matter: "INT-5" is "int5", "FP8-E4M3" is "fp8_e4m3".
+
+    Args:
+        name: such as ``int5``, ``int4-mse``, ``int8*11.3``, ``nf4 per block of 64 inputs`` or
+            ``codebook:-1:0:0.5``; that of another package's, see :mod:`lpe.plugins`; or name patterns with
+            one each, ``*mlp*=int4,*=int8``.
+        scale: the scale axis where the name has none (None: per channel).
+
+    Raises:
+        InputError: the name is unknown; a name that has another scale axis than ``scale``; another package's
+            that cannot be loaded.
+    """
+    parts = [part.rpartition("=") for part in str(name).split(",")]
+    others = {own: _system(own, scale) for _, _, own in parts}
+    # Checked with the levels of each in its place.
+    spelled = [f"{pattern}{equals}{_spelled(own, others[own])}" for pattern, equals, own in parts]
+    try:
+        found = naming.number_system(",".join(spelled), scale)
+    except InputError as error:
+        brought = names(SYSTEMS, naming.names())
+        if not brought or "unknown number system" not in str(error):
+            raise
+        raise InputError(f"{error}, {', '.join(brought)}") from None
+    if not any(others.values()):
+        return found
+    if isinstance(found, ByPattern):
+        return ByPattern({p.strip(): others[own] or naming.number_system(own, scale) for p, _, own in parts})
+    return others[parts[0][2]] or found
+
+
+def _system(name: str, scale: ScaleAxis | None) -> NamedCodebook | None:
+    """Return the number system that another package brings under a name; None where none does."""
+    try:
+        naming.number_system(name, scale)
+        return None
+    except InputError as error:
+        if "unknown number system" not in str(error):
+            return None
+    short, axis = naming._scale_axis(name.strip(), scale)
+    point = brought(SYSTEMS, short.lower(), naming.names())
+    if point is None:
+        return None
+    levels = point.load()
+    try:
+        return NamedCodebook(levels, axis, short.lower())
+    except InputError as error:
+        raise InputError(f"{point.owner} brings the number system {short.lower()!r}: {error}") from None
+
+
+def _spelled(name: str, other: NamedCodebook | None) -> str:
+    return name if other is None else Codebook(other.levels, other.scale).name
 
 
 def _wrong(group: str, name: str, taken: Iterable[str]) -> str:

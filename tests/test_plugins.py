@@ -74,6 +74,21 @@ def test_a_number_system_of_another_package_has_its_name_levels_and_scale_axis()
 
 
 @pytest.mark.usefixtures("installed")
+def test_a_pattern_may_name_it_beside_lpes_own() -> None:
+    systems = lpe.number_system("*mlp*=ternary,*=int8")
+    assert systems.name == "*mlp*=ternary,*=int8" and lpe.number_system(systems.name) == systems
+    assert systems.first(["a.mlp.b"]) == ("*mlp*", lpe.number_system("ternary"))  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="the pattern '\\*' is in .* twice"):
+        lpe.number_system("*=ternary,*=int8")
+
+
+@pytest.mark.usefixtures("installed")
+def test_names_that_there_are_not_are_answered_with_it_too() -> None:
+    with pytest.raises(InputError, match="unknown number system 'int'; there are int2, .*, fp32, ternary$"):
+        lpe.number_system("int")
+
+
+@pytest.mark.usefixtures("installed")
 def test_weights_are_rounded_to_it_as_to_a_codebook_of_its_levels() -> None:
     weight = torch.linspace(-1, 1, 60).view(6, 10)
     system, same = lpe.number_system("ternary"), lpe.Codebook([-1, 0, 1])

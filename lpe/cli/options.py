@@ -31,9 +31,10 @@ from lpe.number_systems.grids import (
     PerTensor,
     ScaleAxis,
 )
-from lpe.number_systems.naming import Systems, number_system
+from lpe.number_systems.naming import Systems
 from lpe.number_systems.rounding import ROUNDINGS
 from lpe.number_systems.streams import check_seed
+from lpe.plugins import number_system
 
 KINDS = ("timm/NAME", "open_clip/ARCHITECTURE:WEIGHTS", "hf/FOLDER_OR_NAME")
 SYSTEM = "int5"

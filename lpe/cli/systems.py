@@ -8,7 +8,7 @@ from lpe.cli.options import Commands
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from lpe.number_systems.grids import FullPrecision, NumberSystem
-from lpe.number_systems.naming import ByPattern, names, number_system, plain_systems
+from lpe.number_systems.naming import ByPattern, names, plain_systems
 
 
 def add_systems(commands: Commands) -> None:
@@ -23,7 +23,7 @@ def systems() -> str:
     brought: list[NumberSystem] = []
     for name in plugins.names(plugins.SYSTEMS, names()):
         try:
-            system = number_system(name)
+            system = plugins.number_system(name)
         except InputError as error:
             lines.append(str(error))
             continue

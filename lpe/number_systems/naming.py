@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from lpe import plugins
 from lpe.checks import shown
 from lpe.errors import InputError
 from lpe.number_systems.grids import (
@@ -24,7 +23,6 @@ from lpe.number_systems.grids import (
     FullPrecision,
     Int,
     LowPrecision,
-    NamedCodebook,
     NumberSystem,
     PerBlock,
     PerChannel,
@@ -117,11 +115,6 @@ def names() -> list[str]:
     return [system.name for system in plain_systems()]
 
 
-def known() -> list[str]:
-    """Return the names of all number systems but codebooks: lpe's, and those that other packages bring."""
-    return [*names(), *plugins.names(plugins.SYSTEMS, names())]
-
-
 def number_system(name: str, scale: ScaleAxis | None = None) -> Systems:
     """Return the number system of a name: the one whose ``name`` it is, whatever its scale axis and levels.
 
@@ -129,13 +122,11 @@ def number_system(name: str, scale: ScaleAxis | None = None) -> Systems:
 
     Args:
         name: such as ``int5``, ``int4-mse``, ``int8*11.3``, ``nf4 per block of 64 inputs`` or
-            ``codebook:-1:0:0.5``; or name patterns with one each, ``*mlp*=int4,*=int8``; or one that another
-            package brings (:mod:`lpe.plugins`).
+            ``codebook:-1:0:0.5``; or name patterns with one each, ``*mlp*=int4,*=int8``.
         scale: the scale axis where the name has none (None: per channel).
 
     Raises:
-        InputError: the name is unknown; a name that has another scale axis than ``scale``; another package's
-            that cannot be loaded.
+        InputError: the name is unknown; a name that has another scale axis than ``scale``.
     """
     text = str(name)
     if "=" in text:
@@ -160,14 +151,7 @@ def number_system(name: str, scale: ScaleAxis | None = None) -> Systems:
         system = Float(exponent, mantissa, axis)
         if plain == f"fp{system.bits}e{exponent}m{mantissa}":
             return system
-    brought = plugins.brought(plugins.SYSTEMS, short.lower(), names())
-    if brought is None:
-        raise InputError(f"unknown number system {shown(name)}; there are {', '.join(known())}")
-    levels = brought.load()
-    try:
-        return NamedCodebook(levels, axis, short.lower())
-    except InputError as error:
-        raise InputError(f"{brought.owner} brings the number system {short.lower()!r}: {error}") from None
+    raise InputError(f"unknown number system {shown(name)}; there are {', '.join(names())}")
 
 
 def _by_pattern(text: str, scale: ScaleAxis | None) -> ByPattern:
