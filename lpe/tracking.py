@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas
 
 Mode = Literal["disabled", "offline", "online"]
+USUAL = "usual"
+"""W&B's own conventions where WANDB_MODE is not set, for programs that track their runs."""
 MODES: tuple[Mode, ...] = ("disabled", "offline", "online")
 INIT_SECONDS = 30
 FINISH_SECONDS = 60  # what is not uploaded by then stays on disk, for `wandb sync`
@@ -110,9 +112,9 @@ def start(
     """Start a run of W&B, in at most about ``INIT_SECONDS``.
 
     Args:
-        mode: "disabled" (wandb is not even imported), "offline" or "online". None: W&B's own
-            conventions: the environment variable ``WANDB_MODE``; without it online if
-            ``WANDB_API_KEY`` is set, else offline.
+        mode: "disabled" (wandb is not even imported), "offline" or "online". None: the environment variable
+            ``WANDB_MODE``; without it disabled, or with USUAL W&B's own conventions: online if
+            ``WANDB_API_KEY`` is set, else offline. A run says in a line where it writes.
         config: every hyper-parameter, as plain data or dataclasses.
 
     Raises:
@@ -147,16 +149,27 @@ def start(
     except Exception as error:
         _say(error)
         return Tracker(None)
+    place = getattr(run, "url", None) or _folder_of(run)
+    print(f"W&B: {chosen}, written to {place}; WANDB_MODE=disabled switches it off", file=sys.stderr)
     return Tracker(run)
 
 
+def _folder_of(run: Any) -> str:
+    """Return the folder of a run's files, from the working directory on."""
+    files = getattr(run, "dir", None)
+    return os.path.relpath(os.path.dirname(files)) if isinstance(files, str) else "wandb"
+
+
 def _chosen_mode(mode: str | None) -> Mode:
-    if mode is not None:
+    is_usual = mode == USUAL
+    if mode is not None and not is_usual:
         given, source = mode, "the W&B mode"
     elif os.environ.get("WANDB_MODE"):
         given, source = os.environ["WANDB_MODE"], "WANDB_MODE"
         given = _OLD_NAMES.get(given, given)
     else:
+        if not is_usual:
+            return "disabled"
         return "online" if os.environ.get("WANDB_API_KEY") else "offline"
     for known in MODES:
         if given == known:

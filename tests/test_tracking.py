@@ -96,8 +96,13 @@ def test_an_offline_run_keeps_the_rows_of_its_table(finished: Finished) -> None:
     assert json.loads(table.read_text())["data"] == [[1, 0.5], [2, 0.25]]
 
 
-def test_online_without_a_key_is_one_line_and_the_offline_run_prints_none(finished: Finished) -> None:
-    (line,) = finished.stderr
+def test_online_without_a_key_is_one_line_and_the_offline_run_says_where_it_writes(
+    finished: Finished,
+) -> None:
+    line, where = finished.stderr
+    (folder,) = finished.folder.glob("wandb/offline-run-*")
+    written = f"W&B: offline, written to wandb/{folder.name}; WANDB_MODE=disabled switches it off"
+    assert where == written
     assert line.startswith("W&B: ") and line.endswith("; the run goes on without it") and "API key" in line
 
 
@@ -112,8 +117,9 @@ def test_a_run_leaves_the_hooks_of_the_process_as_they_were(finished: Finished) 
 @pytest.mark.parametrize(
     ("mode", "environment", "chosen"),
     [
-        (None, {}, "offline"),
-        (None, {"WANDB_API_KEY": "key"}, "online"),
+        (tracking.USUAL, {}, "offline"),
+        (tracking.USUAL, {"WANDB_API_KEY": "key"}, "online"),
+        (tracking.USUAL, {"WANDB_API_KEY": "key", "WANDB_MODE": "offline"}, "offline"),
         (None, {"WANDB_API_KEY": "key", "WANDB_MODE": "offline"}, "offline"),
         (None, {"WANDB_MODE": "dryrun"}, "offline"),
         ("online", {"WANDB_MODE": "offline"}, "online"),
@@ -126,6 +132,15 @@ def test_the_mode_is(
         monkeypatch.setenv(name, value)
     tracking.start(mode, "project", "name", {})
     assert fake.started[0]["mode"] == chosen
+
+
+def test_without_a_mode_nothing_is_tracked_even_with_a_key(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "key")
+    with tracking.start(None, "project", "name", {}) as tracker:
+        tracker.log({"nll": 1.0})
+    assert fake.calls == [] and capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(("mode", "environment"), [("of", ""), (None, "of")])
@@ -212,7 +227,10 @@ def test_a_failure_is_said_once_and_the_run_goes_on(
 ) -> None:
     fake.fail = failing
     use_everything()
-    assert capsys.readouterr().err == "W&B: RuntimeError: the first line; the run goes on without it\n"
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "W&B: RuntimeError: the first line; the run goes on without it"
+    # A run that was begun has said where it writes.
+    assert len(said) == (1 if failing in ("setup", "init") else 2)
 
 
 def test_after_a_failure_wandb_is_not_called_again(fake: Fake) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,14 @@ from lpe.errors import InputError
 
 Batch = tuple[int, Any, Tensor]
 """A batch's place in the stream, its inputs and its targets, int64 [examples]."""
+
+
+class Hashed(ABC):
+    """Inputs that tell their examples apart by hashes of their own."""
+
+    @abstractmethod
+    def hashes(self) -> Tensor:
+        """Return a hash of each example, int64 [examples] on the CPU."""
 
 
 def stream(batches: Any) -> Iterator[Batch]:
@@ -42,6 +51,11 @@ _INTEGERS = (
     torch.uint32,
     torch.uint64,
 )
+
+
+def is_integers(tensor: Tensor) -> bool:
+    """Tell whether a tensor is of integers."""
+    return tensor.dtype in _INTEGERS
 
 
 def _labels(targets: Any, index: int) -> Tensor:

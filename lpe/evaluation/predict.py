@@ -58,6 +58,7 @@ from lpe.evaluation.predictions import (
 from lpe.evaluation.prefixes import Prefixes
 from lpe.evaluation.score import CALIBRATED, are_selective, checked_metrics, scored_rows
 from lpe.evaluation.timing import MemberTimer
+from lpe.evaluation.tokens import evaluate_tokens, peeked
 from lpe.logits import check_labels, check_shape, check_values
 from lpe.modules import apply, device_of, tensors_in, tree_map
 from lpe.notices import say
@@ -477,7 +478,9 @@ def evaluate(
     Args:
         ensemble: any ensemble, or a cascade: see :func:`lpe.evaluation.cascades.evaluate_cascade`.
         batches: iterable of (inputs, targets), read once: inputs a tensor, a tuple or list (positional
-            arguments) or a dict (keyword arguments); targets class indices [examples].
+            arguments) or a dict (keyword arguments); targets class indices [examples]. Or of token ids, alone
+            or among other inputs, and labels, both integers [texts, tokens]: a language model's, whose logits
+            at a token are of the next label, −100 where it does not count (:mod:`lpe.evaluation.tokens`).
         calibrated: also fit temperatures, for the column ``calibrated_nll``: at every size, or at these sizes
             (elsewhere it is NaN). This keeps the log-probabilities of these sizes, float64 [examples,
             classes] each, in memory.
@@ -505,7 +508,8 @@ def evaluate(
 
     Returns:
         A row per size 1 … M: size, the metrics (err and the selective ones fractions, losses in nats),
-        memory_bits (n stored members), and calibrated_nll where asked.
+        memory_bits (n stored members), and calibrated_nll where asked. Of tokens the metrics are nll,
+        average_loss (nats a token) and perplexity.
 
     Raises:
         InputError: what is no ensemble; an empty stream, or a batch that is no pair; targets that are not
@@ -550,6 +554,25 @@ def evaluate(
         )
     if chunk_bytes is None:
         chunk_bytes = 0 if ensemble.members_are_stored else CHUNK_BYTES
+    batches, of_tokens = peeked(batches)
+    if of_tokens:
+        if members == "together" or calibrated is not False or examples is not None:
+            raise InputError(
+                "batches of tokens have nats a token alone, and members run one by one; leave calibrated, "
+                "examples and members='together' out"
+            )
+        return evaluate_tokens(
+            ensemble,
+            batches,
+            chunk_bytes,
+            options,
+            asdict(options),
+            timer,
+            predictions,
+            predictions_dtype,
+            predictions_record,
+            metrics,
+        )
     names = checked_metrics(metrics, CLASSES)
     calibrated = calibrated_sizes(calibrated, range(1, len(ensemble) + 1))
     columns = ["size", *names, "memory_bits"]

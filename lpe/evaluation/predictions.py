@@ -39,7 +39,7 @@ from lpe.ensembles.augmented import views_in
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.mc_dropout import masks_in
 from lpe.errors import InputError
-from lpe.evaluation.batches import Batch
+from lpe.evaluation.batches import Batch, Hashed
 from lpe.files.container import check_path, contents_hash, weights_hash
 from lpe.modules import named_tensors, tensors_in
 from lpe.provenance import kernels, machine, plain_data
@@ -114,9 +114,11 @@ def example_hashes(inputs: Any, count: int) -> Tensor:
 
     Args:
         inputs: a tensor, or a tuple, list or dict of them, whose first axis is that of the examples; what has
-            another length counts for every example.
+            another length counts for every example. Or what has hashes of its own.
         count: examples.
     """
+    if isinstance(inputs, Hashed):
+        return inputs.hashes()
     hashes = [hashlib.blake2b(digest_size=8) for _ in range(count)]
     for tensor in tensors_in(inputs):
         values = tensor.detach()
@@ -231,7 +233,7 @@ class PredictionsWriter:
         path: the file. about: see :func:`about_ensemble`.
 
     Attributes:
-        classes: their number, once a row has been written; else None.
+        classes: their number, once a row has been written; else None. Of tokens 1, the numbers of a row.
 
     Raises:
         InputError: the folder cannot be written to, or holds the beginning of another ensemble's predictions.
@@ -239,7 +241,8 @@ class PredictionsWriter:
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self.path, self.about = path, dict(about)
-        self.classes: int | None = None
+        self._of_tokens = about["kind"] == TOKENS
+        self.classes: int | None = 1 if self._of_tokens else None
         self._dtype = DTYPES[about["dtype"]]
         self._folder = partial_folder(path)
         self._header = self._folder / "header.json"
@@ -291,7 +294,7 @@ class PredictionsWriter:
         self._held = [least] * len(self._held)
 
     def add(self, member: int, log_probs: Tensor) -> None:
-        """Take up a member's next log-probabilities [examples, classes], of batches that it lacked."""
+        """Take up a member's next log-probabilities [examples, classes] or [tokens], of batches it lacked."""
         if self.classes is None:
             self.classes = log_probs.shape[1]
             self._write_header()
@@ -326,10 +329,11 @@ class PredictionsWriter:
         assert self.classes is not None
         size = self.about["size"]
         log_probs = [self._file(member) for member in range(size)]
+        classes = 0 if self._of_tokens else self.classes
         _write(
             self.path,
-            {**self.about, "examples": self._read, "classes": self.classes, "made": about_machine()},
-            [size, self._read, self.classes],
+            {**self.about, "examples": self._read, "classes": classes, "made": about_machine()},
+            [size, self._read, *([classes] if classes else [])],
             self._dtype,
             (_pieces(each) for each in log_probs),
             self._known[0],

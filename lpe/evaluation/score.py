@@ -304,7 +304,8 @@ def _scaled_table(
     if files[0].about["kind"] == TOKENS:
         raise InputError(f"{files[0].path} is of tokens, of which only the target's probability is kept")
     is_number_above_0 = is_number(temperature) and 0 < temperature < math.inf
-    if temperature not in (None, FIT) and not is_number_above_0:
+    is_fitted = isinstance(temperature, str) and temperature == FIT
+    if not (temperature is None or is_fitted or is_number_above_0):
         raise InputError(f"temperature must be a positive number, {FIT!r} or None, not {shown(temperature)}")
     if validation is not None and is_number_above_0:
         raise InputError(f"a temperature of {shown(temperature)} is not fitted; leave validation out")
@@ -319,7 +320,7 @@ def _scaled_table(
         fitted: dict[str, float] = {}
         if validation is not None:
             fitted = {"temperature": fit_temperature(*means(validation, n))}
-        if temperature == FIT and validation is None:
+        if is_fitted and validation is None:
             scaled = temperature_scaled(mean, targets)
         else:
             divisor = fitted["temperature"] if fitted else float(temperature)

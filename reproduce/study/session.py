@@ -122,7 +122,8 @@ def open_session(
     seeds, claim_seeds = seeds_asked(chosen, count)
     check_writable(working)
     config = {"scale": chosen.described(), "seeds": seeds}
-    with tracking.start(wandb_mode, "low-precision-ensembling", f"{name}-{chosen.name}", config) as tracker:
+    mode = tracking.USUAL if wandb_mode is None else wandb_mode
+    with tracking.start(mode, "low-precision-ensembling", f"{name}-{chosen.name}", config) as tracker:
         yield Session(
             store=store,
             tracker=tracker,
