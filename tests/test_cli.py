@@ -636,7 +636,13 @@ def test_describe_lists_every_tensor_and_the_memory(run: Run) -> None:
     ensemble = lpe.LowPrecisionEnsemble(imagenet.random_model(VIT), lpe.Int(4), 3)
     described, memory = printed.rstrip().rsplit("\n", 1)
     assert described == ensemble.describe()
-    assert memory.startswith(f"memory: {ensemble.memory_bits() / 8e6:.4g} MB of 3 members, ")
+    planes = ensemble.memory_bits(storage="planes")
+    assert memory.startswith(
+        f"memory: {ensemble.memory_bits() / 8e6:.4g} MB of 3 members, "
+        f"{planes / 8e6:.4g} MB of them as planes, "
+    )
+    nearest = run("describe", f"timm/{VIT}", "--random-weights", "--system", "int4", "--rounding", "nearest")
+    assert "planes" not in nearest
 
 
 def test_systems_lists_every_number_system_with_its_levels(run: Run) -> None:
@@ -670,7 +676,7 @@ def cells_of_file(printed: str) -> dict[str, int]:
 
 
 def test_pack_writes_what_save_writes(run: Run, tmp_path: Path) -> None:
-    for kind in ("members", "seeded"):
+    for kind in ("members", "seeded", "planes"):
         run(*PACK, "--kind", kind, "-o", tmp_path / "packed")
         lpe.save(random_ensemble(), tmp_path / "saved", kind)
         assert (tmp_path / "packed").read_bytes() == (tmp_path / "saved").read_bytes()
@@ -712,6 +718,16 @@ def test_pack_tells_the_bytes_of_weights_scales_and_leftovers(
     assert printed.splitlines()[-1].startswith(f"{bits:.3f} bits a quantised weight")
 
 
+def test_pack_tells_the_bytes_of_lower_neighbours_and_planes(run: Run, tmp_path: Path) -> None:
+    printed = run(*PACK, "--kind", "planes", "-o", tmp_path / "e")
+    told, ensemble = cells_of_file(printed), random_ensemble()
+    quantised = sum(planned.numel for planned in ensemble.plan if planned.quantised)
+    assert (told["lower neighbours"], told["planes of 3 members"]) == (quantised * 5 // 8, quantised * 3 // 8)
+    assert sum(told.values()) == (tmp_path / "e").stat().st_size
+    bits = 8 + 8 * told["scales"] / quantised
+    assert printed.splitlines()[-1].startswith(f"{bits:.3f} bits a quantised weight")
+
+
 def test_several_systems_by_name_are_packed_and_evaluated_as_the_library_does(
     run: Run, folder: Path, tmp_path: Path
 ) -> None:
@@ -725,7 +741,7 @@ def test_several_systems_by_name_are_packed_and_evaluated_as_the_library_does(
     }
     expected = lpe.LowPrecisionEnsemble(model, systems, 2, seed=5)
     source = [f"timm/{VIT}", "--checkpoint", folder / "vit.safetensors"]
-    for kind in ("members", "seeded"):
+    for kind in ("members", "seeded", "planes"):
         run(
             "pack", *source, "--system", name, "--size", 2, "--seed", 5, "--kind", kind, "-o", tmp_path / kind
         )
@@ -770,6 +786,10 @@ def test_pack_leaves_any_other_file_alone(error_of: Run, folder: Path, tmp_path:
         (["--base", "bf16", "-o", "e"], "base='bf16' is for kind='seeded'"),
         (["--kind", "seeded", "--base", "int4", "-o", "e"], "invalid choice: 'int4'"),
         (["--kind", "zip", "-o", "e"], "invalid choice: 'zip'"),
+        (["--kind", "planes", "--method", "gaussian", "-o", "e"], "--kind planes is for --method lpe, not"),
+        (["--kind", "planes", "--rounding", "nearest", "-o", "e"], "those to the nearest are all alike"),
+        (["--kind", "planes", "--system", "fp32", "-o", "e"], "fp32 does not round"),
+        (["--kind", "planes", "--base", "bf16", "-o", "e"], "a file of planes holds no base"),
         (["--kind", "seeded", "--method", "gaussian", "-o", "e"], "--kind seeded is for --method lpe, not"),
         (["--system", "int9", "-o", "e"], "9 bits; integers take 2 to 8"),
         (["-o", "."], ". is a folder; give a file to write to"),

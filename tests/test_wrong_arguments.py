@@ -222,6 +222,8 @@ OF_ONE_NAME: dict[tuple[str, str], Make] = {
     ("Surface", "anchors"): of(lambda: {"here": vector()}),
     ("codes", "name"): of(lambda: "first.weight"),
     ("stored", "name"): of(lambda: "first.weight"),
+    ("planes", "name"): of(lambda: "first.weight"),
+    ("planes", "members"): of(lambda: [1, 0]),
     ("scales", "name"): of(lambda: "first.weight"),
     ("draw", "name"): of(lambda: "first.weight"),
     ("std_of", "name"): of(lambda: "first.weight"),

@@ -18,6 +18,7 @@ from lpe.cli.options import (
 )
 from lpe.cli.tables import megabytes
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
+from lpe.errors import InputError
 from lpe.number_systems.grids import FullPrecision
 
 DESCRIBE = """\
@@ -42,10 +43,14 @@ def describe(asked: argparse.Namespace) -> str:
     model = placed(model_alone(model_asked), torch.device("cpu"), model_asked)
     ensemble = ensemble_asked.ensemble(model)
     single = LowPrecisionEnsemble(model, FullPrecision(), 1, **ensemble_asked.patterns)
+    try:
+        planes = f"{megabytes(ensemble.memory_bits(storage='planes'))} MB of them as planes, "
+    except InputError:  # members that have none
+        planes = ""
     return "\n".join(
         (
             ensemble.describe(),
-            f"memory: {megabytes(ensemble.memory_bits())} MB of {len(ensemble)} members, "
+            f"memory: {megabytes(ensemble.memory_bits())} MB of {len(ensemble)} members, {planes}"
             f"{megabytes(ensemble.memory_bits(storage='generator'))} MB of what they can be drawn from, "
             f"{megabytes(single.memory_bits())} MB of the model as it is",
         )

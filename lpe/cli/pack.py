@@ -25,14 +25,16 @@ from lpe.errors import InputError
 from lpe.files.container import is_packed
 from lpe.files.ensembles import save
 from lpe.files.kinds import KINDS as FILE_KINDS
-from lpe.files.kinds import check_base, check_kind
+from lpe.files.kinds import check_base, check_kind, check_planes
 from lpe.number_systems.naming import systems_of
+from lpe.number_systems.packing import packed_bytes
 from lpe.writing import check_writable
 
 PACK = """\
 The ensemble as one file, which lpe.load and lpe evaluate --packed read on the model's architecture.
 
   --kind members   (default) every member, packed: b bits a weight and member
+  --kind planes    the same members as bit planes: b bits a weight once, and one bit a weight and member
   --kind seeded    the weights once, as --base, and the seed: members are drawn from it, as many as one likes
 
   lpe pack timm/vit_small_patch16_224.augreg_in21k_ft_in1k --system int5 --size 20 --kind seeded -o vit.lpe
@@ -75,10 +77,13 @@ def pack(asked: argparse.Namespace) -> str:
     file = options_of(FileOptions, asked)
     ensemble_asked.check()
     base = check_kind(file.kind, file.base)
+    if file.kind != "members" and ensemble_asked.method != "lpe":
+        raise InputError(f"--kind {file.kind} is for --method lpe, not {ensemble_asked.method}")
+    rounding = ensemble_asked.rounding or "bernoulli"
     if file.kind == "seeded":
-        if ensemble_asked.method != "lpe":
-            raise InputError(f"--kind seeded is for --method lpe, not {ensemble_asked.method}")
-        check_base(base, systems_of(ensemble_asked.number_system()), ensemble_asked.rounding or "bernoulli")
+        check_base(base, systems_of(ensemble_asked.number_system()), rounding)
+    if file.kind == "planes":
+        check_planes(systems_of(ensemble_asked.number_system()), rounding)
     path = file.output
     if path.is_dir():
         raise InputError(f"{path} is a folder; give a file to write to")
@@ -111,15 +116,19 @@ def _contents(ensemble: LowPrecisionEnsemble, size: int, kind: str, base: str) -
     leftovers = [planned for planned in ensemble.plan if planned.saved and not planned.rounds]
     scales = sum(ensemble.scales(planned.name).numel() for planned in quantised)
     leftover_bytes = sum(planned.numel * planned.bits for planned in leftovers) // 8
-    seeded = kind == "seeded"
+    seeded, members = kind == "seeded", _members(len(ensemble))
     if seeded:
         scales = scales if base == "int8" else 0
-        what, code_bytes = f"weights as {base}", weights * BASES[base] // 8
+        codes = [(f"weights as {base}", weights, weights * BASES[base] // 8)]
     else:
-        what = f"codes of {_members(len(ensemble))}"
-        code_bytes = ensemble.memory_bits() // 8 - 4 * scales - leftover_bytes
+        code_bytes = ensemble.memory_bits(storage=kind) // 8 - 4 * scales - leftover_bytes
+        codes = [(f"codes of {members}", weights, code_bytes)]
+    if kind == "planes":
+        lower = sum(packed_bytes(planned.numel, planned.rounded_to) for planned in quantised)
+        codes = [("lower neighbours", weights, lower), (f"planes of {members}", weights, code_bytes - lower)]
+    code_bytes = sum(row[-1] for row in codes)
     rows = [
-        (what, weights, code_bytes),
+        *codes,
         ("scales", scales, 4 * scales),
         ("leftovers", sum(planned.numel for planned in leftovers), leftover_bytes),
         ("header", None, size - code_bytes - 4 * scales - leftover_bytes),

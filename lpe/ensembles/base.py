@@ -28,7 +28,7 @@ from lpe.modules import apply, device_of, to_device
 from lpe.networks import network_of
 from lpe.structure import Structure
 
-STORAGES = ("members", "generator")
+STORAGES = ("members", "generator", "planes")
 
 
 def check_size(size: int) -> int:
@@ -133,8 +133,12 @@ class Ensemble(ABC, Sequence[nn.Module]):
 
         Args:
             n: number of members, 1 … size.
-            storage: "members", n stored members with what they share counted once, or "generator", the
-                smallest thing from which the members can be drawn.
+            storage: "members", n stored members with what they share counted once; "generator", the
+                smallest thing from which the members can be drawn; "planes", of members that are rounded at
+                random: the lower neighbours once and one bit a weight and member.
+
+        Raises:
+            InputError: another n or storage; planes of members that have none.
         """
 
     @abstractmethod
@@ -215,7 +219,15 @@ class Ensemble(ABC, Sequence[nn.Module]):
 
     def _check_storage(self, n: int | None, storage: str) -> int:
         check_choice("storage", storage, STORAGES)
+        if storage == "planes":
+            self.check_planes()
         return self._check_n(n)
+
+    def check_planes(self) -> None:
+        """Raise InputError unless the members can be stored as bit planes."""
+        raise InputError(
+            f"planes are of a LowPrecisionEnsemble rounded at random; a {type(self).__name__} has none"
+        )
 
     def _check_index(self, index: int) -> int:
         return check_integer("a member's index", index, 0, self.size - 1)

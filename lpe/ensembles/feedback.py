@@ -362,6 +362,13 @@ class FeedbackEnsemble(LowPrecisionEnsemble):
         codes = feed_back(by_column(stored.detach().double()), shares, round_column)
         return codes.permute(1, 2, 0).reshape(planned.shape)
 
+    def check_planes(self) -> None:
+        """Raise InputError: members differ by what was fed back, in more than a bit."""
+        raise InputError(
+            "members with error feedback differ by more than a bit a weight and have no planes; save them "
+            "with kind='members'"
+        )
+
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """Return the bits of n members; see :meth:`lpe.ensembles.base.Ensemble.memory_bits`.
 

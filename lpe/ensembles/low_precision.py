@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpe.checks import check_text
+from lpe.checks import check_list, check_text
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.batch_norm import MemberStatistics, batch_norms, fresh_statistics, statistics_note
 from lpe.ensembles.on_the_fly import AllMembers
@@ -30,6 +30,7 @@ from lpe.number_systems.grids import FullPrecision, Int, LowPrecision, NumberSys
 from lpe.number_systems.kernels.arguments import Draw, Stored
 from lpe.number_systems.naming import Systems, check_system
 from lpe.number_systems.packing import packed_bytes
+from lpe.number_systems.planes import check_random, lower_neighbours, plane_bytes, planes_with_scales
 from lpe.number_systems.rounding import (
     check_rounding,
     encode_with_scales,
@@ -179,10 +180,49 @@ class LowPrecisionEnsemble(Ensemble):
 
     def codes(self, name: str, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the codes and scales of one rounded tensor of one member; see ``lpe.encode``."""
-        scales = self.scales(name)
-        planned = next(planned for planned in self.plan if planned.name == name)
+        scales, planned = self.scales(name), self._planned(name)
         where = (planned.rounded_to, planned.layout)
         return encode_with_scales(self.stored(name), scales, *where, self.draw(name, index)), scales
+
+    def planes(self, name: str, members: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Return the lower neighbours and the members' planes of one rounded tensor.
+
+        Args:
+            members: indices; None: all.
+
+        Returns:
+            codes of the tensor's shape, as ``lpe.encode`` has them; planes, uint8 [members, ⌈elements / 8⌉].
+            See :mod:`lpe.number_systems.planes`, whose ``codes_of`` puts a member together.
+
+        Raises:
+            InputError: the tensor is not rounded; an index that the ensemble does not have, or none; members
+                that have no planes.
+        """
+        self.check_planes()
+        scales, planned, stored = self.scales(name), self._planned(name), self.stored(name)
+        where = (planned.rounded_to, planned.layout)
+        lower = lower_neighbours(stored, scales, *where)
+        if members is None:
+            return lower, planes_with_scales(stored, scales, *where, self.draw(name, 0), self.size)
+        draws = [self.draw(name, index) for index in self._check_members(members)]
+        return lower, torch.cat([planes_with_scales(stored, scales, *where, draw) for draw in draws])
+
+    def _check_members(self, members: Sequence[int]) -> list[int]:
+        """Return members' indices; InputError unless they are some of the ensemble's."""
+        indices = [self._check_index(index) for index in check_list("members", members, "members' indices")]
+        if not indices:
+            raise InputError("members is empty; give one index or more")
+        return indices
+
+    def _planned(self, name: str) -> PlannedTensor:
+        """Return what the plan says of a rounded tensor."""
+        return next(planned for planned in self.plan if planned.name == name)
+
+    def check_planes(self) -> None:
+        """Raise InputError unless members are rounded at random."""
+        if not self._rounded:
+            raise InputError(f"nothing is rounded under {self.system.name}, so that there are no planes")
+        check_random(self.rounding)
 
     def as_module(self) -> AllMembers:
         """Join all members to one module: batch → logits [members, examples, classes]; see ``on_the_fly``."""
@@ -277,9 +317,11 @@ class LowPrecisionEnsemble(Ensemble):
 
         "members": n × the packed codes, plus scales × 32 and the other tensors once. The codes of a tensor
         take whole bytes. Members to the nearest are all alike and count once.
+        "planes": the packed lower neighbours once, and one bit a weight and member; each tensor's lower
+        neighbours, and each of its planes, take whole bytes.
         "generator": the rounded weights once, as the smallest of BASES that can hold them (INT-8 with its
         scales; bfloat16 where there is a system of 8 bits, which draws nothing from INT-8), and the other
-        tensors. Re-estimated batch-norm statistics are each member's own under both.
+        tensors. Re-estimated batch-norm statistics are each member's own under all.
         """
         n = self._check_storage(n, storage)
         own = () if self.batch_norm is None else self.batch_norm.names
@@ -294,6 +336,8 @@ class LowPrecisionEnsemble(Ensemble):
             return leftovers + weights + (scales if self.base == "int8" else 0)
         distinct = 1 if self.rounding == "nearest" else n
         codes = 8 * sum(packed_bytes(p.numel, p.rounded_to) for p in self._rounded)
+        if storage == "planes":
+            return leftovers + scales + codes + n * 8 * sum(plane_bytes(p.numel) for p in self._rounded)
         return leftovers + scales + codes * distinct
 
     @property

@@ -83,8 +83,11 @@ class CompositeEnsemble(Ensemble):
         """Return the parts that are there."""
         return ()
 
+    def check_planes(self) -> None:
+        """Leave it to the parts, each of which is asked for its own memory."""
+
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
-        """Sum the memory of the members taken from each part, under either storage."""
+        """Sum the memory of the members taken from each part, under any storage."""
         n = self._check_storage(n, storage)
         return sum(self._part_bits(part, taken, storage) for part, taken in self._prefix(n))
 

@@ -83,6 +83,10 @@ class SelectedEnsemble(Ensemble):
     def _see(self, inputs: Any) -> None:
         self.ensemble.check_reach(inputs)
 
+    def check_planes(self) -> None:
+        """Raise InputError unless the ensemble's members can be stored as bit planes."""
+        self.ensemble.check_planes()
+
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """Return the bits of n members of the ensemble: those that were not kept take none.
 

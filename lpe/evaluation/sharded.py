@@ -160,6 +160,10 @@ class Said(Ensemble):
         """Return member ``index``."""
         return self._members[index]
 
+    def check_planes(self) -> None:
+        """Raise InputError unless the members that were run can be stored as bit planes."""
+        self._of.check_planes()
+
     def memory_bits(self, n: int | None = None, storage: str = "members") -> int:
         """Return the bits of the ensemble that was run."""
         return self._of.memory_bits(n, storage)

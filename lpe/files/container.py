@@ -26,9 +26,10 @@ from lpe.modules import PLAIN_DTYPES, named_tensors
 from lpe.writing import replacing
 
 FORMAT = "lpe ensemble"
-VERSION = 5
+VERSION = 6
 """The newest version of files. A file has the version of the oldest reader that understands it, 2 where it
-needs no more: 3 for several number systems and clipped steps, 4 for selections and views, 5 for a spread.
+needs no more: 3 for several number systems and clipped steps, 4 for selections and views, 5 for a spread, 6
+for planes.
 """
 
 _UNHASHED = "0" * 64  # where the hash will stand

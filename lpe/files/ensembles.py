@@ -1,9 +1,12 @@
 """Ensembles as files: one safetensors file, read back on the architecture it was made of.
 
-Two kinds:
+Three kinds:
 
     members   every member's own tensors (low precision ones packed, b bits a weight), and once what they
               share; this is what ``memory_bits(storage="members")`` counts
+    planes    low precision ensembles that are rounded at random, and mixtures of them, only: the lower
+              neighbours once and one bit a weight and member, from which the members follow to the bit.
+              ``memory_bits(storage="planes")``
     seeded    low precision ensembles, and mixtures of them, only: the weights once (in each part of a
               mixture) with the seed, as a base that is finer than the members; these are drawn from it when
               asked for, without limit. ``memory_bits(storage="generator")``
@@ -38,6 +41,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +65,7 @@ from lpe.files.header import check_header, check_kinds
 from lpe.files.kinds import KINDS, check_kind
 from lpe.files.members import StoredEnsemble, full_precision, low_precision
 from lpe.files.methods import batch, batch_of, dropout, dropout_of, views, views_of
+from lpe.files.planes import PlanesEnsemble, planes_of
 from lpe.files.seeded import SeededEnsemble, drawable
 from lpe.modules import NamedTensor, named_tensors
 from lpe.surroundings import apart
@@ -73,8 +78,8 @@ def save(
 
     Args:
         ensemble: any ensemble; the seeded kind takes a ``LowPrecisionEnsemble`` of a system that rounds, or
-            a mixture of such.
-        path: the file, written over where there is one. kind: "members" or "seeded".
+            a mixture of such, and so do planes, of "bernoulli" and "coupled" rounding.
+        path: the file, written over where there is one. kind: "members", "seeded" or "planes".
         base: what a seeded file holds of each weight: "int8" (the default), "bf16" or "fp32".
 
     Returns:
@@ -84,8 +89,9 @@ def save(
         InputError: what is no ensemble; an unknown kind or base, or one that the ensemble cannot have: INT-8
             is no finer than members of 8 bits; a mixture of two architectures; members with dropout masks or
             views in an ensemble that is not of that method itself; a view that is a function of one's own; a
-            seeded file of an ensemble with error feedback; a selection of a mixture, of a BatchEnsemble or of
-            what was read from a file of members; a place that cannot be written to.
+            seeded file, or planes, of an ensemble with error feedback; planes of members to the nearest; a
+            seeded file of what was read from planes; a selection of a mixture, of a BatchEnsemble or of what
+            was read from a file of members; a place that cannot be written to.
     """
     base = check_kind(kind, base)
     if not isinstance(ensemble, Ensemble):
@@ -282,6 +288,8 @@ def _made(
         return SelectedEnsemble(
             SeededEnsemble(model, {**header, "size": max(chosen) + 1}, tensors, devices), chosen
         )
+    if header["kind"] == "planes":
+        return PlanesEnsemble(model, header, tensors, devices)
     if "method" not in header:
         return StoredEnsemble(model, header, tensors, devices)
     placed = {
@@ -334,7 +342,7 @@ def _single(ensemble: Ensemble, kind: str, base: str) -> tuple[dict[str, Tensor]
         ensemble = ensemble.ensemble
     else:
         tensors, about = _contents(ensemble, kind, base)
-    if isinstance(ensemble, SeededEnsemble):
+    if isinstance(ensemble, SeededEnsemble | PlanesEnsemble):
         about["base_hash"] = ensemble.base_hash
     elif isinstance(ensemble, LowPrecisionEnsemble | GaussianEnsemble | MCDropoutEnsemble):
         about["base_hash"] = weights_hash(ensemble.model)
@@ -348,9 +356,13 @@ def _selection(ensemble: SelectedEnsemble, kind: str, base: str) -> tuple[dict[s
             f"a file holds no selection of a {type(of).__name__}; save lpe.DeepEnsemble(list(ensemble)), its "
             "members at full precision"
         )
-    if isinstance(of, LowPrecisionEnsemble) and of.rounds and kind == "members":
+    chosen = list(ensemble.members)
+    if isinstance(of, LowPrecisionEnsemble) and of.rounds and kind != "seeded":
         _check_unmasked(of, [of.model])
-        tensors, about = low_precision(of, ensemble.members)
+        written = planes_of if kind == "planes" else low_precision
+        tensors, about = written(of, ensemble.members)
+        if isinstance(of, PlanesEnsemble) and of.selected is not None:
+            chosen = [of.selected[index] for index in chosen]
     elif isinstance(of, LowPrecisionEnsemble) and of.rounds:
         if of.batch_norm is not None:
             raise InputError(
@@ -360,13 +372,13 @@ def _selection(ensemble: SelectedEnsemble, kind: str, base: str) -> tuple[dict[s
         tensors, about = _contents(of, kind, base)
         # Version 4: who does not know of selections would draw the first members.
         about["version"] = max(4, about.get("version", 2))
-    elif kind == "seeded":
+    elif kind != "members":
         tensors, about = _contents(of, kind, base)
     else:
         members = list(ensemble)
         _check_unmasked(of, members)
         tensors, about = full_precision(members)
-    return tensors, {**about, "selected": list(ensemble.members)}
+    return tensors, {**about, "selected": chosen}
 
 
 def _contents(ensemble: Ensemble, kind: str, base: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -377,11 +389,19 @@ def _contents(ensemble: Ensemble, kind: str, base: str) -> tuple[dict[str, Tenso
                 "a seeded file draws members from weights and a seed, and error feedback needs the layers' "
                 "inputs too; save it with kind='members'"
             )
-        return drawable(ensemble, base) if kind == "seeded" else low_precision(ensemble)
-    if kind == "seeded":
-        raise InputError(
-            f"a seeded file holds a low precision ensemble that rounds, not {type(ensemble).__name__}"
-        )
+        if not isinstance(ensemble, PlanesEnsemble):
+            written = {"seeded": partial(drawable, base=base), "planes": planes_of, "members": low_precision}
+            return written[kind](ensemble)
+        if kind == "seeded":
+            raise InputError(
+                "a seeded file draws members from weights, and this ensemble has the planes that were drawn; "
+                "save it with kind='planes'"
+            )
+        tensors, about = planes_of(ensemble) if kind == "planes" else low_precision(ensemble)
+        return tensors, {**about, **({} if ensemble.selected is None else {"selected": [*ensemble.selected]})}
+    if kind != "members":
+        what = "a seeded file holds" if kind == "seeded" else "planes are of"
+        raise InputError(f"{what} a low precision ensemble that rounds, not {type(ensemble).__name__}")
     if isinstance(ensemble, StoredEnsemble):
         return ensemble.written()
     if isinstance(ensemble, MCDropoutEnsemble):

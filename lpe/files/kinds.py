@@ -8,8 +8,9 @@ from lpe.checks import check_choice
 from lpe.ensembles.low_precision import BASES, base_holds
 from lpe.errors import InputError
 from lpe.number_systems.grids import LowPrecision, NumberSystem, grid_of
+from lpe.number_systems.planes import check_random
 
-KINDS = ("members", "seeded")
+KINDS = ("members", "seeded", "planes")
 
 
 def check_kind(kind: str, base: str | None) -> str:
@@ -18,8 +19,15 @@ def check_kind(kind: str, base: str | None) -> str:
     if base is not None:
         check_choice("base", base, tuple(BASES))
     if base is not None and kind != "seeded":
-        raise InputError(f"base={base!r} is for kind='seeded'; a file of members holds no base")
+        raise InputError(f"base={base!r} is for kind='seeded'; a file of {kind} holds no base")
     return base or "int8"
+
+
+def check_planes(systems: Iterable[NumberSystem], rounding: str) -> None:
+    """Raise InputError unless members of the number systems are rounded, and at random."""
+    if not any(isinstance(system, LowPrecision) for system in systems):
+        raise InputError("planes are of members that are rounded, and fp32 does not round")
+    check_random(rounding)
 
 
 def check_base(base: str, systems: Iterable[NumberSystem], rounding: str) -> None:

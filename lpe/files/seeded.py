@@ -121,7 +121,7 @@ class SeededEnsemble(LowPrecisionEnsemble):
             for index in range(min(held, header["size"]))
         }
         replaced = {
-            name: _placeholder(shape, dtype_of(layouts[name]), devices[name])
+            name: placeholder(shape, dtype_of(layouts[name]), devices[name])
             if name in layouts
             else kept[0][name]
             if name in statistics
@@ -134,7 +134,7 @@ class SeededEnsemble(LowPrecisionEnsemble):
         if statistics:
             self.batch_norm = MemberStatistics(net, (), header["refresh"], header["rounding"] == "nearest")
             self.batch_norm.kept.members |= kept
-        self.plan = _planned(net, layouts, of_tensor)
+        self.plan = planned_tensors(net, layouts, of_tensor)
         # Files of version 1 have INT-8 of any system.
         self._base = check_kind("seeded", str(header.get("base", "int8")))
         self.base_hash: str | None = header.get("base_hash")
@@ -161,7 +161,7 @@ class SeededEnsemble(LowPrecisionEnsemble):
         return "\n".join([f"{title}, drawn from {self._base} weights", *rows])
 
 
-def _planned(
+def planned_tensors(
     net: nn.Module, layouts: Mapping[str, Mapping[str, Any]], systems: Mapping[str, LowPrecision]
 ) -> list[PlannedTensor]:
     """Return the plan of a file's tensors; InputError where the model's rules lay them out in another way."""
@@ -177,7 +177,8 @@ def _planned(
     return [replace(p, system=systems[p.name]) if p.quantised else p for p in plan]
 
 
-def _placeholder(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def placeholder(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return what stands for a weight that is not held: NaN, of a shape and dtype and without memory."""
     # One NaN seen everywhere: unlike a meta tensor it has a device, and tied weights stay known as such.
     return torch.full((1,), math.nan, dtype=dtype, device=device).expand(*shape)
 

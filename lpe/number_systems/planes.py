@@ -39,6 +39,15 @@ RANDOM = ("bernoulli", "coupled")
 """The roundings whose members have planes."""
 
 
+def check_random(rounding: str) -> None:
+    """Raise InputError unless members of this rounding have planes."""
+    if rounding not in RANDOM:
+        raise InputError(
+            f"planes are of {' or '.join(RANDOM)} members; those to the nearest are all alike, and stored "
+            "once with kind='members'"
+        )
+
+
 def plane_bytes(count: int) -> int:
     """Return the bytes that a plane of ``count`` weights takes."""
     return -(-count // LANES)

@@ -311,7 +311,7 @@ def test_a_number_of_members_out_of_range_is_refused_with_its_value(n: Any) -> N
 
 
 def test_an_unknown_storage_is_refused_by_name_with_those_there_are() -> None:
-    with pytest.raises(lpe.InputError, match="members, generator, not 'disk'"):
+    with pytest.raises(lpe.InputError, match="members, generator, planes, not 'disk'"):
         ensemble_of().memory_bits(storage="disk")
 
 

@@ -26,7 +26,7 @@ def net(seed: int = 0) -> nn.Module:
         return nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
 
 
-@pytest.fixture(params=["members", "seeded"])
+@pytest.fixture(params=["members", "seeded", "planes"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     lpe.save(lpe.LowPrecisionEnsemble(net(), lpe.Int(5), 2), tmp_path / "e", kind=request.param)
     return tmp_path / "e"
@@ -178,7 +178,8 @@ def test_what_becomes_of_the_file_later_does_not_reach_what_was_read(path: Path)
 
 
 def test_one_ensemble_is_one_file(path: Path) -> None:
-    kind = "seeded" if "base/0.weight" in safetensors.torch.load_file(path) else "members"
+    held = safetensors.torch.load_file(path)
+    kind = "seeded" if "base/0.weight" in held else "planes" if "planes/0.weight" in held else "members"
     for again in ("first", "second", "third"):
         lpe.save(lpe.LowPrecisionEnsemble(net(), lpe.Int(5), 2), path.parent / again, kind=kind)
         assert (path.parent / again).read_bytes() == path.read_bytes()

@@ -329,7 +329,7 @@ def test_stored_members_report_the_padding_of_the_file(tmp_path: Path) -> None:
 
 
 def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(lpe.InputError, match="kind must be one of members, seeded, not 'zip'"):
+    with pytest.raises(lpe.InputError, match="kind must be one of members, seeded, planes, not 'zip'"):
         lpe.save(lpe.DeepEnsemble([model()]), tmp_path / "e", kind="zip")
 
 

@@ -60,8 +60,8 @@ def test_what_is_no_ensemble_is_refused_in_a_line_and_nothing_is_written(
         ({"path": 5}, "path must be a file's path, not 5"),
         ({"path": "no/such/folder/e"}, "cannot write no/such/folder/e"),
         ({"path": "a\0b"}, "cannot write a\0b"),
-        ({"kind": 5}, "kind must be one of members, seeded, not 5"),
-        ({"kind": ["members"]}, "kind must be one of members, seeded, not ['members']"),
+        ({"kind": 5}, "kind must be one of members, seeded, planes, not 5"),
+        ({"kind": ["members"]}, "kind must be one of members, seeded, planes, not ['members']"),
         ({"base": 8, "kind": "seeded"}, "base must be one of int8, bf16, fp32, not 8"),
     ],
 )
