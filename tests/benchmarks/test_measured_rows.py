@@ -178,10 +178,14 @@ def test_a_slower_evaluation_takes_more_than_one_time_plain(
 def test_bits_a_weight_leave_out_what_is_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "vit_small", lambda: nn.Linear(64, 16).eval())
     monkeypatch.setattr(packed, "WIDTHS", [5])
-    seeded = next(row for row in packed.measure() if row["kind"] == "seeded")
+    rows = packed.measure()
+    seeded = next(row for row in rows if row["kind"] == "seeded")
     assert (seeded["quantised_weights"], seeded["leftover_bytes"]) == (64 * 16, 4 * 16)
     # A code of 8 bits, and a scale of 32 bits for each output channel of 64 weights.
     assert seeded["bits_a_weight"] == 8 + 32 / 64
+    # As planes a code of 5 bits once, and a bit of each member.
+    planes = {row["members"]: row["bits_a_weight"] for row in rows if row["kind"] == "planes"}
+    assert planes == {n: 5 + n + 32 / 64 for n in (1, 2, 5, 10, 20)}
 
 
 # Compiling.

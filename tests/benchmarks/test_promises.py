@@ -172,9 +172,31 @@ def test_rounding_may_take_1_1_times_as_long_a_weight_at_the_worst_size(
 def test_a_seeded_file_at_int_5_may_take_8_1_bits_a_weight(
     bits_a_weight: float, expected: str, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert verdict_of_files(verdict, monkeypatch, seeded=bits_a_weight) == expected
+
+
+@pytest.mark.parametrize(("bits_a_weight", "expected"), [(15.1, "kept"), (15.11, "broken")])
+def test_ten_members_at_int_5_as_planes_may_take_15_1_bits_a_weight(
+    bits_a_weight: float, expected: str, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert verdict_of_files(verdict, monkeypatch, planes=bits_a_weight) == expected
+
+
+def verdict_of_files(
+    verdict: Verdict, monkeypatch: pytest.MonkeyPatch, seeded: float = 8.1, planes: float = 15.1
+) -> str:
+    """The verdict on files of these bits a weight, beside others of more."""
     common: dict[str, object] = dict.fromkeys(packed.COLUMNS, 1)
-    others = [{**common, "kind": "members", "base": "", "bits": 5, "bits_a_weight": 100.0}]
-    others += [{**common, "kind": "seeded", "base": "int8", "bits": 3, "bits_a_weight": 100.0}]
-    own = {**common, "kind": "seeded", "base": "int8", "bits": 5, "bits_a_weight": bits_a_weight}
-    monkeypatch.setattr(packed, "measure", lambda: [*others, own])
-    assert verdict(packed.main) == expected
+    files = (
+        ("members", 5, 20, 100.0),
+        ("seeded", 3, 20, 100.0),
+        ("seeded", 5, 20, seeded),
+        ("planes", 5, 20, 100.0),
+        ("planes", 5, 10, planes),
+    )
+    rows = [
+        {**common, "kind": kind, "base": "", "bits": bits, "members": members, "bits_a_weight": taken}
+        for kind, bits, members, taken in files
+    ]
+    monkeypatch.setattr(packed, "measure", lambda: rows)
+    return verdict(packed.main)
