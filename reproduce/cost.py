@@ -19,7 +19,8 @@ prints a table, what each gains over FP32 and over RTN, and what a cascade costs
 gain.
 
     columns  milliseconds per example, with members made for every batch, and kept in memory as float32
-             modules; memory of n stored members, and of the smallest thing from which they can be drawn
+             modules; memory of n stored members, of LPE-BSR's as planes (b + n bits a weight), and of the
+             smallest thing from which they can be drawn
     rows     NLL; calibrated NLL: by the temperature of the other folds of the test examples
     grey     the Pareto front: what nothing shown undercuts in cost at a lower mean
 """

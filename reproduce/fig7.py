@@ -11,7 +11,8 @@ LLaMa-3-8B, whose weights and data it names where they are missing.
 It prints the paths written and the verdicts of claims C6a and C6b.
 
     top      NLL against the number of members
-    bottom   the same against the memory of n stored members, with the single FP32 model at its own
+    bottom   the same against the memory of n stored members, with the single FP32 model at its own;
+             dash-dotted: members stored as planes, b + n bits a weight
     last     how far the NLL of the largest ensemble lies above FP32's (a cost above 0, a gain below), against
              the number of parameters
 """
@@ -37,9 +38,9 @@ from matplotlib.gridspec import SubplotSpec
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Script, run_figure
 from reproduce.draw import page, panels
-from reproduce.draw.curves import nll_panel
+from reproduce.draw.curves import draw_planes, nll_panel
 from reproduce.draw.large_models import large_rows, large_units
-from reproduce.draw.style import BIT_STYLES
+from reproduce.draw.style import BIT_STYLES, PLANES_LINE
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, read
 from reproduce.judge.intervals import student_interval
 from reproduce.study.records import MEGABIT
@@ -96,6 +97,8 @@ def _memory_panel(axes: Axes, summary: Summary, chosen: Scale, substrate: str) -
     colour, marker = BIT_STYLES[chosen.settings.large_bits]
     curve = panels.budget_table(summary.every_size(_bsr(chosen, substrate)), reference, "memory_bits")
     panels.draw_budget(axes, curve, colour, marker, f"LPE-BSR, INT-{chosen.settings.large_bits}", MEGABIT)
+    planes = [summary.planes_bits(_bsr(chosen, substrate, int(size))) for size in curve["size"]]
+    draw_planes(axes, curve, planes, colour, MEGABIT)
     name = summary.unrounded(substrate)
     level, scaled = float(reference.mean()), float(summary.values(What(substrate, "SGD", SCALED)).mean())
     panels.single_models(axes, summary.memory_bits(single) / MEGABIT, level, scaled, "memory", name)
@@ -160,6 +163,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
             _change_panel(axes, summary, chosen, names)
             above = f"NLL above {summary.common_name()}'s"
             panels.label_panel(axes, next(letters), f"{group}: {above}" if group else above)
+        shown[0].plot([], [], color=panels.GREY, label="LPE-BSR, members as planes", **PLANES_LINE)
         panels.legend_below(figure, shown)
         paths = panels.save(figure, folder, "fig7")
     return paths, claim_lines(summary.record, chosen, ["C6"])

@@ -8,6 +8,7 @@ after figure 2. It prints the paths written and the verdicts of claim C7.
     top      n stored members, for n = 1 … M: a curve. Open markers lie at the sizes of real files of such
              ensembles (those of training seed 0)
     middle   the paired difference to the single FP32 model: even within 1 % of FP32's NLL, logarithmic beyond
+             Of both, dash-dotted: LPE-BSR's members stored as planes, b + n bits a weight
     bottom   that difference against the smallest thing from which the members can be drawn, which does not
              grow with n: from one member, hollow, to all. Every bit width of LPE-BSR is drawn from one copy
              in 8 bits
@@ -36,8 +37,8 @@ from matplotlib.axes import Axes
 from lpe.records import COLUMNS, write_table
 from reproduce.command import Script, run_figure
 from reproduce.draw import panels
-from reproduce.draw.curves import difference_axis, difference_curve, paired_table
-from reproduce.draw.style import BIT_STYLES, BMA_STYLE, METHODS, RE_ESTIMATED_LINE
+from reproduce.draw.curves import difference_axis, difference_curve, draw_planes, paired_table
+from reproduce.draw.style import BIT_STYLES, BMA_STYLE, METHODS, PLANES_LINE, RE_ESTIMATED_LINE
 from reproduce.draw.summaries import FP32, SCALED, Summary, What, claim_lines, noun, read
 from reproduce.study.measurements import measure_all
 from reproduce.study.records import MEGABIT, selected
@@ -88,11 +89,17 @@ def _again(what: What) -> What:
     return replace(what, method=f"{what.method}{RE_ESTIMATED}")
 
 
+def planes_of(summary: Summary, what: What, curve: pd.DataFrame) -> list[float | None]:
+    """Return the bits of a curve's members stored as planes, by its sizes."""
+    return [summary.planes_bits(what.at(int(size))) for size in curve["size"]]
+
+
 def _members_panel(axes: Axes, summary: Summary, chosen: Scale, point: str, reference: pd.Series) -> None:
     curves = []
     for what, colour, marker, label in curves_of(summary, chosen, point):
         curve = panels.budget_table(summary.every_size(what), reference, "memory_bits")
         panels.draw_budget(axes, curve, colour, marker, label, MEGABIT)
+        draw_planes(axes, curve, planes_of(summary, what, curve), colour, MEGABIT)
         curves.append(curve)
         if summary.sizes(_again(what)):
             again = panels.budget_table(summary.every_size(_again(what)), reference, "memory_bits")
@@ -128,6 +135,7 @@ def _difference_panel(axes: Axes, summary: Summary, chosen: Scale, point: str, r
             curve = difference_curve(rows, reference, rows.groupby("size")["memory_bits"].mean())
             if each == what:
                 panels.draw_budget(axes, curve, colour, marker, label, MEGABIT)
+                draw_planes(axes, curve, planes_of(summary, what, curve), colour, MEGABIT)
             else:
                 axes.plot(curve["budget"] / MEGABIT, curve["mean"], color=colour, **RE_ESTIMATED_LINE)
     _finish_differences(axes, summary, chosen, point, reference)
@@ -170,6 +178,7 @@ def _explain(axes: list[Axes]) -> None:
     """Give the legend what hollow marks and dashes mean, which have the colours of their methods."""
     hollow: dict[str, Any] = {"color": panels.GREY, "markerfacecolor": "white", "linestyle": "none"}
     axes[0].plot([], [], "o", markersize=5, label="stored members, hollow: size of a real file", **hollow)
+    axes[0].plot([], [], color=panels.GREY, label="LPE-BSR, members as planes", **PLANES_LINE)
     axes[2].plot([], [], "o", markersize=4, label="to draw from, hollow: one member (filled: all)", **hollow)
     axes[2].plot(
         [], [], "_", markersize=7, color=panels.GREY, label="to draw from, dashes: 95 % interval of all"

@@ -70,6 +70,7 @@ HEADER = (
     "calibrated NLL",
     "DEE",
     "stored (Mbit)",
+    "as planes (Mbit)",
     "to draw from (Mbit)",
     "backward passes",
 )
@@ -186,6 +187,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
             if summary.has(what, "generator_bits")
             else None
         )
+        planes = summary.planes_bits(what)
         rows.append(
             [
                 title,
@@ -195,6 +197,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
                 *(summary.mean(what, metric) for metric in ("err", "ece", "brier", "calibrated_nll")),
                 equivalent(summary, what, deep) if "DE" in chosen.families else None,
                 megabits(summary.memory_bits(what)),
+                None if planes is None else megabits(planes),
                 generator,
                 round(summary.backward_passes(what)),
             ]
@@ -210,7 +213,8 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
         f"NLL − MAP's: paired by training seed.{more}",
         "Calibrated NLL: by the temperature that was fitted on the other folds of the test examples. DEE "
         "(deep-ensemble equivalent): the mean calibrated NLL on the curve of DE's means.",
-        "Memory: n stored members, and the smallest thing from which they can be drawn. Training: "
+        "Memory: n stored members; as planes, the lower neighbours once and a bit a weight and member (b + n "
+        "bits a weight); and the smallest thing from which they can be drawn. Training: "
         f"{pass_size(chosen)}.",
         *tuned_note(summary, chosen, chosen.substrate),
     ]

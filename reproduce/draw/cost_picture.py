@@ -39,11 +39,12 @@ COSTS = (
     ("ms", 1.0, "ms per example"),
     ("ms_kept", 1.0, "ms per example"),
     ("memory_bits", MEGABIT, "memory (Mbit)"),
+    ("planes_bits", MEGABIT, "memory (Mbit)"),
     ("generator_bits", MEGABIT, "memory (Mbit)"),
 )
 
 
-TITLES = ("members made", "members kept", "n stored members", "to draw from")
+TITLES = ("members made", "members kept", "n stored members", "as planes", "to draw from")
 
 
 ROWS = (("nll", "test NLL"), ("calibrated_nll", "calibrated NLL"))
@@ -174,7 +175,7 @@ def draw_picture(
     at = levels(series, times)
     with panels.style():
         figure, rows = panels.plt.subplots(2, len(COSTS), figsize=(page.width(), 4.6), sharey="row")
-        letters = iter("abcdefgh")
+        letters = panels.letters()
         for line, (metric, named) in zip(rows, ROWS, strict=True):
             for axes, (cost, factor, x_label), title in zip(line, COSTS, TITLES, strict=True):
                 _panel(axes, _drawn(at, picture, cost), picture, metric, cost, factor)

@@ -11,9 +11,10 @@ import pandas as pd
 
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
-from reproduce.draw.summaries import FP32, SCALED
+from reproduce.draw.summaries import FP32, SCALED, system_bits
 from reproduce.draw.tables import plain_number
 from reproduce.judge.intervals import deciding_interval, fieller_interval, student_interval
+from reproduce.judge.statistics import bits_as_planes
 from reproduce.study import cost_times
 from reproduce.study.cost_measures import HEADLINE, SHARE, cascade_name
 from reproduce.study.records import MEGABIT
@@ -104,8 +105,9 @@ def levels(series: Series, times: pd.DataFrame) -> pd.DataFrame:
     that methods that were measured at fewer units can be compared; the interval is the difference's.
 
     Returns:
-        [points, (KEY, METRICS each with _low and _high, networks, memory_bits, generator_bits, ms, ms_kept)]:
-        ms with members made for a batch, ms_kept with members kept; NaN where there is no time.
+        [points, (KEY, METRICS each with _low and _high, networks, memory_bits, planes_bits, generator_bits,
+        ms, ms_kept)]: ms with members made for a batch, ms_kept with members kept; NaN where there is no
+        time. planes_bits: with LPE-BSR's members stored as planes, whatever else there is as it is.
     """
     taken = times.groupby([*KEY, "members"])["ms_per_example"].mean().to_dict()
     lines = []
@@ -130,7 +132,37 @@ def levels(series: Series, times: pd.DataFrame) -> pd.DataFrame:
         line["ms_kept"] = float(taken.get((*timed, cost_times.KEPT), np.nan))
         line["ms"] = float(taken.get((*timed, cost_times.MADE), line["ms_kept"]))
         lines.append(line)
-    return pd.DataFrame(lines)
+    table = pd.DataFrame(lines)
+    table["planes_bits"] = table["memory_bits"] + _saved_by_planes(table)
+    return table
+
+
+def _saved_by_planes(at: pd.DataFrame) -> pd.Series:
+    """Return what a line's LPE-BSR members take less where they are planes, in bits, below 0; 0 of others.
+
+    NaN where the record does not tell one member from several.
+    """
+    of_members = ["substrate", "number_system", "rounding", "size"]
+    saved: dict[tuple[Any, ...], float] = {}
+    for (substrate, system, rounding), rows in at[at["method"] == "LPE-BSR"].groupby(of_members[:3]):
+        by_size = rows.set_index("size")
+        largest = by_size.index.max()
+        if 1 not in by_size.index or largest == 1:
+            continue
+        one = by_size.loc[1]
+        memory, drawn = (
+            (by_size.loc[largest, column] - one[column]) / (largest - 1)
+            for column in ("memory_bits", "generator_bits")
+        )
+        for size, stored in by_size["memory_bits"].items():
+            planes = bits_as_planes(one["memory_bits"], memory, size, system_bits(str(system)), drawn)
+            saved[substrate, system, rounding, size] = planes - stored
+    has_members = (at["method"] == "LPE-BSR") | at["method"].str.startswith("cascade")
+    has_members &= at["number_system"] != FP32.lower()
+    keys = at[of_members].itertuples(index=False, name=None)
+    return pd.Series(
+        [saved.get(key, np.nan) if low else 0.0 for key, low in zip(keys, has_members, strict=True)]
+    )
 
 
 def front(costs: np.ndarray, values: np.ndarray) -> list[int]:

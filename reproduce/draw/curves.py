@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from reproduce.draw import panels
-from reproduce.draw.style import BIT_STYLES, BMA_STYLE, RE_ESTIMATED_LINE
+from reproduce.draw.style import BIT_STYLES, BMA_STYLE, PLANES_LINE, RE_ESTIMATED_LINE
 from reproduce.judge.intervals import by_seed, student_interval
 from reproduce.study.unrounded import FP32, RE_ESTIMATED, scaled
 
@@ -133,6 +133,19 @@ def difference_curve(rows: pd.DataFrame, reference: pd.Series, budget: pd.Series
     table["budget"] = budget.loc[table["size"]].to_numpy(float)
     table["mean"] = table["difference"]
     return table[["size", "budget", "mean", "low", "high"]]
+
+
+def draw_planes(
+    axes: Axes, curve: pd.DataFrame, bits: Sequence[float | None], colour: str, factor: float
+) -> None:
+    """Draw a curve of ``panels.budget_table`` once more, thin, against the bits of its members as planes.
+
+    Args:
+        bits: by the curve's lines; None: not known, and nothing is drawn.
+    """
+    if None not in bits:
+        xs = np.array(bits, float) / factor
+        axes.plot(xs, curve["mean"], color=colour, zorder=3, **PLANES_LINE)
 
 
 def difference_axis(axes: Axes, level: float, name: str = FP32) -> None:

@@ -58,5 +58,8 @@ CASCADE_MARKERS = {"RTN": "<", "FP32": ">", "DE": "4"}
 RE_ESTIMATED_LINE: dict[str, Any] = {"linestyle": (0, (3, 1.5)), "linewidth": 0.8}
 """Of LPE-BSR with re-estimated batch-norm statistics, in the colour of its width."""
 
+PLANES_LINE: dict[str, Any] = {"linestyle": (0, (4, 1.2, 1, 1.2)), "linewidth": 0.9}
+"""Of LPE-BSR's members stored as planes, in the colour of its width."""
+
 METHODS = (FP32, SCALED, "RTN", "LPE-BSR", f"LPE-BSR{RE_ESTIMATED}", "BMA")
 """Of the figures around the points of one network."""

@@ -18,6 +18,7 @@ from lpe.records import COLUMNS
 from reproduce.draw.panels import read_record
 from reproduce.draw.tables import mean_and_interval, plain_number
 from reproduce.judge.claims import Settings, all_claims
+from reproduce.judge.statistics import bits_as_planes
 from reproduce.judge.verdicts import judge_all
 from reproduce.study.beyond.names import TUNED_SPREAD, TUNED_STD, shown
 from reproduce.study.records import MEGABIT, SETTING, record_name
@@ -159,6 +160,35 @@ class Summary:
     def memory_bits(self, what: What) -> float:
         """Return the bits of n stored members, mean over training seeds."""
         return float(self.rows(what)["memory_bits"].mean())
+
+    def planes_bits(self, what: What) -> float | None:
+        """Return the bits of LPE-BSR's n members stored as planes, mean over training seeds.
+
+        None of other methods, and where the record does not tell one member from several.
+        """
+        sizes = self.sizes(what)
+        if what.method not in ("LPE-BSR", TUNED_SPREAD) or len(sizes) < 2 or sizes[0] != 1:
+            return None
+        one, most = (self.rows(what.at(size)) for size in (1, sizes[-1]))
+        further = sizes[-1] - 1
+        slope = (most["memory_bits"] - one["memory_bits"]) / further
+        drawn = [what.at(size) for size in (1, sizes[-1])]
+        # What more members add to what they are drawn from are their batch-norm statistics.
+        statistics = 0.0
+        if all(self.has(each, "generator_bits") for each in drawn):
+            first, last = (float(self.values(each, "generator_bits").mean()) for each in drawn)
+            statistics = (last - first) / further
+        if what.method == TUNED_SPREAD:
+            tuned = self.values(what.at(sizes[-1]), SETTING)
+            widths = tuned.map(lambda spread: system_bits(f"{what.number_system}*{spread:g}"))
+        else:
+            widths = pd.Series(system_bits(what.number_system), index=one.index)
+        of_seeds = [
+            bits_as_planes(float(one["memory_bits"][seed]), float(slope[seed]), what.size, bits, statistics)
+            for seed, bits in widths.items()
+            if seed in slope.dropna().index
+        ]
+        return float(np.mean(of_seeds)) if of_seeds else None
 
     def backward_passes(self, what: What) -> float:
         """Return the gradient evaluations of one minibatch each, mean over training seeds."""

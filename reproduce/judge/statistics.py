@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -358,6 +359,10 @@ def equal_memory(base: Rows, expanded: Rows, models: int, record: pd.DataFrame) 
     return Statistic(weighted((1, pd.Series(ours)), (-1, theirs)), note=said)
 
 
+Bits = TypeVar("Bits", float, pd.Series)
+"""Bits of memory, or members: a number, or one for each index."""
+
+
 def as_planes(low: Rows, bits: int, record: pd.DataFrame) -> pd.Series:
     """Return the memory of low precision members whose lower neighbours are stored once, a bit a member.
 
@@ -374,9 +379,20 @@ def as_planes(low: Rows, bits: int, record: pd.DataFrame) -> pd.Series:
     one = low.at(1).table(record)["memory_bits"].reindex(members.index)
     if one.isna().any():
         raise NotRun(f"no rows of some seeds: {low.at(1)}")
-    # Members share all but their codes.
-    a_bit = (members - one) / ((low.size - 1) * bits)
-    return one + low.size * a_bit
+    return bits_as_planes(one, (members - one) / (low.size - 1), low.size, bits)
+
+
+def bits_as_planes(one: Bits, slope: Bits, size: Bits, bits: int, statistics: float = 0.0) -> Bits:
+    """Return the memory of members stored as planes from that of members stored one by one.
+
+    Exact but for what tensors of no multiple of eight weights are filled up with.
+
+    Args:
+        one: the bits of one member. slope: of each further member. size: members. bits: of a code.
+        statistics: the part of the slope that is no codes: a member's own batch-norm statistics.
+    """
+    # A member's bits a weight are one; all else that further members do not share is theirs as before.
+    return one + size * ((slope - statistics) / bits) + (size - 1) * statistics
 
 
 def beyond_share(

@@ -377,6 +377,23 @@ def test_figure_8_shows_stored_members_above_and_the_generator_below(
     assert line(generator, "BMA")[:, 0] == pytest.approx([2 * MODEL_BITS / 1e6])
 
 
+def test_figure_8_shows_members_as_planes_at_a_bit_a_weight_and_member(
+    drawn: Callable[[object], Drawn],
+) -> None:
+    axes = drawn(fig8)[0].axes
+    for bits in DIGITS.settings.bits:
+        sizes = np.arange(1, DIGITS.settings.size + 1)
+        expected = ((bits + sizes) * WEIGHTS + LEFTOVERS) / 1e6
+        for panel in axes[:2]:  # SGD's levels and differences
+            stored = line(panel, f"LPE-BSR, INT-{bits}")
+            shown = [
+                np.asarray(each.get_ydata(), float)
+                for each in panel.get_lines()
+                if np.asarray(each.get_xdata(), float) == pytest.approx(expected)
+            ]
+            assert len(shown) == 1 and (shown[0] == stored[:, 1]).all()
+
+
 def test_figure_8_marks_a_file_where_its_bytes_are(
     drawn: Callable[[object], Drawn], whole: pd.DataFrame
 ) -> None:

@@ -447,6 +447,32 @@ def test_a_picture_without_a_next_larger_model_has_all_but_it(
     assert stem == "cost_alone"
 
 
+def test_members_as_planes_take_a_bit_a_weight_and_what_else_they_take_is_as_before() -> None:
+    values: Any = {("own", "FP32", "fp32", "", 1): [0.1, 0.2]}
+    values |= {("own", "LPE-BSR", "int3", "coupled", size): [0.1, 0.2] for size in (1, 2, 4)}
+    values |= {("own", "cascade from FP32: 20 % go on", "int3", "coupled", 4): [0.1, 0.2]}
+    record = record_of(values)
+    # 3 bits of each of 1,000 weights, and 700 bits of batch-norm statistics that each member has; once 500.
+    low = record["method"] == "LPE-BSR"
+    record.loc[low, "memory_bits"] = 500 + 3700 * record["size"]
+    drawn_from = low & (record["metric"] == "generator_bits")
+    record.loc[drawn_from, "value"] = 8500 + 700 * record["size"]
+    at = levels(Series(record, replace(PICTURE, larger=None)), times_of(record))
+    planes = {(row.method, row.size): row.planes_bits for row in at.itertuples()}
+    assert [planes["LPE-BSR", n] for n in (1, 2, 4)] == [500 + 3000 + 1700 * n for n in (1, 2, 4)]
+    assert planes["FP32", 1] == 10**6
+    # The same less as of the members alone.
+    saved = 500 + 3700 * 4 - (500 + 3000 + 1700 * 4)
+    assert planes["cascade from FP32: 20 % go on", 4] == 4 * 10**6 - saved
+
+
+def test_members_whose_first_is_not_recorded_have_no_place_among_planes() -> None:
+    at = levels(Series(whole_record(0.2, 0.9), PICTURE), times_of(whole_record(0.2, 0.9)))
+    low = at["method"].eq("LPE-BSR") | at["method"].str.startswith("cascade from RTN")
+    assert at[low]["planes_bits"].isna().all()
+    assert (at[at["method"] == "RTN"]["planes_bits"] == 10**6).all()
+
+
 @pytest.mark.parametrize("cost_shown", ["ms", "memory_bits"])
 def test_a_cascade_from_which_nothing_goes_on_is_not_drawn_beside_its_first_stage(cost_shown: str) -> None:
     record = whole_record(0.2, 0.9)

@@ -58,6 +58,17 @@ def record() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def test_the_memory_panel_has_members_as_planes_too(drawn: matplotlib.figure.Figure) -> None:
+    expected = (5 + np.arange(1, 21)) * PARAMETERS["CLIP-L"] / 1e6
+    found = [
+        each
+        for axes in drawn.axes
+        for each in axes.get_lines()
+        if np.asarray(each.get_xdata(), float) == pytest.approx(expected)
+    ]
+    assert len(found) == 1
+
+
 @pytest.fixture
 def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[matplotlib.figure.Figure]:
     """Figure 7 of the synthetic record, before it is written."""

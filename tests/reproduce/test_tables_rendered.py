@@ -306,6 +306,15 @@ def test_table_5_shows_lpe_at_every_table_size_with_both_memories(table: Callabl
     assert found == expected
 
 
+def test_table_5_shows_the_memory_of_planes_of_lpe_alone(table: Callable[[object], Table]) -> None:
+    best = DIGITS.settings.best_bits
+    for row in table(table5)[0]:
+        if row["method"] == f"LPE-BSR, INT-{best}":
+            assert row["as planes (Mbit)"] == megabits((best + int(row["members"])) * 69_000)
+        elif not row["method"].startswith("LPE-BSR"):
+            assert row["as planes (Mbit)"] == ""
+
+
 def test_table_5_says_what_each_size_of_de_costs_to_train(table: Callable[[object], Table]) -> None:
     costs = [row["backward passes"] for row in table(table5)[0] if row["method"] == "DE"]
     assert costs == [str(FIRST + FURTHER * n) for n in range(MEMBERS)]

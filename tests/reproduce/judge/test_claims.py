@@ -14,7 +14,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 
+import lpe
 from lpe.errors import InputError
 from reproduce.judge import statistics, verdicts
 from reproduce.judge.claims import EQUAL_BITS, Claim, Settings, Side, all_claims
@@ -677,6 +680,28 @@ def test_planes_are_told_of_what_the_members_take_one_by_one() -> None:
     for members in (2, 10):
         found = statistics.as_planes(low.at(members), 4, record)
         assert found.tolist() == [(4 + members) * PARAMETERS["net"] + SHARED] * 5
+
+
+@pytest.mark.parametrize("members, bits", [(m, b) for m, b, _, stored in EQUAL_BITS if "planes" in stored])
+@pytest.mark.parametrize("has_statistics", [False, True], ids=["the network's statistics", "each member's"])
+def test_planes_of_the_claims_take_what_the_ensemble_counts(
+    members: int, bits: int, has_statistics: bool
+) -> None:
+    net = nn.Sequential(nn.Conv2d(2, 8, 4), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(72, 8))
+    batches = [(torch.ones(2, 2, 6, 6), None)] if has_statistics else None
+    ensemble = lpe.LowPrecisionEnsemble(net.eval(), lpe.Int(bits), members, batches=batches)
+    one, stored = ensemble.memory_bits(1), ensemble.memory_bits()
+    drawn = [ensemble.memory_bits(n, "generator") for n in (1, members)]
+    further = members - 1
+    taken = statistics.bits_as_planes(
+        float(one), (stored - one) / further, members, bits, (drawn[1] - drawn[0]) / further
+    )
+    assert taken == near(ensemble.memory_bits(storage="planes"))
+    weights = sum(planned.numel for planned in ensemble.plan if planned.rounds)
+    scales = 32 * (8 + 8)
+    own = 32 * 2 * 8 * (members if has_statistics else 1)
+    rest = 32 * (8 + 8 + 8 + 8) + 64  # biases, the norm's weight and bias, and its count of batches
+    assert taken == near((bits + members) * weights + scales + own + rest)
 
 
 def test_c9_is_paired_with_all_members_of_the_deep_ensemble() -> None:
