@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from lpe.command_line import complain
+from lpe.interruption import answered
 
 QUICK = ("construction", "scaling", "packed", "evaluation", "on_the_fly", "memory")
 OTHERS = {
@@ -58,4 +59,4 @@ def _run(name: str, options: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:]), "interrupted"))

@@ -38,6 +38,7 @@ from lpe.ensembles.batch_norm import FORMS
 from lpe.evaluation.metrics import METRICS
 from lpe.evaluation.predict import evaluate_temperature_scaled
 from lpe.evaluation.timing import MemberTimer
+from lpe.interruption import answered
 from lpe.provenance import write_provenance
 from lpe.records import Records, read_table, write_table
 from lpe.substrates import cifar_resnet, stories
@@ -342,4 +343,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:]), "interrupted"))

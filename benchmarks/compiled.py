@@ -34,6 +34,7 @@ from benchmarks.command import conditions, one_line_of_bad_input, parser, write_
 from benchmarks.vit import image_batch, vit_small
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
+from lpe.interruption import answered
 from lpe.substrates import digits
 from lpe.writing import check_writable
 
@@ -171,4 +172,4 @@ def table_text(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:]), "interrupted"))

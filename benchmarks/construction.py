@@ -32,6 +32,7 @@ from benchmarks.command import conditions, one_line_of_bad_input, parser, write_
 from benchmarks.peers import bernoulli_bsr, gfloat_stochastic, plain_bsr, qpytorch
 from benchmarks.timing import medians
 from lpe.ensembles.base import text_table
+from lpe.interruption import answered
 from lpe.number_systems import kernels, rounding
 from lpe.number_systems.grids import grid_of
 from lpe.number_systems.kernels.arguments import Coded, Draw, Scales
@@ -191,4 +192,4 @@ def table_text(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:]), "interrupted"))

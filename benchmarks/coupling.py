@@ -68,6 +68,7 @@ import lpe
 from benchmarks.command import conditions, one_line_of_bad_input, parser
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.errors import InputError
+from lpe.interruption import answered
 from lpe.modules import apply
 from lpe.number_systems.kernels.reference import COUPLING
 from lpe.provenance import write_provenance
@@ -727,4 +728,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:]), "interrupted"))

@@ -29,6 +29,7 @@ from torch import nn
 from benchmarks.command import conditions, one_line_of_bad_input, parser, write_results
 from lpe.ensembles.base import text_table
 from lpe.ensembles.selection import COVERED, Coverage, PlannedTensor, select_tensors
+from lpe.interruption import answered
 from lpe.number_systems.grids import FullPrecision
 from lpe.writing import check_writable
 
@@ -174,4 +175,4 @@ def table_text(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:]), "interrupted"))

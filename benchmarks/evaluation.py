@@ -29,6 +29,7 @@ from benchmarks.peers import plain_bsr
 from benchmarks.timing import medians
 from benchmarks.vit import NAME, image_batch, vit_small
 from lpe.ensembles.base import text_table
+from lpe.interruption import answered
 from lpe.writing import check_writable
 
 MEMBERS = 20
@@ -117,4 +118,4 @@ def table_text(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:]), "interrupted"))

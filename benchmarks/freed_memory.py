@@ -25,6 +25,7 @@ import torch
 from benchmarks.command import conditions, one_line_of_bad_input, parser, write_results
 from lpe.allocator import keep_freed_memory
 from lpe.ensembles.base import text_table
+from lpe.interruption import answered
 from lpe.substrates.cifar_networks import RESNET8, RESNET20, resnet_frn, resnet_group_norm
 from lpe.writing import check_writable
 
@@ -141,4 +142,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:]), "interrupted"))

@@ -73,6 +73,7 @@ import lpe
 from benchmarks.command import conditions, one_line_of_bad_input, parser
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
+from lpe.interruption import answered
 from lpe.number_systems import kernels, rounding
 from lpe.number_systems.grids import grid_of
 from lpe.number_systems.kernels.arguments import Coded, Draw, Scales, Stored
@@ -583,4 +584,4 @@ def _told(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:]), "interrupted"))

@@ -47,6 +47,7 @@ from benchmarks.command import check_minutes, one_line_of_bad_input, parser
 from benchmarks.gpu_training import Measured, mean_of, networks_of
 from lpe.ensembles.base import text_table
 from lpe.ensembles.ivon import forgetting_std
+from lpe.interruption import answered
 from lpe.provenance import write_provenance
 from lpe.records import write_table
 from lpe.substrates import cifar
@@ -519,4 +520,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:]), "interrupted"))

@@ -37,6 +37,7 @@ from torch import Tensor
 from benchmarks.command import check_minutes, one_line_of_bad_input, parser
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
+from lpe.interruption import answered
 from lpe.provenance import write_provenance
 from lpe.records import write_table
 from lpe.substrates import cifar
@@ -316,4 +317,4 @@ def _write(bench: Bench, out: Path, started: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:]), "interrupted"))

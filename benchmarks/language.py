@@ -29,6 +29,7 @@ import lpe
 from benchmarks.command import conditions, one_line_of_bad_input, parser
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.evaluation.timing import MemberTimer
+from lpe.interruption import answered
 from lpe.provenance import write_provenance
 from lpe.records import Records
 from lpe.substrates import stories
@@ -193,4 +194,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:]), "interrupted"))

@@ -36,6 +36,7 @@ from benchmarks.command import conditions, one_line_of_bad_input, parser, write_
 from benchmarks.vit import NAME, float32_bytes, image_batch, vit_small
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
+from lpe.interruption import answered
 from lpe.provenance import REPOSITORY
 from lpe.writing import check_writable
 
@@ -191,4 +192,4 @@ def table_text(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:]), "interrupted"))

@@ -37,6 +37,7 @@ from benchmarks.command import conditions, one_line_of_bad_input, parser, write_
 from lpe.ensembles import on_the_fly
 from lpe.ensembles.base import text_table
 from lpe.evaluation.predict import evaluate, runs_together
+from lpe.interruption import answered
 from lpe.substrates import digits
 from lpe.substrates.stories import LastToken
 from lpe.writing import check_writable
@@ -298,4 +299,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:]), "interrupted"))

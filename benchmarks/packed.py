@@ -28,6 +28,7 @@ import lpe
 from benchmarks.command import conditions, one_line_of_bad_input, parser, write_results
 from benchmarks.vit import NAME, float32_bytes, vit_small
 from lpe.ensembles.base import text_table
+from lpe.interruption import answered
 from lpe.writing import check_writable
 
 MEMBERS = 20
@@ -140,4 +141,4 @@ def table_text(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:]), "interrupted"))

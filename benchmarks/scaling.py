@@ -26,6 +26,7 @@ import lpe
 from benchmarks.command import conditions, one_line_of_bad_input, parser, write_results
 from benchmarks.timing import medians
 from lpe.ensembles.base import text_table
+from lpe.interruption import answered
 from lpe.number_systems import kernels, rounding
 from lpe.number_systems.grids import grid_of
 from lpe.number_systems.kernels.arguments import Draw, Scales
@@ -124,4 +125,4 @@ def table_text(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:]), "interrupted"))

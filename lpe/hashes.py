@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lpe.errors import InputError
-from lpe.writing import write_text_atomic
+from lpe.writing import read_file, write_text_atomic
 
 HASHES = "sha256"
 """The key of a JSON under which the hashes are: of each file's bytes, and of what the JSON itself says."""
@@ -63,7 +63,7 @@ def beside(path: str | os.PathLike[str]) -> Path:
 def is_as_written(path: Path, content: bytes) -> bool | None:
     """Tell whether the content of a file is what was written there; None where no hash is beside it."""
     try:
-        lines = beside(path).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_file(beside(path)).decode("utf-8", errors="replace").splitlines()
     except OSError:
         return None
     return sha256(content) in [line.partition(" ")[0] for line in lines]
@@ -78,7 +78,7 @@ def content_as_written(path: Path) -> bytes:
     """
     for _ in range(3):  # a writer may have written twice between the reading of one file and of the other
         try:
-            content = path.read_bytes()
+            content = read_file(path)
         except FileNotFoundError:
             raise
         except OSError as error:

@@ -9,6 +9,7 @@ Nothing here imports torch or numpy.
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import signal
@@ -17,9 +18,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
+
+from lpe.allocator import is_out_of_memory
+from lpe.command_line import complain
 
 LINE = "interrupted; the same command goes on from here"
 
@@ -28,6 +33,7 @@ GRACE = 10.0
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+_line = [LINE]
 _heard: list[int] = []
 _answering: list[int] = []
 """The process that answers: a forked one does not."""
@@ -38,9 +44,9 @@ def code() -> int:
     return 128 + (_heard[0] if _heard else signal.SIGINT)
 
 
-def say(line: str = LINE) -> int:
+def say(line: str = "") -> int:
     """Say that the command was interrupted, on stderr; return its exit code."""
-    print(line, file=sys.stderr)
+    print(line or _line[0], file=sys.stderr)
     return code()
 
 
@@ -50,29 +56,68 @@ def end_children() -> None:
         child.kill()
 
 
-def answered(command: Callable[[], int]) -> int:
+def answered(command: Callable[[], int], line: str = LINE) -> int:
     """Run a process's command, which answers interruptions until the process ends; return the exit code.
 
     Call it once a process. In threads other than the main one signals are not heard.
 
     Args:
         command: returns the exit code. It may answer a KeyboardInterrupt by :func:`say` itself.
+        line: that is said where it does not.
+
+    Returns:
+        the command's; 130 or 143 when interrupted; 2 after one line about what the machine lacks or refuses:
+        room, memory, a file, a process.
     """
+    _line[:] = [line]
+    _tell_all()
     if threading.current_thread() is threading.main_thread():
         _listen()
     try:
         try:
-            return command()
+            returned = command()
         finally:
             if threading.current_thread() is threading.main_thread():
                 end_at_once()  # there is nothing to leave any more
     except KeyboardInterrupt:
-        return say()
-    except Exception:
+        returned = say()
+    except Exception as error:
         # Such as a pool's whose processes were ended before this one could leave its code.
-        if not _heard:
+        if _heard:
+            returned = say()
+        elif (lacking := _lack(error)) is None:
             raise
-        return say()
+        else:
+            complain(lacking)
+            returned = 2
+    if _heard:
+        # The code is left; what Python takes apart at its end takes seconds in a process that has torch.
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(returned)
+    return returned
+
+
+def _tell_all() -> None:
+    """Let every character be printed, where the terminal's encoding lacks it as Python writes it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _lack(error: Exception) -> str | None:
+    """Say in a line what a machine lacks or refuses, where an error is of that kind; else None."""
+    if is_out_of_memory(error):
+        return (
+            "out of memory; leave other programs, give a smaller --batch-size or --jobs, or another machine"
+        )
+    if "shared memory" in str(error):  # as torch says of a loader's process
+        return "out of shared memory (/dev/shm); give --workers 0, or let more of it be used"
+    if not isinstance(error, OSError) or isinstance(error, BrokenPipeError):
+        return None
+    where = f"{error.filename}: " if error.filename is not None else ""
+    why = error.strerror or str(error) or type(error).__name__
+    return f"{where}{why}; free what is lacking, or give another place, and run it again"
 
 
 def end_at_once() -> None:
@@ -99,7 +144,7 @@ def _end_by(number: int, frame: FrameType | None = None) -> NoReturn:
 
 
 def _end() -> NoReturn:
-    os.write(2, f"{LINE}\n".encode())
+    os.write(2, f"{_line[0]}\n".encode())
     os._exit(code())
 
 

@@ -121,7 +121,8 @@ def provenance(
     return {
         "command": shlex.join(without_folders(argument) for argument in arguments),
         "utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "wall_seconds": round(time.time() - started, 3),
+        # A clock may be set back meanwhile.
+        "wall_seconds": max(0.0, round(time.time() - started, 3)),
         **({} if cost is None else {"cost": plain_data(cost, "cost")}),
         "git": revision(),
         "python": platform.python_version(),
@@ -197,14 +198,14 @@ def revision() -> dict[str, Any]:
 
     def answer(*arguments: str) -> str:
         # No optional locks: asking must not disturb a git command that runs at the same time.
-        return subprocess.run(
+        said = subprocess.run(
             ["git", "--no-optional-locks", *arguments],
             cwd=REPOSITORY,
             check=True,
             capture_output=True,
-            text=True,
             timeout=30,
-        ).stdout.strip()
+        ).stdout
+        return os.fsdecode(said).strip()  # paths, in whatever letters the locale has
 
     try:
         # Installed into an environment inside somebody else's repository, its revision says nothing.

@@ -15,7 +15,6 @@ read a record with pandas alone, give ``keep_default_na=False``.
 from __future__ import annotations
 
 import csv
-import glob
 import io
 import math
 import operator
@@ -27,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lpe.errors import InputError
-from lpe.hashes import beside, content_as_written, write_hashed
-from lpe.writing import check_writable, locked, remove_leftovers, write_text_atomic
+from lpe.hashes import content_as_written, write_hashed
+from lpe.writing import locked, make_writable, write_text_atomic
 
 if TYPE_CHECKING:
     import pandas
@@ -125,13 +124,8 @@ class Records:
             _put(added, key, measured, "these rows")
         if not added:
             return
-        check_writable(self.path.parent)
-        with locked(self.path) as held:
-            if held:
-                # Not those of another file beside it that begins with this one's name, X.csv.json.
-                unique = "[0-9a-f]" * 32
-                for path in (self.path, beside(self.path)):
-                    remove_leftovers(path.parent, f".{glob.escape(path.name)}.{unique}.tmp")
+        make_writable(self.path.parent)
+        with locked(self.path):
             merged = _read_rows(self.path)
             before = len(merged)
             for key, measured in added.items():
@@ -181,7 +175,7 @@ def write_table(
     if not grows:
         write_text_atomic(path, text)
         return
-    check_writable(Path(path).parent)
+    make_writable(Path(path).parent)
     with locked(Path(path)):
         write_hashed(Path(path), text)
 

@@ -27,7 +27,15 @@ import torch
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY, machine, plain_data
 from lpe.training import checkpoints
-from lpe.writing import check_writable, locked, remove_leftovers, replacing, write_text_atomic
+from lpe.writing import (
+    locked,
+    make_writable,
+    opened,
+    read_file,
+    replacing,
+    save_tensors,
+    write_text_atomic,
+)
 
 
 @dataclass(frozen=True)
@@ -116,8 +124,6 @@ class Store:
 
     def _read(self, key: str, config: Mapping[str, object]) -> Entry | _DamagedError | None:
         path, description = self._files(key)
-        if not description.exists():
-            return None
         try:
             described = _read_description(description, config)
             _verify_tensors(path, described["tensors_sha256"])
@@ -127,6 +133,14 @@ class Store:
         except _DamagedError as what:
             return what
         return Entry(tensors, described["info"], path, described.get("made", {}))
+
+    def discard(self, config: Mapping[str, object]) -> None:
+        """Let there be no entry for a configuration; its tensors stay, where nobody finds them.
+
+        Where that is not permitted, or there is none, nothing happens.
+        """
+        with suppress(OSError):
+            self._files(self.key(config))[1].unlink()
 
     @contextmanager
     def use(self) -> Iterator[Use]:
@@ -165,17 +179,12 @@ class Store:
                 raise InputError(f"{name} is of type {type(tensor).__name__}; the store keeps tensors")
         # A copy each, because safetensors refuses tensors that share memory, as tied weights do.
         copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-        check_writable(self.root)
-        with locked(self.root / "store") as held:
-            if held:
-                remove_leftovers(self.root, ".*.tmp")
+        make_writable(self.root)
+        with locked(self.root / "store"):
             # First the description goes and last it comes: without it there is no entry.
-            description.unlink(missing_ok=True)
+            self._make_way(self.key(config))
             with replacing(path) as temporary:
-                temporary.touch()
-                mode = temporary.stat().st_mode
-                safetensors.torch.save_file(copies, temporary)
-                temporary.chmod(mode)  # safetensors makes its files private; the others may share the store
+                save_tensors(temporary, copies)
                 described["tensors_sha256"] = _sha256_of_file(temporary)
             described["sha256"] = _sha256_of_json(described)
             write_text_atomic(description, json.dumps(described, indent=2, sort_keys=True) + "\n")
@@ -204,13 +213,16 @@ class Store:
         if isinstance(entry, Entry):
             self._tidy(key)
             return entry
-        check_writable(self.root)
+        make_writable(self.root)
         waits: list[float] = []
         # A making takes seconds to hours: nobody has to look a hundred times a second.
         with locked(self.root / key, True, lambda: waits.append(time.perf_counter()), poll=0.1):
             self._add_seconds(sum(time.perf_counter() - began for began in waits))
             entry = self.get(config)
             if entry is None:
+                checkpoints.remove_abandoned(self.root / checkpoints.UNDER_WAY)
+                # What cannot go is found out before anything is made.
+                self._make_way(key)
                 started = time.perf_counter()
                 with checkpoints.kept(self.root / checkpoints.UNDER_WAY / key) as under_way:
                     tensors, info = make()
@@ -222,6 +234,24 @@ class Store:
         if entry is None:
             raise OSError(f"{self.root} does not give back what was written to it")
         return entry
+
+    def _make_way(self, key: str) -> None:
+        """Remove the description of an entry: without it there is none, and both files may be written.
+
+        Raises:
+            InputError: what is in the place of a file is a folder, or another user's who keeps it.
+        """
+        for file in reversed(self._files(key)):
+            if file.is_dir() and not file.is_symlink():
+                raise InputError(f"{file} is a folder, where a file of the store belongs; remove it")
+            try:
+                if file.suffix == ".json":
+                    file.unlink(missing_ok=True)
+            except OSError as error:
+                raise InputError(
+                    f"cannot replace {file} ({error.strerror}); have it removed, or set LPE_STORE"
+                    " to another folder"
+                ) from None
 
     def _tidy(self, key: str) -> None:
         """Remove the checkpoints of an entry that is there: its maker was killed before it could."""
@@ -247,16 +277,20 @@ def _sha256_of_json(data: Any) -> str:
 
 
 def _sha256_of_file(path: Path) -> str:
-    with open(path, "rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_description(path: Path, config: Mapping[str, object]) -> dict[str, Any]:
     try:
-        described = json.loads(path.read_bytes())
+        described = json.loads(read_file(path))
         claimed = described.pop("sha256")
         unaltered = claimed == _sha256_of_json(described)
-    except (ValueError, AttributeError, KeyError, TypeError):
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _DamagedError(f"its json cannot be read: {error.strerror}") from None
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         raise _DamagedError("its json is unreadable") from None
     if not unaltered:
         raise _DamagedError("its json was altered")
@@ -270,5 +304,7 @@ def _verify_tensors(path: Path, sha256: str) -> None:
         found = _sha256_of_file(path)
     except FileNotFoundError:
         raise _DamagedError("its tensors are missing") from None
+    except OSError as error:
+        raise _DamagedError(f"its tensors cannot be read: {error.strerror}") from None
     if found != sha256:
         raise _DamagedError("its tensors were truncated or altered")

@@ -6,6 +6,7 @@ after which the tracker does nothing. Its files go where W&B puts them: ``WANDB_
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
+from lpe.command_line import one_line
 from lpe.errors import InputError
 from lpe.extras import needs
 from lpe.provenance import plain_data
@@ -95,7 +97,9 @@ class Tracker:
             return
         try:
             send(self._run)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # W&B also leaves by SystemExit
             self._run = None
             _say(error)
             if isinstance(error, ConnectionError):
@@ -124,7 +128,7 @@ def start(
     if chosen == "disabled":
         return Tracker(None)
     try:
-        with _exit_hooks_kept():
+        with _hooks_kept():
             needs("wandb")
 
             import wandb
@@ -146,7 +150,9 @@ def start(
                     finish_timeout_raises=True,
                 ),
             )
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         _say(error)
         return Tracker(None)
     place = getattr(run, "url", None) or _folder_of(run)
@@ -178,19 +184,24 @@ def _chosen_mode(mode: str | None) -> Mode:
 
 
 @contextmanager
-def _exit_hooks_kept() -> Iterator[None]:
+def _hooks_kept() -> Iterator[None]:
     # W&B replaces both to learn the exit code, and then prints tracebacks itself.
     excepthook, leave = sys.excepthook, sys.exit
+    # It has a log file: what cannot be written into it would be a traceback a line.
+    tells, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         yield
     finally:
         sys.excepthook, sys.exit = excepthook, leave
+        logging.raiseExceptions = tells
+        for handler in logging.getLogger("wandb").handlers:
+            handler.handleError = lambda record: None  # type: ignore[method-assign]
 
 
 def _close_service() -> None:
     # W&B's service process is gone. Its handler at exit would write to it and print a traceback;
     # tearing it down now unregisters the handler, and fails for the same reason.
-    with suppress(Exception):
+    with suppress(Exception, SystemExit):
         needs("wandb")
 
         import wandb
@@ -198,7 +209,10 @@ def _close_service() -> None:
         wandb.teardown()
 
 
-def _say(error: Exception) -> None:
-    lines = str(error).strip().splitlines()
-    reason = f"{type(error).__name__}: {lines[0].rstrip('. ')}" if lines else type(error).__name__
-    print(f"W&B: {reason}; the run goes on without it", file=sys.stderr)
+def _say(error: BaseException) -> None:
+    try:
+        text = str(error).strip().partition("\n")[0].rstrip(". ")
+    except Exception:  # an error that cannot say what it is
+        text = ""
+    reason = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    print(one_line(f"W&B: {reason}; the run goes on without it"), file=sys.stderr)

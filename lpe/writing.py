@@ -1,55 +1,144 @@
 """Files that are written whole or not at all, and by one writer at a time.
 
-A file is written into a temporary one in the same folder, flushed to the disk, then moved over the old one.
+A file is written into a temporary one beside it, flushed to the disk, then moved over the old one.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import shutil
+import stat
 import sys
+import tempfile
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from lpe.errors import InputError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
+    from torch import Tensor
 
 SAID_AFTER = 30.0
 """Seconds that a lock is waited for until a line says so."""
 
+LOCK = "lock"
+"""The lock in a temporary folder: its writer holds it for as long as it lives."""
+
+PROBE_BYTES = 4096
+"""Bytes that are written to see that there is room for any."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that is full, or of a user's share of it."""
+
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
-    """Write a UTF-8 file whole or not at all; makes its folder. ``\\n`` stays ``\\n``."""
+    """Write a UTF-8 file whole or not at all; makes its folder. ``\\n`` stays ``\\n``.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritten(path, error) from None
     with replacing(path) as temporary:
         temporary.write_bytes(text.encode("utf-8"))
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``, which replaces it if the block ends without an error.
+    """Give a temporary path, whose file replaces ``path`` if the block ends without an error.
 
-    The block has to make the file. A kill leaves the old file, and a hidden ``.tmp`` beside it.
+    The block has to make the file, which is in a hidden folder of its own beside ``path``. A kill leaves the
+    old file, and that folder until :func:`remove_leftovers` is called.
+
+    Raises:
+        FileNotFoundError: there is no folder for it.
+        InputError: it cannot be written, such as to a full disk.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with _own_folder(path) as folder:
+            temporary = folder / path.name
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unwritten(path, error) from None
+
+
+@contextmanager
+def _own_folder(path: Path) -> Iterator[Path]:
+    """Make a hidden folder beside a path, and hold its lock until it is removed."""
+    from filelock import FileLock
+
+    folder = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    folder.mkdir()
+    # Whoever takes the folder for a dead writer's before the lock is held removes it: it is made again.
+    lock = FileLock(folder / LOCK, fallback_to_soft=False)
+    try:
+        try:
+            lock.acquire()
+        except OSError as error:  # without locks nobody knows the dead
+            if error.errno in NO_ROOM:
+                raise
+        yield folder
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
 
 
-def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Remove the temporary files that killed writers left; call it with the lock held."""
-    for leftover in folder.glob(pattern):
-        leftover.unlink(missing_ok=True)
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left in a folder; what another writer is at work on stays."""
+    from filelock import FileLock, Timeout
+
+    for left in folder.glob(".*.tmp"):
+        if not re.fullmatch(r"\..+\.[0-9a-f]{32}\.tmp", left.name, re.S) or not left.is_dir():
+            continue
+        with suppress(OSError, Timeout):
+            with FileLock(left / LOCK, fallback_to_soft=False, blocking=False):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def save_tensors(
+    temporary: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, as readable as any new file, inside a block of :func:`replacing`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    import safetensors.torch
+
+    temporary.touch()
+    mode = temporary.stat().st_mode
+    try:
+        safetensors.torch.save_file(
+            dict(tensors), temporary, metadata=None if metadata is None else dict(metadata)
+        )
+    except safetensors.SafetensorError as error:
+        # The system's own error is in its text.
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from None
+    temporary.chmod(mode)  # safetensors makes its files private
+
+
+def unwritten(path: str | os.PathLike[str], error: OSError) -> InputError:
+    """Return the error that says in a line that a file cannot be written, and what to do."""
+    why = error.strerror or str(error) or type(error).__name__
+    way_out = "make room there, and run it again" if error.errno in NO_ROOM else "give another place"
+    return InputError(f"cannot write {path} ({why}); {way_out}")
 
 
 @contextmanager
@@ -69,7 +158,7 @@ def locked(
         stderr and goes on without: then only one writer at a time is safe.
 
     Raises:
-        InputError: the lock's file is another user's and closed to this one.
+        InputError: the lock's file is another user's and closed to this one, or there is no room for it.
     """
     from filelock import FileLock
 
@@ -85,6 +174,8 @@ def locked(
             "give another folder"
         ) from None
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise unwritten(path, error) from None
         print(
             f"no lock for {path.name} ({error.strerror}); let only one process at a time write to it",
             file=sys.stderr,
@@ -95,8 +186,10 @@ def locked(
         yield True
     finally:
         if once:
-            # While it is held: whoever waits for a file that is gone looks again.
-            file.unlink(missing_ok=True)
+            # While it is held: whoever waits for a file that is gone looks again. In some shared folders its
+            # maker alone may remove it.
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
         lock.release()
 
 
@@ -116,18 +209,54 @@ def _acquire(lock: BaseFileLock, path: Path, waiting: Callable[[], object] | Non
         lock.acquire()
 
 
-def check_writable(folder: str | os.PathLike[str]) -> None:
-    """Make a folder and try to write into it: call it before any work is done.
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a regular file to read its bytes; a pipe that nobody writes into is not waited for.
 
     Raises:
-        InputError: the folder cannot be made or written to.
+        OSError: there is none, it cannot be read, or it is something else than a file.
+    """
+    with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+        yield file
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Return the bytes of a regular file; OSError as of :func:`opened`."""
+    with opened(path) as file:
+        return file.read()
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Try to write into a folder: call it before any work is done. What killed writers left there goes.
+
+    A folder that is not there is made for the trial alone: a command that is refused later leaves none.
+
+    Raises:
+        InputError: the folder cannot be made or written to, or there is no room.
+    """
+    folder = Path(folder)
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    make_writable(folder)
+    with suppress(OSError):  # another process has put something there
+        for each in missing:
+            each.rmdir()
+
+
+def make_writable(folder: str | os.PathLike[str]) -> None:
+    """Make a folder and try to write into it. What killed writers left there goes.
+
+    Raises:
+        InputError: as :func:`check_writable`.
     """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{uuid.uuid4().hex}.probe"
-        probe.touch(exist_ok=False)
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(PROBE_BYTES))
     except OSError as error:
         why = error.strerror or type(error).__name__
-        raise InputError(f"cannot write to {folder} ({why}); give a folder that can be written to") from None
+        way_out = "make room there" if error.errno in NO_ROOM else "give a folder that can be written to"
+        raise InputError(f"cannot write to {folder} ({why}); {way_out}") from None
+    remove_leftovers(folder)

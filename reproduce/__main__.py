@@ -138,7 +138,7 @@ def main(arguments: list[str]) -> int:
                 passed_on += [f"--{option}", str(getattr(asked, option))]
         passed_on += [*scale_arguments(options_of_scale), *["--overwrite"] * asked.overwrite]
         accepting = ["--accept-edited"] * asked.accept_edited
-        started = time.time()
+        started = time.monotonic()
         pool = (
             parallel.workers(jobs, own.in_another_process())
             if jobs > 1 and not uses_ray
@@ -177,7 +177,7 @@ def main(arguments: list[str]) -> int:
                             return 0
                         stack.enter_context(processes.after(together))
                     _measure(wanted, session, workers, engine)
-            measured = time.time() - started
+            measured = time.monotonic() - started
             rendered = _render(scripts, passed_on, workers, engine)
             codes = [each.code for each in rendered if each.code]
             if not codes and asked.only is None:
@@ -195,7 +195,7 @@ def main(arguments: list[str]) -> int:
             f"rendered at scale {chosen.name}, into {out}",
             ("what", "seconds", ""),
             [("training and measuring", f"{measured:.1f}", ""), *rows],
-            f"in all {time.time() - started:.1f} s, {'on Ray' if uses_ray else _counted(jobs)}",
+            f"in all {time.monotonic() - started:.1f} s, {'on Ray' if uses_ray else _counted(jobs)}",
         )
     )
     if asked.only is not None:
@@ -263,9 +263,9 @@ def _render(
             rendered.append(each)
         return rendered
     for script in scripts:
-        started = time.time()
+        started = time.monotonic()
         code = run_figure(script, arguments, notes=False, engine=engine)
-        rendered.append(Rendered(script.name, code, time.time() - started, ""))
+        rendered.append(Rendered(script.name, code, time.monotonic() - started, ""))
     return rendered
 
 

@@ -363,7 +363,7 @@ def _run_figure(
         script.check(chosen)
         seeds_asked(chosen, asked.seeds)
         out = asked.out or REPOSITORY / "figures" / chosen.name
-        started = time.time()
+        started, begun = time.time(), time.monotonic()
         if asked.random_weights:
             rehearse([script], chosen)
             return 0
@@ -428,7 +428,7 @@ def _run_figure(
         print(f"wrote {_shown(path)}")
     for line in [*lines, *(mixture(out) if notes else [])]:
         print(line)
-    print(f"{figure} at scale {chosen.name}: {time.time() - started:.0f} s")
+    print(f"{figure} at scale {chosen.name}: {time.monotonic() - begun:.0f} s")
     return 0
 
 

@@ -20,10 +20,10 @@ def script_of(figure: str) -> Script:
 
 
 def _rendered(figure: str, arguments: list[str]) -> Rendered:
-    started, said = time.time(), io.StringIO()
+    started, said = time.monotonic(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         code = run_figure(script_of(figure), arguments, quiet=True, notes=False)
-    return Rendered(figure, code, time.time() - started, said.getvalue())
+    return Rendered(figure, code, time.monotonic() - started, said.getvalue())
 
 
 @dataclass(frozen=True)

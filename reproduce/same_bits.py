@@ -29,6 +29,7 @@ import os
 import platform
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -58,12 +59,18 @@ def begin(arguments: Sequence[str]) -> None:
         arguments: as of :func:`choose`.
 
     Raises:
-        SystemExit: a package of ``NEEDED`` is not installed; see also :func:`choose`.
+        SystemExit: a package of ``NEEDED`` is not installed, or no folder takes temporary files; see also
+            :func:`choose`.
     """
     check_installed()
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _end_by)
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:  # matplotlib asks for one when it is imported
+        print(f"error: {error.strerror}; set TMPDIR to a folder that can be written to", file=sys.stderr)
+        raise SystemExit(2) from None
     choose(arguments)
 
 

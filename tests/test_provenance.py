@@ -148,3 +148,8 @@ def test_outside_git_the_revision_is_unknown(repository: Path, monkeypatch: pyte
     # A folder of somebody else's repository is not this project's repository either.
     monkeypatch.setattr(module, "REPOSITORY", repository.resolve() / "figures")
     assert provenance()["git"]["revision"] == "unknown"
+
+
+def test_a_clock_that_was_set_back_gives_no_negative_time() -> None:
+    told = module.provenance(["fig3.py"], {}, "cpu", [0], threads=1, started=time.time() + 1000)
+    assert told["wall_seconds"] == 0.0

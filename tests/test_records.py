@@ -251,11 +251,11 @@ def test_a_failed_write_leaves_nothing_beside_the_file(path: Path, monkeypatch: 
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     for file in (path, hash_of(path)):
-        with writing.replacing(file) as leftover:
-            leftover.touch()
-        file.unlink()
-        leftover.write_text("scale,sub")
+        leftover = file.with_name(f".{file.name}.{'0' * 32}.tmp")
+        leftover.mkdir()
+        (leftover / file.name).write_text("scale,sub")
     Records(path).add([row()])
     assert sorted(path.parent.iterdir()) == [lock_of(path), path, hash_of(path)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import os
@@ -307,17 +308,104 @@ def test_a_kill_leaves_no_entry_and_nothing_is_said(
 
 
 def test_what_a_killed_writer_left_is_removed_by_the_next(store: Store) -> None:
-    store.root.mkdir()
-    leftover = store.root / ".0123.safetensors.4567.tmp"
-    leftover.write_bytes(b"half")
+    leftover = store.root / f".0123.safetensors.{'0' * 32}.tmp"
+    leftover.mkdir(parents=True)
+    (leftover / "0123.safetensors").write_bytes(b"half")
     store.put(CONFIG, tensors())
     assert not leftover.exists()
 
 
 def test_a_leftover_is_no_entry(store: Store) -> None:
-    store.root.mkdir()
-    (store.root / f".{store.key(CONFIG)}.json.4567.tmp").write_text("{}")
+    name = f"{store.key(CONFIG)}.json"
+    leftover = store.root / f".{name}.{'0' * 32}.tmp"
+    leftover.mkdir(parents=True)
+    (leftover / name).write_text("{}")
     assert store.get(CONFIG) is None
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def closed(path: Path) -> None:
+    """Permissions do not hold back root, who runs many a test: see the test that uses it."""
+    path.chmod(0)
+
+
+@pytest.fixture
+def closed_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of mode 0 are closed, to root as well."""
+    plain = os.open
+
+    def open_(path: Any, *given: Any, **more: Any) -> int:
+        if os.path.isfile(path) and not os.stat(path).st_mode & 0o777:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return plain(path, *given, **more)
+
+    monkeypatch.setattr(os, "open", open_)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+@pytest.mark.parametrize("put", [pipe, loop, closed], ids=["pipe", "loop of links", "another user's"])
+def test_what_is_no_file_of_ours_in_an_entrys_place_is_said_and_made_again(
+    store: Store,
+    entry: Entry,
+    closed_to_all: None,
+    put: Any,
+    suffix: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    put(entry.path.with_suffix(suffix))
+    assert store.get_or_make(CONFIG, lambda: (tensors(), {"loss": 0.25})).info == {"loss": 0.25}
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "cannot be read: " in said and "it is made again" in said
+    assert got(store).info == {"loss": 0.25} and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_a_folder_in_an_entrys_place_is_found_out_before_making(
+    store: Store, entry: Entry, suffix: str
+) -> None:
+    place = entry.path.with_suffix(suffix)
+    place.unlink()
+    place.mkdir()
+    with pytest.raises(InputError, match=rf"{place} is a folder, where a file of the store belongs"):
+        store.get_or_make(CONFIG, lambda: pytest.fail("it was made"))
+
+
+def test_an_entry_that_cannot_be_replaced_is_found_out_before_making(
+    store: Store, entry: Entry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alter_tensors(entry)
+
+    def kept(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+
+    monkeypatch.setattr(Path, "unlink", kept)
+    with pytest.raises(
+        InputError, match=r"cannot replace .*\.json \(Operation not permitted\); have it removed"
+    ):
+        store.get_or_make(CONFIG, lambda: pytest.fail("it was made"))
+
+
+def test_a_full_disk_leaves_no_half_entry_and_is_a_line(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="No space left on device"):
+        patch.setattr(os, "fsync", full)
+        store.put(CONFIG, tensors())
+    assert list(store.root.iterdir()) == [store.root / ".store.lock"]
+    store.put(CONFIG, tensors())
+    assert got(store)
 
 
 def test_the_environment_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -167,7 +169,7 @@ class Fake(ModuleType):
     def __init__(self) -> None:
         super().__init__("wandb")
         self.fail = ""
-        self.error: Exception = RuntimeError("the first line.\nthe second")
+        self.error: BaseException = RuntimeError("the first line.\nthe second")
         self.calls: list[str] = []
         self.started: list[dict[str, Any]] = []
         self.logged: list[tuple[dict[str, Any], int | None]] = []
@@ -231,6 +233,70 @@ def test_a_failure_is_said_once_and_the_run_goes_on(
     assert said[-1] == "W&B: RuntimeError: the first line; the run goes on without it"
     # A run that was begun has said where it writes.
     assert len(said) == (1 if failing in ("setup", "init") else 2)
+
+
+class Mute(Exception):
+    """An error that cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize("failing", ["setup", "init", "log", "Table", "add_file", "finish"])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (SystemExit(1), "SystemExit: 1"),
+        (GeneratorExit(), "GeneratorExit"),
+        (MemoryError(), "MemoryError"),
+        (Mute(), "Mute"),
+        (OSError(28, "No space\x1b[31m left"), r"OSError: [Errno 28] No space\x1b[31m left"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_wandb_raises_is_said_once_and_the_run_goes_on(
+    error: BaseException, said: str, failing: str, fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.fail, fake.error = failing, error
+    use_everything()
+    assert capsys.readouterr().err == f"W&B: {said}; the run goes on without it\n"
+
+
+def test_an_interruption_is_no_failure_of_wandb(fake: Fake) -> None:
+    fake.fail, fake.error = "log", KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        use_everything()
+
+
+def test_what_leaves_when_it_is_imported_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wandb.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    use_everything()
+    assert capsys.readouterr().err == "W&B: SystemExit: 3; the run goes on without it\n"
+
+
+def test_what_wandb_cannot_write_into_its_log_is_not_said(
+    fake: Fake, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    logger = logging.getLogger("wandb")
+    handler = logging.StreamHandler(Full())
+    monkeypatch.setattr(logger, "handlers", [])
+
+    def setup(**_: object) -> None:
+        logger.addHandler(handler)
+        logger.error("begins")
+
+    fake.setup = setup
+    with tracking.start("offline", "project", "name", {}):
+        logger.error("goes on")
+    assert capsys.readouterr().err == "" and logging.raiseExceptions
 
 
 def test_after_a_failure_wandb_is_not_called_again(fake: Fake) -> None:

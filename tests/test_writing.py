@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
+import safetensors
+import safetensors.torch
+import torch
 
 from lpe import writing
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
-from lpe.writing import check_writable, locked, write_text_atomic
+from lpe.writing import check_writable, locked, make_writable, read_file, write_text_atomic
 
 
 def test_a_text_is_written_as_it_is_into_a_folder_that_is_made(tmp_path: Path) -> None:
@@ -34,8 +40,15 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_check_writable_makes_the_folder_and_leaves_it_empty(tmp_path: Path) -> None:
+def test_check_writable_leaves_no_folder_that_it_made(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
     check_writable(tmp_path / "a" / "b")
+    check_writable(tmp_path / "there")
+    assert list(tmp_path.iterdir()) == [tmp_path / "there"] and not list((tmp_path / "there").iterdir())
+
+
+def test_make_writable_leaves_the_folder_that_it_made_empty(tmp_path: Path) -> None:
+    make_writable(tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
@@ -52,9 +65,88 @@ def test_check_writable_refuses_a_folder_that_takes_no_files(
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", refused)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
     with pytest.raises(InputError, match="Permission denied"):
         check_writable(tmp_path)
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full(*_: object, **__: object) -> None:
+    raise FULL
+
+
+@pytest.mark.parametrize("call", ["mkdir", "write_bytes"])
+def test_a_full_disk_is_a_line_and_the_old_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with monkeypatch.context() as patch, pytest.raises(InputError) as raised:
+        patch.setattr(Path, call, full)
+        write_text_atomic(path, "new")
+    assert str(raised.value) == (
+        f"cannot write {path} (No space left on device); make room there, and run it again"
+    )
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_found_out_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def write(self, _: object) -> int:
+            raise FULL
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Full())
+    with pytest.raises(InputError, match=r"\(No space left on device\); make room there$"):
+        check_writable(tmp_path / "folder")
+
+
+def test_tensors_on_a_full_disk_are_an_error_of_the_system(tmp_path: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="No space left") as raised:
+        patch.setattr(safetensors.torch, "save_file", refuse)
+        with writing.replacing(tmp_path / "a") as temporary:
+            writing.save_tensors(temporary, {"a": torch.ones(2)})
+    assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, signal, sys, types
+package = types.ModuleType("lpe")
+package.__path__ = [sys.argv[1]]
+sys.modules["lpe"] = package  # without what lpe imports by itself: seconds of torch
+from pathlib import Path
+from lpe.writing import replacing
+
+with replacing(Path(sys.argv[2])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_left_goes_at_the_next_start_and_what_is_written_stays(tmp_path: Path) -> None:
+    path, own = tmp_path / "a.txt", tmp_path / "ours.0123456789abcdef0123456789abcdef.tmp"
+    own.mkdir()
+    command = [sys.executable, "-c", KILLED, str(REPOSITORY / "lpe"), str(path)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    (left,) = tmp_path.glob(".*")
+    assert [each.read_text() for each in left.glob("*.txt")] == ["half"]
+    with writing.replacing(path) as temporary:
+        temporary.write_text("whole")
+        check_writable(tmp_path)
+        assert not left.exists()
+    assert path.read_text() == "whole" and sorted(tmp_path.iterdir()) == [path, own]
+
+
+def test_a_pipe_and_a_folder_are_no_files_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(OSError):
+            read_file(tmp_path / name)
 
 
 ADDER = """

@@ -3,6 +3,7 @@
 import sys
 
 from benchmarks.regression import main
+from lpe.interruption import answered
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(answered(lambda: main(sys.argv[1:]), "interrupted"))

@@ -20,11 +20,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-import torch
-
 import lpe
 from lpe import interruption
-from lpe.allocator import keep_freed_memory
+from lpe.allocator import is_out_of_memory, keep_freed_memory
 from lpe.cli.config import parsed
 from lpe.cli.describe import add_describe, describe
 from lpe.cli.evaluate import add_evaluate, evaluate
@@ -91,7 +89,9 @@ def main(arguments: Sequence[str]) -> int:
             raise
         complain(absent)
         return 2
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         print(f"error: out of memory ({first_line(error)}); give a smaller --batch-size", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

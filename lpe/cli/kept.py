@@ -18,7 +18,7 @@ from typing import Any
 from lpe.errors import InputError
 from lpe.notices import said, say
 from lpe.provenance import plain_data
-from lpe.writing import check_writable, locked, write_text_atomic
+from lpe.writing import locked, make_writable, write_text_atomic
 
 Rows = list[dict[str, object]]
 
@@ -62,7 +62,7 @@ class Kept:
             rows: Rows = held["rows"]
             return rows
         if not self._folder.is_dir():
-            check_writable(self._folder)
+            make_writable(self._folder)
             write_text_atomic(self._folder / "told", self._told)
         before = said()
         made = make()
@@ -114,7 +114,7 @@ def rows_kept(beside: Path | None, told: Mapping[str, Any], with_predictions: bo
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is in the way of what is kept until {beside.name} is written; remove it")
     content = json.dumps(plain_data(told, "options"), sort_keys=True)
-    check_writable(folder.parent)
+    make_writable(folder.parent)
     with locked(folder, once=True):
         kept = Kept(folder, hashlib.sha256(content.encode()).hexdigest(), with_predictions)
         try:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lpe.allocator import is_out_of_memory
 from lpe.checks import is_number, shown
 from lpe.ensembles.base import Ensemble, check_ensemble
 from lpe.ensembles.cascade import Cascade
@@ -61,7 +62,7 @@ from lpe.evaluation.timing import MemberTimer
 from lpe.evaluation.tokens import evaluate_tokens, peeked
 from lpe.logits import check_labels, check_shape, check_values
 from lpe.modules import apply, device_of, tensors_in, tree_map
-from lpe.notices import say
+from lpe.notices import note, say
 from lpe.writing import locked
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ BLOCK_BYTES = 1 << 24
 """Bytes of an array, float64 [examples, classes], of which some are alive while the sums take up a member."""
 
 MEMBERS = ("auto", "one-by-one", "together")
+
+NO_ROOM = "memory does not hold {} members at once; they run one by one"
 
 TOGETHER_MEMBERS = 10
 TOGETHER_WORK = 1 << 24
@@ -341,14 +344,21 @@ def _together(
     device = device_of(module)
     batch = next(stream, None)
     classes: int | None = None
+    lacking: Batch | None = None
     while batch is not None:
         parts: list[Tensor] = []
         every_target: list[Tensor] = []
         held = size = 0
         while batch is not None and (not parts or held + size <= budget):
             index, inputs, targets = batch
-            with timer.all_members() if timer else nullcontext():
-                logits = options.logits(module, options.placed(inputs, device), device)
+            try:
+                with timer.all_members() if timer else nullcontext():
+                    logits = options.logits(module, options.placed(inputs, device), device)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                lacking, batch = batch, None
+                break
             where = f"batch {index}: "
             check_shape(logits[0], len(targets), where, "targets", classes)
             classes = logits.shape[2]
@@ -359,11 +369,44 @@ def _together(
             size = logits.numel() * logits.element_size()
             held += size
             batch = next(stream, None)
-        chunk = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        joined = torch.cat(every_target)
-        for member, of_member in enumerate(chunk):
-            for block, (targets, logits) in enumerate(_in_blocks([(joined, of_member)])):
-                yield member, block, targets, logits
+        if parts:
+            chunk = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            joined = torch.cat(every_target)
+            for member, of_member in enumerate(chunk):
+                for block, (targets, logits) in enumerate(_in_blocks([(joined, of_member)])):
+                    yield member, block, targets, logits
+    if lacking is not None:
+        raise _NoRoom(lacking)
+
+
+class _NoRoom(Exception):
+    """Members together do not fit into memory; ``batch`` is the first that did not run."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__()
+        self.batch = batch
+
+
+def _together_where_they_fit(
+    ensemble: Ensemble,
+    module: AllMembers,
+    stream: Iterator[Batch],
+    budget: float,
+    options: EvaluationOptions,
+    timer: MemberTimer | None,
+    held: PredictionsWriter | None,
+) -> Iterator[Pass]:
+    """Run all members at once, and one by one from the batch on with which memory does not hold them."""
+    if held is not None:
+        held.level()
+    rest: Batch | None = None
+    try:
+        yield from _together(module, stream, options, timer, CHUNK_BYTES if held is None else 0)
+    except _NoRoom as lacking:
+        rest = lacking.batch
+    if rest is not None:
+        note(NO_ROOM.format(len(ensemble)))
+        yield from _one_by_one(ensemble, chain([rest], stream), budget, options, timer, held)
 
 
 def runs_together(ensemble: Ensemble, inputs: Any) -> bool:
@@ -425,19 +468,15 @@ def _passes(
                 f"members of {type(ensemble).__name__} cannot run together, only those of "
                 'LowPrecisionEnsemble and LaplaceEnsemble; give members="one-by-one"'
             )
-        if held is not None:
-            held.level()
         module = _all_at_once(ensemble)
-        yield from _together(module, stream, options, timer, CHUNK_BYTES if held is None else 0)
+        yield from _together_where_they_fit(ensemble, module, stream, budget, options, timer, held)
         return
     # A timer's times are those of members one after another.
     if members == "auto" and timer is None and (first := next(stream, None)) is not None:
         small = _module_for(ensemble, first, options)
         stream = chain([first], stream)
         if small is not None:
-            if held is not None:
-                held.level()
-            yield from _together(small, stream, options, timer, CHUNK_BYTES if held is None else 0)
+            yield from _together_where_they_fit(ensemble, small, stream, budget, options, timer, held)
             return
     yield from _one_by_one(ensemble, stream, budget, options, timer, held)
 
@@ -455,6 +494,11 @@ def _module_for(
         options.logits(module, options.placed(inputs, device), device)
     except InputError:
         return None  # what is wrong may be the batch: then one by one says so
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        note(NO_ROOM.format(len(ensemble)))
+        return None
     return module
 
 
@@ -491,8 +535,8 @@ def evaluate(
             together each takes an equal share.
         members: "one-by-one"; "together", all members of a LowPrecisionEnsemble or of a LaplaceEnsemble at
             once on each batch; or "auto", together where :func:`runs_together` says so, the model can, and no
-            timer is given. The
-            numbers are the same up to float rounding.
+            timer is given. The numbers are the same up to float rounding. Where memory does not hold all of
+            them at once they run one by one from there on, and a note says so.
         options: of the forward passes, see :class:`EvaluationOptions`; they may change numbers.
         examples: takes up the values of each example; empty. Not of a cascade.
         predictions: a file that every member's log-probabilities and the targets are written to, as it goes

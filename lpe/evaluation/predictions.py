@@ -43,7 +43,7 @@ from lpe.evaluation.batches import Batch, Hashed
 from lpe.files.container import check_path, contents_hash, weights_hash
 from lpe.modules import named_tensors, tensors_in
 from lpe.provenance import kernels, machine, plain_data
-from lpe.writing import check_writable, replacing, write_text_atomic
+from lpe.writing import check_writable, make_writable, replacing, unwritten, write_text_atomic
 
 FORMAT = "lpe predictions"
 VERSION = 1
@@ -255,7 +255,7 @@ class PredictionsWriter:
             self._resume()
         else:
             shutil.rmtree(self._folder, ignore_errors=True)
-            check_writable(self._folder)
+            make_writable(self._folder)
             self._write_header()
         self._known = self._examples()
         self._held = [self._rows_of(member) for member in range(about["size"])]
@@ -273,8 +273,7 @@ class PredictionsWriter:
             _check_examples(self._folder, known, found[:, : known.shape[1]], start)
             if known.shape[1] < len(targets):
                 self._known = torch.cat([self._known, found[:, known.shape[1] :]], dim=1)
-                with open(self._folder / "examples", "ab") as file:
-                    file.write(found[:, known.shape[1] :].T.contiguous().numpy().tobytes())
+                _append(self._folder / "examples", found[:, known.shape[1] :].T.contiguous())
             self._batches[index] = start, stop
             self._read = stop
             if any(held < stop for held in self._held):
@@ -304,13 +303,7 @@ class PredictionsWriter:
             start = next(start for start, stop in self._batches.values() if stop > held)
         self._next[member] = start + len(log_probs)
         fresh = _as_kept(log_probs[max(held - start, 0) :], self._dtype)
-        try:
-            with open(self._file(member), "ab") as file:
-                file.write(fresh.numpy().tobytes())
-        except OSError as error:
-            raise InputError(
-                f"cannot write {self._file(member)} ({error.strerror}); run it again, and it goes on"
-            ) from None
+        _append(self._file(member), fresh)
 
     def finish(self) -> None:
         """Make the file of what is there.
@@ -377,6 +370,15 @@ class PredictionsWriter:
         if self.classes is None:
             return 0
         return _cut(self._file(member), self.classes * self._dtype.itemsize, self._known.shape[1])
+
+
+def _append(file: Path, values: Tensor) -> None:
+    """Write values behind those of a file. Of a row that is cut short the next run takes nothing."""
+    try:
+        with open(file, "ab") as opened:
+            opened.write(values.numpy().tobytes())
+    except OSError as error:
+        raise unwritten(file, error) from None
 
 
 def _cut(file: Path, row: int, most: int | None = None) -> int:

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from lpe.checks import shown
 from lpe.errors import InputError
 from lpe.modules import PLAIN_DTYPES, named_tensors
-from lpe.writing import replacing
+from lpe.writing import remove_leftovers, replacing, save_tensors
 
 FORMAT = "lpe ensemble"
 VERSION = 6
@@ -83,12 +82,12 @@ def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) 
     # One entry: safetensors writes several in any order.
     metadata = {"lpe": about.replace(_UNHASHED, contents_hash(tensors, about), 1)}
     try:
+        remove_leftovers(path.parent)
         with replacing(path) as temporary:
-            temporary.touch()
-            mode = temporary.stat().st_mode
-            safetensors.torch.save_file(dict(tensors), temporary, metadata=metadata)
-            temporary.chmod(mode)  # safetensors makes its files private
+            save_tensors(temporary, tensors, metadata)
         return path.stat().st_size
+    except InputError:
+        raise
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         why = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise InputError(f"cannot write {path} ({why})") from None

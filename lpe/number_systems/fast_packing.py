@@ -6,6 +6,9 @@ when it first meets a tensor that is large enough to pay for it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -13,7 +16,15 @@ from numpy.typing import NDArray
 _Bytes = NDArray[np.uint8]
 
 
-@njit(cache=True, nogil=True)
+def _compiled(function: Callable[..., Any]) -> Any:
+    """Compile a function, or take its machine code from the disk, where it is kept if possible."""
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # neither beside the source nor in the user's cache
+        return njit(nogil=True)(function)
+
+
+@_compiled
 def pack_into(packed: _Bytes, codes: _Bytes, lowest: int, bits: int) -> None:
     """Pack codes.
 
@@ -43,7 +54,7 @@ def pack_into(packed: _Bytes, codes: _Bytes, lowest: int, bits: int) -> None:
         packed[bits * whole + byte] = np.uint8((word >> np.uint64(8 * byte)) & np.uint64(0xFF))
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def unpack_into(codes: _Bytes, packed: _Bytes, lowest: int, bits: int) -> int:
     """Unpack codes; the arguments are :func:`pack_into`'s, and ``codes`` is written.
 

@@ -211,8 +211,9 @@ class LabelledImages:
         """Yield inputs [examples, channels, height, width] and targets int64 [examples].
 
         Raises:
-            InputError: an image that cannot be read, named.
+            InputError: an image that cannot be read, named; processes that cannot be started.
         """
+        _check_processes(self.workers)
         loader = torch.utils.data.DataLoader(
             _Files(self.paths, self.transform),
             batch_size=self.batch_size,
@@ -227,6 +228,18 @@ class LabelledImages:
                 raise InputError(inputs)
             yield inputs.to(self.dtype), torch.tensor(self.labels[start : start + len(inputs)])
             start += len(inputs)
+
+
+def _check_processes(count: int) -> None:
+    """Raise InputError where processes cannot be started, which share memory."""
+    try:
+        if count:
+            torch.multiprocessing.get_context().Lock()
+    except OSError as error:
+        raise InputError(
+            f"cannot start {count} processes that read images ({error.strerror}); give --workers 0, or let "
+            "/dev/shm be written to"
+        ) from None
 
 
 def share_of_images(images: LabelledImages, place: int, count: int) -> LabelledImages:

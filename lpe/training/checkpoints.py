@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpe.errors import InputError
 from lpe.training import processes
-from lpe.writing import replacing
+from lpe.writing import make_writable, read_file, remove_leftovers, replacing
 
 UNDER_WAY = "under_way"
 """The folder, in one of results, in which what leads to them has its checkpoints until they are there."""
@@ -37,6 +38,9 @@ SECONDS = 10.0
 MOST = 20.0
 AT_END = 1.0
 """Seconds of work that are written when it ends: others may follow before what all of them leave is kept."""
+
+ABANDONED = 30 * 86400.0
+"""Seconds: under another key, as code and packages change, nobody comes back for a checkpoint."""
 
 _MAGIC = b"lpe training 1\n"
 
@@ -78,8 +82,17 @@ class Checkpoints:
     def remove(self) -> None:
         """Remove the files, once what was trained is kept; and what killed writers left of them."""
         name, folder = glob.escape(self._place.name), self._place.parent
-        for path in [*folder.glob(f"{name}-[0-9]*.*"), *folder.glob(f".{name}-[0-9]*.tmp")]:
+        for path in folder.glob(f"{name}-[0-9]*.*"):
             path.unlink(missing_ok=True)
+        remove_leftovers(folder)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove checkpoints of trainings that nobody has gone on with for ``ABANDONED`` seconds."""
+    for path in folder.glob("*-[0-9]*.*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                path.unlink()
 
 
 class Checkpoint:
@@ -106,23 +119,23 @@ class Checkpoint:
         content = io.BytesIO()
         try:
             torch.save({"settings": self._settings, "state": _plain(state)}, content)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_writable(self.path.parent)
             with replacing(self.path) as temporary, open(temporary, "wb") as file:
                 payload = content.getbuffer()
                 file.write(_MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n")
                 file.write(payload)
         except TypeError:
             self._all.stop()
-        except OSError as error:
+        except InputError as error:
             self._all.stop()
-            why = error.strerror or type(error).__name__
-            print(f"cannot write {self.path} ({why}); a killed {self._noun} begins anew", file=sys.stderr)
+            why = str(error).rpartition(";")[0]
+            print(f"{why}; a killed {self._noun} begins anew", file=sys.stderr)
         self._all.wrote(time.monotonic() - began)
 
     def read(self) -> dict[str, Any] | None:
         """Return the state, on the CPU; None where there is none, or none of this training, which is said."""
         try:
-            content = self.path.read_bytes()
+            content = read_file(self.path)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

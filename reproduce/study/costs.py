@@ -20,7 +20,7 @@ from lpe.errors import InputError
 from lpe.hashes import beside, content_as_written, is_as_written, sha256
 from lpe.provenance import machine
 from lpe.store import Store
-from lpe.writing import write_text_atomic
+from lpe.writing import read_file, write_text_atomic
 
 
 def _file(record: Path) -> Path:
@@ -35,7 +35,7 @@ def description_of(record: Path) -> Path:
 def _read(record: Path) -> dict[str, Any]:
     """Return what the JSON beside a record says; that nothing is finished where it is odd or not there."""
     try:
-        read: object = json.loads(_file(record).read_text(encoding="utf-8"))
+        read: object = json.loads(read_file(_file(record)))
     except (OSError, ValueError, RecursionError):
         read = None
     return read if _is_whole(read) else {"finished": False, "measuring": [], "training": {}}
@@ -71,13 +71,33 @@ def _hashes(record: Path) -> dict[str, str | None]:
 
 
 def is_finished(record: Path) -> bool:
-    """Tell whether a working record is whole: as what measured it left it when it came to its end."""
+    """Tell whether a working record is whole: as what measured it left it when it came to its end.
+
+    So are the values of its examples, as far as somebody has read them.
+    """
     known = _read(record)
     return (
         record.is_file()
         and known["finished"]
         and all(known.get(key) == found for key, found in _hashes(record).items())
+        and not _lacks_examples(record)
     )
+
+
+def examples_of(record: Path) -> Path:
+    """Return the folder of the store in which the values of a working record's examples are kept."""
+    return record.with_suffix("") / "examples"
+
+
+def _lacks_examples(record: Path) -> bool:
+    """Tell whether an entry of the record's examples was found damaged, and discarded."""
+    return bool(_discarded(record))
+
+
+def _discarded(record: Path) -> list[Path]:
+    """List the tensors of entries that are none any more."""
+    tensors = examples_of(record).glob("*.safetensors")
+    return [path for path in tensors if not path.with_suffix(".json").exists()]
 
 
 def check_unaltered(record: Path) -> None:
@@ -110,16 +130,19 @@ def remove_damaged(record: Path, read: Callable[[Path], object]) -> None:
     print(f"working record {record.name} {why}; it is measured anew", file=sys.stderr)
     # First the hash goes: another process is not to hold what it measures now against the old one.
     _write(record, _read(record), finished=False)
-    for file in (record, beside(record), description_of(record)):
+    for file in (record, beside(record), description_of(record), *_discarded(record)):
         file.unlink(missing_ok=True)
 
 
 def _damage(record: Path, read: Callable[[Path], object]) -> str:
     known, file = _read(record), _file(record)
     if known["finished"] and "sha256" in known:
-        return "was altered since it was measured"
+        altered = any(known.get(key) != found for key, found in _hashes(record).items())
+        return (
+            "was altered since it was measured" if altered else "lacks values of examples, which were damaged"
+        )
     try:
-        if file.is_file() and not _is_whole(json.loads(file.read_text(encoding="utf-8"))):
+        if file.is_file() and not _is_whole(json.loads(read_file(file))):
             raise ValueError
     except (OSError, ValueError, RecursionError):
         return f"has a damaged {file.name} beside it"

@@ -106,6 +106,9 @@ def _nearest(stores: Mapping[str, list[Store]], row: Mapping[str, object]) -> Fo
 def _of_row(store: Store, config: Mapping[str, object], row: Mapping[str, object]) -> Found | None:
     """Return which examples a store has of a row, and their values."""
     entry = store.get(config)
+    if entry is None:
+        # A damaged one: without it its record is not whole, and the next run measures it anew.
+        store.discard(config)
     metric = str(row["metric"])
     if entry is None or metric not in entry.tensors:
         return None

@@ -11,10 +11,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 
 import torch
@@ -84,7 +86,14 @@ def workers(jobs: int, prepare: Callable[[], object]) -> Iterator[ProcessPoolExe
         prepare: run first in each, such as loading the file in which a scale's classes are defined.
     """
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(prepare,))
+    try:
+        _start_tracker()
+        pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(prepare,))
+    except OSError as error:
+        raise InputError(
+            f"cannot start processes ({error.strerror}); leave --jobs {jobs} out, or let /dev/shm be written "
+            "to"
+        ) from None
     # Ctrl-C reaches all processes of a terminal. It is for this one, which ends the others; they have it
     # blocked from their start, before they can ignore it.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -101,6 +110,19 @@ def workers(jobs: int, prepare: Callable[[], object]) -> Iterator[ProcessPoolExe
     finally:
         # After an error, what has not begun never begins.
         pool.shutdown(cancel_futures=True)
+
+
+def _start_tracker() -> None:
+    """Start the process that removes semaphores which nobody has removed, and let it do so without a word.
+
+    An interrupted run that does not come to its end leaves them, and says its own line.
+    """
+    before = list(sys.warnoptions)
+    sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions[:] = before
 
 
 def _nothing() -> None:

@@ -17,7 +17,7 @@ from lpe.allocator import keep_freed_memory
 from lpe.errors import InputError
 from lpe.evaluation.landscape import Plane, Surface
 from lpe.store import Store
-from lpe.writing import check_writable, write_text_atomic
+from lpe.writing import make_writable, write_text_atomic
 from reproduce.study.costs import description_of
 from reproduce.study.run import Run, device_of
 from reproduce.study.scale import Scale, Substrate
@@ -120,7 +120,7 @@ def open_session(
         # One fixed number of threads: sums are taken in one order, and two runs give the same bytes.
         torch.set_num_threads(chosen.threads)
     seeds, claim_seeds = seeds_asked(chosen, count)
-    check_writable(working)
+    make_writable(working)
     config = {"scale": chosen.described(), "seeds": seeds}
     mode = tracking.USUAL if wandb_mode is None else wandb_mode
     with tracking.start(mode, "low-precision-ensembling", f"{name}-{chosen.name}", config) as tracker:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import UserDict, namedtuple
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import lpe
+from lpe import notices
 from lpe.ensembles.on_the_fly import AllMembers
 from lpe.evaluation.metrics import METRICS, fit_temperature, mean_log_probs, nll, temperature_scaled
 from lpe.evaluation.predict import (
@@ -381,6 +383,56 @@ def centred() -> nn.Module:
     model = Centred().double()
     model.load_state_dict(net().state_dict())
     return model
+
+
+@pytest.mark.parametrize("members", ["auto", "together"])
+@pytest.mark.parametrize("passes", [0, 1, 2])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_members_that_memory_does_not_hold_at_once_run_one_by_one_which_is_said(
+    error: Exception,
+    passes: int,
+    members: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    plain, ran = AllMembers.forward, []
+
+    def forward(module: AllMembers, *inputs: Any) -> Any:
+        ran.append(module)
+        if len(ran) > passes:
+            raise error
+        return plain(module, *inputs)
+
+    expected = lpe.evaluate(small(net()), batches(), members="one-by-one")
+    monkeypatch.setattr(AllMembers, "forward", forward)
+    notices.forget()
+    assert_same(lpe.evaluate(small(net()), batches(), members=members), expected)
+    assert [record.getMessage() for record in caplog.records].count(
+        f"note: memory does not hold {len(small(net()))} members at once; they run one by one"
+    ) == 1
+    ran.clear()
+    file = tmp_path / "p.safetensors"
+    written = lpe.evaluate(small(net()), batches(), members=members, predictions=file)
+    pd.testing.assert_frame_equal(written, expected, rtol=1e-5, atol=1e-7)  # the file is float32
+
+
+def test_an_error_that_is_none_of_memory_is_no_reason_to_run_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forward(*_: Any) -> Any:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(AllMembers, "forward", forward)
+    with pytest.raises(RuntimeError, match="a fault"):
+        lpe.evaluate(small(net()), batches(), members="together")
 
 
 def test_members_that_cannot_run_together_run_one_by_one_unless_told_otherwise() -> None:

@@ -108,25 +108,29 @@ def workers_of(process: subprocess.Popen[str]) -> list[Path]:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc to see processes in")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("rounds", [10], indirect=True)
 def test_an_interruption_ends_all_processes_and_the_run_goes_on(
-    number: signal.Signals, tmp_path: Path, start: Start, ended: Ended
+    number: signal.Signals, rounds: int, tmp_path: Path, start: Start, ended: Ended
 ) -> None:
     options = (*TOY, "--jobs", 2, "--out", tmp_path / "out")
-    process = start("-m reproduce", *options, LPE_STORE=tmp_path / "work" / "store")
-    while not list((tmp_path / "work" / "store").glob("*.safetensors")):
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
-    workers = workers_of(process)
-    assert len(workers) == 2
-    if number is signal.SIGINT:
-        # As a terminal sends it, to all of them.
-        subprocess.run(["kill", "-INT", "--", f"-{process.pid}"], check=True)
-    else:
-        process.send_signal(number)
-    began = time.monotonic()
-    while set(workers_of(process)) & set(workers):
-        assert time.monotonic() - began < 2.0
-        time.sleep(0.02)
-    _, said = ended(process, 128 + number)
-    assert said.splitlines()[-1] == LINE and "Traceback" not in said
+    draws = random.Random(number)
+    for _ in range(rounds):
+        process = start("-m reproduce", *options, LPE_STORE=tmp_path / "work" / "store")
+        while len(workers := workers_of(process)) < 2:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+        time.sleep(draws.uniform(0, 15))  # they import torch, train or measure
+        if process.poll() is not None:
+            break  # it has come to its end
+        if number is signal.SIGINT:
+            # As a terminal sends it, to all of them.
+            subprocess.run(["kill", "-INT", "--", f"-{process.pid}"], check=True)
+        else:
+            process.send_signal(number)
+        began = time.monotonic()
+        while set(workers_of(process)) & set(workers):
+            assert time.monotonic() - began < 2.0
+            time.sleep(0.02)
+        _, said = ended(process, 128 + number)
+        assert said.splitlines()[-1] == LINE and said.count(LINE) == 1 and "Traceback" not in said
     ended(start("-m reproduce", *options, LPE_STORE=tmp_path / "work" / "store"))

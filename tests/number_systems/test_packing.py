@@ -164,3 +164,17 @@ def test_small_tensors_are_packed_without_numba() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout == "False\n"
+
+
+def test_without_a_place_for_machine_code_it_is_made_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lpe.number_systems import fast_packing
+
+    true_compiler = fast_packing.njit
+
+    def refusing(**options: object) -> object:
+        if options.pop("cache", False):
+            raise RuntimeError("cannot cache function: no locator available")
+        return true_compiler(**options)
+
+    monkeypatch.setattr(fast_packing, "njit", refusing)
+    assert fast_packing._compiled(lambda a, b: a + b)(1, 2) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -272,3 +273,16 @@ def test_an_image_too_large_to_be_meant_is_named(tmp_path: Path, monkeypatch: py
 
 def test_an_rgb_image_is_left_as_it_is() -> None:
     assert np.array_equal(np.asarray(as_rgb(Image.fromarray(COLOURS))), COLOURS)
+
+
+def test_processes_that_cannot_be_started_are_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_by_two = read(tree(tmp_path, ["a/1.png", "b/2.png"]), 2, workers=2)
+
+    def closed(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(torch.multiprocessing, "get_context", lambda: SimpleNamespace(Lock=closed))
+    assert message_of(lambda: next(iter(read_by_two))) == (
+        "cannot start 2 processes that read images (Read-only file system); give --workers 0, or let "
+        "/dev/shm be written to"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -277,3 +279,15 @@ def test_a_checkpoint_that_was_left_beside_what_it_led_to_goes(tmp_path: Path) -
     store.put({"a": 1}, {"x": torch.ones(1)})
     store.get_or_make({"a": 1}, lambda: pytest.fail("it was made again"))
     assert list((tmp_path / checkpoints.UNDER_WAY).iterdir()) == []
+
+
+def test_checkpoints_that_nobody_comes_back_for_go_and_fresh_ones_stay(tmp_path: Path) -> None:
+    store, under_way = Store(tmp_path), tmp_path / checkpoints.UNDER_WAY
+    under_way.mkdir()
+    old, fresh, ahead = (under_way / f"{'0' * 31}{n}-0.training" for n in range(3))
+    now = time.time()
+    for path, age in ((old, checkpoints.ABANDONED + 60), (fresh, 3600), (ahead, -1e6)):
+        path.touch()
+        os.utime(path, (now - age, now - age))
+    store.get_or_make({"a": 1}, lambda: ({"x": torch.ones(1)}, {}))
+    assert sorted(under_way.iterdir()) == [fresh, ahead]

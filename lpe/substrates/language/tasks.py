@@ -36,7 +36,7 @@ from lpe.substrates import hub
 from lpe.substrates.language.ensemble_lm import EnsembleLM, Scored, quiet_lm_eval
 from lpe.substrates.language.load import one_line
 from lpe.training import checkpoints
-from lpe.writing import check_writable, locked
+from lpe.writing import locked, make_writable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -262,7 +262,7 @@ def _about(
     ensemble: Ensemble, folder: Path, dtype: str, record: Mapping[str, object] | None
 ) -> dict[str, Any]:
     """Return the headers' entries on an ensemble, checked against the files that are there."""
-    check_writable(folder)
+    make_writable(folder)
     about = about_ensemble(ensemble, {}, dtype, record)
     for file in sorted(folder.glob("*.safetensors")):
         check_same(file, read_predictions(file).about, about)

@@ -22,7 +22,7 @@ from lpe.errors import InputError
 from lpe.provenance import plain_data, write_provenance
 from lpe.substrates import cifar
 from lpe.training.resident import ResidentImages
-from lpe.writing import check_writable, locked, remove_leftovers, replacing
+from lpe.writing import locked, make_writable, replacing
 from reproduce.scales.cifar10.checkpoints import Checkpoint, differences
 from reproduce.scales.cifar10.recipes import (
     RECIPES,
@@ -98,7 +98,7 @@ def train_points(
     """
     started = time.monotonic()
     check_updates(protocol, groups, recipes)
-    check_writable(folder)
+    make_writable(folder)
     lines: list[str] = []
 
     def tell(line: str) -> None:
@@ -106,9 +106,7 @@ def train_points(
         report(line)
 
     # What another process trains there meanwhile is waited for, and found.
-    with locked(folder / "training") as held:
-        if held:
-            remove_leftovers(folder, ".*.tmp")
+    with locked(folder / "training"):
         files = PointFiles(folder, images, protocol, recipes, device)
         todo = []
         for group in groups:

@@ -49,8 +49,9 @@ def test_a_damaged_file_is_said_and_not_found(working: Path, capsys: pytest.Capt
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert find(working, {**ROW, "metric": "nll", "size": 1}) is None
-    assert "is damaged" in capsys.readouterr().err
+    for _ in range(2):  # said once: it is no entry any more
+        assert find(working, {**ROW, "metric": "nll", "size": 1}) is None
+    assert capsys.readouterr().err.count("is damaged") == 1
 
 
 def test_values_that_were_kept_under_other_settings_leave_those_of_a_row_as_they_were(tmp_path: Path) -> None:
