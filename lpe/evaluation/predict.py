@@ -389,7 +389,7 @@ class _NoRoom(Exception):
 
 def _together_where_they_fit(
     ensemble: Ensemble,
-    module: AllMembers,
+    module: AllMembers | SharedTrunk,
     stream: Iterator[Batch],
     budget: float,
     options: EvaluationOptions,
