@@ -31,9 +31,10 @@ class Ended:
     def refused(self) -> str:
         """Its one line about what is lacking."""
         assert self.code == 2 and "Traceback" not in self.err, self
-        lines = [line for line in self.err.splitlines() if not line.startswith("note: ")]
-        assert len(lines) == 1 and lines[0].startswith("error: "), self
-        return lines[0]
+        # Above it is what the command has told of itself, such as what it loaded.
+        *before, last = self.err.splitlines()
+        assert last.startswith("error: ") and not any(line.startswith("error: ") for line in before), self
+        return last
 
 
 Starved = Callable[..., Ended]
