@@ -15,8 +15,9 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from lpe.errors import InputError
 
@@ -210,7 +211,7 @@ def _acquire(lock: BaseFileLock, path: Path, waiting: Callable[[], object] | Non
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def opened(path: str | os.PathLike[str]) -> Iterator[BufferedReader]:
     """Open a regular file to read its bytes; a pipe that nobody writes into is not waited for.
 
     Raises:
