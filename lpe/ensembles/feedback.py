@@ -323,13 +323,13 @@ class FeedbackEnsemble(LowPrecisionEnsemble):
         # An own method, by which others see that the members are not those of ``as_module``.
         return super().member(index)
 
-    def _round(self, out: Tensor, planned: PlannedTensor, index: int) -> None:
-        if planned.name not in self._shares:
-            super()._round(out, planned, index)
-            return
-        codes = self._codes(planned, index)
-        where = (planned.rounded_to, planned.layout, planned.dtype)
-        out.copy_(decoded(codes, self._scales[planned.name], *where))
+    def _round_all(self, outs: Mapping[str, Tensor], index: int) -> None:
+        super()._round_all({name: out for name, out in outs.items() if name not in self._shares}, index)
+        for planned in self._rounded:
+            if planned.name in self._shares:
+                where = (planned.rounded_to, planned.layout, planned.dtype)
+                scales = self._scales[planned.name]
+                outs[planned.name].copy_(decoded(self._codes(planned, index), scales, *where))
 
     @apart()
     def _codes(self, planned: PlannedTensor, index: int) -> Tensor:

@@ -26,6 +26,7 @@ from lpe.ensembles.selection import Coverage, OutputAxis, PlannedTensor, describ
 from lpe.errors import InputError
 from lpe.modules import named_tensors
 from lpe.networks import refuse_computed_weights
+from lpe.number_systems import kernels
 from lpe.number_systems.grids import FullPrecision, Int, LowPrecision, NumberSystem, grid_of
 from lpe.number_systems.kernels.arguments import Draw, Stored
 from lpe.number_systems.naming import Systems, check_system
@@ -34,6 +35,7 @@ from lpe.number_systems.planes import check_random, lower_neighbours, plane_byte
 from lpe.number_systems.rounding import (
     check_rounding,
     encode_with_scales,
+    plan_together,
     round_with_scales,
     scales_of,
 )
@@ -57,6 +59,13 @@ BASES = {"int8": 8, "bf16": 16, "fp32": 32}
 def base_holds(base: str, system: LowPrecision, rounding: str) -> bool:
     """Tell whether a base is finer than the members, so that they differ; to the nearest they never do."""
     return rounding == "nearest" or BASES[base] > grid_of(system).code_bits
+
+
+class _Plans(dict[tuple[str, torch.device, tuple[str, ...]], kernels.Plan]):
+    """The plans by which tensors are rounded together; a copy of an ensemble makes its own."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Plans, ()
 
 
 class LowPrecisionEnsemble(Ensemble):
@@ -132,6 +141,7 @@ class LowPrecisionEnsemble(Ensemble):
         self.rounding = check_rounding(rounding)
         self.first_member = check_member(first_member)
         self.batch_norm = None
+        self._plans = _Plans()
         check_member(self.first_member + self.size - 1)
 
     @property
@@ -247,12 +257,13 @@ class LowPrecisionEnsemble(Ensemble):
             (dtype, device): torch.empty(size, dtype=dtype, device=device)
             for (dtype, device), size in sizes.items()
         }
-        rounded = {}
-        for planned in rounds:
-            block = blocks[planned.dtype, self._stored[planned.name].device]
-            values = block[places[planned.name]].view(planned.shape)
-            self._round(values, planned, index)
-            rounded[planned.name] = values
+        rounded = {
+            planned.name: blocks[planned.dtype, self._stored[planned.name].device][places[planned.name]].view(
+                planned.shape
+            )
+            for planned in rounds
+        }
+        self._round_all(rounded, index)
         return self._with(index, rounded)
 
     def _with(self, index: int, rounded: dict[str, Tensor]) -> nn.Module:
@@ -280,8 +291,7 @@ class LowPrecisionEnsemble(Ensemble):
         for index in range(1, self.size):
             if snapshot.holds():
                 self.check_unchanged()
-                for planned in self._rounded:
-                    self._round(tensors[planned.name], planned, index)
+                self._round_all(tensors, index)
                 if self.batch_norm is not None:
                     self.batch_norm.give(net, index)
                     snapshot.take()
@@ -297,16 +307,36 @@ class LowPrecisionEnsemble(Ensemble):
         names = {planned.name for planned in self._rounded}
         return {entry.name: entry.tensor for entry in named_tensors(net) if entry.name in names}
 
-    def _round(self, out: Tensor, planned: PlannedTensor, index: int) -> None:
-        """Write one rounded tensor of a member."""
-        round_with_scales(
-            out,
-            self._stored[planned.name],
-            self._scales[planned.name],
-            planned.rounded_to,
-            planned.layout,
-            self.draw(planned.name, index),
-        )
+    def _round_all(self, outs: Mapping[str, Tensor], index: int) -> None:
+        """Write the rounded tensors of a member, by name and contiguous: those of a device by one call."""
+        together: dict[torch.device, list[str]] = {}
+        for name in outs:
+            stored = self._stored[name]
+            if isinstance(stored, Tensor) and not stored.is_contiguous():
+                # Its elements are brought in order for each member, rather than kept twice.
+                planned = self._planned[name]
+                where = (planned.rounded_to, planned.layout, self.draw(name, index))
+                round_with_scales(outs[name], stored, self._scales[name], *where)
+            else:
+                together.setdefault(stored.device, []).append(name)
+        draw = self.draw("", index)
+        for device, names in together.items():
+            self._plan_of(device, tuple(names)).round_into([outs[name] for name in names], draw)
+
+    def _plan_of(self, device: torch.device, names: tuple[str, ...]) -> kernels.Plan:
+        """Return the plan by which tensors are rounded together, made when it is first asked for."""
+        key = (kernels.name_of(device), device, names)
+        if key not in self._plans:
+            planned = [self._planned[name] for name in names]
+            self._plans[key] = plan_together(
+                (self._stored[p.name], self._scales[p.name], p.rounded_to, p.layout, p.name, p.dtype)
+                for p in planned
+            )
+        return self._plans[key]
+
+    @property
+    def _planned(self) -> dict[str, PlannedTensor]:
+        return {planned.name: planned for planned in self._rounded}
 
     def _own_names(self) -> Collection[str]:
         return {planned.name for planned in self._rounded}

@@ -25,6 +25,8 @@ Source: Nam & Lee 2024, "Ex Uno Pluria" (BSR); the coupling is this suite's own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -33,8 +35,17 @@ from lpe.errors import InputError
 from lpe.number_systems import kernels
 from lpe.number_systems.clipping import least_squares_steps
 from lpe.number_systems.codes import check_codes, check_dense
-from lpe.number_systems.grids import CLIPS, FullPrecision, Int, LowPrecision, NumberSystem, grid_of
-from lpe.number_systems.kernels.arguments import Coded, Draw, Scales
+from lpe.number_systems.grids import (
+    CLIPS,
+    FullPrecision,
+    Int,
+    LowPrecision,
+    NumberSystem,
+    PerTensor,
+    ScaleAxis,
+    grid_of,
+)
+from lpe.number_systems.kernels.arguments import Coded, Draw, Rounded, Scales
 from lpe.number_systems.layouts import Layout
 from lpe.number_systems.streams import check_member, check_seed
 from lpe.surroundings import apart
@@ -47,16 +58,22 @@ def check_rounding(rounding: str) -> str:
     return check_choice("rounding", rounding, ROUNDINGS)
 
 
-def scales_of(weight: Tensor, system: LowPrecision, layout: Layout) -> Tensor:
+def scales_of(weight: Tensor, system: LowPrecision, layout: Layout, name: str | None = None) -> Tensor:
     """Return a weight's scales under a number system: those of absmax, or the steps of least squared error.
 
     See :func:`absmax_scales` for what is returned and raised; steps whose last code is beyond the weight's
     dtype are refused, too.
+
+    Args:
+        name: of a weight that :func:`check_weight` has not seen yet, to be refused if it is not finite. None:
+            it is finite.
     """
     if isinstance(system, Int) and system.clip == "mse":
+        if name is not None:
+            _check_finite(_magnitudes(weight, Layout((1, weight.numel())), PerTensor()), weight, name)
         scales = spread_steps(least_squares_steps(weight, system.q, layout, system.scale), system)
     else:
-        scales = absmax_scales(weight, system, layout)
+        scales = absmax_scales(weight, system, layout, name)
     if isinstance(system, Int) and (system.clip, system.spread) != (CLIPS[0], 1):
         _check_last_code(scales, system, weight.dtype)
     return scales
@@ -72,8 +89,11 @@ def _check_last_code(scales: Tensor, system: Int, dtype: torch.dtype) -> None:
         )
 
 
-def absmax_scales(weight: Tensor, system: LowPrecision, layout: Layout) -> Tensor:
+def absmax_scales(weight: Tensor, system: LowPrecision, layout: Layout, name: str | None = None) -> Tensor:
     """Return s = max|w| / max|level| of each scale group; of integers that is Δ = spread·max|w| / q.
+
+    Args:
+        name: see :func:`scales_of`; the weights are read once for the scales and for this.
 
     Returns:
         float32, of shape ``layout.scale_shape(system.scale)``.
@@ -82,22 +102,13 @@ def absmax_scales(weight: Tensor, system: LowPrecision, layout: Layout) -> Tenso
         InputError: s is too large for float32, which takes a codebook of levels below 1 and weights above
             10²⁰.
     """
-    matrix = layout.matrix(weight)
-    row_extent, column_extent = system.scale.extent(layout.rows, layout.columns)
     shape = layout.scale_shape(system.scale)
     if not weight.numel():
         return torch.zeros(shape, dtype=torch.float32, device=weight.device)
-    # From the least and the greatest value: |w| would be a copy of the weight.
-    largest = torch.stack(
-        [
-            torch.maximum(part.amax(dim=1), -part.amin(dim=1)).abs()
-            for part in matrix.split(column_extent, dim=1)
-        ],
-        dim=1,
-    ).float()
-    # Rows are padded with zeros, which raise no maximum.
-    padded = torch.nn.functional.pad(largest, (0, 0, 0, shape[0] * row_extent - layout.rows))
-    scales = scales_of_largest(padded.unflatten(0, (shape[0], row_extent)).amax(dim=1), system)
+    largest = _magnitudes(weight, layout, system.scale)
+    if name is not None:
+        _check_finite(largest, weight, name)
+    scales = scales_of_largest(largest.view(shape), system)
     largest_level = grid_of(system).largest
     if largest_level < 1 and not torch.isfinite(scales).all():
         raise InputError(
@@ -105,6 +116,11 @@ def absmax_scales(weight: Tensor, system: LowPrecision, layout: Layout) -> Tenso
             "that the largest is 1 or more"
         )
     return scales
+
+
+def _magnitudes(weight: Tensor, layout: Layout, axis: ScaleAxis) -> Tensor:
+    """Return max|w| of each scale group of a weight that is not empty: float32 [groups]."""
+    return kernels.of(weight.device).absmax(weight.detach().reshape(-1), layout, axis)
 
 
 def scales_of_largest(largest: Tensor, system: LowPrecision) -> Tensor:
@@ -128,9 +144,15 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 def check_weight(weight: Tensor, name: str) -> None:
     """Raise InputError, naming the tensor, unless a weight is dense, finite and of one of DTYPES."""
+    _check_dense(weight, name)
+    if weight.numel():
+        _check_finite(_magnitudes(weight, Layout((1, weight.numel())), PerTensor()), weight, name)
+
+
+def _check_dense(weight: Tensor, name: str) -> None:
     if not isinstance(name, str):
         raise InputError(f"name must be the parameter's name as text, not {shown(name)}")
-    what = f"weight {name!r}" if name else "the weight"
+    what = _named(name)
     if not isinstance(weight, Tensor):
         raise InputError(f"{what} must be a torch tensor, not {shown(weight)}")
     if weight.dtype not in DTYPES:
@@ -138,15 +160,19 @@ def check_weight(weight: Tensor, name: str) -> None:
     if weight.layout != torch.strided or weight.is_meta:
         kind = "on the meta device, without values" if weight.is_meta else f"of layout {weight.layout}"
         raise InputError(f"{what} is {kind}; rounding takes dense weights, so load or convert it first")
-    if not weight.numel():
-        return
-    # The two extremes tell, and cost no copy; NaN is either's. Rounding works in float32, where a large
-    # float64 value is infinite.
-    if not torch.isfinite(torch.stack(torch.aminmax(weight.detach())).float()).all():
+
+
+def _check_finite(largest: Tensor, weight: Tensor, name: str) -> None:
+    """Raise InputError unless max|w| is finite: in float32, where a large float64 value is infinite."""
+    if not torch.isfinite(largest).all():
         bad = int((~torch.isfinite(weight.float())).sum())
         raise InputError(
-            f"{what} has {bad} values that are NaN or infinite in float32; mend the checkpoint first"
+            f"{_named(name)} has {bad} values that are NaN or infinite in float32; mend the checkpoint first"
         )
+
+
+def _named(name: str) -> str:
+    return f"weight {name!r}" if name else "the weight"
 
 
 @apart()
@@ -179,13 +205,29 @@ def encode(
         InputError: a NaN or infinite weight; an unknown rounding; a seed or member out of range; no number
             system that rounds.
     """
+    scales, layout, draw = _prepared(
+        weight, system, rounding, seed, name, member, output_axis, channel_groups
+    )
+    return encode_with_scales(weight, scales, system, layout, draw), scales
+
+
+def _prepared(
+    weight: Tensor,
+    system: LowPrecision,
+    rounding: str,
+    seed: int,
+    name: str,
+    member: int,
+    output_axis: int,
+    channel_groups: int,
+) -> tuple[Tensor, Layout, Draw]:
+    """Check the arguments of :func:`encode`; return the scales, the layout and the key."""
     check_rounding(rounding)
     seed, member = check_seed(seed), check_member(member)
     check_rounds(system)
-    check_weight(weight, name)
+    _check_dense(weight, name)
     layout = Layout(tuple(weight.shape), output_axis, channel_groups)
-    scales = scales_of(weight, system, layout)
-    return encode_with_scales(weight, scales, system, layout, Draw(rounding, seed, name, member)), scales
+    return scales_of(weight, system, layout, name), layout, Draw(rounding, seed, name, member)
 
 
 def check_rounds(system: object) -> None:
@@ -233,6 +275,22 @@ def members_into(
     """
     of_elements = Scales.of(scales, layout, system.scale)
     kernels.of(weight.device).round_into(out, _flat(weight), of_elements, grid_of(system), draw, starts)
+
+
+def plan_together(
+    tensors: Iterable[tuple[Tensor | Coded, Tensor, LowPrecision, Layout, str, torch.dtype]],
+) -> kernels.Plan:
+    """Return a plan by which weights of one device are rounded by one call; nothing is checked.
+
+    Args:
+        tensors: of each the weight or stored codes, the members' scales, their system, the layout, the
+            parameter's name and the dtype of the values.
+    """
+    planned = [
+        Rounded(_flat(weight), Scales.of(scales, layout, system.scale), grid_of(system), name, dtype)
+        for weight, scales, system, layout, name, dtype in tensors
+    ]
+    return kernels.of(planned[0].weight.device).plan(planned)
 
 
 def _flat(weight: Tensor | Coded) -> Tensor | Coded:
@@ -309,6 +367,9 @@ def round_weights(
         check_rounding(rounding)
         check_weight(weight, name)
         return weight.detach().clone()
-    codes, scales = encode(weight, system, rounding, seed, name, member, output_axis, channel_groups)
-    layout = Layout(tuple(weight.shape), output_axis, channel_groups)
-    return decoded(codes, scales, system, layout, weight.dtype)
+    scales, layout, draw = _prepared(
+        weight, system, rounding, seed, name, member, output_axis, channel_groups
+    )
+    out = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    round_with_scales(out, weight, scales, system, layout, draw)
+    return out

@@ -31,7 +31,7 @@ from torch import Tensor
 import lpe
 from lpe.number_systems.grids import LowPrecision, ScaleAxis, grid_of
 from lpe.number_systems.kernels import reference
-from lpe.number_systems.kernels.arguments import Coded, Draw, Scales, Stored
+from lpe.number_systems.kernels.arguments import Coded, Draw, Rounded, Scales, Stored
 from lpe.number_systems.layouts import Layout
 from lpe.number_systems.rounding import absmax_scales
 from lpe.number_systems.streams import random_lanes
@@ -283,6 +283,85 @@ for _stored in (lpe.Int(8), lpe.Int(8, lpe.PerBlock(5)), lpe.Float(4, 3, lpe.Per
             draw = Draw("bernoulli", SEED, "w", 2)
             check(device, weight, system, own, draw, 2, dtypes=(torch.bfloat16,))
             check(device, weight, system, own, draw, 1, starts=[3, 90, 50], length=11)
+
+
+def several() -> list[Rounded]:
+    """Weights that a plan rounds by several launches, two or more of them alike."""
+    cases: list[tuple[tuple[int, ...], LowPrecision, torch.dtype, dict[str, int]]] = [
+        ((37, 61), lpe.Int(5), torch.float32, {}),
+        ((8, 16), lpe.Int(5), torch.float32, {}),
+        ((1, 8), lpe.Int(4), torch.float32, {}),
+        ((0, 4), lpe.Int(4), torch.float32, {}),
+        ((8, 16), lpe.Int(5), torch.bfloat16, {}),
+        ((16, 136), lpe.Int(3, lpe.PerTensor()), torch.bfloat16, {}),
+        ((13, 7), lpe.Int(5, lpe.PerBlock(5)), torch.float32, {}),
+        ((4, 6, 8), lpe.NF4(), torch.float16, {"output_axis": 1}),
+        ((9, 24), lpe.Float(4, 3), torch.float32, {}),
+    ]
+    made = []
+    for place, (shape, system, dtype, layout) in enumerate(cases):
+        weight = normal_weight(*shape, key=place)
+        scales = scales_of(weight, system, Layout(shape, **layout))
+        made.append(Rounded(weight.to(dtype).flatten(), scales, grid_of(system), f"layer.{place}", dtype))
+    stored, layout = lpe.Int(8), Layout((8, 13))
+    own = scales_of(corners(), stored, layout)
+    codes = reference.encode(corners().flatten(), own, grid_of(stored), Draw("nearest", 0, "", 0)).flatten()
+    coded = Coded(codes, own, grid_of(stored))
+    scales = scales_of(corners(), lpe.Int(5), layout)
+    made += [Rounded(coded, scales, grid_of(lpe.Int(5)), name, torch.bfloat16) for name in ("a", "b")]
+    return made
+
+
+def tensors_on(tensors: list[Rounded], device: str) -> list[Rounded]:
+    return [
+        Rounded(stored_on(t.weight, device), scales_on(t.scales, device), t.grid, t.name, t.dtype)
+        for t in tensors
+    ]
+
+
+for _rounding in ROUNDINGS:
+    for _apart in (0, 1, 64):
+
+        @case(f"several weights at once, {_rounding}, their values {_apart} apart")
+        def _(device: str, rounding: str = _rounding, apart: int = _apart) -> None:
+            tensors, members = several(), 2
+            made = kernels().plan(tensors_on(tensors, device))
+            draw = Draw(rounding, SEED, "not looked at", 5)
+            for again in range(2):
+                draw = Draw(rounding, SEED + again, "not looked at", 5 + again)
+                # All in one block of memory, and no value of the gaps is to be written.
+                room = {
+                    dtype: torch.full((9000 + 20 * apart,), 77.0, dtype=dtype, device=device)
+                    for dtype in DTYPES
+                }
+                taken = dict.fromkeys(DTYPES, 0)
+                outs = []
+                for tensor in tensors:
+                    count, start = members * tensor.weight.numel(), taken[tensor.dtype]
+                    outs.append(room[tensor.dtype][start : start + count])
+                    taken[tensor.dtype] += -(-count // 64) * 64 + apart if apart != 1 else count + 1
+                made.round_into(outs, draw, members)
+                for tensor, out in zip(tensors, outs, strict=True):
+                    own = Draw(rounding, draw.seed, tensor.name, draw.member)
+                    expected = torch.empty((members, 1, tensor.weight.numel()), dtype=tensor.dtype)
+                    reference.round_into(expected, tensor.weight, tensor.scales, tensor.grid, own)
+                    assert_same(out.view(expected.shape), expected)
+                untouched = sum(int((room[dtype] == 77).sum()) for dtype in DTYPES)
+                assert untouched == sum(map(len, room.values())) - sum(map(len, outs))
+
+
+@case("further members of a plan's launch")
+def _(device: str) -> None:
+    tensors = several()[:2]
+    made = kernels().plan(tensors_on(tensors, device))
+    outs = [torch.empty(t.weight.numel(), dtype=t.dtype, device=device) for t in tensors]
+    further = torch.tensor([3], dtype=torch.int32, device=device)
+    made.round_into(outs, Draw("bernoulli", SEED, "", 4), 1, further)
+    for tensor, out in zip(tensors, outs, strict=True):
+        expected = torch.empty((1, 1, len(out)), dtype=tensor.dtype)
+        own = Draw("bernoulli", SEED, tensor.name, 7)
+        reference.round_into(expected, tensor.weight, tensor.scales, tensor.grid, own)
+        assert_same(out.view(expected.shape), expected)
 
 
 for _name, _of in SYSTEMS.items():
@@ -575,6 +654,12 @@ def compiled_decode(system: LowPrecision, dtype: torch.dtype) -> None:
     kernels().decode(torch.zeros(91, dtype=reference.code_type(grid)), scales, grid, dtype)
 
 
+def compiled_plan() -> None:
+    tensors = several()
+    outs = [torch.empty(2 * tensor.weight.numel(), dtype=tensor.dtype) for tensor in tensors]
+    kernels().plan(tensors).round_into(outs, Draw("bernoulli", 0, "", 0), 2)
+
+
 COMPILED["integers, bernoulli"] = partial(compiled, lpe.Int(5), "bernoulli")
 COMPILED["integers, coupled, bfloat16, segments"] = partial(
     compiled, lpe.Int(4, lpe.PerBlock(5)), "coupled", torch.bfloat16, starts=[0, 3]
@@ -600,6 +685,7 @@ COMPILED["planes of floats, coupled"] = partial(compiled_planes, lpe.NF4(), "cou
 COMPILED["lower neighbours, codes"] = partial(compiled, lpe.Int(5), "lower", values=False)
 COMPILED["decoding integers"] = partial(compiled_decode, lpe.Int(8), torch.bfloat16)
 COMPILED["decoding floats"] = partial(compiled_decode, lpe.NF4(), torch.float32)
+COMPILED["several weights at once"] = compiled_plan
 COMPILED["a linear layer of integers"] = partial(compiled_linear, lpe.Int(4), torch.bfloat16)
 COMPILED["a linear layer of floats"] = partial(compiled_linear, lpe.NF4(), torch.float16)
 
@@ -628,6 +714,7 @@ class Compiler:
             torch.int8: "*i8",
             torch.uint8: "*u8",
             torch.int16: "*i16",
+            torch.int32: "*i32",
             torch.int64: "*i64",
         }
         signature, constants, attributes = {}, {}, {}
@@ -656,7 +743,12 @@ def forbidden_instructions(launch: Callable[[], None], **options: Any) -> list[s
     """Of the kernels that this would launch; ``options`` replace those of the launch."""
     found: list[str] = []
     with ExitStack() as patches:
-        for module, name in ((MODULE, "_round"), (MODULE, "_decode"), (LINEAR, "_linear")):
+        for module, name in (
+            (MODULE, "_round"),
+            (MODULE, "_round_table"),
+            (MODULE, "_decode"),
+            (LINEAR, "_linear"),
+        ):
             kernel = getattr(import_module(module), name)
             patches.enter_context(mock.patch(f"{module}.{name}", Compiler(kernel, found, **options)))
         launch()

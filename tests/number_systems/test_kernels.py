@@ -18,7 +18,7 @@ import lpe
 from lpe.number_systems import kernels, rounding
 from lpe.number_systems.grids import LowPrecision, ScaleAxis, grid_of
 from lpe.number_systems.kernels import cpu, cpu_code, reference, teams
-from lpe.number_systems.kernels.arguments import Coded, Draw, Scales, Stored
+from lpe.number_systems.kernels.arguments import Coded, Draw, Rounded, Scales, Stored
 from lpe.number_systems.layouts import Layout
 
 SEED = 7 * 2**32 + 3
@@ -237,6 +237,93 @@ def test_pieces_on_two_threads_are_the_whole(
     of_reference = torch.empty_like(values)
     reference.round_into(of_reference, weight, scales, grid_of(system), draw(rounding_name))
     assert torch.equal(values, of_reference)
+
+
+def several() -> list[Rounded]:
+    """Weights of every dtype, of stored codes, of several systems, an empty one and one of several chunks."""
+    made = []
+    cases = [
+        (Layout((9, 2777)), "int5", lpe.PerChannel()),
+        (Layout((7, 13)), "nf4", lpe.PerBlock(5)),
+        (Layout((0, 4)), "int4", lpe.PerChannel()),
+        (Layout((19, 6), output_axis=1), "int4", lpe.PerTensor()),
+    ]
+    for place, (layout, name, axis) in enumerate(cases):
+        for dtype in DTYPES if place < 2 else DTYPES[:1]:
+            weight = hard_weight(layout, dtype, key=place) if layout.numel else torch.empty(0, dtype=dtype)
+            system, _, scales = arguments(weight, name, axis, layout)
+            made.append(Rounded(weight, scales, grid_of(system), f"layer {len(made)}", dtype))
+    coded = stored_codes(Layout((5, 77)), "int8", lpe.PerChannel())
+    system, _, scales = arguments(hard_weight(Layout((5, 77))), "int5", lpe.PerChannel(), Layout((5, 77)))
+    return [*made, Rounded(coded, scales, grid_of(system), "coded", torch.bfloat16)]
+
+
+@pytest.mark.parametrize("rounding_name", ROUNDINGS)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("backend", [reference, cpu], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_weights_that_are_rounded_together_are_those_one_by_one(
+    backend: kernels.Backend,
+    threads: int,
+    rounding_name: str,
+    two_threads: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.set_num_threads(threads)
+    monkeypatch.setattr(cpu, "WORTH_A_TEAM", 1000)
+    monkeypatch.setattr(cpu, "WORTH_A_POOL", 1000)
+    tensors = several()
+    plan = backend.plan(tensors)
+    for member, members in ((0, 1), (3, 2)):
+        outs = [torch.full((members * t.weight.numel(),), 77.0, dtype=t.dtype) for t in tensors]
+        plan.round_into(outs, Draw(rounding_name, SEED + member, "not looked at", member), members)
+        for tensor, out in zip(tensors, outs, strict=True):
+            expected = torch.empty((members, 1, tensor.weight.numel()), dtype=tensor.dtype)
+            own = Draw(rounding_name, SEED + member, tensor.name, member)
+            reference.round_into(expected, tensor.weight, tensor.scales, tensor.grid, own)
+            assert torch.equal(bits_of(out), bits_of(expected.flatten())), tensor.name
+
+
+def test_a_plan_reads_the_weights_as_they_are_now() -> None:
+    tensor = several()[0]
+    plan = cpu.plan([tensor])
+    assert isinstance(tensor.weight, Tensor)
+    tensor.weight.zero_()
+    out = torch.full((tensor.weight.numel(),), 77.0)
+    plan.round_into([out], draw("bernoulli"))
+    assert not out.any()
+
+
+@pytest.mark.parametrize("fault", [{"dtype": torch.bfloat16}, {"members": 2}, {"step": 2}], ids=str)
+def test_a_plan_writes_nothing_into_memory_that_does_not_fit(fault: dict[str, object]) -> None:
+    tensor = several()[0]
+    settings = {"dtype": torch.float32, "members": 1, "step": 1, **fault}
+    out = torch.zeros(settings["step"] * tensor.weight.numel(), dtype=settings["dtype"])[:: settings["step"]]  # type: ignore[operator, call-overload, misc]
+    with pytest.raises(AssertionError):
+        cpu.plan([tensor]).round_into([out], draw("bernoulli"), settings["members"])  # type: ignore[arg-type]
+    assert not out.any()
+
+
+MAGNITUDE_LAYOUTS = [
+    *LAYOUTS,
+    Layout((300, 210), output_axis=1),
+    Layout((9, 90, 70), 2, 3),
+    Layout((300, 500)),
+]
+
+
+@pytest.mark.parametrize("layout", MAGNITUDE_LAYOUTS, ids=str)
+def test_largest_magnitudes_are_the_references(layout: Layout, two_threads: None) -> None:
+    for axis in AXES:
+        for dtype in DTYPES:
+            weight = hard_weight(layout, dtype)
+            expected = reference.absmax(weight, layout, axis)
+            got = cpu.absmax(weight, layout, axis)
+            assert torch.equal(bits_of(got), bits_of(expected)), (axis, dtype)
+            for wrong in (torch.nan, -torch.inf):
+                weight[layout.numel // 2] = wrong
+                expected, got = reference.absmax(weight, layout, axis), cpu.absmax(weight, layout, axis)
+                assert torch.equal(got.isfinite(), expected.isfinite()), (axis, dtype, wrong)
+                assert torch.equal(got[got.isfinite()], expected[expected.isfinite()])
 
 
 def test_codes_go_into_the_memory_that_is_given() -> None:

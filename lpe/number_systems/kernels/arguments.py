@@ -83,3 +83,19 @@ class Coded:
 
 Stored = Tensor | Coded
 """Flat weights from which members are drawn."""
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """One of several weights that are rounded together.
+
+    Args:
+        weight: flat. scales, grid: of the members. name: the parameter's, a part of the random bits' key.
+        dtype: of the values that are written.
+    """
+
+    weight: Stored
+    scales: Scales
+    grid: Grid
+    name: str
+    dtype: torch.dtype

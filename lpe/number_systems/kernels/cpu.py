@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from lpe.number_systems.grids import Grid, PerTensor, ScaleAxis
-from lpe.number_systems.kernels import cpu_code, teams
-from lpe.number_systems.kernels.arguments import Coded, Draw, Scales, Stored
-from lpe.number_systems.kernels.cpu_code import CHUNK
+from lpe.number_systems.kernels import cpu_code, reference, teams
+from lpe.number_systems.kernels.arguments import Coded, Draw, Rounded, Scales, Stored
 from lpe.number_systems.kernels.reference import code_type
 from lpe.number_systems.layouts import Layout
 from lpe.number_systems.streams import LANES, tensor_id
@@ -32,6 +31,9 @@ PIECES = 8
 PART = 1 << 20
 """Elements at a time of types that go through float32, such as float16."""
 
+MAGNITUDES = 1 << 15
+"""Elements that a thread looks through at a time for the largest."""
+
 _ROUNDINGS = {
     "nearest": cpu_code.NEAREST,
     "bernoulli": cpu_code.BERNOULLI,
@@ -39,6 +41,15 @@ _ROUNDINGS = {
     "lower": cpu_code.LOWER,
 }
 _DIRECT = {torch.float32: cpu_code.FLOAT32, torch.bfloat16: cpu_code.BFLOAT16}
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+_PIECE = cpu_code.Head._fields.index("piece")
+_WRITTEN, _WRITTEN_LENGTH, _ROUNDING = map(
+    cpu_code.Work._fields.index, ("written", "written_length", "rounding")
+)
+_KEY = list(map(cpu_code.Work._fields.index, ("key_low", "key_high")))
+_MEMBERS = list(map(cpu_code.Work._fields.index, ("member", "members")))
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,78 @@ def _identity(name: str) -> int:
     return tensor_id(name)
 
 
+def _work(
+    weight: Stored,
+    scales: Scales,
+    grid: Grid,
+    draw: Draw,
+    members: int,
+    starts: _Kept,
+    length: int,
+    write_kind: int,
+    written: int,
+    origin: int = 0,
+) -> cpu_code.Work:
+    """Return a weight's arguments; what they point to is the caller's to keep.
+
+    Args:
+        weight: flat and contiguous, of a type that the machine code reads. written: the output's address.
+        starts, length, write_kind, origin: see :func:`_run`.
+    """
+    if isinstance(weight, Coded):
+        read, read_kind = weight.codes, cpu_code.CODES
+        base_levels = _levels(weight.grid)[0]
+        base_scales, _, base_place = _of_scales(weight.scales)
+    else:
+        read, read_kind = weight, _DIRECT[weight.dtype]
+        base_levels = base_scales = base_place = _WHOLE  # not read
+    levels, lookup = _levels(grid)
+    values, inverses, place = _of_scales(scales)
+    row = -(-length // LANES) if write_kind == cpu_code.PLANES else length
+    return cpu_code.Work(
+        read_kind,
+        read.data_ptr(),
+        read.numel(),
+        base_levels.address,
+        base_levels.length,
+        base_scales.address,
+        base_scales.length,
+        base_place.address,
+        write_kind,
+        written,
+        members * starts.length * row,
+        values.address,
+        inverses.address,
+        values.length,
+        place.address,
+        levels.address,
+        levels.length,
+        lookup.address,
+        grid.zero,
+        grid.uniform,
+        _ROUNDINGS[draw.rounding],
+        draw.seed & 0xFFFFFFFF,
+        draw.seed >> 32,
+        _identity(draw.name),
+        draw.member,
+        members,
+        starts.length,
+        length,
+        starts.address,
+        origin,
+        cpu_code.chunks_of(starts.length, length),
+    )
+
+
+def _threads(elements: int, chunks: int) -> int:
+    worth = WORTH_A_TEAM if teams.uses_openmp() else WORTH_A_POOL
+    return torch.get_num_threads() if elements >= worth and chunks > 1 else 1
+
+
+def _piece(chunks: int, threads: int) -> int:
+    return max(1, chunks // (PIECES * threads))
+
+
 def _run(
     weight: Stored,
     scales: Scales,
@@ -126,60 +209,118 @@ def _run(
             [members, ⌈length / 8⌉].
         origin: the element that the first of ``weight`` is.
     """
-    if isinstance(weight, Coded):
-        read = weight.codes.contiguous()
-        read_kind = cpu_code.CODES
-        base_levels = _levels(weight.grid)[0]
-        base_scales, _, base_place = _of_scales(weight.scales)
-    else:
-        read = weight.contiguous()
-        read_kind = _DIRECT[weight.dtype]
-        base_levels = base_scales = base_place = _WHOLE  # not read
-    levels, lookup = _levels(grid)
-    values, inverses, place = _of_scales(scales)
-    segments = starts.length
-    elements = members * segments * length
-    written = members * -(-length // LANES) if write_kind == cpu_code.PLANES else elements
-    assert out.is_contiguous() and out.numel() == written  # only the address goes on from here
-    chunks = segments * ((length + LANES - 1 + CHUNK - 1) // CHUNK)
-    worth = WORTH_A_TEAM if teams.uses_openmp() else WORTH_A_POOL
-    threads = torch.get_num_threads() if elements >= worth and chunks > 1 else 1
-    work = cpu_code.Work(
-        read_kind,
-        read.data_ptr(),
-        read.numel(),
-        base_levels.address,
-        base_levels.length,
-        base_scales.address,
-        base_scales.length,
-        base_place.address,
-        write_kind,
-        out.data_ptr(),
-        written,
-        values.address,
-        inverses.address,
-        values.length,
-        place.address,
-        levels.address,
-        levels.length,
-        lookup.address,
-        grid.zero,
-        grid.uniform,
-        _ROUNDINGS[draw.rounding],
-        draw.seed & 0xFFFFFFFF,
-        draw.seed >> 32,
-        _identity(draw.name),
-        draw.member,
-        members,
-        segments,
+    weight = _contiguous(weight)
+    work = _work(weight, scales, grid, draw, members, starts, length, write_kind, out.data_ptr(), origin)
+    assert out.is_contiguous() and out.numel() == work.written_length  # only the address goes on from here
+    threads = _threads(members * starts.length * length, work.chunks)
+    head = cpu_code.Head(1, work.chunks, _piece(work.chunks, threads), 0)
+    numbers = array("q", [*head, *work])  # of a list, for which it has a quick way
+    teams.run(cpu_code.share.address, numbers.buffer_info()[0], threads)
+
+
+def _contiguous(weight: Stored) -> Stored:
+    if isinstance(weight, Tensor):
+        return weight.contiguous()
+    if weight.codes.is_contiguous():
+        return weight
+    return Coded(weight.codes.contiguous(), weight.scales, weight.grid)
+
+
+class Plan:
+    """Weights that are rounded together by one call; see ``kernels.Plan``.
+
+    Those of types that go through float32, such as float16, are rounded after the others, one by one. What
+    the table points to is held here, so it stays where it is as long as the plan.
+    """
+
+    def __init__(self, tensors: Sequence[Rounded]) -> None:
+        self._tensors = list(tensors)
+        self._direct: list[int] = []
+        self._held: list[Stored] = []
+        works: list[cpu_code.Work] = []
+        chunks = 0
+        for place, tensor in enumerate(self._tensors):
+            weight = _contiguous(tensor.weight)
+            as_it_is = tensor.dtype in _DIRECT and (
+                weight.codes is tensor.weight.codes
+                if isinstance(weight, Coded) and isinstance(tensor.weight, Coded)
+                else weight is tensor.weight and weight.dtype in _DIRECT
+            )
+            if not as_it_is or not weight.numel():
+                continue
+            self._direct.append(place)
+            self._held.append(weight)
+            kind = _DIRECT[tensor.dtype]
+            draw = Draw("nearest", 0, tensor.name, 0)
+            work = _work(weight, tensor.scales, tensor.grid, draw, 1, _WHOLE, weight.numel(), kind, 0)
+            chunks += work.chunks
+            works.append(work._replace(chunks=chunks))
+        self._elements = sum(work.length for work in works)
+        self._chunks = chunks
+        self._lengths = np.array([work.length for work in works], np.int64)
+        numbers = [*cpu_code.Head(len(works), chunks, 1, 0), *(number for work in works for number in work)]
+        self._table = np.array(numbers, np.int64)
+
+    def round_into(self, outs: Sequence[Tensor], draw: Draw, members: int = 1) -> None:
+        """Write the members' values; see ``kernels.Plan.round_into``."""
+        assert len(outs) == len(self._tensors)
+        for out, tensor in zip(outs, self._tensors, strict=True):
+            # Only the address goes on from here.
+            assert out.is_contiguous() and out.dtype == tensor.dtype
+            assert out.numel() == members * tensor.weight.numel()
+        if self._direct:
+            threads = _threads(members * self._elements, self._chunks)
+            table = self._table.copy()  # another thread may be at it, too
+            table[_PIECE] = _piece(self._chunks, threads)
+            works = table[len(cpu_code.Head._fields) :].reshape(-1, len(cpu_code.Work._fields))
+            works[:, _WRITTEN] = [outs[place].data_ptr() for place in self._direct]
+            works[:, _WRITTEN_LENGTH] = members * self._lengths
+            works[:, _ROUNDING] = _ROUNDINGS[draw.rounding]
+            works[:, _KEY] = draw.seed & 0xFFFFFFFF, draw.seed >> 32
+            works[:, _MEMBERS] = draw.member, members
+            teams.run(cpu_code.share.address, table.ctypes.data, threads)
+        if len(self._direct) < len(self._tensors):
+            direct = set(self._direct)
+            for place, tensor in enumerate(self._tensors):
+                if place not in direct:
+                    out = outs[place].view(members, 1, tensor.weight.numel())
+                    own = replace(draw, name=tensor.name)
+                    round_into(out, tensor.weight, tensor.scales, tensor.grid, own)
+
+
+plan = Plan
+
+
+def absmax(weight: Tensor, layout: Layout, axis: ScaleAxis) -> Tensor:
+    """Return the largest |w| of each scale group; see ``reference.absmax``."""
+    if weight.dtype not in _FLOATS or not weight.numel():
+        return reference.absmax(weight, layout, axis)
+    weight = weight.contiguous()
+    length = weight.numel()
+    rows, columns = layout.scale_shape(axis)
+    found = np.zeros(rows * columns, np.int64)
+    place = _place(layout, axis)
+    by_columns = place.values[0] == 1 and layout.after == 1
+    threads = _threads(length, 2)
+    work = cpu_code.Magnitudes(
+        weight.element_size(),
+        weight.data_ptr(),
         length,
-        starts.address,
-        origin,
-        max(1, chunks // (PIECES * threads)),
+        place.address,
+        layout.outputs if by_columns else 0,
+        found.ctypes.data,
+        len(found),
+        max(1, MAGNITUDES // layout.outputs) if by_columns else MAGNITUDES,
         0,
     )
-    numbers = array("q", list(work))  # of a list, for which it has a quick way
-    teams.run(cpu_code.share.address, numbers.buffer_info()[0], threads)
+    numbers = array("q", list(work))
+    teams.run(cpu_code.magnitudes.address, numbers.buffer_info()[0], threads)
+    bits = torch.from_numpy(found)
+    if weight.dtype == torch.float32:
+        return bits.to(torch.int32).view(torch.float32)
+    if weight.dtype == torch.float64:
+        return bits.view(torch.float64).float()
+    return bits.to(torch.int16).view(weight.dtype).float()
 
 
 def _parts(

@@ -6,7 +6,9 @@ A weight is worked on in chunks of Philox blocks, CHUNK elements, which stay in 
     2. v = w·(1/s), the lower neighbour's code, and T = 65536·p rounded
     3. for every member: random lanes; code = lower neighbour + [r < T]; codes or values written
 
-So a stored weight is read once for all members, and step 2 is done once. Philox's words are held as 64-bit
+So a stored weight is read once for all members, and step 2 is done once. Several weights, such as all of a
+network, are one table of works: threads take chunks of whichever is next, so that what starts them is paid
+once. Philox's words are held as 64-bit
 integers, so that the compiler finds the vector product of 32-bit halves; of coupled members only the first
 needs them. No step may be reordered or fused (``fastmath`` stays off): the codes are ``reference``'s.
 
@@ -43,7 +45,7 @@ NEAREST, BERNOULLI, COUPLED, LOWER = 0, 1, 2, 3
 
 
 class Work(NamedTuple):
-    """The arguments of all threads: numbers, and addresses of flat, contiguous arrays, as 64-bit integers.
+    """One weight's arguments: numbers, and addresses of flat, contiguous arrays, as 64-bit integers.
 
     Args:
         read_kind, read, read_length: the stored weights: FLOAT32, BFLOAT16, or CODES of levels·scales.
@@ -59,7 +61,7 @@ class Work(NamedTuple):
             bits.
         members, segments, length: how many of what. starts: int64 [segments], elements of the parameter.
         origin: the element of the parameter that is read first.
-        piece: chunks that a thread takes at a time. taken: how many are taken; 0 at the beginning.
+        chunks: of all works of the table up to this one, this one included.
     """
 
     read_kind: int
@@ -92,8 +94,7 @@ class Work(NamedTuple):
     length: int
     starts: int
     origin: int
-    piece: int
-    taken: int
+    chunks: int
 
 
 (
@@ -127,9 +128,35 @@ class Work(NamedTuple):
     _LENGTH,
     _STARTS,
     _ORIGIN,
-    _PIECE,
-    _TAKEN,
+    _CHUNKS,
 ) = range(len(Work._fields))
+
+WORK_LENGTH = len(Work._fields)
+
+
+class Head(NamedTuple):
+    """What a table begins with; the works follow it, one after another.
+
+    Args:
+        works: how many. chunks: of all. piece: chunks that a thread takes at a time.
+        taken: how many are taken; 0 at the beginning.
+    """
+
+    works: int
+    chunks: int
+    piece: int
+    taken: int
+
+
+(_HEAD_WORKS, _HEAD_CHUNKS, _HEAD_PIECE, _HEAD_TAKEN) = range(len(Head._fields))
+
+HEAD_LENGTH = len(Head._fields)
+
+
+def chunks_of(segments: int, length: int) -> int:
+    """Return the chunks of a work: one more a segment than it may need, if it begins within a block."""
+    return segments * ((length + LANES - 1 + CHUNK - 1) // CHUNK)
+
 
 PLACE_LENGTH = 9
 LOOKUP_LENGTH = 4096
@@ -147,7 +174,7 @@ def compiled(function: Callable[..., Any]) -> Any:
 
 
 def for_threads(function: Callable[..., Any]) -> Any:
-    """Compile a function of a :class:`Work`'s address, as an array of int64, for calls from anywhere."""
+    """Compile a function of an address of int64, such as a table's, for calls from anywhere."""
     signature = types.void(types.CPointer(types.int64))
     return _from_disk(lambda **options: numba.cfunc(signature, **options), {"error_model": "numpy"}, function)
 
@@ -390,11 +417,8 @@ def _write(kind, codes, floats, halves, chosen, scale, levels, buffer, first, co
 
 
 @compiled
-def _round(work):  # type: ignore[no-untyped-def]
-    """Take pieces of the work and do them, until none is left.
-
-    Element e of the parameter is read at e − origin.
-    """
+def _round(work, unit, stop_unit, room):  # type: ignore[no-untyped-def]
+    """Do some chunks of a work. Element e of the parameter is read at e − origin."""
     read_kind, write_kind, rounding = work[_READ_KIND], work[_WRITE_KIND], work[_ROUNDING]
     read, read_length = _pointer(work[_READ]), work[_READ_LENGTH]
     read_floats = carray(read, read_length, np.float32)
@@ -419,29 +443,12 @@ def _round(work):  # type: ignore[no-untyped-def]
     identity, member = uint64(work[_IDENTITY]), uint64(work[_MEMBER])
     members, segments, length, origin = work[_MEMBERS], work[_SEGMENTS], work[_LENGTH], work[_ORIGIN]
 
-    buffer = np.empty(CHUNK, np.float32)
-    inverse = np.empty(CHUNK, np.float32)
-    scale = np.empty(CHUNK, np.float32)
-    base_scale = np.empty(CHUNK, np.float32)
-    positions = np.empty(CHUNK, np.int32)
-    below = np.empty(CHUNK, np.int8)
-    chosen = np.empty(CHUNK, np.int8)
+    buffer, inverse, scale, base_scale, positions, below, chosen, threshold, words = room
     eights = chosen.view(np.uint64)
-    threshold = np.empty(CHUNK, np.uint16)
-    words = np.zeros(2 * BLOCKS, np.uint64)
     inverse_filled = scale_filled = base_filled = int64(-1)
     per_segment = (length + LANES - 1 + CHUNK - 1) // CHUNK
-    units = segments * per_segment
     nearest = rounding == NEAREST
-    unit = stop_unit = int64(0)
-    while True:
-        if unit == stop_unit:
-            unit = _take(work, _TAKEN, work[_PIECE])
-            stop_unit = min(unit + work[_PIECE], units)
-            if unit >= units:
-                return
-        u = unit
-        unit += 1
+    for u in range(unit, stop_unit):
         segment = u // per_segment
         first = starts[segment]
         aligned = first - first % LANES + (u - segment * per_segment) * CHUNK
@@ -500,9 +507,36 @@ def _round(work):  # type: ignore[no-untyped-def]
 
 
 @for_threads
-def share(work):  # type: ignore[no-untyped-def]
-    """Do a thread's share of the work: ``share.address`` is what a team is given."""
-    _round(work)
+def share(table):  # type: ignore[no-untyped-def]
+    """Do a thread's share of a table's works: ``share.address`` is what a team is given."""
+    room = (
+        np.empty(CHUNK, np.float32),
+        np.empty(CHUNK, np.float32),
+        np.empty(CHUNK, np.float32),
+        np.empty(CHUNK, np.float32),
+        np.empty(CHUNK, np.int32),
+        np.empty(CHUNK, np.int8),
+        np.empty(CHUNK, np.int8),
+        np.empty(CHUNK, np.uint16),
+        np.zeros(2 * BLOCKS, np.uint64),
+    )
+    chunks, piece = table[_HEAD_CHUNKS], table[_HEAD_PIECE]
+    works = carray(table, HEAD_LENGTH + table[_HEAD_WORKS] * WORK_LENGTH)[HEAD_LENGTH:]
+    before = here = int64(0)
+    while True:
+        chunk = _take(table, _HEAD_TAKEN, piece)
+        if chunk >= chunks:
+            return
+        stop = min(chunk + piece, chunks)
+        while chunk < stop:
+            # Chunks are taken in order, so what a thread takes next is never of a work before.
+            while chunk >= works[here + _CHUNKS]:
+                before = works[here + _CHUNKS]
+                here += WORK_LENGTH
+            work = works[here : here + WORK_LENGTH]
+            until = min(stop, work[_CHUNKS])
+            _round(work, chunk - before, until - before, room)
+            chunk = until
 
 
 @compiled
@@ -515,3 +549,110 @@ def decode(write_kind, floats, halves, codes, values, place, levels, start, leng
         count = min(length - offset, CHUNK)
         filled = _spread(scale, values, False, start + offset, count, place, filled)
         _write(write_kind, none, floats, halves, codes[offset:], scale, levels, buffer, offset, count)
+
+
+class Magnitudes(NamedTuple):
+    """The arguments of ``magnitudes``: numbers and addresses, as of a :class:`Work`.
+
+    Args:
+        width: bytes of a weight, a float. read, length: the weights. place: see ``_group_run``.
+        outputs: more than 0 where the outputs are on the second axis and the last: how many.
+        found: of each group the largest of its weights' bits without the sign, int64, at first 0.
+        groups: how many. piece: weights that a thread takes at a time, with ``outputs`` of the first axis.
+        taken: how many are taken; 0 at the beginning.
+    """
+
+    width: int
+    read: int
+    length: int
+    place: int
+    outputs: int
+    found: int
+    groups: int
+    piece: int
+    taken: int
+
+
+(
+    _M_WIDTH,
+    _M_READ,
+    _M_LENGTH,
+    _M_PLACE,
+    _M_OUTPUTS,
+    _M_FOUND,
+    _M_GROUPS,
+    _M_PIECE,
+    _M_TAKEN,
+) = range(len(Magnitudes._fields))
+
+
+@intrinsic
+def _raise_to(typing_context, found, place, value):  # type: ignore[no-untyped-def]
+    """Make a number that all threads write to the larger of itself and a value."""
+
+    def make(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        found, place, value = arguments
+        array = context.make_array(signature.args[0])(context, builder, found)
+        builder.atomic_rmw("max", builder.gep(array.data, [place]), value, "monotonic")
+        return context.get_dummy_value()
+
+    return types.void(found, types.int64, types.int64), make
+
+
+@compiled
+def _largest(bits, mask):  # type: ignore[no-untyped-def]
+    """Return the largest of some floats' bits without the sign, as which NaN is the largest."""
+    largest = mask & bits[0]
+    for i in range(len(bits)):
+        value = bits[i] & mask
+        largest = value if value > largest else largest
+    return largest
+
+
+@compiled
+def _magnitudes(work, bits, mask):  # type: ignore[no-untyped-def]
+    length, piece, outputs = work[_M_LENGTH], work[_M_PIECE], work[_M_OUTPUTS]
+    place = carray(_pointer(work[_M_PLACE]), PLACE_LENGTH, np.int64)
+    found = carray(_pointer(work[_M_FOUND]), work[_M_GROUPS], np.int64)
+    if not outputs:
+        while True:
+            start = _take(work, _M_TAKEN, piece)
+            if start >= length:
+                return
+            stop = min(start + piece, length)
+            while start < stop:
+                group, end = _group_run(start, place)
+                end = min(end, stop)
+                _raise_to(found, group, int64(_largest(bits[start:end], mask)))
+                start = end
+    row_extent, column_extent, group_columns, inputs = place[3], place[4], place[5], place[6]
+    firsts = length // outputs
+    largest = np.zeros(outputs, bits.dtype)
+    while True:
+        start = _take(work, _M_TAKEN, piece)
+        if start >= firsts:
+            return
+        for first in range(start, min(start + piece, firsts)):
+            row = bits[first * outputs : (first + 1) * outputs]
+            for i in range(outputs):
+                value = row[i] & mask
+                largest[i] = value if value > largest[i] else largest[i]
+            block = first % inputs // column_extent
+            last = first + 1 == min(start + piece, firsts) or (first + 1) % inputs == 0
+            if last or (first + 1) % inputs // column_extent != block:
+                for i in range(outputs):
+                    group = (first // inputs * outputs + i) // row_extent * group_columns + block
+                    _raise_to(found, group, int64(largest[i]))
+                    largest[i] = 0
+
+
+@for_threads
+def magnitudes(work):  # type: ignore[no-untyped-def]
+    """Do a thread's share of finding each group's largest magnitude; see :class:`Magnitudes`."""
+    read, length = _pointer(work[_M_READ]), work[_M_LENGTH]
+    if work[_M_WIDTH] == 4:
+        _magnitudes(work, carray(read, length, np.uint32), np.uint32(0x7FFFFFFF))
+    elif work[_M_WIDTH] == 2:
+        _magnitudes(work, carray(read, length, np.uint16), np.uint16(0x7FFF))
+    else:
+        _magnitudes(work, carray(read, length, np.int64), np.int64(0x7FFFFFFFFFFFFFFF))

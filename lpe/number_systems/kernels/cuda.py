@@ -10,15 +10,17 @@ What would take a compiled kernel off the reference's bits, and what keeps it on
 - approximate division: ``tl.div_rn`` is IEEE's;
 - subnormals flushed to zero: that ``libdevice`` does, and ``tl.floor``, neither of which is here;
 - ties that do not go to even: rounding to an integer is adding and subtracting a large number;
-- Triton's interpreter, which rounds to bfloat16 in its own way: bfloat16 goes through integers here.
+- Triton's interpreter, which rounds to bfloat16 in its own way: there bfloat16 goes through integers.
 
 With TRITON_INTERPRET=1 in the environment before triton is imported, the same kernels run on the CPU, slowly.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -27,7 +29,8 @@ from torch import Tensor
 
 from lpe.errors import InputError
 from lpe.number_systems.grids import Grid, PerChannel
-from lpe.number_systems.kernels.arguments import Coded, Draw, Scales, Stored
+from lpe.number_systems.kernels import reference
+from lpe.number_systems.kernels.arguments import Coded, Draw, Rounded, Scales, Stored
 from lpe.number_systems.kernels.reference import COUPLING, code_type, level_table
 from lpe.number_systems.streams import LANES, tensor_id
 
@@ -46,8 +49,13 @@ BLOCKS = 128
 WARPS = 4
 """Warps, of 32 threads each, in a program."""
 
+MOST_OFFSETS = 64
+"""Ways in which a plan's outputs lie that are kept."""
+
 INT32_ELEMENTS = 2**31 - LANES * BLOCKS
 """Most elements for which scale groups are computed in int32: 64-bit division is slow on a GPU."""
+
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 # How a weight's elements are stored.
 FLOAT = tl.constexpr(0)
@@ -70,6 +78,18 @@ CHANNELS = tl.constexpr(3)  # channels along the second axis
 CHANNEL_BLOCKS = tl.constexpr(4)  # blocks of the inputs of a channel along the second axis
 
 SHIFT = tl.constexpr(COUPLING)
+
+_CHOICES = ("UNIFORM", "SEARCH", "STORED", "FORM", "A_BLOCK", "STORED_FORM", "STORED_A_BLOCK", "WIDE")
+"""Constants of the kernel that one launch has for all its weights."""
+_TYPES = {
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+    torch.float16: tl.float16,
+    torch.int16: tl.int16,
+    torch.int8: tl.int8,
+    torch.uint8: tl.uint8,
+}
+_LENGTHS = ("period", "extent", "groups", "outputs", "inputs", "inner")
 
 
 @dataclass(frozen=True)
@@ -125,8 +145,7 @@ class Groups:
 
     def lengths(self, prefix: str = "") -> dict[str, int]:
         """Return the kernels' arguments that this rule gives, by name."""
-        names = ("period", "extent", "groups", "outputs", "inputs", "inner")
-        return {prefix + name: getattr(self, name) for name in names}
+        return {prefix + name: getattr(self, name) for name in _LENGTHS}
 
 
 @triton.jit
@@ -206,11 +225,14 @@ def stored_value(bits: tl.tensor, STORED: tl.constexpr, table: tl.tensor, mask: 
 
 @triton.jit
 def bfloat16_bits(value: tl.tensor) -> tl.tensor:
-    """Return Float32 rounded to bfloat16, ties to even: int16."""
-    bits = value.to(tl.uint32, bitcast=True)
-    rounding = tl.add((bits >> 16) & 1, 0x7FFF, sanitize_overflow=False)
-    bits = tl.add(bits, rounding, sanitize_overflow=False) >> 16
-    return tl.where(value == value, bits, 0x7FC0).to(tl.int16)
+    """Return float32 that is not NaN rounded to bfloat16, ties to even: int16."""
+    if INTERPRETED:
+        bits = value.to(tl.uint32, bitcast=True)
+        rounding = tl.add((bits >> 16) & 1, 0x7FFF, sanitize_overflow=False)
+        half = (tl.add(bits, rounding, sanitize_overflow=False) >> 16).to(tl.int16)
+    else:
+        half = value.to(tl.bfloat16).to(tl.int16, bitcast=True)
+    return half
 
 
 @triton.jit
@@ -223,10 +245,38 @@ def store_value(place: tl.tensor, value: tl.tensor, mask: tl.tensor, STORED: tl.
 
 
 @triton.jit
+def shifted(value: tl.tensor) -> tl.tensor:
+    """Return float32 within ±2²² plus 1.5·2²³: rounded to whole numbers, ties to even.
+
+    From there on float32 has whole numbers only, and their bits count them.
+    """
+    return value + 12582912.0
+
+
+@triton.jit
+def shifted_floor(value: tl.tensor) -> tl.tensor:
+    """Return as :func:`shifted`, but rounded down."""
+    if INTERPRETED:
+        nearest = (value + 12582912.0) - 12582912.0
+        below = shifted(tl.where(nearest > value, nearest - 1.0, nearest))
+    else:
+        below = tl.inline_asm_elementwise(
+            "add.rm.f32 $0, $1, 0f4B400000;", "=f,f", [value], dtype=tl.float32, is_pure=True, pack=1
+        )
+    return below
+
+
+@triton.jit
 def nearest_integer(value: tl.tensor) -> tl.tensor:
-    """Return the integers nearest to float32 within ±2²², ties to even, as float32."""
-    # The sum is beyond 2²³, where float32 has whole numbers only.
-    return (value + 12582912.0) - 12582912.0
+    """Return the integers nearest to float32 within ±2²², ties to even: int32."""
+    return shifted(value).to(tl.int32, bitcast=True) - 0x4B400000
+
+
+@triton.jit
+def sixteen_bits(p: tl.tensor) -> tl.tensor:
+    """Return 65536·p rounded to an integer, ties to even, of p from 0 to 1: int32."""
+    # From 192 on float32 has the multiples of 2⁻¹⁶ only, and its bits count them.
+    return (p + 192.0).to(tl.int32, bitcast=True) - 0x43400000
 
 
 @triton.jit
@@ -246,14 +296,12 @@ def lanes_of(
     k0 = key_low
     k1 = key_high
     for _ in tl.static_range(10):
-        high0 = tl.umulhi(c0, 0xD2511F53)
-        high1 = tl.umulhi(c2, 0xCD9E8D57)
-        low0 = tl.mul(c0, 0xD2511F53, sanitize_overflow=False)
-        low1 = tl.mul(c2, 0xCD9E8D57, sanitize_overflow=False)
-        c0 = high1 ^ c1 ^ k0
-        c1 = low1
-        c2 = high0 ^ c3 ^ k1
-        c3 = low0
+        product0 = tl.mul(c0.to(tl.uint64), 0xD2511F53, sanitize_overflow=False)
+        product1 = tl.mul(c2.to(tl.uint64), 0xCD9E8D57, sanitize_overflow=False)
+        c0 = (product1 >> 32).to(tl.uint32) ^ c1 ^ k0
+        c1 = product1.to(tl.uint32)
+        c2 = (product0 >> 32).to(tl.uint32) ^ c3 ^ k1
+        c3 = product0.to(tl.uint32)
         k0 = tl.add(k0, 0x9E3779B9, sanitize_overflow=False)
         k1 = tl.add(k1, 0xBB67AE85, sanitize_overflow=False)
     # Word 2i + j at [:, i, j], then its low and high half at [:, i, j, 0] and [:, i, j, 1].
@@ -276,7 +324,7 @@ def lower_neighbour(
 
 
 @triton.jit
-def neighbours(
+def positions(
     w: tl.tensor,
     inverse: tl.tensor,
     inside: tl.tensor,
@@ -287,34 +335,36 @@ def neighbours(
     UNIFORM: tl.constexpr,
     SEARCH: tl.constexpr,
     BLOCKS: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """Find the lower neighbour's code and threshold T; of nearest rounding code and 0: int32 [BLOCKS, 8]."""
-    lowest = tl.load(table)
-    highest = tl.load(table + levels - 1)
-    v = tl.where(tl.abs(inverse) < float("inf"), w * inverse, tl.load(table + zero))
-    threshold = tl.zeros([BLOCKS, 8], dtype=tl.int32)
+) -> tl.tensor:
+    """Find where weights lie between codes: int32 [BLOCKS, 8]; of nearest rounding their codes.
+
+    It is 65536·(the lower neighbour's code) + T + 65535. Less a random number, and without the 16 lowest
+    bits, it is the code that the number draws.
+    """
     if UNIFORM:
-        # A step further than codes go: no code changes for it, and no value is too large for what follows.
-        v = tl.minimum(tl.maximum(v, lowest - 1.0), highest + 1.0)
+        # Where 1/s is not finite v is 0; beyond the grid v is its end, whose T is 0.
+        last = zero.to(tl.float32)
+        v = w * tl.where(tl.abs(inverse) < float("inf"), inverse, 0.0)
+        v = tl.minimum(tl.maximum(v, -last), last)
         if ROUNDING == NEAREST:
-            low = nearest_integer(v).to(tl.int32)
+            position = nearest_integer(v)
         else:
-            nearest = nearest_integer(v)
-            floor = tl.where(nearest > v, nearest - 1.0, nearest)
-            low = floor.to(tl.int32)
-            threshold = nearest_integer((v - floor) * 65536.0).to(tl.int32)
+            below = shifted_floor(v)
+            low = below.to(tl.int32, bitcast=True) - 0x4B400000
+            position = low * 65536 + sixteen_bits(v - (below - 12582912.0)) + 65535
     else:
-        v = tl.minimum(tl.maximum(v, lowest), highest)
+        v = tl.where(tl.abs(inverse) < float("inf"), w * inverse, tl.load(table + zero))
+        v = tl.minimum(tl.maximum(v, tl.load(table)), tl.load(table + levels - 1))
         low = lower_neighbour(v, table, levels, SEARCH, BLOCKS)
         lower = tl.load(table + low, mask=inside, other=0.0)
         upper = tl.load(table + low + 1, mask=inside, other=1.0)
         p = tl.div_rn(v - lower, upper - lower)
         if ROUNDING == NEAREST:
             up = (p > 0.5) | ((p == 0.5) & (((low - zero) & 1) == 1))
-            low = low + up.to(tl.int32)
+            position = low + up.to(tl.int32)
         else:
-            threshold = nearest_integer(p * 65536.0).to(tl.int32)
-    return low, threshold
+            position = low * 65536 + sixteen_bits(p) + 65535
+    return position
 
 
 @triton.jit
@@ -325,39 +375,25 @@ def coupled_lanes(shared: tl.tensor, member: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def clamped(code: tl.tensor, zero: tl.tensor) -> tl.tensor:
-    """Clamp codes of a uniform grid to it."""
-    # float32's error in w·(1/Δ) may put the largest weight a little outside.
-    return tl.minimum(tl.maximum(code, -zero), zero)
-
-
-@triton.jit
 def codes_of(
-    low: tl.tensor,
-    threshold: tl.tensor,
+    position: tl.tensor,
     shared: tl.tensor,
     block: tl.tensor,
     tensor: tl.tensor,
     member: tl.tensor,
     key_low: tl.tensor,
     key_high: tl.tensor,
-    zero: tl.tensor,
     ROUNDING: tl.constexpr,
-    UNIFORM: tl.constexpr,
     BLOCKS: tl.constexpr,
 ) -> tl.tensor:
     """Return a member's codes, int32 [BLOCKS, 8]; ``shared``: member 0's random numbers (coupled)."""
-    code = low
+    code = position
     if ROUNDING == BERNOULLI:
-        lanes = lanes_of(block, tensor, member, key_low, key_high, BLOCKS)
-        code = low + (lanes < threshold).to(tl.int32)
+        code = (position - lanes_of(block, tensor, member, key_low, key_high, BLOCKS)) >> 16
     if ROUNDING == COUPLED:
-        lanes = coupled_lanes(shared, member)
-        code = low + (lanes < threshold).to(tl.int32)
+        code = (position - coupled_lanes(shared, member)) >> 16
     if ROUNDING == LOWER:
-        code = low + (threshold > 65535).to(tl.int32)
-    if UNIFORM:
-        code = clamped(code, zero)
+        code = (position - 65535) >> 16
     return code
 
 
@@ -369,6 +405,140 @@ def level_of(code: tl.tensor, table: tl.tensor, inside: tl.tensor, UNIFORM: tl.c
     else:
         level = tl.load(table + code, mask=inside, other=0.0)
     return level
+
+
+@triton.jit
+def _round_blocks(
+    out: tl.tensor,
+    weight: tl.tensor,
+    block: tl.tensor,
+    element: tl.tensor,
+    place: tl.tensor,
+    there: tl.tensor,
+    inside: tl.tensor,
+    members: tl.tensor,
+    stride: tl.tensor,
+    table: tl.tensor,
+    levels: tl.tensor,
+    zero: tl.tensor,
+    values: tl.tensor,
+    inverses: tl.tensor,
+    key_low: tl.tensor,
+    key_high: tl.tensor,
+    tensor: tl.tensor,
+    member: tl.tensor,
+    period: tl.tensor,
+    extent: tl.tensor,
+    groups: tl.tensor,
+    outputs: tl.tensor,
+    inputs: tl.tensor,
+    inner: tl.tensor,
+    stored_table: tl.tensor,
+    stored_values: tl.tensor,
+    stored_period: tl.tensor,
+    stored_extent: tl.tensor,
+    stored_groups: tl.tensor,
+    stored_outputs: tl.tensor,
+    stored_inputs: tl.tensor,
+    stored_inner: tl.tensor,
+    ROUNDING: tl.constexpr,
+    UNIFORM: tl.constexpr,
+    SEARCH: tl.constexpr,
+    STORED: tl.constexpr,
+    OUT: tl.constexpr,
+    VALUES: tl.constexpr,
+    PLANES: tl.constexpr,
+    FORM: tl.constexpr,
+    A_BLOCK: tl.constexpr,
+    STORED_FORM: tl.constexpr,
+    STORED_A_BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+    BLOCKS: tl.constexpr,
+) -> None:
+    """Round a program's blocks for all members.
+
+    Args:
+        block: [BLOCKS]; there: which there are. element: of the weight, [BLOCKS, 8]; inside: which there are.
+        place: of an element in ``out``.
+    """
+    bits = tl.load(weight + element, mask=inside, other=0)
+    w = stored_value(bits, STORED, stored_table, inside)
+    if STORED >= INTEGERS:
+        w *= scales_at(
+            stored_values,
+            block,
+            element,
+            there,
+            inside,
+            STORED_A_BLOCK,
+            STORED_FORM,
+            WIDE,
+            stored_period,
+            stored_extent,
+            stored_groups,
+            stored_outputs,
+            stored_inputs,
+            stored_inner,
+        )
+    inverse = scales_at(
+        inverses,
+        block,
+        element,
+        there,
+        inside,
+        A_BLOCK,
+        FORM,
+        WIDE,
+        period,
+        extent,
+        groups,
+        outputs,
+        inputs,
+        inner,
+    )
+    scale = inverse
+    if VALUES:
+        scale = scales_at(
+            values,
+            block,
+            element,
+            there,
+            inside,
+            A_BLOCK,
+            FORM,
+            WIDE,
+            period,
+            extent,
+            groups,
+            outputs,
+            inputs,
+            inner,
+        )
+
+    position = positions(w, inverse, inside, table, levels, zero, ROUNDING, UNIFORM, SEARCH, BLOCKS)
+    key_low = key_low.to(tl.uint32, bitcast=True)
+    key_high = key_high.to(tl.uint32, bitcast=True)
+    tensor = tensor.to(tl.uint32, bitcast=True)
+    drawn = member.to(tl.uint32, bitcast=True)
+    shared = position
+    if ROUNDING == COUPLED:
+        shared = lanes_of(block, tensor, drawn ^ drawn, key_low, key_high, BLOCKS)
+    lowest = position
+    if PLANES:
+        lowest = codes_of(position, shared, block, tensor, drawn, key_low, key_high, LOWER, BLOCKS)
+    at = out
+    for _ in range(members):
+        code = codes_of(position, shared, block, tensor, drawn, key_low, key_high, ROUNDING, BLOCKS)
+        if VALUES:
+            level = level_of(code, table, inside, UNIFORM)
+            store_value(at + place, level * scale, inside, OUT)
+        elif PLANES:
+            up = tl.where(inside, code - lowest, 0)
+            tl.store(at + block, tl.sum(up << tl.arange(0, 8)[None, :], axis=1).to(tl.uint8), mask=there)
+        else:
+            tl.store(at + place, code.to(at.dtype.element_ty), mask=inside)
+        at += stride
+        drawn = tl.add(drawn, 1, sanitize_overflow=False)
 
 
 @triton.jit(
@@ -465,88 +635,158 @@ def _round(
         inside = element < length
         place = element
 
-    bits = tl.load(weight + element, mask=inside, other=0)
-    w = stored_value(bits, STORED, stored_table, inside)
-    if STORED >= INTEGERS:
-        w *= scales_at(
-            stored_values,
-            block,
-            element,
-            there,
-            inside,
-            STORED_A_BLOCK,
-            STORED_FORM,
-            WIDE,
-            stored_period,
-            stored_extent,
-            stored_groups,
-            stored_outputs,
-            stored_inputs,
-            stored_inner,
-        )
-    inverse = scales_at(
-        inverses,
+    _round_blocks(
+        out,
+        weight,
         block,
         element,
+        place,
         there,
         inside,
-        A_BLOCK,
-        FORM,
-        WIDE,
+        members,
+        stride,
+        table,
+        levels,
+        zero,
+        values,
+        inverses,
+        key_low,
+        key_high,
+        tensor,
+        member,
         period,
         extent,
         groups,
         outputs,
         inputs,
         inner,
+        stored_table,
+        stored_values,
+        stored_period,
+        stored_extent,
+        stored_groups,
+        stored_outputs,
+        stored_inputs,
+        stored_inner,
+        ROUNDING,
+        UNIFORM,
+        SEARCH,
+        STORED,
+        OUT,
+        VALUES,
+        PLANES,
+        FORM,
+        A_BLOCK,
+        STORED_FORM,
+        STORED_A_BLOCK,
+        WIDE,
+        BLOCKS,
     )
-    scale = inverse
-    if VALUES:
-        scale = scales_at(
-            values,
-            block,
-            element,
-            there,
-            inside,
-            A_BLOCK,
-            FORM,
-            WIDE,
-            period,
-            extent,
-            groups,
-            outputs,
-            inputs,
-            inner,
-        )
 
-    low, threshold = neighbours(w, inverse, inside, table, levels, zero, ROUNDING, UNIFORM, SEARCH, BLOCKS)
-    key_low = key_low.to(tl.uint32, bitcast=True)
-    key_high = key_high.to(tl.uint32, bitcast=True)
-    tensor = tensor.to(tl.uint32, bitcast=True)
-    drawn = member.to(tl.uint32, bitcast=True)
-    shared = threshold
-    if ROUNDING == COUPLED:
-        shared = lanes_of(block, tensor, drawn ^ drawn, key_low, key_high, BLOCKS)
-    lowest = low
-    if PLANES:
-        lowest = codes_of(
-            low, threshold, shared, block, tensor, drawn, key_low, key_high, zero, LOWER, UNIFORM, BLOCKS
-        )
-    at = out
-    for _ in range(members):
-        code = codes_of(
-            low, threshold, shared, block, tensor, drawn, key_low, key_high, zero, ROUNDING, UNIFORM, BLOCKS
-        )
-        if VALUES:
-            level = level_of(code, table, inside, UNIFORM)
-            store_value(at + place, level * scale, inside, OUT)
-        elif PLANES:
-            up = tl.where(inside, code - lowest, 0)
-            tl.store(at + block, tl.sum(up << lane.to(tl.int32), axis=1).to(tl.uint8), mask=there)
-        else:
-            tl.store(at + place, code.to(at.dtype.element_ty), mask=inside)
-        at += stride
-        drawn = tl.add(drawn, 1, sanitize_overflow=False)
+
+@triton.jit
+def _address(row: tl.tensor, PLACE: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.constexpr) -> tl.tensor:
+    """Return the pointer that stands at a place of a table's row; ALIGNED: to 16 bytes."""
+    address = tl.load(row + PLACE).to(tl.pointer_type(TYPE))
+    if ALIGNED:
+        address = tl.multiple_of(address, 16)
+    return address
+
+
+@triton.jit(do_not_specialize=["members", "key_low", "key_high", "member"])
+def _round_table(
+    out: tl.tensor,
+    offsets: tl.tensor,
+    works: tl.tensor,
+    work_of: tl.tensor,
+    members: tl.tensor,
+    key_low: tl.tensor,
+    key_high: tl.tensor,
+    member: tl.tensor,
+    further: tl.tensor,
+    ROUNDING: tl.constexpr,
+    UNIFORM: tl.constexpr,
+    SEARCH: tl.constexpr,
+    STORED: tl.constexpr,
+    TYPE: tl.constexpr,
+    OUT: tl.constexpr,
+    FORM: tl.constexpr,
+    A_BLOCK: tl.constexpr,
+    STORED_FORM: tl.constexpr,
+    STORED_A_BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    FIELDS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+) -> None:
+    """Write all members' values of several weights.
+
+    Args:
+        out: where the first weight's values begin; offsets: the elements from there to each weight's,
+            int64 [works]. A weight's values are [members, length].
+        works: int64 [works, FIELDS], see :func:`_fields`. work_of: of each program, int32.
+        further: int32 [1], or None: added to the member when the kernel runs, so that a captured graph goes
+            on to other members.
+    """
+    program = tl.program_id(0)
+    index = tl.load(work_of + program)
+    row = works + index * FIELDS
+    offset = tl.load(offsets + index)
+    length = tl.load(row + 1)
+    if ALIGNED:
+        offset = tl.multiple_of(offset, 16)
+        length = tl.multiple_of(length, 8)
+    if further is not None:
+        member += tl.load(further)
+    block = (program - tl.load(row)) * BLOCKS + tl.arange(0, BLOCKS).to(tl.int64)
+    element = block[:, None] * 8 + tl.arange(0, 8).to(tl.int64)[None, :]
+    _round_blocks(
+        out + offset,
+        _address(row, 2, TYPE, ALIGNED),
+        block,
+        element,
+        element,
+        block * 8 < length,
+        element < length,
+        members,
+        length,
+        _address(row, 3, tl.float32, False),
+        tl.load(row + 4),
+        tl.load(row + 5).to(tl.int32),
+        _address(row, 6, tl.float32, False),
+        _address(row, 7, tl.float32, False),
+        key_low,
+        key_high,
+        tl.load(row + 8).to(tl.int32),
+        member,
+        tl.load(row + 9).to(tl.int32),
+        tl.load(row + 10).to(tl.int32),
+        tl.load(row + 11).to(tl.int32),
+        tl.load(row + 12).to(tl.int32),
+        tl.load(row + 13).to(tl.int32),
+        tl.load(row + 14).to(tl.int32),
+        _address(row, 15, tl.float32, False),
+        _address(row, 16, tl.float32, False),
+        tl.load(row + 17).to(tl.int32),
+        tl.load(row + 18).to(tl.int32),
+        tl.load(row + 19).to(tl.int32),
+        tl.load(row + 20).to(tl.int32),
+        tl.load(row + 21).to(tl.int32),
+        tl.load(row + 22).to(tl.int32),
+        ROUNDING,
+        UNIFORM,
+        SEARCH,
+        STORED,
+        OUT,
+        True,
+        False,
+        FORM,
+        A_BLOCK,
+        STORED_FORM,
+        STORED_A_BLOCK,
+        WIDE,
+        BLOCKS,
+    )
 
 
 @triton.jit(do_not_specialize=["period", "extent", "groups", "outputs", "inputs", "inner"])
@@ -611,6 +851,138 @@ def round_into(
 ) -> None:
     """Write the values level·s, in float32 and then cast: see ``reference.round_into``."""
     _launch_round(out, weight, scales, grid, draw, starts, out.shape[2], values=True)
+
+
+@dataclass
+class _Launch:
+    """Weights of one plan that are rounded by one launch: all that is compiled into the kernel is alike.
+
+    Args:
+        places: of the weights in the plan. choices: the kernel's constants. programs: of all.
+        works, work_of: see ``_round_table``. aligned: whether the stored weights are, to 16 bytes, and are
+            whole blocks of eight.
+        offsets: by where the outputs lie, of which few ways are kept.
+    """
+
+    places: list[int]
+    choices: dict[str, Any]
+    programs: int
+    works: Tensor
+    work_of: Tensor
+    aligned: bool
+    offsets: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+
+
+class Plan:
+    """Weights that are rounded together, by one launch for each way of storing and laying them out.
+
+    What the tables point to is held here. Launches can be captured in a CUDA graph once outputs that lie as
+    they do have been written before.
+    """
+
+    def __init__(self, tensors: Sequence[Rounded]) -> None:
+        self._tensors = list(tensors)
+        self._held: list[Any] = []
+        self._launches: list[_Launch] = []
+        alike: dict[tuple[Any, ...], list[tuple[int, list[int]]]] = {}
+        choices: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for place, tensor in enumerate(self._tensors):
+            length = tensor.weight.numel()
+            if not length:
+                continue
+            draw = Draw("nearest", 0, tensor.name, 0)
+            given = rounding_arguments(tensor.weight, tensor.scales, tensor.grid, draw)
+            self._held.append(given)
+            constants = {name: given[name] for name in _CHOICES}
+            constants["TYPE"] = _TYPES[given["weight"].dtype]
+            aligned = length % LANES == 0 and given["weight"].data_ptr() % 16 == 0
+            key = (aligned, given["weight"].dtype, tensor.dtype, *(given[name] for name in _CHOICES))
+            choices[key] = constants
+            alike.setdefault(key, []).append((place, _fields(length, given)))
+        for key, rows in alike.items():
+            first = 0
+            work_of: list[int] = []
+            for index, (_, row) in enumerate(rows):
+                row[0] = first
+                programs = -(-row[1] // (BLOCKS * LANES))
+                work_of += [index] * programs
+                first += programs
+            device = self._tensors[rows[0][0]].weight.device
+            self._launches.append(
+                _Launch(
+                    [place for place, _ in rows],
+                    choices[key],
+                    first,
+                    torch.tensor([row for _, row in rows], dtype=torch.int64, device=device),
+                    torch.tensor(work_of, dtype=torch.int32, device=device),
+                    key[0],
+                )
+            )
+
+    def round_into(
+        self, outs: Sequence[Tensor], draw: Draw, members: int = 1, further: Tensor | None = None
+    ) -> None:
+        """Write the members' values; see ``kernels.Plan.round_into``.
+
+        Args:
+            further: int32 [1] on the device, or None: added to ``draw.member`` when the kernels run, so that
+                a captured graph goes on to other members.
+        """
+        assert len(outs) == len(self._tensors)
+        for out, tensor in zip(outs, self._tensors, strict=True):
+            # Only the address goes on from here.
+            assert out.is_contiguous() and out.dtype == tensor.dtype
+            assert out.numel() == members * tensor.weight.numel()
+        for each in self._launches:
+            out_as, bits = storage(outs[each.places[0]])
+            start, width = bits.data_ptr(), bits.element_size()
+            apart = tuple((outs[place].data_ptr() - start) // width for place in each.places)
+            if apart not in each.offsets:
+                if len(each.offsets) >= MOST_OFFSETS:
+                    each.offsets.clear()
+                each.offsets[apart] = torch.tensor(apart, dtype=torch.int64, device=bits.device)
+            launch(
+                _round_table,
+                (each.programs,),
+                bits.device,
+                out=bits,
+                offsets=each.offsets[apart],
+                works=each.works,
+                work_of=each.work_of,
+                members=members,
+                key_low=_int32(draw.seed),
+                key_high=_int32(draw.seed >> 32),
+                member=_int32(draw.member),
+                further=further,
+                OUT=out_as,
+                ALIGNED=each.aligned and all(offset % 16 == 0 for offset in apart),
+                FIELDS=each.works.shape[1],
+                BLOCKS=BLOCKS,
+                **{**each.choices, "ROUNDING": ROUNDINGS[draw.rounding]},
+            )
+
+
+plan = Plan
+absmax = reference.absmax
+
+
+def _fields(length: int, given: dict[str, Any]) -> list[int]:
+    """Return a row of ``_round_table``'s table: its first program, and what differs from weight to weight."""
+    return [
+        0,
+        length,
+        given["weight"].data_ptr(),
+        given["table"].data_ptr(),
+        given["levels"],
+        given["zero"],
+        given["values"].data_ptr(),
+        given["inverses"].data_ptr(),
+        given["tensor"],
+        *(given[name] for name in _LENGTHS),
+        given["stored_table"].data_ptr(),
+        given["stored_values"].data_ptr(),
+        *(given[f"stored_{name}"] for name in _LENGTHS),
+    ]
 
 
 def decode(codes: Tensor, scales: Scales, grid: Grid, dtype: torch.dtype, start: int = 0) -> Tensor:

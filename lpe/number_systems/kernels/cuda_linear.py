@@ -24,12 +24,11 @@ from lpe.number_systems.kernels.cuda import (
     INTEGERS,
     NEAREST,
     bfloat16_bits,
-    clamped,
     coupled_lanes,
     lanes_of,
     launch,
     level_of,
-    neighbours,
+    positions,
     rounding_arguments,
     scales_at,
     storage,
@@ -48,7 +47,6 @@ COLUMN_BLOCKS = 64
 def member_value(
     code: tl.tensor,
     scale: tl.tensor,
-    zero: tl.tensor,
     table: tl.tensor,
     inside: tl.tensor,
     x: tl.tensor,
@@ -56,8 +54,6 @@ def member_value(
     UNIFORM: tl.constexpr,
 ) -> tl.tensor:
     """Return the values of codes, rounded to the dtype of ``x``, in float32."""
-    if UNIFORM:
-        code = clamped(code, zero)
     value = level_of(code, table, inside, UNIFORM) * scale
     if X == BFLOAT16:
         value = stored_value(bfloat16_bits(value), X, table, inside)
@@ -208,22 +204,27 @@ def _linear(
         inner,
     )
 
-    low, threshold = neighbours(w, inverse, inside, table, levels, zero, ROUNDING, UNIFORM, SEARCH, BLOCKS)
+    position = positions(w, inverse, inside, table, levels, zero, ROUNDING, UNIFORM, SEARCH, BLOCKS)
     key_low = key_low.to(tl.uint32, bitcast=True)
     key_high = key_high.to(tl.uint32, bitcast=True)
     tensor = tensor.to(tl.uint32, bitcast=True)
     drawn = member.to(tl.uint32, bitcast=True)
-    shared = threshold
+    shared = position
     if ROUNDING == COUPLED:
         shared = lanes_of(block, tensor, drawn ^ drawn, key_low, key_high, BLOCKS)
     output = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS).to(tl.int64)
     to = out + tl.program_id(1).to(tl.int64) * members * batch * rows
     of_member = x
     # A member's weight is one of two, each as a member's own weights are kept.
-    lower = member_value(low, scale, zero, table, inside, x, X, UNIFORM)
+    threshold = position
+    low = position
+    if ROUNDING != NEAREST:
+        low = (position - 65535) >> 16
+        threshold = (position - 65535) & 0xFFFF
+    lower = member_value(low, scale, table, inside, x, X, UNIFORM)
     upper = lower
     if ROUNDING != NEAREST:
-        upper = member_value(low + 1, scale, zero, table, inside, x, X, UNIFORM)
+        upper = member_value(low + 1, scale, table, inside, x, X, UNIFORM)
     for _ in range(members):
         value = lower
         if ROUNDING == BERNOULLI:

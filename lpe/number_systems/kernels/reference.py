@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lpe.number_systems.grids import Grid
-from lpe.number_systems.kernels.arguments import Draw, Scales, Stored
+from lpe.number_systems.grids import Grid, ScaleAxis
+from lpe.number_systems.kernels.arguments import Draw, Rounded, Scales, Stored
+from lpe.number_systems.layouts import Layout
 from lpe.number_systems.streams import LANES, random_lanes
 
 COUPLING = 40503
@@ -172,6 +174,46 @@ def round_into(
         weight, scales, grid, table, draw, members, first, count
     ):
         out[:, segment, place] = values_of(part, scales.values[group], grid, table).to(out.dtype)
+
+
+class Plan:
+    """Weights that are rounded together; see ``kernels.Plan``. Here they are rounded one after another."""
+
+    def __init__(self, tensors: Sequence[Rounded]) -> None:
+        self._tensors = list(tensors)
+
+    def round_into(self, outs: Sequence[Tensor], draw: Draw, members: int = 1) -> None:
+        """Write the members' values; see ``kernels.Plan.round_into``."""
+        for out, tensor in zip(outs, self._tensors, strict=True):
+            values = out.view(members, 1, tensor.weight.numel())
+            own = replace(draw, name=tensor.name)
+            round_into(values, tensor.weight, tensor.scales, tensor.grid, own)
+
+
+plan = Plan
+
+
+def absmax(weight: Tensor, layout: Layout, axis: ScaleAxis) -> Tensor:
+    """Return the largest |w| of each scale group: float32 [groups]; NaN or infinite where a weight is.
+
+    Args:
+        weight: flat and not empty, any floating dtype, of the layout's number of weights; or signed codes.
+        layout, axis: from which follows the group of a weight.
+    """
+    row_extent, column_extent = axis.extent(layout.rows, layout.columns)
+    rows = layout.scale_shape(axis)[0]
+    matrix = layout.matrix(weight)
+    # From the least and the greatest value: |w| would be a copy of the weight.
+    largest = torch.stack(
+        [
+            torch.maximum(part.amax(dim=1), -part.amin(dim=1)).abs()
+            for part in matrix.split(column_extent, dim=1)
+        ],
+        dim=1,
+    ).float()
+    # Rows are padded with zeros, which raise no maximum.
+    padded = torch.nn.functional.pad(largest, (0, 0, 0, rows * row_extent - layout.rows))
+    return padded.unflatten(0, (rows, row_extent)).amax(dim=1).flatten()
 
 
 def segments(weight: Stored, starts: Tensor | None, length: int | None) -> tuple[list[int], int]:
