@@ -74,6 +74,7 @@ class Structure:
         self._buffered = [m for m in self._modules if m._buffers and wrapped(m) is None]
         self._wrappers = [module for module in self._modules if wrapped(module) is not None]
         self._plain = [m for m in self._modules if _is_plain(type(m)) and wrapped(m) is None]
+        self._trains_plainly = all(map(_trains_plainly, self._modules))
         self._names = {name: entry.name for entry in self.tensors for name in (entry.name, *entry.also)}
         self._entries = {entry.name: entry for entry in self.tensors}
         self._by_identity = {identity: entry.name for identity, entry in by_identity.items()}
@@ -144,7 +145,12 @@ class Structure:
             # Of a tensor that is given under two names, the first name's.
             if entry.name not in replaced or name == entry.name:
                 replaced[entry.name] = value
-        return _Copy(self, replaced).of(self.model).eval()
+        copied = _Copy(self, replaced).of(self.model)
+        return copied if self._is_evaluating() else copied.eval()
+
+    def _is_evaluating(self) -> bool:
+        """Tell whether a copy is in eval mode as it is, and no class has a way of its own to get there."""
+        return self._trains_plainly and not any(module.training for module in self._modules)
 
     def held(self) -> list[nn.Module | Tensor]:
         """Return the modules, parameters and buffers themselves, which a copy has others in place of."""
@@ -258,9 +264,16 @@ class _Copy:
     def _fill(self, module: nn.Module) -> None:
         state = self.memo[id(module)].__dict__
         for key, value in vars(module).items():
-            # The compiled call of Module.compile() is bound to the module itself; torch too leaves it out.
-            if key != "_compiled_call_impl" and not _is_ours(value):
-                state[key] = value if type(value) in ATOMIC else self._copied(value)
+            kind = type(value)
+            if kind in ATOMIC:
+                # The compiled call of Module.compile() is bound to the module: torch leaves it out, too.
+                if key != "_compiled_call_impl":
+                    state[key] = value
+            elif kind in CONTAINERS and not value:
+                # Most of what a module holds: its hooks, of which it has none.
+                state[key] = kind()
+            elif key != "_compiled_call_impl" and not _is_ours(value):
+                state[key] = self._copied(value)
 
     def _copied(self, value: Any) -> Any:
         kind = type(value)
@@ -339,6 +352,13 @@ def own_buffers(net: nn.Module) -> None:
                 for name, buffer in module._buffers.items():
                     if buffer is not None:
                         module._buffers[name] = buffer.clone()
+
+
+def _trains_plainly(module: nn.Module) -> bool:
+    """Tell whether ``train()`` and ``eval()`` do no more than torch's."""
+    kind, own = type(module), vars(module)
+    plain = kind.train is nn.Module.train and kind.eval is nn.Module.eval
+    return plain and "eval" not in own and ("train" not in own or _is_ours(own["train"]))
 
 
 def _is_plain(kind: type[nn.Module]) -> bool:
