@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from benchmarks import construction, evaluation, memory, packed, scaling
@@ -100,20 +101,44 @@ def construction_rows(**changed: float) -> list[dict[str, object]]:
             at_bound = {"writes": "codes", "of_a_copy": copy, "times_plain": times_plain}
             rows += [{**row, "writes": "float32", "of_a_copy": 1e-3, "times_plain": 1e-3}]
             rows += [{**row, **at_bound}]
+        for what, large in ((construction.ROUND_WEIGHTS, 20.0), (construction.IN_TURN, 30.0)):
+            times = changed.get(what, large if weights == 2**24 else 10.0)
+            rows += [{**row, "what": what, "writes": "float32", "of_a_copy": 1e-3, "times_plain": times}]
     return rows
 
 
 @pytest.mark.parametrize(
     ("changed", "expected"),
-    [({}, "kept"), ({construction.MEMBER: 0.19}, "broken"), ({construction.NEXT_COUPLED: 0.39}, "broken")],
-    ids=["at the bounds", "a slower member", "slower coupled members"],
+    [
+        ({}, "kept"),
+        ({construction.MEMBER: 0.19}, "broken"),
+        ({construction.NEXT_COUPLED: 0.39}, "broken"),
+        ({construction.ROUND_WEIGHTS: 19.9}, "broken"),
+        ({construction.IN_TURN: 29.9}, "broken"),
+    ],
+    ids=[
+        "at the bounds",
+        "a slower member",
+        "slower coupled members",
+        "slower round_weights",
+        "a slower turn",
+    ],
 )
 def test_construction_keeps_its_promises_at_their_bounds(
     changed: dict[str, float], expected: str, verdict: Verdict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = construction_rows(**changed)
     monkeypatch.setattr(construction, "measure", lambda shape, _: rows if shape == (250, 400) else [])
+    monkeypatch.setattr(construction, "measured_on_xeon", lambda _: False)
     assert verdict(construction.main) == expected
+
+
+def test_less_is_promised_of_large_weights_on_a_xeon(tmp_path: Path) -> None:
+    rows = construction_rows(**construction.ON_XEON)
+    pd.DataFrame(rows).to_csv(tmp_path / "construction.csv")
+    assert all(construction.promise_kept(tmp_path, promise, True) for promise in construction.PROMISES)
+    kept = [construction.promise_kept(tmp_path, promise) for promise in construction.PROMISES]
+    assert kept.count(False) == len(construction.ON_XEON)
 
 
 @pytest.mark.parametrize(("times", "expected"), [(1.05, "kept"), (1.051, "broken")])
