@@ -314,7 +314,7 @@ class LowPrecisionEnsemble(Ensemble):
             stored = self._stored[name]
             if isinstance(stored, Tensor) and not stored.is_contiguous():
                 # Its elements are brought in order for each member, rather than kept twice.
-                planned = self._planned[name]
+                planned = self._planned(name)
                 where = (planned.rounded_to, planned.layout, self.draw(name, index))
                 round_with_scales(outs[name], stored, self._scales[name], *where)
             else:
@@ -327,16 +327,13 @@ class LowPrecisionEnsemble(Ensemble):
         """Return the plan by which tensors are rounded together, made when it is first asked for."""
         key = (kernels.name_of(device), device, names)
         if key not in self._plans:
-            planned = [self._planned[name] for name in names]
+            by_name = {planned.name: planned for planned in self._rounded}
+            planned = [by_name[name] for name in names]
             self._plans[key] = plan_together(
                 (self._stored[p.name], self._scales[p.name], p.rounded_to, p.layout, p.name, p.dtype)
                 for p in planned
             )
         return self._plans[key]
-
-    @property
-    def _planned(self) -> dict[str, PlannedTensor]:
-        return {planned.name: planned for planned in self._rounded}
 
     def _own_names(self) -> Collection[str]:
         return {planned.name for planned in self._rounded}

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -693,6 +694,15 @@ def _address(row: tl.tensor, PLACE: tl.constexpr, TYPE: tl.constexpr, ALIGNED: t
     return address
 
 
+@triton.jit
+def _count(row: tl.tensor, PLACE: tl.constexpr, WIDE: tl.constexpr) -> tl.tensor:
+    """Return the number that stands at a place of a table's row: int32, or WIDE int64."""
+    count = tl.load(row + PLACE)
+    if not WIDE:
+        count = count.to(tl.int32)
+    return count
+
+
 @triton.jit(do_not_specialize=["members", "key_low", "key_high", "member"])
 def _round_table(
     out: tl.tensor,
@@ -759,20 +769,20 @@ def _round_table(
         key_high,
         tl.load(row + 8).to(tl.int32),
         member,
-        tl.load(row + 9).to(tl.int32),
-        tl.load(row + 10).to(tl.int32),
-        tl.load(row + 11).to(tl.int32),
-        tl.load(row + 12).to(tl.int32),
-        tl.load(row + 13).to(tl.int32),
-        tl.load(row + 14).to(tl.int32),
+        _count(row, 9, WIDE),
+        _count(row, 10, WIDE),
+        _count(row, 11, WIDE),
+        _count(row, 12, WIDE),
+        _count(row, 13, WIDE),
+        _count(row, 14, WIDE),
         _address(row, 15, tl.float32, False),
         _address(row, 16, tl.float32, False),
-        tl.load(row + 17).to(tl.int32),
-        tl.load(row + 18).to(tl.int32),
-        tl.load(row + 19).to(tl.int32),
-        tl.load(row + 20).to(tl.int32),
-        tl.load(row + 21).to(tl.int32),
-        tl.load(row + 22).to(tl.int32),
+        _count(row, 17, WIDE),
+        _count(row, 18, WIDE),
+        _count(row, 19, WIDE),
+        _count(row, 20, WIDE),
+        _count(row, 21, WIDE),
+        _count(row, 22, WIDE),
         ROUNDING,
         UNIFORM,
         SEARCH,
@@ -900,21 +910,20 @@ class Plan:
             choices[key] = constants
             alike.setdefault(key, []).append((place, _fields(length, given)))
         for key, rows in alike.items():
-            first = 0
-            work_of: list[int] = []
-            for index, (_, row) in enumerate(rows):
+            programs = [-(-row[1] // (BLOCKS * LANES)) for _, row in rows]
+            for (_, row), first in zip(rows, accumulate(programs, initial=0), strict=False):
                 row[0] = first
-                programs = -(-row[1] // (BLOCKS * LANES))
-                work_of += [index] * programs
-                first += programs
+            work_of = torch.arange(len(rows), dtype=torch.int32, device="cpu").repeat_interleave(
+                torch.tensor(programs, device="cpu")
+            )
             device = self._tensors[rows[0][0]].weight.device
             self._launches.append(
                 _Launch(
                     [place for place, _ in rows],
                     choices[key],
-                    first,
+                    sum(programs),
                     torch.tensor([row for _, row in rows], dtype=torch.int64, device=device),
-                    torch.tensor(work_of, dtype=torch.int32, device=device),
+                    work_of.to(device),
                     key[0],
                 )
             )
