@@ -321,8 +321,8 @@ def _check_engine(run: RunOptions) -> None:
 
 def _check_shared(model: ModelOptions, data: DataOptions, run: RunOptions) -> None:
     """Raise InputError for what one process does alone."""
-    if model.kind == "hf":
-        raise InputError("hf models are measured by one process; run lpe evaluate alone, without an engine")
+    if model.kind == "hf" and run.engine == "ray":
+        raise InputError("hf models are not for --engine ray; share their tasks by torchrun, or run it alone")
     if run.predictions is not None:
         raise InputError("--predictions is written by one process; leave it out, or run lpe evaluate alone")
     if data.members == "together":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -267,19 +268,27 @@ class Ranks:
 
     def agreed(self, make: Callable[[], Made]) -> Made:
         """Return what ``make`` returns, once it has in all processes; see :class:`Sharing`."""
-        from torch import distributed
-
         made: list[Made] = []
         error: str | None = None
         try:
             made.append(make())
         except InputError as raised:
             error = str(raised)
-        every: list[str | None] = [None] * self.size
-        distributed.all_gather_object(every, error)
-        if errors := [each for each in every if each is not None]:
+        if errors := [each for each in self.gathered(error) if each is not None]:
             raise InputError(errors[0])
         return made[0]
+
+    def own(self, work: Sequence[Made]) -> list[Made]:
+        """Return this process's share of some work: every ``size``-th piece."""
+        return [*work[self.rank :: self.size]]
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Return in every process what each of them gives, by rank."""
+        from torch import distributed
+
+        every: list[Any] = [None] * self.size
+        distributed.all_gather_object(every, value)
+        return every
 
     def shares(
         self, ensemble: Ensemble, batches: Any, options: EvaluationOptions, timer: MemberTimer | None
@@ -288,9 +297,8 @@ class Ranks:
         from torch import distributed
 
         own = self.agreed(partial(share, ensemble, batches, self.rank, self.size, options, timer))
-        every: list[Any] = [None] * self.size
         kinds = [(list(logits.shape), logits.dtype) for logits in own.logits]
-        distributed.all_gather_object(every, (own.batches, kinds))
+        every = self.gathered((own.batches, kinds))
         if not self.is_first:
             for logits in own.logits:
                 distributed.send(logits.contiguous().view(torch.uint8), 0)
@@ -326,10 +334,21 @@ def launched() -> Iterator[Ranks | None]:
 
     # Logits go through the CPU, whatever they were computed on.
     distributed.init_process_group("gloo", timeout=WAITING)
+    ranks = Ranks(int(os.environ["RANK"]), size)
+    token = _ranks.set(ranks)
     try:
-        yield Ranks(int(os.environ["RANK"]), size)
+        yield ranks
     finally:
+        _ranks.reset(token)
         distributed.destroy_process_group()
+
+
+_ranks: ContextVar[Ranks | None] = ContextVar("ranks", default=None)
+
+
+def joined_ranks() -> Ranks | None:
+    """Return the processes that this one has joined by :func:`launched`; None where it runs alone."""
+    return _ranks.get()
 
 
 # Tasks of a Ray cluster.

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
+from lpe.evaluation.sharded import joined_ranks
 from lpe.evaluation.timing import MemberTimer
 from lpe.extras import needs
 from lpe.modules import apply, device_of, with_tensors
@@ -446,15 +447,15 @@ class EnsembleLM(HFLM):
                 sums.tokens[index] = length
         whole = partial(_Whole, keep=size > 1)
         if not greedy:
-            self._run_all(batches, [8 * len(batch.targets) for batch in batches], None, sums, timer)
+            self._run_shared(batches, [8 * len(batch.targets) for batch in batches], None, sums, timer)
         elif size == 1 or sum(map(self._whole_bytes, batches)) <= self.chunk_bytes or not self.chunk_bytes:
-            self._run_all(batches, [*map(self._whole_bytes, batches)], whole, sums, timer)
+            self._run_shared(batches, [*map(self._whole_bytes, batches)], whole, sums, timer)
         else:
             held = [16 * LEADING * len(batch.rows) for batch in batches]
-            self._run_all(batches, held, _Leading, sums, timer)
+            self._run_shared(batches, held, _Leading, sums, timer)
             again = [batch for batch in batches if bool(sums.unsure[batch.requests].any())]
             if again:
-                self._run_all(again, [*map(self._whole_bytes, again)], whole, sums, timer)
+                self._run_shared(again, [*map(self._whole_bytes, again)], whole, sums, timer)
         return [
             (
                 sums.tokens[index],
@@ -469,6 +470,30 @@ class EnsembleLM(HFLM):
     def _whole_bytes(self, batch: _Batch) -> int:
         vocabulary = self.config.get_text_config().vocab_size
         return 4 * vocabulary * len(batch.rows) if len(self.ensemble) > 1 else 8 * len(batch.targets)
+
+    def _run_shared(
+        self,
+        batches: list[_Batch],
+        held: list[int],
+        mean: Callable[[Tensor, Tensor], _Whole | _Leading] | None,
+        sums: _Sums,
+        timer: MemberTimer | None,
+    ) -> None:
+        """Run every member on every batch; of processes that were launched together each on its own batches.
+
+        Each has all sums in the end: its own, and those that the others send.
+        """
+        ranks = joined_ranks()
+        if ranks is None:
+            self._run_all(batches, held, mean, sums, timer)
+            return
+        own = ranks.own(batches)
+        ranks.agreed(partial(self._run_all, own, ranks.own(held), mean, sums, timer))
+        requests = [index for batch in own for index in batch.requests]
+        for theirs, state in ranks.gathered((requests, sums.of(requests).state())):
+            found = sums.of(theirs)
+            found.restore(state)
+            sums.put(theirs, found)
 
     @torch.no_grad()
     def _run_all(
@@ -585,6 +610,23 @@ class _Sums:
             self.members[index, member] = float(its.double().sum())
             self.targets[index][member] = its.cpu()
             self.prefixes[index, member] = float(so_far.sum()) - length * float(np.log(member + 1))
+
+    def of(self, requests: Sequence[int]) -> _Sums:
+        """Return a copy of some requests' sums."""
+        rows = torch.tensor(requests, dtype=torch.int64)
+        return _Sums(
+            [self.tokens[index] for index in requests],
+            *(getattr(self, name)[rows] for name in ("members", "prefixes", "greedy", "unsure")),
+            [[*self.targets[index]] for index in requests],
+        )
+
+    def put(self, requests: Sequence[int], found: _Sums) -> None:
+        """Take over the sums of some requests."""
+        rows = torch.tensor(requests, dtype=torch.int64)
+        for name in ("members", "prefixes", "greedy", "unsure"):
+            getattr(self, name)[rows] = getattr(found, name)
+        for index, targets in zip(requests, found.targets, strict=True):
+            self.targets[index] = targets
 
     def state(self) -> dict[str, Any]:
         """Return the sums so far, all targets of a member in one tensor."""
