@@ -15,7 +15,7 @@ from lpe.errors import InputError
 RETRIES = 3
 """Times that a call runs again whose process died, or that could not read or write a file."""
 
-STARTS = 3
+STARTS = 6
 """Times that a cluster is started on this machine: Ray waits for 30 seconds, which a busy one may exceed."""
 
 

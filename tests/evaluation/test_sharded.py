@@ -245,7 +245,9 @@ def test_two_tasks_of_ray_write_the_rows_of_one(
 def test_language_models_are_not_for_ray_and_say_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main([*questions(tmp_path, tmp_path / "out.json"), "--engine", "ray"]) == 2
+    asked = questions(tmp_path, tmp_path / "out.json")
+    capsys.readouterr()  # what was said while the model was written
+    assert cli.main([*asked, "--engine", "ray"]) == 2
     printed = capsys.readouterr().err
     assert "hf models are not for --engine ray; share their tasks by torchrun" in printed
     assert printed.count("\n") == 1 and not (tmp_path / "out.json").exists()
