@@ -3,6 +3,7 @@
     python -m reproduce --scale digits --jobs 2
     python -m reproduce --only fig5,table2 --seeds 1
     python -m reproduce claims --scale digits
+    python -m reproduce report --scale digits
     python -m reproduce --scale digits --engine ray --address auto
     torchrun --nproc-per-node 2 -m reproduce --scale digits
 
@@ -36,7 +37,7 @@ from lpe.errors import InputError
 from lpe.provenance import REPOSITORY
 from lpe.training import processes
 from lpe.writing import check_writable
-from reproduce import ledger, rendering
+from reproduce import ledger, rendering, report
 from reproduce.command import (
     Script,
     all_there,
@@ -79,6 +80,8 @@ def main(arguments: list[str]) -> int:
     """Run what is asked for; the exit code is the first that is not 0, 130 or 143 when interrupted."""
     if arguments[:1] == ["claims"]:
         return ledger.main(arguments[1:])
+    if arguments[:1] == ["report"]:
+        return report.main(arguments[1:])
     options = parser("__main__", __doc__)
     options.prog = "python -m reproduce"
     options.add_argument("--only", help=f"figures and tables, by commas, of {', '.join(FIGURES)}")

@@ -24,7 +24,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -300,14 +300,24 @@ def _remarks(verdicts: Sequence[Verdict]) -> list[str]:
 
 def counts(verdicts: Sequence[Verdict]) -> str:
     """Count the verdicts, of comparisons that two claims share only one."""
-    own = [verdict for verdict in verdicts if not verdict.same_as]
-    counted = Counter(verdict.verdict for verdict in own)
+    return _counts((each.verdict, each.evidence, each.holm) for each in verdicts if not each.same_as)
+
+
+def counts_in(claims: pd.DataFrame) -> str:
+    """Count the verdicts in claims.csv, as :func:`counts` does."""
+    own = claims[claims["same as"] == ""]
+    return _counts(own[["verdict", "evidence", "Holm verdict"]].itertuples(index=False, name=None))
+
+
+def _counts(outcomes: Iterable[tuple[str, str, str]]) -> str:
+    own = [*outcomes]
+    counted = Counter(verdict for verdict, _, _ in own)
     parts = [
         f"{counted[each]} {each}" for each in (*OUTCOMES, "reported") if counted[each] or each in OUTCOMES
     ]
-    empty = sum(verdict.evidence == "not evidence" for verdict in own)
+    empty = sum(evidence == "not evidence" for _, evidence, _ in own)
     parts[0] += f" ({empty} not evidence: FP32 instead holds as well)"
-    adjusted = Counter(verdict.holm for verdict in own)
+    adjusted = Counter(holm for _, _, holm in own)
     return f"{', '.join(parts)}; after Holm {adjusted['holds']} hold, {adjusted['fails']} fail"
 
 

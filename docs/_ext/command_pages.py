@@ -21,6 +21,7 @@ GROUPS = {
         "python reproduce/known.py",
         "python -m reproduce",
         "python -m reproduce claims",
+        "python -m reproduce report",
         "python -m reproduce.ledgers",
         "python -m reproduce.external",
         "python -m reproduce.tune",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from reproduce.draw import told
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDERS = ("digits", "cifar10-small", "cifar10", "assets", "known")
@@ -41,30 +43,6 @@ def caption(path: Path, provenance: Mapping[str, Any]) -> str:
     return " ".join(docstring.partition("\n\n")[0].split())
 
 
-def seconds(provenance: Mapping[str, Any]) -> str:
-    """Return the seconds of training and measuring behind a record, by machine, and those of drawing."""
-    parts = [
-        f"{what} {each['seconds']:.0f} ({each['of']} of them, {each.get('cpu', each['device'])}, "
-        f"{each.get('cores', '?')} cores)"
-        for what in ("training", "measuring")
-        for each in provenance.get("cost", {}).get(what, [])
-    ]
-    last = "drawing" if parts else "in all"
-    return "; ".join([*parts, f"{last} {provenance['wall_seconds']:.0f}"])
-
-
-def machine(provenance: Mapping[str, Any]) -> str:
-    """Return the machine that wrote a record: processor, cores and threads."""
-    device = provenance["device"]
-    threads = provenance.get("threads")
-    return f"{device.get('cpu', device['device'])}, {device.get('cores', '?')} cores, {threads} threads"
-
-
-def counted(seeds: Sequence[int]) -> str:
-    """Return training seeds as "20 (0 … 19)"."""
-    return f"{len(seeds)} ({seeds[0]} … {seeds[-1]})" if len(seeds) > 1 else f"1 ({seeds[0]})"
-
-
 def entry(path: Path, base: str) -> str:
     """Return one figure or table in Markdown.
 
@@ -75,16 +53,10 @@ def entry(path: Path, base: str) -> str:
     place = f"{base}/{path.parent.name}"
     files = [path.with_suffix(f".{kind}") for kind in ("png", "tex", "csv", "json")]
     links = ", ".join(f"[{file.name}]({place}/{file.name})" for file in files if file.is_file())
-    revision = provenance["git"]["revision"][:12] + " (edited)" * provenance["git"]["dirty"]
-    facts = {
-        "command": f"`python {provenance['command']}`",
-        "training seeds": counted(provenance["seeds"]),
-        "revision": f"`{revision}`",
-        "written": provenance["utc"],
-        "machine": machine(provenance),
-        "seconds": seconds(provenance),
-        "files": links,
-    }
+    facts = told.facts(provenance)
+    for name in ("command", "revision"):
+        facts[name] = f"`{facts[name]}`"
+    facts["files"] = links
     rows = "".join(f"| {name} | {fact} |\n" for name, fact in facts.items())
     text = caption(path, provenance).replace("*", "\\*")
     shown = path.with_suffix(".md")

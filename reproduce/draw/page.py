@@ -21,6 +21,10 @@ WIDEST = 20.0
 EDITED = "records edited after measuring"
 """What a picture, table or ledger says of itself that was made from such records."""
 
+FILES = ("pdf", "png")
+"""Kinds of files that a picture is written as."""
+
+_files: ContextVar[tuple[str, ...]] = ContextVar("files", default=FILES)
 _width: ContextVar[float] = ContextVar("width", default=BOTH_COLUMNS)
 _heading: ContextVar[str] = ContextVar("heading", default="")
 _edited: ContextVar[bool] = ContextVar("edited", default=False)
@@ -38,16 +42,21 @@ def check_width(inches: float) -> float:
 
 
 @contextmanager
-def page(inches: float, heading: str = "", edited: bool = False) -> Iterator[None]:
+def page(
+    inches: float, heading: str = "", edited: bool = False, files: tuple[str, ...] = FILES
+) -> Iterator[None]:
     """Draw figures at a width, and below a heading, for the time of a ``with``.
 
     Args:
-        edited: whether records were edited after measuring.
+        edited: whether records were edited after measuring. files: kinds that pictures are written as, of
+            pdf, png and svg.
     """
+    of_files = _files.set(files)
     token, of_heading, of_edited = _width.set(check_width(inches)), _heading.set(heading), _edited.set(edited)
     try:
         yield
     finally:
+        _files.reset(of_files)
         _width.reset(token)
         _heading.reset(of_heading)
         _edited.reset(of_edited)
@@ -56,6 +65,11 @@ def page(inches: float, heading: str = "", edited: bool = False) -> Iterator[Non
 def width() -> float:
     """Return the width to draw at, in inches."""
     return _width.get()
+
+
+def files() -> tuple[str, ...]:
+    """Return the kinds of files that a picture is written as."""
+    return _files.get()
 
 
 def heading() -> str:

@@ -31,7 +31,7 @@ from PIL import Image
 
 from lpe.errors import InputError
 from lpe.writing import replacing
-from reproduce.draw.page import BOTH_COLUMNS, EDITED, heading, is_edited, width
+from reproduce.draw.page import BOTH_COLUMNS, EDITED, files, heading, is_edited, width
 from reproduce.judge.intervals import student_interval
 
 # Okabe & Ito's palette: told apart with any of the usual colour-vision deficiencies.
@@ -97,16 +97,25 @@ def read_record(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     return table
 
 
+WITHOUT = {"pdf": {"CreationDate": None}, "png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+"""What is left out of each kind of file: what would differ between two runs."""
+
+
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write a figure as PDF, and as PNG of 256 colours, each whole or not at all; returns the paths."""
+    """Write a figure as PDF, and as PNG of 256 colours, each whole or not at all; returns the paths.
+
+    Or as the kinds of files that :func:`page.page` was told; an SVG's letters are drawn, so that it looks
+    everywhere alike.
+    """
     lines = [textwrap.fill(heading(), int(19 * width()))] * bool(heading())
     lines += [EDITED] * is_edited()
     if lines:
         figure.suptitle("\n".join(lines), fontsize=SMALL, color=VERMILION if is_edited() else BLACK)
     paths = []
-    for kind, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+    for kind in files():
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=metadata)
+        with matplotlib.rc_context({"svg.hashsalt": name}):
+            figure.savefig(buffer, format=kind, dpi=PNG_DPI, metadata=WITHOUT[kind])
         content = _of_a_palette(buffer) if kind == "png" else buffer.getvalue()
         path = folder / f"{name}.{kind}"
         with replacing(path) as temporary:
