@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import html
 import json
+import math
 import os
 import re
 import shutil
@@ -32,7 +33,8 @@ from lpe.errors import InputError
 from lpe.writing import check_writable, write_text_atomic
 from reproduce.command import Script, add_accept_edited, check_records, said_of_edited
 from reproduce.draw import page, told
-from reproduce.ledger import FILE, counts_in
+from reproduce.draw.tables import plain_number
+from reproduce.ledger import FILE, PLACES, counts_in
 from reproduce.rendering import script_of
 from reproduce.scales import find
 from reproduce.study.intact import check
@@ -253,8 +255,8 @@ def _estimates(claims: pd.DataFrame, *columns: str) -> list[str]:
 
 
 def _number(value: float) -> str:
-    text = f"{value:.4f}".replace("-", "−").replace("inf", "∞")
-    return re.sub(r"^(−?)0\.", r"\1.", text)
+    text = f"{value}".replace("inf", "∞") if math.isinf(value) else plain_number(value, PLACES)
+    return text.replace("-", "−")
 
 
 def whole(title: str, pieces: Sequence[Piece], ledger: str, notes: Sequence[str]) -> str:
@@ -269,9 +271,10 @@ def whole(title: str, pieces: Sequence[Piece], ledger: str, notes: Sequence[str]
         facts = "".join(
             f"<dt>{html.escape(name)}</dt><dd>{html.escape(fact)}</dd>" for name, fact in piece.facts.items()
         )
+        of = f'<p class="of">{html.escape(piece.heading)}</p>' if piece.heading else ""
         sections.append(
             f'<section id="{piece.name}"><h2>{piece.name}</h2><p>{html.escape(piece.caption)}</p>'
-            f'<p class="of">{html.escape(piece.heading)}</p>{piece.body}'
+            f"{of}{piece.body}"
             f"<details><summary>Where it comes from</summary><dl>{facts}</dl></details></section>"
         )
     template = Template(resources.files("reproduce.draw").joinpath("report.html").read_text(encoding="utf-8"))
