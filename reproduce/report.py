@@ -42,8 +42,6 @@ from reproduce.study.records import record_name
 
 LEDGER = {
     "claim": "claim",
-    "statistic": "statistic",
-    "claimed side": "claimed",
     "verdict": "verdict",
     "effect": "effect [95 % interval]",
     "unit": "unit",
@@ -52,6 +50,8 @@ LEDGER = {
     "Holm verdict": "after Holm",
     "n": "n",
     "needed n": "n for a power of .8",
+    "claimed side": "claimed",
+    "statistic": "statistic",
 }
 """Columns of claims.csv that the page shows, and their headings."""
 

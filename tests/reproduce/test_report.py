@@ -226,8 +226,8 @@ frame.onload = () => {
     told[theme] = frame.contentWindow.getComputedStyle(page.body).backgroundColor;
   }
   const column = () =>
-    [...page.querySelectorAll("#ledger tbody tr")].map(row => row.cells[4].textContent);
-  const effect = page.querySelectorAll("#ledger th")[4];
+    [...page.querySelectorAll("#ledger tbody tr")].map(row => row.cells[2].textContent);
+  const effect = page.querySelectorAll("#ledger th")[2];
   told.before = column();
   effect.querySelector("button").click(); told.rising = column();
   effect.querySelector("button").click(); told.falling = column();
