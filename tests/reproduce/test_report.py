@@ -247,9 +247,9 @@ def in_chromium(page: Path, folder: Path, width: int) -> tuple[dict[str, Any], l
     harness = folder / f"harness{width}.html"
     harness.write_text(HARNESS.replace("WIDTH", str(width)).replace("PAGE", content), encoding="utf-8")
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    command += [f"--user-data-dir={folder / 'profile'}", "--window-size=1400,900", "--timeout=120000"]
+    command += [f"--user-data-dir={folder / 'profile'}", "--window-size=1400,900", "--timeout=300000"]
     command += ["--virtual-time-budget=60000", "--dump-dom", harness.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     found = re.search(r'<pre id="told">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found and found[1], done.stderr[-2000:]
     told: dict[str, Any] = json.loads(html.unescape(found[1]))
