@@ -293,13 +293,18 @@ def test_a_plan_reads_the_weights_as_they_are_now() -> None:
     assert not out.any()
 
 
-@pytest.mark.parametrize("fault", [{"dtype": torch.bfloat16}, {"members": 2}, {"step": 2}], ids=str)
-def test_a_plan_writes_nothing_into_memory_that_does_not_fit(fault: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "members", "step"),
+    [(torch.bfloat16, 1, 1), (torch.float32, 2, 1), (torch.float32, 1, 2)],
+    ids=["another dtype", "too little", "with gaps"],
+)
+def test_a_plan_writes_nothing_into_memory_that_does_not_fit(
+    dtype: torch.dtype, members: int, step: int
+) -> None:
     tensor = several()[0]
-    settings = {"dtype": torch.float32, "members": 1, "step": 1, **fault}
-    out = torch.zeros(settings["step"] * tensor.weight.numel(), dtype=settings["dtype"])[:: settings["step"]]  # type: ignore[operator, call-overload, misc]
+    out = torch.zeros(step * tensor.weight.numel(), dtype=dtype)[::step]
     with pytest.raises(AssertionError):
-        cpu.plan([tensor]).round_into([out], draw("bernoulli"), settings["members"])  # type: ignore[arg-type]
+        cpu.plan([tensor]).round_into([out], draw("bernoulli"), members)
     assert not out.any()
 
 
