@@ -55,7 +55,7 @@ def ended() -> Callable[..., tuple[str, str]]:
     """(process, exit code = 0) → what it printed on both streams, once it has come to its end."""
 
     def wait(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
-        said, complained = process.communicate(timeout=3600)
+        said, complained = process.communicate(timeout=6 * 3600)
         assert process.returncode == code, complained
         return said, complained
 
