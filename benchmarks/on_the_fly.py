@@ -1,8 +1,9 @@
 """Members at once: a layer that draws its weights itself, and members together or one by one.
 
     python -m benchmarks.on_the_fly
+    python -m benchmarks.on_the_fly --planes          (the layer from bit planes alone: a minute)
 
-Costs about six minutes of one core. Times are CPU seconds of one thread, which other processes stretch less
+Costs about seven minutes of one core. Times are CPU seconds of one thread, which other processes stretch less
 than wall time; each is the median of REPEATS, the ways of doing the same taken in turn. The layer is a Linear
 of random weights, of M INT-5 members, on some positions (rows of inputs) a member; its weight is stored as
 float32 or as INT-8 codes.
@@ -11,11 +12,15 @@ float32 or as INT-8 codes.
     dequantise    each member made from the stored weight, then its product
     on the fly    ``as_module()``, with blocks of all members' values of two sizes
 
+The layer from bit planes: one of 4096 × 4096 weights and ten INT-5 members, as ``as_module()`` draws it in
+each pass and as ``as_module(storage="planes")`` has it, beside one float32 product and ten that are stored.
+
 Whole networks: ``lpe.evaluate`` with ``members="one-by-one"`` and ``members="together"``, on one batch, with
 making and checking included. From the ratios comes the rule of ``evaluate``'s ``members="auto"``
 (``lpe.evaluation.predict.runs_together``), whose choice stands in the table.
 
-It writes benchmarks/results/on_the_fly_layer.csv and on_the_fly_evaluate.csv, and prints both.
+It writes on_the_fly_layer.csv, on_the_fly_evaluate.csv and on_the_fly_planes.csv into benchmarks/results, and
+prints them.
 """
 
 from __future__ import annotations
@@ -38,6 +43,8 @@ from lpe.ensembles import on_the_fly
 from lpe.ensembles.base import text_table
 from lpe.evaluation.predict import evaluate, runs_together
 from lpe.interruption import answered
+from lpe.provenance import write_provenance
+from lpe.records import write_table
 from lpe.substrates import digits
 from lpe.substrates.stories import LastToken
 from lpe.writing import check_writable
@@ -53,6 +60,9 @@ MEMBERS = (1, 20)
 POSITIONS = (1, 8, 64)
 BLOCKS = (1 << 19, 1 << 22)
 """Bytes of a block: the L2 cache of the machine that the committed table is of, and what is used."""
+
+PLANES_SHAPE = (4096, 4096)
+PLANES_MEMBERS = 10
 
 BATCHES = (1, 4)
 SEVERAL_BATCHES, REPEATED = 1e8, 1e9
@@ -186,6 +196,41 @@ def layer_rows() -> list[dict[str, object]]:
     return rows
 
 
+@torch.no_grad()
+def planes_rows() -> list[dict[str, object]]:
+    """Measure the layer from bit planes: its table."""
+    outputs, inputs = PLANES_SHAPE
+    net = seeded(partial(nn.Linear, inputs, outputs))
+    ensemble = lpe.LowPrecisionEnsemble(net, lpe.Int(BITS), PLANES_MEMBERS)
+    resident = list(ensemble)
+    drawn = ensemble.as_module()
+    planes = on_the_fly.planes_of(ensemble)
+    read = on_the_fly.AllMembers(ensemble, planes=planes)
+    rows: list[dict[str, object]] = []
+    for positions in POSITIONS:
+        x = torch.randn(positions, inputs)
+        for module in (drawn, read):
+            module(x)
+        one, there, generator, bit_planes = medians(
+            [partial(net, x), partial(_run, resident, x), partial(drawn, x), partial(read, x)]
+        )
+        rows.append(
+            {
+                "outputs": outputs,
+                "inputs": inputs,
+                "members": PLANES_MEMBERS,
+                "positions": positions,
+                "one_product_ms": 1000 * one,
+                "resident_ms": 1000 * there,
+                "generator_ms": 1000 * generator,
+                "planes_ms": 1000 * bit_planes,
+                "resident_bytes": 4 * outputs * inputs * PLANES_MEMBERS,
+                "planes_bytes": sum(each.memory_bytes for each in planes.values()),
+            }
+        )
+    return rows
+
+
 def _run(nets: Iterable[nn.Module], inputs: Tensor) -> None:
     for net in nets:
         net(inputs)
@@ -265,6 +310,7 @@ def table_text(folder: Path) -> str:
     footer = conditions(folder / "on_the_fly.json")
     of_layer = text_table(title, header, rows, footer)
 
+    of_planes = planes_text(folder)
     whole = pd.read_csv(folder / "on_the_fly_evaluate.csv")
     rows = [
         (
@@ -281,18 +327,59 @@ def table_text(folder: Path) -> str:
     ]
     header = ("network", "weights", "members", "examples", "batches", "one by one ms", "together", "auto")
     title = "lpe.evaluate: CPU ms with members one by one, and together over that"
-    return f"{of_layer}\n\n{text_table(title, header, rows, footer)}"
+    return f"{of_layer}\n\n{of_planes}\n\n{text_table(title, header, rows, footer)}"
+
+
+def planes_text(folder: Path) -> str:
+    """Return the table of the layer from bit planes with its conditions, from the files alone."""
+    table = pd.read_csv(folder / "on_the_fly_planes.csv")
+    rows = [
+        (
+            f"{row['outputs']}×{row['inputs']}",
+            str(row["members"]),
+            str(row["positions"]),
+            f"{row['one_product_ms']:.2f}",
+            *(
+                f"{row[way] / row['one_product_ms']:.1f}"
+                for way in ("resident_ms", "generator_ms", "planes_ms")
+            ),
+            f"{row['resident_bytes'] / row['planes_bytes']:.1f}",
+        )
+        for row in table.to_dict("records")
+    ]
+    header = (
+        "weight",
+        "members",
+        "positions",
+        "one product ms",
+        "resident",
+        "drawn in the pass",
+        "bit planes",
+        "memory, resident / planes",
+    )
+    title = f"A Linear of INT-{BITS} members from bit planes: CPU ms, and members over one product"
+    return text_table(title, header, rows, conditions(folder / "on_the_fly_planes.json"))
 
 
 @one_line_of_bad_input
 def main(arguments: Sequence[str]) -> int:
     """Measure, write, print; 2 after one line about bad input."""
-    asked = parser("on_the_fly", __doc__).parse_args(arguments)
+    options = parser("on_the_fly", __doc__)
+    options.add_argument("--planes", action="store_true", help="the layer from bit planes alone")
+    asked = options.parse_args(arguments)
     torch.set_num_threads(THREADS)
-    started = time.time()
     check_writable(asked.out)
-    tables = {"on_the_fly_layer": layer_rows(), "on_the_fly_evaluate": evaluate_rows()}
     config = {"bits": BITS, "repeats": REPEATS, "clock": "CPU time of the process"}
+    started = time.time()
+    rows = planes_rows()
+    write_table(rows, asked.out / "on_the_fly_planes.csv", list(rows[0]))
+    command = ["benchmarks/on_the_fly.py", "--planes"]
+    write_provenance(asked.out / "on_the_fly_planes.json", command, config, "cpu", [0], THREADS, started)
+    if asked.planes:
+        print(planes_text(asked.out))
+        return 0
+    started = time.time()
+    tables = {"on_the_fly_layer": layer_rows(), "on_the_fly_evaluate": evaluate_rows()}
     write_results(asked.out, "on_the_fly", tables, None, config, started)
     print(table_text(asked.out))
     return 0

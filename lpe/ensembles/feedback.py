@@ -306,7 +306,7 @@ class FeedbackEnsemble(LowPrecisionEnsemble):
             return super().codes(name, index)
         return self._codes(next(planned for planned in self.plan if planned.name == name), index), scales
 
-    def as_module(self) -> AllMembers:
+    def as_module(self, storage: str = "generator") -> AllMembers:
         """Refuse: each error depends on those before it, so members cannot be drawn while they run.
 
         Raises:

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpe.checks import check_list, check_text
+from lpe.checks import check_choice, check_list, check_text
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.batch_norm import MemberStatistics, batch_norms, fresh_statistics, statistics_note
-from lpe.ensembles.on_the_fly import AllMembers
+from lpe.ensembles.on_the_fly import STORAGES, AllMembers, planes_of
 from lpe.ensembles.selection import Coverage, OutputAxis, PlannedTensor, describe_plan, select_tensors
 from lpe.errors import InputError
 from lpe.modules import named_tensors
@@ -234,9 +234,19 @@ class LowPrecisionEnsemble(Ensemble):
             raise InputError(f"nothing is rounded under {self.system.name}, so that there are no planes")
         check_random(self.rounding)
 
-    def as_module(self) -> AllMembers:
-        """Join all members to one module: batch → logits [members, examples, classes]; see ``on_the_fly``."""
-        return AllMembers(self)
+    def as_module(self, storage: str = "generator") -> AllMembers:
+        """Join all members to one module: batch → logits [members, examples, classes]; see ``on_the_fly``.
+
+        Args:
+            storage: "generator", which draws the members from the stored weights in each pass; or "planes",
+                which draws them once and keeps b + M bits a weight for M members of b bits: faster from the
+                second pass on.
+
+        Raises:
+            InputError: another storage; planes of members that have none, which are those to the nearest.
+        """
+        check_choice("storage", storage, STORAGES)
+        return AllMembers(self, planes=planes_of(self) if storage == "planes" else None)
 
     @apart()
     def member(self, index: int) -> nn.Module:

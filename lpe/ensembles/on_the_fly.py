@@ -13,6 +13,10 @@ memory, and a function that is given it is computed for all members:
 
 What matters: it draws every weight anew in each pass, which a single batch amortises over its examples and
 over nothing else. Members one at a time over many batches draw each weight once, whatever is computed.
+
+With ``storage="planes"`` nothing is drawn in a pass. The members are drawn once, when the module is made, and
+kept as the lower neighbours, b bits a weight for all of them, and one bit a weight and member; the functions
+above take their values from there. A Linear of few positions a member is multiplied without writing them.
 """
 
 from __future__ import annotations
@@ -35,7 +39,9 @@ from lpe.ensembles.tiling import examples_of, tile
 from lpe.errors import InputError
 from lpe.logits import check_type
 from lpe.modules import apply, with_tensors
-from lpe.number_systems.kernels.arguments import Draw, Stored
+from lpe.number_systems.kernels import planes as bit_planes
+from lpe.number_systems.kernels.arguments import Draw, Scales, Stored
+from lpe.number_systems.kernels.planes import Planes
 from lpe.number_systems.rounding import members_into
 from lpe.surroundings import apart
 
@@ -47,7 +53,11 @@ often). Measured, see benchmarks/on_the_fly.py: blocks for an L2 cache of 512 kB
 """
 
 BLOCKS, ROWS, WHOLE = "in blocks, for all members", "the rows looked up", "whole, a member at a time"
-"""The ways in which a weight is drawn."""
+MULTIPLIED = "multiplied as bit planes"
+"""The ways in which a weight is drawn, and the one in which it is not."""
+
+STORAGES = ("generator", "planes")
+"""What a module draws from: the stored weights anew in each pass, or the bit planes of its members."""
 
 
 class Rounded(Protocol):
@@ -66,6 +76,10 @@ class Rounded(Protocol):
     def scales(self, name: str) -> Tensor: ...
 
     def draw(self, name: str, index: int) -> Draw: ...
+
+    def planes(self, name: str) -> tuple[Tensor, Tensor]: ...
+
+    def check_planes(self) -> None: ...
 
     def check_unchanged(self) -> None: ...
 
@@ -136,6 +150,7 @@ class _Drawn(_Values):
 
     Args:
         keep: hold all members' values once they are drawn.
+        planes: the members, where they are kept so; then nothing is drawn.
         how: which of the ways to draw it were used.
     """
 
@@ -143,6 +158,7 @@ class _Drawn(_Values):
     planned: PlannedTensor
     run: _Pass
     keep: bool
+    planes: Planes | None = None
     how: set[str] = field(default_factory=set)
     kept: Tensor | None = None
 
@@ -158,6 +174,9 @@ class _Drawn(_Values):
     def into(self, out: Tensor, first: int, starts: Tensor | None) -> Tensor:
         """Draw members ``first`` … into ``out`` [members, segments, length]; returns it."""
         ensemble, planned = self.ensemble, self.planned
+        if self.planes is not None:
+            bit_planes.of(self.device).round_into(out, self.planes, first, starts)
+            return out
         members_into(
             out,
             ensemble.stored(self.name),
@@ -184,6 +203,19 @@ class _Drawn(_Values):
             return held[index]
         out = torch.empty((1, 1, self.planned.numel), dtype=self.planned.dtype, device=self.device)
         return self.into(out, index, None).view(self.planned.shape)
+
+    def products(self, inputs: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Return inputs [members, positions, in] times each member's weights, [members, positions, out].
+
+        None where they are not kept as planes, or are better written in blocks first.
+        """
+        if self.planes is None:
+            return None
+        backend = bit_planes.of(self.device)
+        if not backend.multiplies(self.planes, inputs.shape[1], dtype):
+            return None
+        self.how.add(MULTIPLIED)
+        return backend.multiply(inputs, self.planes, dtype)
 
     def blocks(self, dtype: torch.dtype, positions: int) -> Iterator[tuple[int, int, Tensor]]:
         """Yield a matrix's rows start … stop − 1 of all members, block by block: [members, rows, columns].
@@ -325,6 +357,9 @@ def _product(inputs: Tensor, weight: _Weight, bias: Tensor | None, outputs_first
     grouped = run.by_member(inputs, drawn.name)
     flat = grouped.reshape(run.members, -1, grouped.shape[-1])
     width = weight.shape[0 if outputs_first else 1]
+    if outputs_first and (products := drawn.products(flat, dtype)) is not None:
+        out = products if bias is None else products.add_(bias)
+        return out.view(*inputs.shape[:-1], width)
     out = torch.empty((*flat.shape[:2], width), dtype=dtype, device=inputs.device)
     if not outputs_first:
         out[:] = 0.0 if bias is None else bias
@@ -489,30 +524,52 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
 }
 
 
+def planes_of(ensemble: Rounded) -> dict[str, Planes]:
+    """Return the members' bit planes of every tensor that is rounded, by name, where the tensor lies.
+
+    Raises:
+        InputError: members that have no planes, see :meth:`LowPrecisionEnsemble.check_planes`.
+    """
+    ensemble.check_planes()
+    found = {}
+    for planned in ensemble.plan:
+        if planned.rounds:
+            lower, planes = ensemble.planes(planned.name)
+            scales = Scales.of(ensemble.scales(planned.name), planned.layout, planned.rounded_to.scale)
+            found[planned.name] = Planes.of(lower, planes, scales, planned.rounded_to)
+    return found
+
+
 class AllMembers(nn.Module):
     """All members of an ensemble as one module; see :meth:`LowPrecisionEnsemble.as_module`.
 
     Args:
         keep: hold the members once they are drawn: for passes over many batches, of networks so small that
             their members together are.
+        planes: the members' bit planes by the tensor's name, of all tensors that are rounded
+            (:func:`planes_of`): the members are read from there. None: they are drawn in each pass.
 
     Attributes:
         members: how many.
     """
 
     @apart()
-    def __init__(self, ensemble: Rounded, keep: bool = False) -> None:
+    def __init__(
+        self, ensemble: Rounded, keep: bool = False, planes: Mapping[str, Planes] | None = None
+    ) -> None:
         super().__init__()
         self.members = len(ensemble)
         self._ensemble = ensemble
         self._keep = keep
+        self._planes = planes
         self._pass = _Pass(self.members)
         self._drawn: dict[str, _Drawn] = {}
         self._is_checked = False
         placeholders: dict[str, Tensor] = {}
         for planned in ensemble.plan:
             if planned.rounds:
-                drawn = _Drawn(ensemble, planned, self._pass, keep)
+                kept = None if planes is None else planes[planned.name]
+                drawn = _Drawn(ensemble, planned, self._pass, keep, kept)
                 self._drawn[planned.name] = drawn
                 like = torch.empty((), dtype=planned.dtype, device=drawn.device)
                 placeholders[planned.name] = _Weight.of(drawn, like.expand(planned.shape))
@@ -611,7 +668,7 @@ class AllMembers(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AllMembers:
         # There is nothing to copy: the weights are the ensemble's.
-        return AllMembers(self._ensemble, self._keep)
+        return AllMembers(self._ensemble, self._keep, self._planes)
 
     def train(self, mode: bool = True) -> AllMembers:
         """Stay in eval mode, as members do."""
@@ -638,5 +695,6 @@ class AllMembers(nn.Module):
         whole = sum(d.planned.numel for d in self._drawn.values() if WHOLE in d.how)
         every = sum(d.planned.numel for d in self._drawn.values())
         title = f"{self.members} members of {type(self._ensemble.model).__name__} as one module"
-        footer = f"{every:,} values drawn anew in each pass, {whole:,} of them whole, a member at a time"
+        what = "drawn anew" if self._planes is None else "read from bit planes"
+        footer = f"{every:,} values {what} in each pass, {whole:,} of them whole, a member at a time"
         return text_table(title, ("tensor", "shape", "drawn", "why"), rows, footer)

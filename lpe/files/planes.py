@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lpe.ensembles.base import check_size
 from lpe.ensembles.batch_norm import MemberStatistics
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
+from lpe.ensembles.on_the_fly import AllMembers
 from lpe.ensembles.selection import PlannedTensor
 from lpe.errors import InputError
 from lpe.files.container import owned, shaped
@@ -137,6 +138,16 @@ class PlanesEnsemble(LowPrecisionEnsemble):
             f"members of planes are drawn from no weights; ensemble.planes({name!r}) gives the lower "
             "neighbours and the members' bits"
         )
+
+    def as_module(self, storage: str = "planes") -> AllMembers:
+        """Join all members to one module that reads the planes; see ``LowPrecisionEnsemble.as_module``.
+
+        Raises:
+            InputError: another storage.
+        """
+        if storage == "generator":
+            raise InputError("members of planes are drawn from no weights; give storage='planes'")
+        return super().as_module(storage)
 
     def planes(self, name: str, members: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Return a rounded tensor's lower neighbours and planes; see ``LowPrecisionEnsemble.planes``."""

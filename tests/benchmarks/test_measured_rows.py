@@ -248,8 +248,26 @@ def test_the_table_shows_together_over_one_by_one(tmp_path: Path, monkeypatch: p
     whole = {"network": "net", "weights": 64, "members": 2, "examples": 1, "batches": 1}
     whole |= {"one_by_one_ms": 2.0, "together_ms": 1.5, "auto": "together"}
     pd.DataFrame([whole]).to_csv(tmp_path / "on_the_fly_evaluate.csv")
+    planes = {"outputs": 4, "inputs": 16, "members": 2, "positions": 1, "one_product_ms": 2.0}
+    planes |= {"resident_ms": 5.0, "generator_ms": 42.6, "planes_ms": 6.2}
+    pd.DataFrame([planes | {"resident_bytes": 512, "planes_bytes": 40}]).to_csv(
+        tmp_path / "on_the_fly_planes.csv"
+    )
     text = on_the_fly.table_text(tmp_path)
     assert "0.25" in text and "0.75" in text
+    assert "2.5" in text and "21.3" in text and "3.1" in text and "12.8" in text
+
+
+def test_bit_planes_are_told_with_their_bytes_beside_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_the_fly, "PLANES_SHAPE", (8, 16))
+    monkeypatch.setattr(on_the_fly, "PLANES_MEMBERS", 3)
+    monkeypatch.setattr(on_the_fly, "POSITIONS", (1,))
+    monkeypatch.setattr(on_the_fly, "medians", lambda ways: [0.001 * n for n in range(1, len(ways) + 1)])
+    (row,) = on_the_fly.planes_rows()
+    times = [row[f"{way}_ms"] for way in ("one_product", "resident", "generator", "planes")]
+    assert times == pytest.approx([1, 2, 3, 4])
+    # 5 + 3 bits a weight, a scale for each of 8 outputs, and the bytes that may be read beside them.
+    assert (row["resident_bytes"], row["planes_bytes"]) == (4 * 3 * 128, 128 + 4 * 8 + 16)
 
 
 # The language model's.

@@ -30,14 +30,16 @@ from torch import Tensor
 
 import lpe
 from lpe.number_systems.grids import LowPrecision, ScaleAxis, grid_of
-from lpe.number_systems.kernels import reference
+from lpe.number_systems.kernels import reference, use
 from lpe.number_systems.kernels.arguments import Coded, Draw, Rounded, Scales, Stored
+from lpe.number_systems.kernels.planes import Planes
 from lpe.number_systems.layouts import Layout
 from lpe.number_systems.rounding import absmax_scales
 from lpe.number_systems.streams import random_lanes
 
 MODULE = "lpe.number_systems.kernels.cuda"
 LINEAR = "lpe.number_systems.kernels.cuda_linear"
+PLANES = "lpe.number_systems.kernels.planes_cuda"
 SEED = 5 * 2**32 + 11  # uses both words of the key
 ROUNDINGS = ["nearest", "bernoulli", "coupled"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -545,6 +547,90 @@ def _(device: str) -> None:
         check_linear(device, (6, 24), lpe.Int(4), drawn_there=4)
 
 
+# Members as bit planes: their values bit for bit, and a linear layer to the rounding of its sums.
+
+
+def planes_there(
+    device: str, shape: tuple[int, ...], system: LowPrecision, **layout: int
+) -> tuple[Planes, Tensor]:
+    """Planes of three members on a device, and the reference's float32 values [3, elements] on the CPU."""
+    matrix, draw, grid = Layout(shape, **layout), Draw("bernoulli", SEED, "w", 3), grid_of(system)
+    weight = normal_weight(*shape).flatten()
+    scales = scales_of(normal_weight(*shape), system, matrix)
+    lower = reference.encode(weight, scales, grid, Draw("lower", 0, "", 0))[0, 0]
+    planes = reference.planes(weight, scales, grid, draw, 3)
+    values = torch.empty((3, 1, matrix.numel))
+    reference.round_into(values, weight, scales, grid, draw)
+    with use("cuda"):
+        made = Planes.of(lower, planes, scales_on(scales, device), system)
+    return made, values[:, 0]
+
+
+def check_planes(
+    device: str, shape: tuple[int, ...], system: LowPrecision, dtype: torch.dtype, **layout: int
+) -> None:
+    made, values = planes_there(device, shape, system, **layout)
+    round_into = import_module(PLANES).round_into
+    whole = torch.full((3, 1, values.shape[1]), 77.0, dtype=dtype, device=device)
+    round_into(whole, made)
+    assert_same(whole[:, 0], values.to(dtype))
+    starts = [5, 0, values.shape[1] - 11]
+    part = torch.full((2, 3, 11), 77.0, dtype=dtype, device=device)
+    round_into(part, made, 1, torch.tensor(starts, device=device))
+    assert_same(part, torch.stack([values[1:, start : start + 11] for start in starts], dim=1).to(dtype))
+
+
+def check_planes_product(
+    device: str, shape: tuple[int, int], system: LowPrecision, dtype: torch.dtype, fault: bool = False
+) -> None:
+    made, values = planes_there(device, shape, system)
+    if fault:
+        made.bits[3, 1] ^= 16
+    x = normal_weight(3, 2, shape[1], key=1).to(dtype)
+    planes_cuda = import_module(PLANES)
+    assert planes_cuda.multiplies(made, 2, dtype) and not planes_cuda.multiplies(made, 99, dtype)
+    actual = planes_cuda.multiply(x.to(device), made, dtype).cpu()
+    transposed = values.double().view(3, *shape).mT
+    expected = x.double() @ transposed
+    # L x and B x are summed on their own: as large as the weights' magnitudes and a step more.
+    step = made.scales.values.cpu().double().max()
+    bound = 2 * (shape[1] * 2.0**-24) * (x.double().abs() @ (transposed.abs() + step))
+    bound += torch.finfo(dtype).eps * expected.abs()
+    assert (actual.dtype, actual.shape) == (dtype, (3, 2, shape[0]))
+    assert ((actual.double() - expected).abs() <= bound).all()
+
+
+for _name, _system, _shape, _layout in (
+    ("integers", lpe.Int(5), (5, 13), {}),
+    ("NF4 of the second axis", lpe.NF4(), (19, 6), {"output_axis": 1}),
+    ("integers of blocks", lpe.Int(4, lpe.PerBlock(5)), (3, 30), {}),
+):
+
+    @case(f"planes of {_name}")
+    def _(device: str, system: Any = _system, shape: Any = _shape, layout: Any = _layout) -> None:
+        for dtype in DTYPES[:3]:
+            check_planes(device, shape, system, dtype, **layout)
+
+
+for _dtype in DTYPES[:3]:
+
+    @case(f"a linear layer of planes, {_dtype}")
+    def _(device: str, dtype: torch.dtype = _dtype) -> None:
+        check_planes_product(device, (5, 64), lpe.Int(5), dtype)
+        check_planes_product(device, (70, 32), lpe.Int(8, lpe.PerTensor()), dtype)
+
+
+@case("a linear layer of planes with more columns than a program takes at a time")
+def _(device: str) -> None:
+    check_planes_product(device, (2, 1056), lpe.Int(3, lpe.PerChannel(2)), torch.float32)
+
+
+@case("a linear layer of planes with a bit that differs is seen")
+def _(device: str) -> None:
+    with pytest.raises(AssertionError):
+        check_planes_product(device, (5, 64), lpe.Int(5), torch.float32, fault=True)
+
+
 # Cases of the interpreter alone.
 
 INTERPRETED: dict[str, Case] = {}
@@ -689,6 +775,21 @@ COMPILED["several weights at once"] = compiled_plan
 COMPILED["a linear layer of integers"] = partial(compiled_linear, lpe.Int(4), torch.bfloat16)
 COMPILED["a linear layer of floats"] = partial(compiled_linear, lpe.NF4(), torch.float16)
 
+
+def compiled_planes(dtype: torch.dtype) -> None:
+    layout = Layout((64, 64))
+    scales, planes = scales_of(normal_weight(64, 64), lpe.Int(5), layout), import_module(PLANES)
+    lower, bits = torch.zeros(64, 64, dtype=torch.int8), torch.zeros(2, 512, dtype=torch.uint8)
+    with use("reference"):
+        made = Planes.of(lower, bits, scales, lpe.Int(5))
+    planes.round_into(torch.empty((2, 1, 4096), dtype=dtype), made)
+    if dtype == torch.bfloat16:  # float32's matrices are multiplied by fused products, which may round once
+        planes.multiply(torch.zeros((2, 1, 64), dtype=dtype), made, dtype)
+
+
+COMPILED["planes, bfloat16"] = partial(compiled_planes, torch.bfloat16)
+COMPILED["planes, float32"] = partial(compiled_planes, torch.float32)
+
 FORBIDDEN = re.compile(r"\b(?:fma\.|\w+(?:\.\w+)*\.(?:ftz|approx|full)\b|libdevice|__nv_)\S*")
 """Instructions that round otherwise, or flush subnormals."""
 
@@ -748,6 +849,7 @@ def forbidden_instructions(launch: Callable[[], None], **options: Any) -> list[s
             (MODULE, "_round_table"),
             (MODULE, "_decode"),
             (LINEAR, "_linear"),
+            *((PLANES, name) for name in ("_values", "_lower", "_bits")),
         ):
             kernel = getattr(import_module(module), name)
             patches.enter_context(mock.patch(f"{module}.{name}", Compiler(kernel, found, **options)))
