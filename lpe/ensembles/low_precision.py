@@ -239,8 +239,8 @@ class LowPrecisionEnsemble(Ensemble):
 
         Args:
             storage: "generator", which draws the members from the stored weights in each pass; or "planes",
-                which draws them once and keeps b + M bits a weight for M members of b bits: faster from the
-                second pass on.
+                which draws them once and keeps b + M bits a weight for M members of b bits. Making them
+                costs about five passes of the other, from a large layer and at one position.
 
         Raises:
             InputError: another storage; planes of members that have none, which are those to the nearest.
