@@ -633,6 +633,8 @@ def _verdict(kept: bool) -> str:
 def table_text(folder: Path) -> str:
     """Return the tables with their conditions, from the files alone."""
     tables = []
+    header: tuple[str, ...]
+    ways: list[tuple[str, ...]]
     for weights, rows in pd.read_csv(folder / "gpu_bandwidth.csv").groupby("weights"):
         ways = [
             (

@@ -106,6 +106,19 @@ def check_function(name: str, value: object, of: str) -> None:
         raise InputError(f"{name} must be a function, {of}, or None, not {shown(value)}")
 
 
+def check_state(state: object, like: Mapping[str, object]) -> Mapping[str, Any]:
+    """Return a state to go on from, a mapping with the keys of another, and values of their types.
+
+    Raises:
+        InputError: it is none.
+    """
+    if isinstance(state, Mapping) and state.keys() >= like.keys():
+        if all(isinstance(state[key], type(value)) for key, value in like.items()):
+            return state
+    keys = ", ".join(like)
+    raise InputError(f"state must be what state() returned, a dict of {keys}, not {shown(state)}")
+
+
 def check_tensor(name: str, value: object, floating: bool = True) -> Tensor:
     """Return the tensor ``name``; InputError unless it is one, of real floating-point values where asked."""
     if not isinstance(value, Tensor):

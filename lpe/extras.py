@@ -41,7 +41,7 @@ def needs(*packages: str) -> None:
         MissingPackage: the first that is not.
     """
     for package in packages:
-        if package not in sys.modules and not _is_there(package):
+        if sys.modules.get(package) is None and not _is_there(package):
             raise MissingPackage(said(package))
 
 

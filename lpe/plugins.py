@@ -123,7 +123,7 @@ def number_system(name: str, scale: ScaleAxis | None = None) -> Systems:
     if not any(others.values()):
         return found
     if isinstance(found, ByPattern):
-        return ByPattern({p.strip(): others[own] or naming.number_system(own, scale) for p, _, own in parts})
+        return ByPattern({p.strip(): others[own] or dict(found.systems)[p.strip()] for p, _, own in parts})
     return others[parts[0][2]] or found
 
 

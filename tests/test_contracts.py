@@ -6,6 +6,7 @@ private names; one that is used without a test is found by reading the code.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import ctypes
 import functools
@@ -28,14 +29,17 @@ from lpe.number_systems.kernels import teams
 from lpe.provenance import REPOSITORY
 
 PACKAGES = ("lpe", "reproduce", "benchmarks")
-DOCUMENTED = {"_exit", "_fields"}
+DOCUMENTED = {"_exit", "_fields", "_replace"}
 """Names of Python's own that its manual describes."""
 
 PRIVATE = {
+    "_AppendAction": "test_a_parser_lists_its_options_and_its_commands",
     "_BatchNorm": "test_norms_and_dropouts_have_the_bases_that_are_asked_for",
     "_C": "test_without_torchs_functions_a_subclass_computes_as_a_tensor",
     "_DropoutNd": "test_norms_and_dropouts_have_the_bases_that_are_asked_for",
     "_NormBase": "test_norms_and_dropouts_have_the_bases_that_are_asked_for",
+    "_SubParsersAction": "test_a_parser_lists_its_options_and_its_commands",
+    "_actions": "test_a_parser_lists_its_options_and_its_commands",
     "_buffers": "test_a_modules_tables_hold_its_tensors_and_parts",
     "_cdata": "test_views_are_of_one_storage",
     "_compiled_call_impl": "test_a_compiled_module_and_its_wrapper_hold_what_is_looked_for",
@@ -133,6 +137,18 @@ def test_a_private_name_that_is_not_listed_is_seen() -> None:
         "        return self._field, self._method, x._theirs\n"
     )
     assert private_names([text]) == {"_somewhere", "_Kind", "_theirs"}
+
+
+# Python
+
+
+def test_a_parser_lists_its_options_and_its_commands() -> None:
+    parser = argparse.ArgumentParser()
+    own = parser.add_subparsers(dest="command").add_parser("own")
+    own.add_argument("--several", action="append")
+    (commands,) = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))
+    assert list(commands.choices) == ["own"]
+    assert [type(each) for each in own._actions][1:] == [argparse._AppendAction]
 
 
 # torch

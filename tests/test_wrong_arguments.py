@@ -227,6 +227,12 @@ OF_ONE_NAME: dict[tuple[str, str], Make] = {
     ("scales", "name"): of(lambda: "first.weight"),
     ("draw", "name"): of(lambda: "first.weight"),
     ("std_of", "name"): of(lambda: "first.weight"),
+    ("restore", "state"): of(
+        lambda: {
+            **{"collected": 0, "ended": 0, "mean": {}, "squares": {}, "deviations": []},  # SWAG's
+            **{"epochs": [], "kept": []},  # snapshots'
+        }
+    ),
     ("run", "batches"): of(lambda: [inputs()]),
     ("SelectedEnsemble", "members"): of(lambda: [1, 0]),
     ("coordinates", "weights"): of(vector),

@@ -35,6 +35,7 @@ from lpe.ensembles.augmented import has_view
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.mc_dropout import has_masks
 from lpe.errors import InputError
+from lpe.extras import needs
 from lpe.files.ensembles import load
 from lpe.provenance import revision, without_folders
 from lpe.writing import check_writable, write_text_atomic
@@ -156,6 +157,7 @@ def _ensemble(network: nn.Module, asked: EnsembleOptions, wanted: ExportOptions)
 
 def _source(asked: ModelOptions) -> _Source:
     if asked.kind == "timm":
+        needs("timm")
         from timm.models import save_for_hf
 
         model = placed(timm_model(asked), torch.device("cpu"), asked)
@@ -183,6 +185,7 @@ def _source(asked: ModelOptions) -> _Source:
 
 def _write_clip(folder: Path, loaded: Any) -> None:
     """Write a CLIP as open_clip does: weights, and the configuration with the activation that they have."""
+    needs("open_clip")
     import open_clip
     from open_clip.push_to_hf_hub import save_config_for_hf
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lpe.cli.curves import Curve
 from lpe.cli.tables import shown_sizes
 from lpe.errors import InputError
-from lpe.extras import MissingPackage
-from lpe.extras import said as missing_line
+from lpe.extras import needs
 from lpe.writing import replacing
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ MARKERS = "osD^vPX*"
 PANEL = (2.7, 2.2)
 """Inches."""
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -54,11 +53,10 @@ def draw(curves: Sequence[Curve], shown: Sequence[str] | None, path: Path) -> No
         InputError: matplotlib is not installed; nothing of what is to be shown is there; the file cannot be
             written.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingPackage(missing_line("matplotlib")) from None
+    needs("matplotlib")
+    import matplotlib
+    from matplotlib.figure import Figure
+
     columns = [column for each in (shown or SHOWN) if (column := _column(each, curves))]
     if not columns:
         what = ", ".join(shown or SHOWN)
@@ -138,6 +136,7 @@ def _against(axis: str, measure: str) -> Draw:
     """Return what draws a measure against an axis, on a scale of powers where that spans a decade or more."""
 
     def panel(axes: Axes, curves: Sequence[Curve]) -> None:
+        needs("matplotlib")
         from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
         everything: list[float] = []

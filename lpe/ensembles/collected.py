@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lpe.checks import check_integer, check_list, check_tensors
+from lpe.checks import check_integer, check_list, check_state, check_tensors
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import (
     batch_norms,
@@ -99,7 +99,12 @@ class CycleCollector:
         return {"epochs": self.epochs, "ended": self._ended, "kept": self._kept}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state`` returned."""
+        """Go on from what ``state`` returned.
+
+        Raises:
+            InputError: it is none of ``state``'s.
+        """
+        check_state(state, self.state())
         self.epochs, self._ended, self._kept = list(state["epochs"]), state["ended"], list(state["kept"])
 
     def training_budget(self, steps_per_epoch: int) -> list[int]:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lpe.checks import check_finite, check_integer, check_tensors, shown
+from lpe.checks import check_finite, check_integer, check_state, check_tensors, shown
 from lpe.ensembles.base import Ensemble, text_table
 from lpe.ensembles.batch_norm import MemberStatistics, check_batches, fresh_statistics
 from lpe.errors import InputError
@@ -148,7 +148,12 @@ class SWAGCollector:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state`` returned."""
+        """Go on from what ``state`` returned.
+
+        Raises:
+            InputError: it is none of ``state``'s.
+        """
+        check_state(state, self.state())
         self.collected, self._ended = state["collected"], state["ended"]
         self._mean, self._squares = dict(state["mean"]), dict(state["squares"])
         self._deviations = deque(state["deviations"], maxlen=self.rank)

@@ -41,7 +41,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -390,8 +389,9 @@ def _contents(ensemble: Ensemble, kind: str, base: str) -> tuple[dict[str, Tenso
                 "inputs too; save it with kind='members'"
             )
         if not isinstance(ensemble, PlanesEnsemble):
-            written = {"seeded": partial(drawable, base=base), "planes": planes_of, "members": low_precision}
-            return written[kind](ensemble)
+            if kind == "seeded":
+                return drawable(ensemble, base=base)
+            return planes_of(ensemble) if kind == "planes" else low_precision(ensemble)
         if kind == "seeded":
             raise InputError(
                 "a seeded file draws members from weights, and this ensemble has the planes that were drawn; "

@@ -69,7 +69,7 @@ def scales_of(weight: Tensor, system: LowPrecision, layout: Layout, name: str | 
             it is finite.
     """
     if isinstance(system, Int) and system.clip == "mse":
-        if name is not None:
+        if name is not None and weight.numel():
             _check_finite(_magnitudes(weight, Layout((1, weight.numel())), PerTensor()), weight, name)
         scales = spread_steps(least_squares_steps(weight, system.q, layout, system.scale), system)
     else:

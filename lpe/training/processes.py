@@ -336,7 +336,8 @@ class _Shared:
             if not isinstance(found, Tensor) or found.numel() != 1:
                 return found  # the loop says that it is none
             value = found.reshape(())
-            gradients = list(torch.autograd.grad(value * weight, self._parameters, allow_unused=True))
+            found_ones = torch.autograd.grad(value * weight, self._parameters, allow_unused=True)
+            gradients: list[Tensor | None] = list(found_ones)
         used = [float(each is not None) for each in gradients]
         own = [weight * float(value.detach()), float(any(drew)), *used]
         told = torch.tensor(own, dtype=torch.float64, device=value.device)
@@ -469,7 +470,12 @@ def _examples(inputs: Any, targets: Tensor) -> int:
 
 def _leaves(inputs: Any) -> list[Any]:
     found: list[Any] = []
-    tree_map(lambda each: found.append(each) or each, inputs)
+
+    def noted(each: Any) -> Any:
+        found.append(each)
+        return each
+
+    tree_map(noted, inputs)
     return found
 
 

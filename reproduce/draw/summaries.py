@@ -184,9 +184,11 @@ class Summary:
         else:
             widths = pd.Series(system_bits(what.number_system), index=one.index)
         of_seeds = [
-            bits_as_planes(float(one["memory_bits"][seed]), float(slope[seed]), what.size, bits, statistics)
-            for seed, bits in widths.items()
-            if seed in slope.dropna().index
+            bits_as_planes(float(base), float(further_one), what.size, int(bits), statistics)
+            for base, further_one, bits in zip(
+                one["memory_bits"].reindex(widths.index), slope.reindex(widths.index), widths, strict=True
+            )
+            if not np.isnan(further_one)
         ]
         return float(np.mean(of_seeds)) if of_seeds else None
 

@@ -382,7 +382,7 @@ def as_planes(low: Rows, bits: int, record: pd.DataFrame) -> pd.Series:
     return bits_as_planes(one, (members - one) / (low.size - 1), low.size, bits)
 
 
-def bits_as_planes(one: Bits, slope: Bits, size: Bits, bits: int, statistics: float = 0.0) -> Bits:
+def bits_as_planes(one: Bits, slope: Bits, size: int | Bits, bits: int, statistics: float = 0.0) -> Bits:
     """Return the memory of members stored as planes from that of members stored one by one.
 
     Exact but for what tensors of no multiple of eight weights are filled up with.

@@ -641,7 +641,7 @@ def test_a_header_that_lacks_a_value_is_refused_by_its_name(key: str, tmp_path: 
 def test_a_tensor_of_another_shape_is_refused_when_the_file_is_read(
     kind: str, key: str, change: str, tmp_path: Path
 ) -> None:
-    key = key.format({"members": "member 2", "seeded": "base"}[kind])
+    key = key.format({"members": "member 2", "seeded": "base", "planes": "planes"}[kind])
 
     def spoil(header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         tensor = tensors.pop(key)

@@ -244,7 +244,7 @@ class Plan:
             as_it_is = tensor.dtype in _DIRECT and (
                 weight.codes is tensor.weight.codes
                 if isinstance(weight, Coded) and isinstance(tensor.weight, Coded)
-                else weight is tensor.weight and weight.dtype in _DIRECT
+                else isinstance(weight, Tensor) and weight is tensor.weight and weight.dtype in _DIRECT
             )
             if not as_it_is or not weight.numel():
                 continue

@@ -52,7 +52,7 @@ class Work(NamedTuple):
         values, groups, place: the scales, and what tells an element's group (``_group_run``).
         halves: 1 where values are rounded to bfloat16, else 0.
         written: values [members, segments, length], or sums [rows, sums of a row].
-        first, count: of values: the members that are written.
+        first, written_members: of values: the members that are written.
         segments, length, starts: of values: how many, of how many elements; int64 [segments], their first.
         rows, columns: of sums. inputs: float32, tile by tile [columns / 8, sums of a tile, 8].
         tiles, tile_count: of sums: int64 [tiles, 3]: place in TILES, first member, sums before it.
@@ -75,7 +75,7 @@ class Work(NamedTuple):
     halves: int
     written: int
     first: int
-    count: int
+    written_members: int
     segments: int
     length: int
     starts: int

@@ -102,7 +102,7 @@ def round_into(out: Tensor, planes: Planes, first: int = 0, starts: Tensor | Non
         out,
         out.dtype,
         first=first,
-        count=members,
+        written_members=members,
         segments=segments,
         length=length,
         starts=begins.ctypes.data,

@@ -615,9 +615,12 @@ class _Sums:
         """Return a copy of some requests' sums."""
         rows = torch.tensor(requests, dtype=torch.int64)
         return _Sums(
-            [self.tokens[index] for index in requests],
-            *(getattr(self, name)[rows] for name in ("members", "prefixes", "greedy", "unsure")),
-            [[*self.targets[index]] for index in requests],
+            tokens=[self.tokens[index] for index in requests],
+            members=self.members[rows],
+            prefixes=self.prefixes[rows],
+            greedy=self.greedy[rows],
+            unsure=self.unsure[rows],
+            targets=[[*self.targets[index]] for index in requests],
         )
 
     def put(self, requests: Sequence[int], found: _Sums) -> None:
