@@ -44,8 +44,8 @@ def test_an_upgrade_of_what_computes_is_another_key_for_all(
 
 
 def test_a_package_goes_by_the_name_that_it_is_installed_by() -> None:
-    named = versions("lpe.substrates.digits:load")
-    assert named["scikit-learn"] == importlib.metadata.version("scikit-learn")
+    named = versions("lpe.substrates.corruptions:corrupted")
+    assert named["pillow"] == importlib.metadata.version("pillow")
 
 
 def test_the_distributions_are_those_that_have_these_packages() -> None:
