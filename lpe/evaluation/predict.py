@@ -40,6 +40,7 @@ from lpe.evaluation.batches import stream as checked_stream
 from lpe.evaluation.cascades import evaluate_cascade
 from lpe.evaluation.examples import ExampleMetrics
 from lpe.evaluation.metrics import (
+    METRICS,
     EnsembleMetrics,
     calibrated_sizes,
     fit_temperature,
@@ -57,7 +58,7 @@ from lpe.evaluation.predictions import (
     read_predictions,
 )
 from lpe.evaluation.prefixes import Prefixes
-from lpe.evaluation.score import CALIBRATED, are_selective, checked_metrics, scored_rows
+from lpe.evaluation.score import CALIBRATED, TOKEN_METRICS, are_selective, checked_metrics, scored_rows
 from lpe.evaluation.timing import MemberTimer
 from lpe.evaluation.tokens import evaluate_tokens, peeked
 from lpe.logits import check_labels, check_shape, check_values
@@ -502,6 +503,12 @@ def _module_for(
     return module
 
 
+def _are_of_tokens(metrics: object) -> bool:
+    """Tell whether a metric is asked for that batches of tokens alone have."""
+    asked = [metrics] if isinstance(metrics, str) else metrics
+    return isinstance(asked, Collection) and any(each in asked for each in set(TOKEN_METRICS) - set(METRICS))
+
+
 @torch.no_grad()
 def evaluate(
     ensemble: Ensemble | Cascade,
@@ -598,6 +605,8 @@ def evaluate(
         )
     if chunk_bytes is None:
         chunk_bytes = 0 if ensemble.members_are_stored else CHUNK_BYTES
+    if not _are_of_tokens(metrics):
+        checked_metrics(metrics, CLASSES)  # before a batch is read
     batches, of_tokens = peeked(batches)
     if of_tokens:
         if members == "together" or calibrated is not False or examples is not None:

@@ -153,7 +153,7 @@ def test_figures_are_redrawn_in_several_processes(tmp_path: Path, capsys: pytest
     [
         (["--jobs", "0"], "--jobs must be 1 to 256, not 0"),
         (["--seeds", "0"], "--seeds must be 1 or more, not 0"),
-        (["--only", ""], "unknown figure or table ''"),
+        (["--only", "fig77"], "unknown figure or table 'fig77'"),
     ],
     ids=["jobs", "seeds", "only"],
 )
