@@ -506,7 +506,8 @@ def _module_for(
 def _are_of_tokens(metrics: object) -> bool:
     """Tell whether a metric is asked for that batches of tokens alone have."""
     asked = [metrics] if isinstance(metrics, str) else metrics
-    return isinstance(asked, Collection) and any(each in asked for each in set(TOKEN_METRICS) - set(METRICS))
+    own = set(TOKEN_METRICS) - set(METRICS)
+    return isinstance(asked, list | tuple | set | frozenset) and any(each in own for each in map(str, asked))
 
 
 @torch.no_grad()
