@@ -347,6 +347,10 @@ def methods_of(cls: type) -> Iterator[str]:
             yield name
 
 
+REFUSED = {"FeedbackEnsemble().as_module"}
+"""What is refused whatever it is given; its own test says so."""
+
+
 def generated() -> Iterator[tuple[str, str]]:
     """Every (call, parameter): a function's name, or an object's with a method."""
     for name, function in FUNCTIONS.items():
@@ -357,6 +361,8 @@ def generated() -> Iterator[tuple[str, str]]:
         cls = type(make())
         for method in methods_of(cls):
             function = getattr(cls, method)
+            if f"{name}().{method}" in REFUSED:
+                continue
             if function not in seen:  # inherited by others, it is one function
                 seen.add(function)
                 for parameter in parameters_of(function):
