@@ -17,7 +17,6 @@ import math
 import os
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -284,7 +283,3 @@ def whole(title: str, pieces: Sequence[Piece], ledger: str, notes: Sequence[str]
         notes="".join(f'<p class="note">{html.escape(line)}</p>' for line in notes),
         sections="\n".join(sections),
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
