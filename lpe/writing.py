@@ -83,19 +83,38 @@ def _own_folder(path: Path) -> Iterator[Path]:
     from filelock import FileLock
 
     folder = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    folder.mkdir()
-    # Whoever takes the folder for a dead writer's before the lock is held removes it: it is made again.
     lock = FileLock(folder / LOCK, fallback_to_soft=False)
     try:
-        try:
-            lock.acquire()
-        except OSError as error:  # without locks nobody knows the dead
-            if error.errno in NO_ROOM:
-                raise
+        _hold(lock, folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         lock.release()
+
+
+def _hold(lock: BaseFileLock, folder: Path) -> None:
+    """Make a folder and take the lock in it.
+
+    Until the lock is held, whoever removes leftovers may take the folder for a dead writer's and remove it:
+    then it is made again.
+
+    Raises:
+        FileNotFoundError: there is no folder to make it in.
+        OSError: it cannot be made, or there is no room for the lock.
+    """
+    folder.mkdir()
+    while True:
+        try:
+            folder.mkdir(exist_ok=True)
+            lock.acquire()
+        except (FileNotFoundError, FileExistsError):  # it went in between
+            if not folder.parent.is_dir():
+                raise
+            continue
+        except OSError as error:  # without locks nobody knows the dead
+            if error.errno in NO_ROOM:
+                raise
+        return
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -29,10 +29,12 @@ REQUIREMENT = re.compile(r"([\w.-]+)(?:\[[\w,]+\])?>=([\w.]+)")
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "ivon": "ivon-opt",
+    "llvmlite": "numba",
     "lm_eval": "lm-eval",
     "open_clip": "open_clip_torch",
     "sklearn": "scikit-learn",
 }
+"""What brings a package of another name; llvmlite is numba's, which admits one minor version of it."""
 UNUSED = {"scikit-learn"}
 """What the examples import."""
 OPTIONAL = {"ray", "triton", "qtorch", "gfloat", "ml_dtypes"}

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors
 import safetensors.torch
 import torch
+from filelock import FileLock
 
 from lpe import writing
 from lpe.errors import InputError
@@ -119,6 +122,7 @@ package = types.ModuleType("lpe")
 package.__path__ = [sys.argv[1]]
 sys.modules["lpe"] = package  # without what lpe imports by itself: seconds of torch
 from pathlib import Path
+from typing import Any
 from lpe.writing import replacing
 
 with replacing(Path(sys.argv[2])) as temporary:
@@ -141,6 +145,51 @@ def test_what_a_killed_writer_left_goes_at_the_next_start_and_what_is_written_st
     assert path.read_text() == "whole" and sorted(tmp_path.iterdir()) == [path, own]
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError, FileExistsError])
+def test_a_writer_whose_folder_is_taken_for_a_dead_ones_makes_it_again(
+    error: type[OSError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As it is between the folder and its lock: who removes leftovers sees no lock held.
+    acquire, taken = FileLock.acquire, []
+
+    def late(lock: FileLock, *given: Any, **named: Any) -> Any:
+        folder = Path(lock.lock_file).parent
+        if len(taken) < 2 and folder != tmp_path:
+            taken.append(folder)
+            shutil.rmtree(folder)
+            raise error(errno.ENOENT, "removed in between")
+        return acquire(lock, *given, **named)
+
+    monkeypatch.setattr(FileLock, "acquire", late)
+    with writing.replacing(tmp_path / "a") as temporary:
+        writing.save_tensors(temporary, {"a": torch.ones(2)})
+    assert len(taken) == 2 and list(tmp_path.iterdir()) == [tmp_path / "a"]
+    with pytest.raises(FileNotFoundError), writing.replacing(tmp_path / "none" / "a"):
+        raise AssertionError("a file in no folder")
+
+
+def test_writing_beside_who_removes_leftovers_loses_nothing(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def tidy() -> None:
+        while not done.is_set():
+            writing.remove_leftovers(tmp_path)
+
+    tidiers = [threading.Thread(target=tidy) for _ in range(2)]
+    for tidier in tidiers:
+        tidier.start()
+    try:
+        for number in range(300):
+            write_text_atomic(tmp_path / f"{number}", str(number))
+    finally:
+        done.set()
+        for tidier in tidiers:
+            tidier.join()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        str(n): str(n) for n in range(300)
+    }
+
+
 def test_a_pipe_and_a_folder_are_no_files_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
@@ -155,6 +204,7 @@ package = types.ModuleType("lpe")
 package.__path__ = [sys.argv[1]]
 sys.modules["lpe"] = package  # without what lpe imports by itself: seconds of torch in each process
 from pathlib import Path
+from typing import Any
 from lpe.writing import locked
 path = Path(sys.argv[2])
 path.with_name(f"ready{sys.argv[3]}").touch()
