@@ -157,8 +157,17 @@ def owned(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().clone()
 
 
-def shaped(tensors: Mapping[str, Tensor], key: str, shape: Sequence[int]) -> Tensor:
-    """Return a file's tensor; KeyError where there is none, InputError where it is of another shape."""
+def shaped(
+    tensors: Mapping[str, Tensor], key: str, shape: Sequence[int], dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return a file's tensor of a shape, and of a dtype where one is given.
+
+    Raises:
+        KeyError: there is none.
+        InputError: it is of another shape or dtype.
+    """
+    if dtype not in (None, tensors[key].dtype):
+        raise InputError(f"the file is damaged: {key!r} is {tensors[key].dtype}, not {dtype}")
     if list(tensors[key].shape) != list(shape):
         raise InputError(
             f"the file is damaged: {key!r} is of shape {list(tensors[key].shape)}, not {list(shape)}"

@@ -56,11 +56,11 @@ class StoredEnsemble(Ensemble):
                 if name not in self._systems:
                     raise InputError(f"the file is damaged: {name!r} is packed under no number system")
                 layout, system = layout_of(shape, self._layouts[name]), self._systems[name]
-                scales = shaped(tensors, f"scales/{name}", layout.scale_shape(system.scale))
+                scales = shaped(tensors, f"scales/{name}", layout.scale_shape(system.scale), torch.float32)
                 held[f"scales/{name}"] = scales.to(devices[name])
                 shape = [packed_bytes(layout.numel, system)]
             for index in range(self._distinct):
-                tensor = shaped(tensors, f"member {index}/{name}", shape)
+                tensor = shaped(tensors, f"member {index}/{name}", shape, torch.uint8 if packed else None)
                 held[f"member {index}/{name}"] = tensor if packed else tensor.to(devices[name])
         self._tensors = held
 

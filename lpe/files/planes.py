@@ -97,15 +97,13 @@ class PlanesEnsemble(LowPrecisionEnsemble):
         scales: dict[str, Tensor] = {}
         for name, told in layouts.items():
             layout, rounded_to = layout_of(shapes[name], told), of_tensor[name]
-            lower = shaped(tensors, f"lower/{name}", [packed_bytes(layout.numel, rounded_to)])
-            planes = shaped(tensors, f"planes/{name}", [held, plane_bytes(layout.numel)])
-            if planes.dtype != torch.uint8:
-                raise InputError(f"the file is damaged: 'planes/{name}' is {planes.dtype}")
+            lower = shaped(tensors, f"lower/{name}", [packed_bytes(layout.numel, rounded_to)], torch.uint8)
+            planes = shaped(tensors, f"planes/{name}", [held, plane_bytes(layout.numel)], torch.uint8)
             self._lower[name] = lower
             self._planes[name] = planes if size == held else planes[:size].clone()
-            scales[name] = shaped(tensors, f"scales/{name}", layout.scale_shape(rounded_to.scale)).to(
-                devices[name]
-            )
+            scale_shape = layout.scale_shape(rounded_to.scale)
+            step = shaped(tensors, f"scales/{name}", scale_shape, torch.float32)
+            scales[name] = step.to(devices[name])
         replaced = {
             name: placeholder(shape, dtype_of(layouts[name]), devices[name])
             if name in layouts

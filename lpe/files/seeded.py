@@ -214,7 +214,7 @@ def _read_base(
     integers = Int(BASES[base], system.scale)
     # Let go of once it is unpacked, so that the weights are in memory once and not twice.
     codes = unpack(tensors.pop(f"base/{name}"), (planned.numel,), integers)
-    scales = shaped(tensors, f"scales/{name}", layout.scale_shape(system.scale))
+    scales = shaped(tensors, f"scales/{name}", layout.scale_shape(system.scale), torch.float32)
     return Coded(codes.to(device), Scales.of(scales.to(device), layout, integers.scale), grid_of(integers))
 
 

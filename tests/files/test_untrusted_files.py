@@ -277,6 +277,21 @@ def test_a_tensor_of_half_bytes_is_refused(tmp_path: Path) -> None:
     message_of(lambda: lpe.load(path, net()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int32])
+@pytest.mark.parametrize("prefix", ["scales/", "member 1/", "lower/", "planes/", "base/"])
+def test_scales_are_float32_and_codes_bytes(prefix: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    tried = 0
+    for name in ("members", "statistics", "int8", "planes"):
+        header, tensors = contents(written(name, tmp_path / "e"))
+        for key in tensors:
+            if key.startswith(prefix) and (prefix != "member 1/" or tensors[key].dtype == torch.uint8):
+                tried += 1
+                container.write(tmp_path / "e", {**tensors, key: tensors[key].to(dtype)}, header)
+                said = message_of(lambda: lpe.load(tmp_path / "e", net(9)))
+                assert str(tmp_path / "e") in said, (name, key)
+    assert tried
+
+
 # Mutations: any entry of a header, and any tensor, under a hash that fits.
 
 JUNK = st.one_of(
