@@ -2,7 +2,7 @@
 
     python -m benchmarks.freed_memory
 
-Costs about two minutes of one core. A process can be set once, so each timing has a process of its own, of
+Costs about five minutes of one core. A process can be set once, so each timing has a process of its own, of
 one thread; they run in turn, five times each. Networks are ResNets for images of 32 × 32: a pass of 1,000
 images by ResNet-20-FRN-SiLU in batches of 50 and of 500; a step of SGD on 50 by ResNet-8-GroupNorm. CPU
 seconds of the process and of the system for it, medians, and pages that the system had to clear.

@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory
 
-Costs about five minutes of one core. Each case runs five times, each time in a process of its own, on a
+Costs about eight minutes of one core. Each case runs five times, each time in a process of its own, on a
 timm ViT-S/16 (22 M weights, random, 1,000 classes) and a batch of 2 images at 224×224. A peak is the
 kernel's high-water mark of resident memory (VmHWM). Each process first rounds a few weights, since the
 compiler of the kernels takes memory of its own, once and whatever the model, which is told beside the table;

@@ -3,7 +3,7 @@
     python -m benchmarks.on_the_fly
     python -m benchmarks.on_the_fly --planes          (the layer from bit planes alone: a minute)
 
-Costs about seven minutes of one core. Times are CPU seconds of one thread, which other processes stretch less
+Costs about eight minutes of one core. Times are CPU seconds of one thread, which other processes stretch less
 than wall time; each is the median of REPEATS, the ways of doing the same taken in turn. The layer is a Linear
 of random weights, of M INT-5 members, on some positions (rows of inputs) a member; its weight is stored as
 float32 or as INT-8 codes.

@@ -3,7 +3,7 @@ members as bit planes.
 
     python -m benchmarks.packed
 
-Costs about three minutes and half a gigabyte of temporary disk. A timm ViT-S/16 (22 M weights, random, 1,000
+Costs about half a minute and half a gigabyte of temporary disk. A timm ViT-S/16 (22 M weights, random, 1,000
 classes). A row a bit width, kind and size, from real files: bytes of the whole file; bits of codes, planes
 and scales for each quantised weight, all members together (the file without header and leftovers); bytes of
 the leftovers, which stay at float32 (biases, norms, tokens, positions); the seconds to write the file and

@@ -27,6 +27,7 @@ sys.path.insert(0, str(REPOSITORY / "docs" / "_ext"))
 import command_pages
 import gallery_page
 import glance
+import layer_table
 
 DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
@@ -191,6 +192,11 @@ def test_the_readme_is_short_and_says_what_is_not_shown() -> None:
 
 def test_the_readmes_table_is_that_of_the_records() -> None:
     assert glance.filled(readme()) == readme(), "run python docs/_ext/glance.py"
+
+
+def test_the_table_of_a_layer_is_that_of_its_record() -> None:
+    text = layer_table.PAGE.read_text(encoding="utf-8")
+    assert layer_table.filled(text) == text, "run python docs/_ext/layer_table.py"
 
 
 def number(text: str, digits: int) -> str:

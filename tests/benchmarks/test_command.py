@@ -49,6 +49,16 @@ def test_bad_input_is_one_line_and_other_errors_are_not_hidden(capsys: pytest.Ca
         main([])
 
 
+@pytest.mark.parametrize("name", every.QUICK)
+def test_a_quick_benchmark_has_taken_the_minutes_that_are_stated(name: str) -> None:
+    told = json.loads((command.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    minutes = told["wall_seconds"] / 60
+    # Whole minutes, and a machine that does something else for a while.
+    assert minutes <= 1.25 * every.QUICK[name] + 0.5
+    stated = every.__doc__ or ""
+    assert f"about {5 * round(sum(every.QUICK.values()) / 5)} minutes on two cores" in stated
+
+
 def test_results_lie_beside_their_conditions(tmp_path: Path) -> None:
     rows = [{"what": "copy", "seconds": 0.25}]
     command.write_results(tmp_path, "speed", {"speed": rows}, None, {"repeats": 3}, 0.0, threads=7)
