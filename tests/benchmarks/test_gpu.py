@@ -19,19 +19,37 @@ import pytest
 import torch
 
 import lpe
-from benchmarks import gpu
+from benchmarks import gpu, gpu_calls
+from lpe.number_systems import kernels
+from lpe.number_systems.grids import grid_of
+from lpe.number_systems.kernels import planes as planes_kernels
+from lpe.number_systems.kernels.arguments import Draw
 
 COLUMNS = 64
 WEIGHTS = (4 * COLUMNS,)
 SHAPES = ((8, 32),)
-LAYERS, DISTINCT, MEMBERS = 2, 1, (1, 2)
+LAYERS, DISTINCT, MEMBERS, PLANE_MEMBERS = 2, 1, (1, 2), (1, 3)
 NETWORKS = {"ViT-S/16": [(8, 32), (5, 7)], "ViT-L/16": [(16, 32)]}
+CASES = gpu.Cases(
+    WEIGHTS,
+    COLUMNS,
+    SHAPES,
+    LAYERS,
+    DISTINCT,
+    MEMBERS,
+    PLANE_MEMBERS,
+    NETWORKS,
+    called={},
+    models={},
+    small={},
+)
+"""What users call and whole models run on a CPU as they are: test_gpu_calls.py, test_gpu_models.py."""
 
 
 def record(device: str, folder: Path) -> None:
     """All of the benchmark, on tiny shapes."""
     timer = gpu.Timer(torch.device(device), repeats=1, least_seconds=0.0)
-    gpu.record(timer, folder, WEIGHTS, COLUMNS, SHAPES, LAYERS, DISTINCT, MEMBERS, NETWORKS)
+    gpu.record(timer, folder, CASES)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +94,9 @@ def probe() -> None:
 def written(tmp_path: Path) -> Callable[..., Path]:
     """Writes tables with these shares of a copy, seconds a member and times a pass; all others are poor."""
 
-    def write(shares: dict[str, float], seconds: dict[str, float], times: dict[str, float]) -> Path:
+    def write(
+        shares: dict[str, float], seconds: dict[str, float], times: dict[tuple[str, str, int], float]
+    ) -> Path:
         made = [
             (what, network, run, 1.0 if what == gpu.EACH_ALONE or run == "graph" else taken, 0.5, promised)
             for network, promised in gpu.MEMBER_SECONDS.items()
@@ -98,17 +118,13 @@ def written(tmp_path: Path) -> Callable[..., Path]:
         columns = ["what", "stored", "writes", "weights", "of_a_copy"]
         pd.DataFrame(bandwidth, columns=columns).to_csv(tmp_path / "gpu_bandwidth.csv")
         decoding = [
-            (what, stored, members, run, value)
-            for what in gpu.READ_ONCE.values()
-            for stored, members, run, value in (
-                ("INT-8", 10, "graph", times[what]),
-                ("INT-8", 10, "launched", 9.0),
-                ("INT-8", 1, "graph", 9.0),
-                ("bfloat16", 10, "graph", 9.0),
-            )
+            (*case, run, value, 1.0, gpu.PASS_PROMISES.get(case))
+            for case in [*gpu.PASS_PROMISES, (gpu.FROM_PLANES, "planes", 1)]
+            for run, value in (("graph", times.get(case, 9.0)), ("launched", 9.0))
         ]
-        columns = ["what", "stored", "members", "run", "times_a_pass"]
+        columns = ["what", "stored", "members", "run", "times_a_pass", "limit_times", "promised_times"]
         pd.DataFrame(decoding, columns=columns).to_csv(tmp_path / "gpu_decoding.csv")
+        gpu_calls.write([], tmp_path)
         return tmp_path
 
     return write
@@ -176,6 +192,8 @@ def test_every_way_of_decoding_has_a_row(recorded: Path) -> None:
     expected = {(gpu.FORWARD, "bfloat16", 1)}
     for members in MEMBERS:
         expected.add((gpu.ONE_BY_ONE, "INT-8", members))
+    expected |= {(gpu.FROM_PLANES, "planes", members) for members in PLANE_MEMBERS}
+    for members in MEMBERS:
         for what in gpu.READ_ONCE.values():
             expected |= {(what, stored, members) for stored in ("INT-8", "bfloat16")}
     assert found == expected and len(table) == len(expected)
@@ -200,26 +218,71 @@ def test_the_table_tells_its_conditions(recorded: Path) -> None:
 
 
 def test_what_is_recorded_gives_every_verdict(recorded: Path) -> None:
-    assert len(gpu.promises(recorded)) == 6
+    # Two of bandwidth, two of members, and one of decoding: 10 and 20 members are not among the tiny cases.
+    assert len(gpu.promises(recorded)) == 5
 
 
 def test_promises_at_their_bounds_are_kept(written: Callable[..., Path]) -> None:
-    times = dict.fromkeys(gpu.READ_ONCE.values(), 2.0)
-    found = gpu.promises(written({"bfloat16": 0.7, "INT-8": 0.7}, gpu.MEMBER_SECONDS, times))
-    assert all(kept and line.startswith("kept: ") for kept, line in found)
+    found = gpu.promises(written({"bfloat16": 0.7, "INT-8": 0.7}, gpu.MEMBER_SECONDS, gpu.PASS_PROMISES))
+    assert len(found) == 9 and all(kept and line.startswith("kept: ") for kept, line in found)
 
 
-@pytest.mark.parametrize("broken", range(6))
+@pytest.mark.parametrize("broken", range(9))
 def test_a_broken_promise_is_seen(written: Callable[..., Path], broken: int) -> None:
     shares = {stored: 0.69 if broken == place else 0.9 for place, stored in enumerate(("bfloat16", "INT-8"))}
-    times = {what: 2.01 if broken == place else 1.0 for place, what in enumerate(gpu.READ_ONCE.values(), 4)}
+    times = {
+        case: promised * (1.01 if broken == place else 1.0)
+        for place, (case, promised) in enumerate(gpu.PASS_PROMISES.items(), 4)
+    }
     seconds = {
         network: promised * (1.01 if broken == place else 0.5)
         for place, (network, promised) in enumerate(gpu.MEMBER_SECONDS.items(), 2)
     }
     found = gpu.promises(written(shares, seconds, times))
-    assert [not kept for kept, _ in found] == [place == broken for place in range(6)]
+    assert [not kept for kept, _ in found] == [place == broken for place in range(9)]
     assert found[broken][1].startswith("broken: ")
+
+
+@pytest.mark.parametrize(
+    ("what", "stored", "members", "times"),
+    [
+        (gpu.FORWARD, "bfloat16", 1, 1.0),
+        ("independent members", "INT-8", 10, 0.5),
+        ("coupled members", "bfloat16", 10, 1.0),
+        # The codes are read, the member is written and read again.
+        (gpu.ONE_BY_ONE, "INT-8", 10, 25.0),
+        # A lower neighbour of a byte, once, and a bit a member.
+        (gpu.FROM_PLANES, "planes", 10, 1.125),
+        (gpu.FROM_PLANES, "planes", 20, 1.75),
+    ],
+)
+def test_the_limit_is_the_bytes_of_weights(what: str, stored: str, members: int, times: float) -> None:
+    assert gpu.bytes_a_weight(what, stored, members) / 2 == times
+
+
+def test_the_limits_stand_beside_the_rows(recorded: Path) -> None:
+    table = pd.read_csv(recorded / "gpu_decoding.csv")
+    planes = table[table["what"] == gpu.FROM_PLANES].set_index("members")
+    assert planes["limit_times"].to_dict() == {1: 0.5625, 3: 0.6875}
+    promised = table.set_index(["what", "stored", "members"])["promised_times"].dropna()
+    assert promised.to_dict() == {("independent members", "INT-8", 1): 1.1}
+
+
+def test_planes_of_a_layer_are_the_members_that_are_drawn() -> None:
+    with kernels.use("reference"):  # planes whole, one after another, as a GPU has them
+        weight = torch.randn(8, 32).bfloat16()
+        scales = gpu.member_scales(weight.float())
+        planes = gpu.planes_of(weight, scales, "layer", 3)
+        found = torch.empty(3, 1, weight.numel(), dtype=torch.bfloat16)
+        planes_kernels.of(weight.device).round_into(found, planes)
+        drawn = torch.empty_like(found)
+        draw = Draw("bernoulli", 0, "layer", 0)
+        kernels.of(weight.device).round_into(drawn, weight.view(-1), scales, grid_of(lpe.Int(gpu.BITS)), draw)
+        assert torch.equal(found, drawn)
+        linear = gpu.Linear(weight, gpu.int8_of(weight.float()), scales, "layer", planes)
+        first = torch.empty(2, 1, weight.numel(), dtype=torch.bfloat16)
+        planes_kernels.of(weight.device).round_into(first, linear.first_planes(2))
+        assert torch.equal(first, drawn[:2])
 
 
 def test_the_stack_has_the_linear_weights_of_llama_3_8b() -> None:

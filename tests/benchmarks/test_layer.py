@@ -162,7 +162,7 @@ def test_promises_are_kept_at_their_bounds(
 @pytest.fixture
 def written(measured: pd.DataFrame, tmp_path: Path) -> Callable[[], Path]:
     def write() -> Path:
-        rows = measured.to_dict("records")
+        rows = [{str(key): value for key, value in row.items()} for row in measured.to_dict("records")]
         config = {"capability": "none", "others": {"torchao": "not installed"}, "repeats": 1}
         write_results(tmp_path, "layer", {"layer": rows}, layer.COLUMNS, config, 0.0, 1)
         return tmp_path
