@@ -11,7 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -158,8 +158,7 @@ def _language(name: str, model: PaperModel, bits: int) -> Rehearsed:
     from lpe.substrates import arithmetic, language
 
     where = torch.device(device_of("auto"))
-    net, layers, of = cut_llama(dict(model.shape), available_bytes(where))
-    net = net.to(where)
+    net, layers, of = cut_llama(dict(model.shape), available_bytes(where), where)
     tokenizer = arithmetic.tokenizer()
 
     def run(ensemble: Ensemble, timer: MemberTimer) -> None:
@@ -179,11 +178,12 @@ def _language(name: str, model: PaperModel, bits: int) -> Rehearsed:
     return _row(name, net, bits, run, QUESTIONS, note)
 
 
-def cut_llama(shape: dict[str, Any], memory_bytes: int) -> tuple[nn.Module, int, int]:
+def cut_llama(shape: dict[str, Any], memory_bytes: int, where: torch.device) -> tuple[nn.Module, int, int]:
     """Make a Llama of this shape in bfloat16 with random weights, of as many layers as fit.
 
     Args:
-        shape: transformers' configuration. memory_bytes: for the weights and one member's.
+        shape: transformers' configuration. memory_bytes: for the weights and one member's. where: the device
+            on which it is made: on a GPU 8 G weights are drawn in seconds, and the CPU's memory is not asked.
 
     Returns:
         The model, its layers, and the layers of the whole.
@@ -213,21 +213,28 @@ def cut_llama(shape: dict[str, Any], memory_bytes: int) -> tuple[nn.Module, int,
             f"{HEADROOM * memory_bytes / 2**30:.1f} GiB of memory can be used: take a larger machine"
         )
     config = LlamaConfig(**{**shape, "num_hidden_layers": layers})
-    made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with where:
+        made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     return made.eval(), layers, whole
 
 
 class _TimedEnsemble(lpe.LowPrecisionEnsemble):
-    """An ensemble that keeps how long its members took to make."""
+    """An ensemble that keeps how long its members took to make, as an evaluation makes them: in turn."""
 
     def __init__(self, model: nn.Module, system: lpe.Int, size: int) -> None:
         super().__init__(model, system, size)
         self.making = MemberTimer(size)
 
-    def member(self, index: int) -> nn.Module:
-        """Return member ``index``."""
+    def in_turn(self) -> Iterator[nn.Module]:
+        """Yield the members in order, each timed."""
+        turn = super().in_turn()
+        for index in range(self.size):
+            # No name for the member: it would live on while the next one is made.
+            yield self._timed(turn, index)
+
+    def _timed(self, turn: Iterator[nn.Module], index: int) -> nn.Module:
         with self.making.member(index):
-            return super().member(index)
+            return next(turn)
 
 
 def _row(
@@ -242,6 +249,7 @@ def _row(
     single = MemberTimer(1)
     run(lpe.DeepEnsemble([net]), single)
     ensemble = _TimedEnsemble(net, lpe.Int(bits), MEMBERS)
+    ensemble.member(0)  # what compiles kernels is none of a member's time
     timer = MemberTimer(MEMBERS)
     run(ensemble, timer)
     one, two = ensemble.memory_bits(1), ensemble.memory_bits(2)

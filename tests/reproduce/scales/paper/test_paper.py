@@ -7,7 +7,10 @@ from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
+import torch
+from torch import nn
 
+import lpe
 from lpe.errors import InputError
 from reproduce import __main__ as everything
 from reproduce import fig2, fig7, table1
@@ -146,14 +149,33 @@ def test_the_claims_networks_are_the_models_of_the_figures() -> None:
 @pytest.mark.parametrize(("layers", "spare"), [(1, 0), (2, 0), (2, LAYER - 1), (6, 100 * LAYER)])
 def test_a_llama_is_cut_to_the_layers_that_fit_with_a_member(layers: int, spare: int) -> None:
     weights = ENDS + layers * LAYER + spare
-    net, kept, whole = rehearsal.cut_llama(SHAPE, round(4 * weights / rehearsal.HEADROOM + 1))
+    bytes_there = round(4 * weights / rehearsal.HEADROOM + 1)
+    net, kept, whole = rehearsal.cut_llama(SHAPE, bytes_there, torch.device("cpu"))
     assert (kept, whole) == (layers, 6)
     assert sum(parameter.numel() for parameter in net.parameters()) == ENDS + layers * LAYER
 
 
 def test_a_llama_of_which_not_one_layer_fits_is_refused() -> None:
     with pytest.raises(InputError, match="take a larger machine"):
-        rehearsal.cut_llama(SHAPE, round(4 * (ENDS + LAYER - 1) / rehearsal.HEADROOM))
+        rehearsal.cut_llama(SHAPE, round(4 * (ENDS + LAYER - 1) / rehearsal.HEADROOM), torch.device("cpu"))
+
+
+def test_a_llama_is_made_where_it_runs() -> None:
+    net, layers, _ = rehearsal.cut_llama(SHAPE, 2**30, torch.device("meta"))
+    assert layers == 6 and {parameter.device.type for parameter in net.parameters()} == {"meta"}
+
+
+def test_a_rehearsals_members_are_those_of_an_evaluation_and_all_are_timed() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 4))
+    ensemble = rehearsal._TimedEnsemble(net, lpe.Int(5), 3)
+    memory = set()
+    for index, member in enumerate(ensemble.in_turn()):
+        weight = member.get_parameter("1.weight")
+        memory.add(weight.data_ptr())
+        assert torch.equal(weight, ensemble.member(index).get_parameter("1.weight"))
+    # Each is rounded into the memory of the first, which is not made anew.
+    assert len(memory) == 1
+    assert len(ensemble.making.seconds) == 3 and all(seconds > 0 for seconds in ensemble.making.seconds)
 
 
 TINY_MODELS = {
