@@ -531,7 +531,7 @@ class Cases:
 
 
 def record(timer: Timer, out: Path, cases: Cases) -> None:
-    """Measure all of it; write ``gpu_*.csv``, a table as soon as it is measured, and last ``gpu.json``."""
+    """Measure all of it; write each ``gpu_*.csv`` and ``gpu.json`` as soon as a part is measured."""
     started = time.time()
     seconds: dict[str, float] = {}
 
@@ -539,6 +539,7 @@ def record(timer: Timer, out: Path, cases: Cases) -> None:
         _give_memory_back(timer.device)
         seconds[part] = round(time.time() - started - sum(seconds.values()), 1)
         print(f"{part}: {seconds[part]} s", file=sys.stderr, flush=True)
+        _tell(timer, out, cases, seconds, started)
 
     measured: list[dict[str, object]] = []
     for count in cases.weights:
@@ -555,6 +556,10 @@ def record(timer: Timer, out: Path, cases: Cases) -> None:
     done("calls")
     gpu_models.measure(timer, out, cases.models, cases.small, cases.models_members)
     done("models")
+
+
+def _tell(timer: Timer, out: Path, cases: Cases, seconds: Mapping[str, float], started: float) -> None:
+    """Write ``gpu.json``: the conditions, and the seconds of each part so far."""
     config = {
         "system": lpe.Int(BITS),
         "repeats": timer.repeats,
@@ -563,7 +568,7 @@ def record(timer: Timer, out: Path, cases: Cases) -> None:
         "layers": cases.layers,
         "distinct_layers": cases.distinct,
         "first_calls_seconds": round(timer.first_calls, 1),
-        "part_seconds": seconds,
+        "part_seconds": dict(seconds),
         "driver": driver_version(),
         "cuda": torch.version.cuda or "none",
     }

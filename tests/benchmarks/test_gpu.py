@@ -6,6 +6,7 @@ whether it interprets; and on a GPU where there is one. Its times are not looked
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -213,6 +214,8 @@ def test_decoding_passes_distinct_layers_in_turn(recorded: Path) -> None:
 
 def test_the_table_tells_its_conditions(recorded: Path) -> None:
     text = gpu.table_text(recorded)
+    parts = json.loads((recorded / "gpu.json").read_text(encoding="utf-8"))["config"]["part_seconds"]
+    assert list(parts) == ["bandwidth", "members at once", "decoding", "calls", "models"]
     assert f"{LAYERS} layers, {DISTINCT} distinct" in text
     assert "driver" in text and "first calls, compilation included" in text and "no GPU" in text
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+import lpe
 from benchmarks import gpu_calls, gpu_models
 from benchmarks.gpu_timer import Timer
 from lpe.ensembles import on_the_fly
@@ -163,6 +164,17 @@ def test_a_way_that_the_library_refuses_has_a_row_that_says_why() -> None:
     for way in (gpu_models.DRAWN, gpu_models.IN_SMALL_BLOCKS, gpu_models.PLANES):
         assert rows[way]["ms_an_example"] is None and "take the members one by one" in str(rows[way]["why"])
     assert rows[gpu_models.IN_TURN]["why"] == "" and rows[gpu_models.IN_TURN]["times_plain"] is not None
+
+
+def test_a_way_that_fails_on_the_device_has_a_row_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(ensemble: lpe.LowPrecisionEnsemble, storage: str = "generator") -> nn.Module:
+        raise torch.OutOfMemoryError("out of memory\nand much more")
+
+    monkeypatch.setattr(lpe.LowPrecisionEnsemble, "as_module", full)
+    model = gpu_models.Model(lambda: nn.Linear(8, 4), partial(gpu_models.noise, (3, 8)), False)
+    rows = {row["what"]: row["why"] for row in gpu_models.model_rows(timer_on("cpu"), "full", model, MEMBERS)}
+    assert rows[gpu_models.PLANES] == rows[gpu_models.DRAWN] == "out of memory"
+    assert rows[gpu_models.IN_TURN] == rows[gpu_models.PLAIN] == ""
 
 
 def test_the_blocks_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
