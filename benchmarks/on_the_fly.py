@@ -17,7 +17,7 @@ each pass and as ``as_module(storage="planes")`` has it, beside one float32 prod
 
 Whole networks: ``lpe.evaluate`` with ``members="one-by-one"`` and ``members="together"``, on one batch, with
 making and checking included. From the ratios comes the rule of ``evaluate``'s ``members="auto"``
-(``lpe.evaluation.predict.runs_together``), whose choice stands in the table.
+(``lpe.evaluation.loops.runs_together``), whose choice stands in the table.
 
 It writes on_the_fly_layer.csv, on_the_fly_evaluate.csv and on_the_fly_planes.csv into benchmarks/results, and
 prints them.
@@ -41,7 +41,8 @@ import lpe
 from benchmarks.command import conditions, one_line_of_bad_input, parser, write_results
 from lpe.ensembles import on_the_fly
 from lpe.ensembles.base import text_table
-from lpe.evaluation.predict import evaluate, runs_together
+from lpe.evaluation.loops import runs_together
+from lpe.evaluation.predict import evaluate
 from lpe.interruption import answered
 from lpe.provenance import write_provenance
 from lpe.records import write_table

@@ -22,7 +22,8 @@ from lpe.ensembles.selected import SelectedEnsemble
 from lpe.ensembles.snapshot import SnapshotCollector, SnapshotEnsemble
 from lpe.ensembles.swag import SWAGCollector, SWAGEnsemble
 from lpe.errors import InputError
-from lpe.evaluation.predict import EvaluationOptions, evaluate, member_log_probs
+from lpe.evaluation.options import EvaluationOptions
+from lpe.evaluation.predict import evaluate, member_log_probs
 from lpe.evaluation.score import score
 from lpe.evaluation.selecting import select
 from lpe.evaluation.timing import MemberTimer

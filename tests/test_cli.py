@@ -22,7 +22,6 @@ import lpe
 from lpe import cli, notices
 from lpe.cli.models import placed
 from lpe.cli.options import ModelOptions
-from lpe.evaluation import predict
 from lpe.evaluation.predictions import read_predictions as predictions_in
 from lpe.files.container import VERSION
 from lpe.substrates import imagenet, timm_models
@@ -312,7 +311,7 @@ def test_what_is_loaded_and_where_is_said_before_the_first_pass(
     def ends(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict.EvaluationOptions, "logits", ends)
+    monkeypatch.setattr(lpe.EvaluationOptions, "logits", ends)
     assert cli.main([str(each) for each in (*timm_arguments(folder), "--size", 3)]) == 130
     said = capsys.readouterr().err.splitlines()[0]
     threads = torch.get_num_threads()
@@ -1103,7 +1102,7 @@ class Kill(BaseException):
 @pytest.fixture
 def dies_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], list[int]]:
     """Let a command die after so many passes (None: not); returns a list with an entry for each pass."""
-    own = predict.EvaluationOptions.logits
+    own = lpe.EvaluationOptions.logits
 
     def choose(passes: int | None) -> list[int]:
         taken: list[int] = []
@@ -1116,7 +1115,7 @@ def dies_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], list[i
             taken.append(len(taken))
             return own(*asked)
 
-        monkeypatch.setattr(predict.EvaluationOptions, "logits", counted)
+        monkeypatch.setattr(lpe.EvaluationOptions, "logits", counted)
         return taken
 
     return choose

@@ -19,7 +19,8 @@ from lpe.ensembles.base import Ensemble
 from lpe.ensembles.batch_norm import FORMS, batch_norms
 from lpe.errors import InputError
 from lpe.evaluation.metrics import METRICS
-from lpe.evaluation.predict import EvaluationOptions, evaluate, evaluate_temperature_scaled
+from lpe.evaluation.options import EvaluationOptions
+from lpe.evaluation.predict import evaluate, evaluate_temperature_scaled
 from lpe.evaluation.predictions import CLASSES
 from lpe.evaluation.score import checked_metrics
 from lpe.evaluation.sharded import RayTasks, Sharing, said
@@ -59,7 +60,7 @@ class DataOptions:
         limit: images, or a task's first examples; None: all.
         workers: processes that read images; None: one a core, to 8.
         members: "one-by-one" (None too) or "together". autocast, channels_last, pin_memory: see
-            :class:`lpe.evaluation.predict.EvaluationOptions`.
+            :class:`lpe.EvaluationOptions`.
         calibrated: whether every shown size gets its NLL under a fitted temperature.
         refresh: a folder of training images, or "auto"; None: batch-norm statistics stay as they are.
         refresh_form: one of :data:`lpe.ensembles.batch_norm.FORMS`. refresh_limit: images.

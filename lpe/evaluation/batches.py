@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lpe.batches import pairs
 from lpe.errors import InputError
+from lpe.modules import tensors_in
 
 Batch = tuple[int, Any, Tensor]
 """A batch's place in the stream, its inputs and its targets, int64 [examples]."""
@@ -74,3 +75,8 @@ def _labels(targets: Any, index: int) -> Tensor:
             + ("; of one-hot targets they are targets.argmax(dim=1)" if one_hot else "")
         )
     return labels.long()
+
+
+def bytes_of(inputs: Any) -> int:
+    """Return the bytes of all tensors of a batch's inputs."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(inputs))

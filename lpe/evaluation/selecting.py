@@ -8,7 +8,8 @@ from typing import Any
 from lpe.checks import check_integer
 from lpe.ensembles.base import Ensemble, check_ensemble
 from lpe.ensembles.selected import SelectedEnsemble
-from lpe.evaluation.predict import PLAIN, EvaluationOptions, member_nll
+from lpe.evaluation.options import PLAIN, EvaluationOptions
+from lpe.evaluation.predict import member_nll
 
 
 def select(

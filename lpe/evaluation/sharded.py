@@ -26,10 +26,10 @@ from lpe import ray_cluster
 from lpe.allocator import keep_freed_memory
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
-from lpe.evaluation.batches import Batch, stream
-from lpe.evaluation.predict import PLAIN, EvaluationOptions, member_logits
+from lpe.evaluation.batches import Batch, bytes_of, stream
+from lpe.evaluation.options import PLAIN, EvaluationOptions
+from lpe.evaluation.predict import member_logits
 from lpe.evaluation.timing import MemberTimer
-from lpe.modules import tensors_in
 from lpe.substrates.images import LabelledImages, share_of_images
 
 Made = TypeVar("Made")
@@ -104,7 +104,7 @@ def share(
 
     def reading() -> Iterator[Batch]:
         for index, inputs, targets in _own(batches, place, count):
-            read.append((index, _bytes(inputs), targets.cpu()))
+            read.append((index, bytes_of(inputs), targets.cpu()))
             yield index, inputs, targets
 
     parts: list[list[Tensor]] = [[] for _ in range(len(ensemble))]
@@ -122,10 +122,6 @@ def _own(batches: Any, place: int, count: int) -> Iterator[Batch]:
     else:
         return (batch for batch in stream(batches) if batch[0] % count == place)
     return ((place + count * index, inputs, targets) for index, inputs, targets in stream(own))
-
-
-def _bytes(inputs: Any) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(inputs))
 
 
 # What the first process does with the shares.

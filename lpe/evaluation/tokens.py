@@ -16,8 +16,9 @@ import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from lpe.batches import check_iterable, pairs
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
 from lpe.evaluation.batches import Batch, Hashed, is_integers
+from lpe.evaluation.options import EvaluationOptions
 from lpe.evaluation.predictions import (
     TOKENS,
     PredictionsWriter,
@@ -51,16 +53,6 @@ IGNORED = -100
 
 BLOCK_BYTES = 1 << 24
 """Bytes of an array, float64 [tokens, vocabulary], while log-probabilities are taken."""
-
-
-class Passes(Protocol):
-    """How forward passes run; see :class:`lpe.EvaluationOptions`."""
-
-    def placed(self, inputs: Any, device: torch.device) -> Any: ...
-
-    def logits(self, net: nn.Module, inputs: Any, device: torch.device) -> Tensor: ...
-
-    def check_reach(self, ensemble: Ensemble, inputs: Any) -> None: ...
 
 
 class Texts(Hashed):
@@ -149,8 +141,7 @@ def evaluate_tokens(
     ensemble: Ensemble,
     batches: Iterable[Any],
     budget: float,
-    options: Passes,
-    recorded: Mapping[str, object],
+    options: EvaluationOptions,
     timer: MemberTimer | None = None,
     predictions: str | os.PathLike[str] | None = None,
     predictions_dtype: str = "float32",
@@ -161,7 +152,7 @@ def evaluate_tokens(
 
     Args:
         budget: bytes of inputs that are held at a time: members are made once for as many. options: of the
-            forward passes. recorded: the same as plain data.
+            forward passes.
 
     Returns:
         A row per size 1 … M: size, nll (of the mean of the members' token probabilities), average_loss (mean
@@ -177,7 +168,7 @@ def evaluate_tokens(
     say(ensemble.notes())
     if predictions is not None:
         file = check_place(predictions)
-        about = about_ensemble(ensemble, recorded, predictions_dtype, predictions_record)
+        about = about_ensemble(ensemble, asdict(options), predictions_dtype, predictions_record)
         about["kind"] = TOKENS
         with locked(file):
             if not file.exists():
@@ -227,7 +218,7 @@ def _write(
     ensemble: Ensemble,
     batches: Iterable[Any],
     budget: float,
-    options: Passes,
+    options: EvaluationOptions,
     timer: MemberTimer | None,
 ) -> None:
     """Write what a file lacks of an ensemble's predictions, and finish it."""
@@ -244,7 +235,7 @@ def _passes(
     ensemble: Ensemble,
     batches: Iterator[Batch],
     budget: float,
-    options: Passes,
+    options: EvaluationOptions,
     timer: MemberTimer | None,
     held: PredictionsWriter | None = None,
 ) -> Iterator[tuple[int, int, Tensor]]:

@@ -18,14 +18,9 @@ from torch import Tensor, nn
 import lpe
 from lpe import notices
 from lpe.ensembles.on_the_fly import AllMembers
+from lpe.evaluation.loops import TOGETHER_MEMBERS, TOGETHER_WORK, runs_together
 from lpe.evaluation.metrics import METRICS, fit_temperature, mean_log_probs, nll, temperature_scaled
-from lpe.evaluation.predict import (
-    TOGETHER_MEMBERS,
-    TOGETHER_WORK,
-    evaluate_temperature_scaled,
-    member_log_probs,
-    runs_together,
-)
+from lpe.evaluation.predict import evaluate_temperature_scaled, member_log_probs
 from lpe.evaluation.timing import MemberTimer
 from lpe.modules import device_of, to_device
 
@@ -159,7 +154,7 @@ def test_members_that_are_small_beside_a_chunk_are_made_once_for_many_chunks(roo
 @pytest.mark.parametrize("block", [1, 200, 1000])
 def test_blocks_of_sums_change_no_number(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = lpe.evaluate(ensemble_of(), batches())
-    monkeypatch.setattr("lpe.evaluation.predict.BLOCK_BYTES", block)
+    monkeypatch.setattr("lpe.evaluation.loops.BLOCK_BYTES", block)
     for members in ("one-by-one", "together"):
         assert_same(lpe.evaluate(ensemble_of(), batches(), members=members), expected)
     found = member_log_probs(ensemble_of(), batches())
@@ -281,7 +276,7 @@ def small(model: nn.Module | None = None) -> lpe.LowPrecisionEnsemble:
 def test_members_together_give_the_numbers_of_members_one_by_one(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lpe.evaluation.predict.CHUNK_BYTES", chunk)
+    monkeypatch.setattr("lpe.evaluation.loops.CHUNK_BYTES", chunk)
     together = lpe.evaluate(ensemble_of(), batches(), calibrated=True, members="together")
     one_by_one = lpe.evaluate(ensemble_of(), batches(), calibrated=True, members="one-by-one")
     # The calibrated NLL's temperature is found to 10⁻⁶.
@@ -465,7 +460,7 @@ def test_members_that_are_small_beside_a_chunk_are_kept(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(AllMembers, "__init__", recorded)
     for chunk in (SIZE * WEIGHTS * 8 - 1, SIZE * WEIGHTS * 8):
-        monkeypatch.setattr("lpe.evaluation.predict.CHUNK_BYTES", chunk)
+        monkeypatch.setattr("lpe.evaluation.loops.CHUNK_BYTES", chunk)
         lpe.evaluate(ensemble_of(), batches(), members="together")
     assert made == [False, True]
 
@@ -767,7 +762,7 @@ class Reread:
 
 
 def test_log_probs_of_data_read_anew_are_those_of_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lpe.evaluation.predict.CHUNK_BYTES", 1)
+    monkeypatch.setattr("lpe.evaluation.loops.CHUNK_BYTES", 1)
     in_memory = member_log_probs(ensemble_of(), list(batches()))
     read_anew = member_log_probs(ensemble_of(), Reread())
     assert all(torch.equal(a, b) for a, b in zip(in_memory, read_anew, strict=True))
@@ -786,7 +781,7 @@ def test_of_data_read_anew_no_more_than_a_chunk_is_held(monkeypatch: pytest.Monk
                 most = max(most, sum(each() is not None for each in alive))
                 yield copy, targets
 
-    monkeypatch.setattr("lpe.evaluation.predict.CHUNK_BYTES", 1)
+    monkeypatch.setattr("lpe.evaluation.loops.CHUNK_BYTES", 1)
     member_log_probs(ensemble_of(), Watched())
     # The chunk that ran, and the one that is being read.
     assert most <= 2

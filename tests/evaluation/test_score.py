@@ -144,7 +144,7 @@ def test_an_evaluation_has_the_metrics_that_a_score_of_its_file_has(
 ) -> None:
     expected = lpe.score(file, metrics=metrics)
     for block in (1 << 24, 300):  # a chunk is one block, or many
-        monkeypatch.setattr("lpe.evaluation.predict.BLOCK_BYTES", block)
+        monkeypatch.setattr("lpe.evaluation.loops.BLOCK_BYTES", block)
         found = lpe.evaluate(ensemble_of(), batches(), metrics=metrics)
         pd.testing.assert_frame_equal(found, expected, rtol=1e-11, atol=1e-13)
 

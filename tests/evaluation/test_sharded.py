@@ -24,7 +24,8 @@ import lpe
 from lpe import cli
 from lpe.ensembles.base import Ensemble
 from lpe.errors import InputError
-from lpe.evaluation import predict, sharded
+from lpe.evaluation import loops, predict, sharded
+from lpe.evaluation.options import PLAIN
 from lpe.evaluation.sharded import Share, launched, replayed, share
 from lpe.evaluation.timing import MemberTimer
 from lpe.provenance import REPOSITORY
@@ -77,7 +78,7 @@ def in_shares(ensemble: Ensemble, data: Any, count: int, **settings: Any) -> Any
 def test_the_rows_are_those_of_one_process(
     kind: str, count: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(predict, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(loops, "CHUNK_BYTES", chunk)
     ensemble, settings = ENSEMBLES[kind](), {"calibrated": [1, 2], "metrics": "all"}
     alone = lpe.evaluate(ensemble, batches(), members="one-by-one", **settings)
     assert in_shares(ensemble, batches(), count, **settings).equals(alone)
@@ -116,7 +117,7 @@ def test_a_share_times_its_own_examples() -> None:
 @pytest.mark.parametrize("kind", ENSEMBLES)
 def test_a_task_that_was_pickled_runs_the_same_share(kind: str) -> None:
     ensemble = ENSEMBLES[kind]()
-    task = partial(sharded._task, ensemble, batches(), 2, predict.PLAIN, torch.get_num_threads())
+    task = partial(sharded._task, ensemble, batches(), 2, PLAIN, torch.get_num_threads())
     found = pickle.loads(cloudpickle.dumps(task))(1)
     alone = share(ensemble, batches(), 1, 2)
     assert [place for place, _, _ in found.batches] == [1, 3, 5]

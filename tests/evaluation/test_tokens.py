@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import lpe
 from lpe.evaluation import tokens
-from lpe.evaluation.predict import EvaluationOptions
+from lpe.evaluation.options import EvaluationOptions
 from lpe.evaluation.predictions import checked_predictions
 
 VOCABULARY, TEXTS, LENGTH, SIZE = 11, 5, 7, 4
