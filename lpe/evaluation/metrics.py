@@ -153,15 +153,6 @@ def mean_log_probs(log_probs: Tensor) -> Tensor:
     return torch.logsumexp(log_probs, dim=0) - math.log(log_probs.shape[0])
 
 
-def label_free_ambiguity(log_probs: Tensor) -> float:
-    """Return ambiguity without labels: −mean over x of logsumexp over classes of (mean over m of log p_m).
-
-    Args:
-        log_probs: [members, examples, classes], each row normalised.
-    """
-    return -float(log_probs.double().mean(dim=0).logsumexp(dim=-1).mean())
-
-
 def nll(log_probs: Tensor, targets: Tensor) -> float:
     """Return mean NLL of log-probabilities [examples, classes] at targets [examples]."""
     return -float(log_probs.double().gather(1, targets[:, None]).mean())

@@ -67,18 +67,13 @@ _SAFETENSORS = {
 }
 
 
-def ensemble_hash(ensemble: Ensemble) -> str:
-    """Return what tells an ensemble's members from others: 64 hexadecimal digits.
-
-    Of each member the tensors that are saved, the types of its modules, its dropout masks, and the view that
-    it has of its inputs; not what modules are set to beside that, which the header has a hash of its own
-    for, ``settings``. Members are made, one after another, and are not run.
-    """
-    return _hashes(ensemble)[0]
-
-
 def _hashes(ensemble: Ensemble) -> tuple[str, str]:
-    """Return the hash of :func:`ensemble_hash`, and one of the settings that members' modules have."""
+    """Return two hashes of an ensemble's members, 64 hexadecimal digits: of what they are, and are set to.
+
+    The first is, of each member, of the tensors that are saved, the types of its modules, its dropout masks,
+    and the view that it has of its inputs. The second is of what modules are set to beside that. Members are
+    made, one after another, and are not run.
+    """
     whole, settings = hashlib.sha256(), hashlib.sha256()
     turn = ensemble.in_turn()
     for _ in range(len(ensemble)):

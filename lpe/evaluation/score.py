@@ -203,9 +203,9 @@ def detection(
     """Return how well prefixes tell examples from shifted ones, or ones out of distribution.
 
     The AUROC of the top probability of the mean (higher on the former; Hendrycks & Gimpel 2017) and of the
-    mutual information of prediction and member (higher on the latter; :func:`selective.mutual_information`),
-    which is ½ for a single member and for members that are alike, whose mutual information is 0. Targets are
-    not looked at.
+    mutual information of prediction and member (higher on the latter; see
+    :func:`lpe.evaluation.selective.information`), which is ½ for a single member and for members that are
+    alike, whose mutual information is 0. Targets are not looked at.
 
     Args:
         files, sizes, inputs: :func:`score`'s. shifted: files of the same members on the other examples.

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lpe.checks import check_choice, check_integer
 from lpe.errors import InputError
 from lpe.number_systems import kernels
 from lpe.number_systems.codes import check_codes
@@ -31,9 +30,8 @@ from lpe.number_systems.grids import LowPrecision, grid_of
 from lpe.number_systems.kernels.arguments import Coded, Draw, Scales
 from lpe.number_systems.layouts import Layout
 from lpe.number_systems.packing import FAST
-from lpe.number_systems.rounding import check_rounds, check_weight, encode_with_scales, scales_of
-from lpe.number_systems.streams import LANES, check_member, check_seed
-from lpe.surroundings import apart
+from lpe.number_systems.rounding import encode_with_scales
+from lpe.number_systems.streams import LANES
 
 RANDOM = ("bernoulli", "coupled")
 """The roundings whose members have planes."""
@@ -51,44 +49,6 @@ def check_random(rounding: str) -> None:
 def plane_bytes(count: int) -> int:
     """Return the bytes that a plane of ``count`` weights takes."""
     return -(-count // LANES)
-
-
-@apart()
-def encode_planes(
-    weight: Tensor,
-    system: LowPrecision,
-    rounding: str = "bernoulli",
-    seed: int = 0,
-    name: str = "",
-    members: int = 1,
-    first_member: int = 0,
-    output_axis: int = 0,
-    channel_groups: int = 1,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Round a weight to planes: the codes of several members, as ``lpe.encode`` gives them one by one.
-
-    Args:
-        weight, system, seed, name, output_axis, channel_groups: as of ``lpe.encode``.
-        rounding: "bernoulli" or "coupled".
-        members: how many. first_member: the index of the first; the others follow it.
-
-    Returns:
-        the lower neighbours, codes of the weight's shape and of encode's dtype; planes, uint8 [members,
-        ⌈elements / 8⌉]; the scales, float32, as encode gives them. :func:`codes_of` puts a member together.
-
-    Raises:
-        InputError: what encode refuses; nearest rounding; members beyond 2³².
-    """
-    check_choice("rounding", rounding, RANDOM)
-    seed, first = check_seed(seed), check_member(first_member)
-    check_member(first + check_integer("members", members, 1) - 1)
-    check_rounds(system)
-    check_weight(weight, name)
-    layout = Layout(tuple(weight.shape), output_axis, channel_groups)
-    scales = scales_of(weight, system, layout)
-    draw = Draw(rounding, seed, name, first)
-    lower = lower_neighbours(weight, scales, system, layout)
-    return lower, planes_with_scales(weight, scales, system, layout, draw, members), scales
 
 
 def lower_neighbours(weight: Tensor | Coded, scales: Tensor, system: LowPrecision, layout: Layout) -> Tensor:
@@ -109,13 +69,6 @@ def planes_with_scales(
     flat = weight if isinstance(weight, Coded) else weight.detach().reshape(-1)
     of_elements = Scales.of(scales, layout, system.scale)
     return kernels.of(weight.device).planes(flat, of_elements, grid_of(system), draw, members)
-
-
-def pack_plane(bits: Tensor) -> Tensor:
-    """Pack bits of any shape, row-major, 0 or 1 (or bool): uint8 [⌈elements / 8⌉]."""
-    from lpe.number_systems.kernels.reference import packed_bits
-
-    return packed_bits(bits.reshape(-1) != 0)
 
 
 def unpack_plane(plane: Tensor, count: int) -> Tensor:
@@ -142,7 +95,7 @@ def codes_of(lower: Tensor, plane: Tensor, system: LowPrecision) -> Tensor:
     """Put a member together: its codes, lower neighbour + bit, of ``lower``'s shape and dtype.
 
     Args:
-        lower: as :func:`encode_planes` returns them. plane: of one member, uint8 [⌈elements / 8⌉], on the
+        lower: as :func:`lower_neighbours` returns them. plane: of one member, uint8 [⌈elements / 8⌉], on the
             same device.
 
     Raises:

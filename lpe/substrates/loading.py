@@ -44,8 +44,6 @@ NESTINGS = (
 AVERAGES = ("state_dict_ema", "model_ema")
 """Keys of moving averages: that they were taken is said."""
 
-HUB_SECONDS = 5
-
 DEEPEST = 10
 """How many of ``NESTINGS`` may lie within one another; a dict may hold itself."""
 

@@ -283,11 +283,6 @@ class _Case:
     key: str
 
 
-def judge(claim: Claim, record: pd.DataFrame, unit: str = "seed", level: float = LEVEL) -> Verdict:
-    """Judge one claim from a record alone; see :func:`judge_all`."""
-    return judge_all([claim], record, unit, level)[0]
-
-
 def judge_all(
     claims: Sequence[Claim],
     record: pd.DataFrame,

@@ -72,11 +72,6 @@ def place_of(record: Path) -> Path:
     return record.with_suffix("")
 
 
-def find(working: Path, row: Mapping[str, object]) -> Found | None:
-    """Find the values of each example behind a row of a record; see :func:`finder`."""
-    return finder(working)(row)
-
-
 def finder(working: Path) -> Callable[[Mapping[str, object]], Found | None]:
     """Look once which values of examples there are.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,7 @@ from lpe.evaluation.metrics import METRICS, fit_temperature, mean_log_probs, nll
 from lpe.evaluation.predict import member_log_probs
 from lpe.evaluation.predictions import write_predictions
 from lpe.evaluation.score import cascaded, detection
-from lpe.evaluation.selective import (
-    SELECTIVE_METRICS,
-    disagreement,
-    mutual_information,
-    selective_metrics,
-)
+from lpe.evaluation.selective import SELECTIVE_METRICS, entropy, information, selective_metrics
 
 EXAMPLES, FEATURES, CLASSES, SIZE = 61, 6, 4, 5
 COLUMNS = ["size", *METRICS, "memory_bits"]
@@ -108,7 +104,8 @@ def test_the_selective_metrics_are_those_of_the_mean_of_probabilities(file: Path
     members, targets = member_log_probs(ensemble_of(), batches())
     confidence, predicted = mean_log_probs(members[:n]).exp().max(dim=-1)
     expected = selective_metrics(confidence, predicted == targets)
-    expected["disagreement"] = float(disagreement(members.argmax(dim=-1))[n - 1])
+    pairs = list(combinations(members[:n].argmax(dim=-1), 2))
+    expected["disagreement"] = sum(float((a != b).double().mean()) for a, b in pairs) / max(1, len(pairs))
     (row,) = lpe.score(file, metrics="all", sizes=[n]).to_dict("records")
     assert {name: row[name] for name in SELECTIVE_METRICS} == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
@@ -317,10 +314,11 @@ def test_detection_is_scikit_learns_auroc_of_confidence_and_mutual_information(
     for n, row in enumerate(table.to_dict("records"), start=1):
         sides = [members[:n] for members in (inside, outside)]
         confidence = torch.cat([mean_log_probs(side).exp().amax(dim=-1) for side in sides])
-        information = torch.cat([mutual_information(side) for side in sides])
+        entropies = [(entropy(mean_log_probs(side)), entropy(side).mean(dim=0)) for side in sides]
+        of_members = torch.cat([information(*each, n) for each in entropies])
         expected = sklearn.metrics.roc_auc_score(is_outside, -confidence)
         assert row["auroc_max_probability"] == pytest.approx(expected, abs=1e-12)
-        expected = sklearn.metrics.roc_auc_score(is_outside, information) if n > 1 else 0.5
+        expected = sklearn.metrics.roc_auc_score(is_outside, of_members) if n > 1 else 0.5
         assert row["auroc_mutual_information"] == pytest.approx(expected, abs=1e-12)
 
 

@@ -33,7 +33,7 @@ def compared(compared_record: Callable[..., pd.DataFrame]) -> Compared:
 @pytest.fixture(scope="module")
 def figure(compared: Compared) -> Iterator[Figure]:
     with page.page(5.5), panels.style():
-        drawn = selective.draw_figure(compared, DIGITS)
+        drawn = selective.draw_figure(compared)
         drawn.canvas.draw()
     yield drawn
     panels.plt.close(drawn)
@@ -132,7 +132,7 @@ def test_a_record_without_foreign_examples_has_no_panel_of_them(
 ) -> None:
     compared = Compared("selective", DIGITS.substrate, compared_record(DIGITS, shifts=False))
     with panels.style():
-        drawn = selective.draw_figure(compared, DIGITS)
+        drawn = selective.draw_figure(compared)
     assert "AUROC" not in "".join(axes.get_title(loc="left") for axes in drawn.axes)
     panels.plt.close(drawn)
 

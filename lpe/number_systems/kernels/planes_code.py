@@ -36,8 +36,6 @@ TILES = ((10, 1), (5, 1), (2, 1), (1, 1), (5, 2), (2, 2), (1, 2), (2, 4), (1, 4)
 """Members and positions whose sums are made in one go. Ten sums and what they need fit sixteen registers."""
 
 PLACE_LENGTH = 9
-SPARE_BYTES = 8
-"""Bytes before the planes, and behind packed codes, that a load of several may touch."""
 
 
 class Work(NamedTuple):
@@ -46,7 +44,7 @@ class Work(NamedTuple):
     Args:
         lower, lower_length: the lower neighbours' levels, ``bits`` each (see ``packing``).
         bits, lowest: of a code; the level of the first one, of a uniform grid.
-        planes, members: byte [elements / 8, members], of all members, SPARE_BYTES of others' before it.
+        planes, members: byte [elements / 8, members], of all members, ``planes.SPARE`` of others' before it.
         elements: of the weight.
         levels, level_count: of a grid that is not uniform, else 0.
         values, groups, place: the scales, and what tells an element's group (``_group_run``).

@@ -73,7 +73,6 @@ LLAMA_3_8B = {
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
 }
-AUGREG = "augreg_in21k_ft_in1k"  # the recipe of Steiner et al. 2021 in timm
 
 
 def data_folder() -> Path:

@@ -22,7 +22,7 @@ from lpe.errors import InputError
 from reproduce.judge import statistics, verdicts
 from reproduce.judge.claims import EQUAL_BITS, Claim, Settings, Side, all_claims
 from reproduce.judge.statistics import NotRun, Rows, level_of, value_of
-from reproduce.judge.verdicts import Verdict, judge
+from reproduce.judge.verdicts import Verdict, judge_all
 from reproduce.scales.digits.settings import DIGITS
 
 NETWORKS = tuple(f"net-{letter}" for letter in "TSBL")
@@ -167,6 +167,10 @@ def holding(values: Sequence[float]) -> pd.DataFrame:
     row = {"scale": "test", "substrate": "net", "point": "SGD", "method": "given", "number_system": "fp32"}
     row |= {"rounding": "", "metric": "nll", "memory_bits": 32, "backward_passes": 0, "size": 1}
     return pd.DataFrame([{**row, "seed": seed, "value": value} for seed, value in enumerate(values)])
+
+
+def judge(claim: Claim, record: pd.DataFrame) -> Verdict:
+    return judge_all([claim], record, "seed")[0]
 
 
 def judged(values: Sequence[float], side: Side) -> Verdict:

@@ -8,7 +8,7 @@ import pytest
 from reproduce.judge.claims import Claim, Side
 from reproduce.judge.null import MISSING, ZERO, stand_ins
 from reproduce.judge.statistics import Rows, difference
-from reproduce.judge.verdicts import judge
+from reproduce.judge.verdicts import judge_all
 
 COMMON = {"scale": "s", "substrate": "net", "point": "SGD", "seed": 0, "metric": "nll", "value": 0.0}
 
@@ -87,18 +87,18 @@ def record(low: float, single: float, bma: float) -> pd.DataFrame:
 
 
 def test_a_claim_that_the_unrounded_network_satisfies_is_not_evidence() -> None:
-    verdict = judge(CLAIM, record(low=0.1, single=0.1, bma=0.2))
+    (verdict,) = judge_all([CLAIM], record(low=0.1, single=0.1, bma=0.2), "seed")
     assert (verdict.verdict, verdict.evidence) == ("holds", "not evidence")
 
 
 def test_a_claim_that_the_unrounded_network_does_not_satisfy_is_evidence() -> None:
-    verdict = judge(CLAIM, record(low=0.1, single=0.3, bma=0.2))
+    (verdict,) = judge_all([CLAIM], record(low=0.1, single=0.3, bma=0.2), "seed")
     assert verdict.instead is not None
     assert (verdict.verdict, verdict.instead.verdict, verdict.evidence) == ("holds", "fails", "evidence")
 
 
 def test_the_null_is_the_same_statistic_of_the_unrounded_network() -> None:
-    verdict = judge(CLAIM, record(low=0.1, single=0.3, bma=0.2))
+    (verdict,) = judge_all([CLAIM], record(low=0.1, single=0.3, bma=0.2), "seed")
     assert verdict.instead is not None
     # Seeds add .001 · the mean of (0, 1, 2, 0) to FP32, and of (0, 1, 2, 3) to BMA.
     assert verdict.instead.effect == pytest.approx(0.1 + 0.001 * (0.75 - 1.5))
@@ -106,9 +106,9 @@ def test_the_null_is_the_same_statistic_of_the_unrounded_network() -> None:
 
 def test_without_its_rows_the_null_is_not_known() -> None:
     rows = record(low=0.1, single=0.3, bma=0.2)
-    verdict = judge(CLAIM, rows[rows["method"] != "FP32"])
+    (verdict,) = judge_all([CLAIM], rows[rows["method"] != "FP32"], "seed")
     assert (verdict.verdict, verdict.instead, verdict.evidence) == ("holds", None, "not known")
 
 
 def test_a_claim_that_does_not_hold_says_nothing_of_evidence() -> None:
-    assert judge(CLAIM, record(low=0.3, single=0.1, bma=0.2)).evidence == ""
+    assert judge_all([CLAIM], record(low=0.3, single=0.1, bma=0.2), "seed")[0].evidence == ""

@@ -15,7 +15,7 @@ from lpe.provenance import machine
 from lpe.records import Records, write_table
 from lpe.store import Store
 from reproduce.study.costs import description_of, is_finished, measuring, remove_damaged, summed
-from reproduce.study.examples import NAMED, find, keep, place_of
+from reproduce.study.examples import NAMED, finder, keep, place_of
 
 HERE = machine("cpu")
 
@@ -151,17 +151,17 @@ def test_a_finished_record_of_which_examples_were_damaged_is_measured_anew(
     values = {"nll": (torch.tensor([1]), torch.tensor([[0.5]]))}
     work.measure(record)
     keep(place_of(record), row, torch.tensor([0]), values)
-    assert find(tmp_path, row) is not None and is_finished(record)
+    assert finder(tmp_path)(row) is not None and is_finished(record)
     (tensors,) = (place_of(record) / "examples").glob("*.safetensors")
     tensors.write_bytes(tensors.read_bytes()[:-1])
-    assert find(tmp_path, row) is None and not is_finished(record)
+    assert finder(tmp_path)(row) is None and not is_finished(record)
     capsys.readouterr()
     remove_damaged(record, Records)
     said = "working record a.csv lacks values of examples, which were damaged; it is measured anew\n"
     assert capsys.readouterr().err == said
     work.measure(record)
     keep(place_of(record), row, torch.tensor([0]), values)
-    assert find(tmp_path, row) is not None and is_finished(record)
+    assert finder(tmp_path)(row) is not None and is_finished(record)
 
 
 def _fail_after(work: Work, record: Path, rows: Sequence[Mapping[str, object]]) -> None:

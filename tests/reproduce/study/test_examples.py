@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from reproduce.study.examples import FOLDER, find, keep, place_of
+from reproduce.study.examples import FOLDER, finder, keep, place_of
 
 ROW = {
     "scale": "s",
@@ -31,7 +31,7 @@ def working(tmp_path: Path) -> Path:
 
 
 def test_the_values_of_a_row_are_those_of_its_size(working: Path) -> None:
-    found = find(working, {**ROW, "metric": "nll", "size": np.int64(10)})
+    found = finder(working)({**ROW, "metric": "nll", "size": np.int64(10)})
     assert found is not None
     assert found[0].tolist() == [7, 3, 9]
     np.testing.assert_allclose(found[1], NLL[1])
@@ -41,7 +41,7 @@ def test_the_values_of_a_row_are_those_of_its_size(working: Path) -> None:
     "other", [{"size": 5}, {"metric": "ambiguity"}, {"seed": 4}, {"method": "RTN"}, {"rounding": "coupled"}]
 )
 def test_what_was_not_kept_is_not_found(working: Path, other: dict[str, object]) -> None:
-    assert find(working, {**ROW, "metric": "nll", "size": 1, **other}) is None
+    assert finder(working)({**ROW, "metric": "nll", "size": 1, **other}) is None
 
 
 def test_a_damaged_file_is_said_and_not_found(working: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +50,7 @@ def test_a_damaged_file_is_said_and_not_found(working: Path, capsys: pytest.Capt
     content[-1] ^= 1
     path.write_bytes(content)
     for _ in range(2):  # said once: it is no entry any more
-        assert find(working, {**ROW, "metric": "nll", "size": 1}) is None
+        assert finder(working)({**ROW, "metric": "nll", "size": 1}) is None
     assert capsys.readouterr().err.count("is damaged") == 1
 
 
@@ -59,6 +59,6 @@ def test_values_that_were_kept_under_other_settings_leave_those_of_a_row_as_they
     for name, values in (("a-1234.csv", NLL), ("a-5678.csv", NLL + 0.01), ("a-9abc.csv", NLL + 0.02)):
         keep(place_of(tmp_path / name), ROW, WHICH, {"nll": (sizes, values)})
     for more in (0.0, 0.01, 0.02):
-        found = find(tmp_path, {**ROW, "metric": "nll", "size": 1, "value": 0.2 + more})
+        found = finder(tmp_path)({**ROW, "metric": "nll", "size": 1, "value": 0.2 + more})
         assert found is not None
         np.testing.assert_allclose(found[1], NLL[0] + more, rtol=1e-6)

@@ -46,7 +46,7 @@ def test_the_record_has_the_means_of_the_values_that_are_kept(
     of_means = rows[rows["metric"].isin(MEANS) & ~rows["method"].str.endswith("temperature")]
     assert len(of_means)
     for _, row in of_means.iterrows():
-        found = examples.find(session.working, row.to_dict())
+        found = examples.finder(session.working)(row.to_dict())
         assert found is not None
         assert found[0].tolist() == digits.split_indices(1)[2].tolist()
         assert found[1].mean() == pytest.approx(row["value"], rel=1e-5, abs=1e-7)

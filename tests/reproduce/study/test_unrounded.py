@@ -12,7 +12,7 @@ from lpe.modules import dtype_name, parameter_count
 from reproduce.draw.summaries import Summary, What
 from reproduce.judge.claims import Claim, Side
 from reproduce.judge.statistics import NotRun, Rows, level_of
-from reproduce.judge.verdicts import judge
+from reproduce.judge.verdicts import judge_all
 from reproduce.study import unrounded
 
 
@@ -46,7 +46,7 @@ def test_a_record_without_a_count_tells_parameters_of_float32_alone() -> None:
 def test_a_claim_on_a_bfloat16_network_does_not_speak_of_fp32() -> None:
     single = Rows("net", "SGD", "FP32", "fp32")
     claim = Claim("C", "NLL(FP32)", Side(high=2), "nats", lambda record: level_of(single, record))
-    assert [judge(claim, record(name)).statistic for name in ("FP32", "BF16")] == [
+    assert [judge_all([claim], record(name), "seed")[0].statistic for name in ("FP32", "BF16")] == [
         "NLL(FP32)",
         "NLL(unrounded)",
     ]
