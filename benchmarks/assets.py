@@ -3,12 +3,12 @@
     LPE_ASSETS=<folder> python -m benchmarks.assets
     LPE_ASSETS=<folder> python -m benchmarks.assets --only stories
 
-Costs about 4 minutes (stories) and 130 minutes (resnets) of one core. A measured row is not measured again,
-so a run that was stopped goes on. It prints, from benchmarks/results/assets_*.csv, NLL a token of the FP32
-model, RTN and 16 LPE-BSR members at INT-8 to INT-3 on 80 TinyStories (FP32 1.394; INT-5 RTN 1.424, LPE-BSR
-1.404), and NLL, error, ECE and ambiguity of the FP32 network, RTN and 16 LPE-BSR members at INT-8 to INT-3
-on CIFAR-10's 10,000 test images, stored as JPEG of quality 75 (ResNet-20: NLL FP32 .879, INT-4 RTN 1.069,
-10 LPE-BSR members .608); and the milliseconds per example, of every size in assets_*_times.csv.
+Costs about 9 minutes (stories) and 130 minutes (resnets) of one core of an AMD EPYC. A measured row is not
+measured again, so a run that was stopped goes on. It prints, from benchmarks/results/assets_*.csv, NLL a
+token of the FP32 model, RTN and 16 LPE-BSR members at INT-8 to INT-3 on 80 TinyStories (FP32 1.394; INT-5 RTN
+1.424, LPE-BSR 1.404), and NLL, error, ECE and ambiguity of the FP32 network, RTN and 16 LPE-BSR members at
+INT-8 to INT-3 on CIFAR-10's 10,000 test images, stored as JPEG of quality 75 (ResNet-20: NLL FP32 .879, INT-4
+RTN 1.069, 10 LPE-BSR members .608); and the milliseconds per example, of every size in assets_*_times.csv.
 
 The ResNets have batch norm, and their weights were trained on images that were no JPEGs. Rows are of the
 statistics as they are, and of statistics re-estimated on JPEG training images: relative to the FP32 network,

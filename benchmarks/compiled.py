@@ -2,11 +2,11 @@
 
     python -m benchmarks.compiled
 
-Costs about six minutes, on all cores that torch uses, and needs a C++ compiler. Twenty LPE-BSR INT-5 members
+Costs about seven minutes on two cores of an AMD EPYC, and needs a C++ compiler. Twenty LPE-BSR INT-5 members
 are drawn in turn into the memory of one network, as ``lpe.evaluate`` does, which is compiled once for all of
-them: a timm ViT-S/16 on 32 images, and a ViT of 67 thousand weights on 64 images of 8×8. The members
-run as they are and compiled, in turn, REPEATS times each; medians. The first pass of a compiled network, less
-a later one, is the time of compiling: in the first repeat with an empty cache on the disk, then with the code
+them: a timm ViT-S/16 on 32 images, and a ViT of 67 thousand weights on 64 images of 8×8. The members run as
+they are and compiled, in turn, REPEATS times each; medians. The first pass of a compiled network, less a
+later one, is the time of compiling: in the first repeat with an empty cache on the disk, then with the code
 of the first there.
 
 "Pays after" is a number of passes, members times batches; "never" where a compiled pass is not faster. No

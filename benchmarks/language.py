@@ -7,10 +7,11 @@ likelihood of the first 80 TinyStories, and the first 300 pairs of two BLiMP par
 sentences is grammatical. FP32, RTN, and LPE-BSR of 1 to 16 members at INT-8 to INT-3. What was measured is
 not measured again.
 
-Costs about 8 minutes of one core. It writes benchmarks/results/assets_language.csv, and beside it the JSON
-with the milliseconds an example (of a story's own tokens). It prints NLL a token of the stories (FP32 1.4230
-over 59,247 tokens) and as lm-eval has it, which scores the mark of a beginning as well (1.4344 over 59,327),
-and error and NLL of each paradigm's choices (FP32's error on determiner_noun_agreement_1 is .320).
+Costs about 8 minutes of one core of an Intel Xeon. It writes benchmarks/results/assets_language.csv, and
+beside it the JSON with the milliseconds an example (of a story's own tokens). It prints NLL a token of the
+stories (FP32 1.4230 over 59,247 tokens) and as lm-eval has it, which scores the mark of a beginning as well
+(1.4344 over 59,327), and error and NLL of each paradigm's choices (FP32's error on
+determiner_noun_agreement_1 is .320).
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.description is not None:  # a docstring, as a terminal shows it
+            self.description = self.description.replace("``", "")
         self.remark = ""
         # For options of these types, in whatever group they are.
         self.register("type", int, integer)

@@ -45,6 +45,7 @@ class Script:
             ``session.out``; returns what the provenance should hold beside the scale.
         draw: (folder, scale) → paths written and lines to print, from the record alone.
         of_points: whether it shows points alone, which some scales measure on more examples.
+        add_options: gives a parser the options that it has beside every figure's; it reads them itself.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Script:
     compute: Callable[[Session], Mapping[str, object]]
     draw: Callable[[Path, Scale], tuple[list[Path], list[str]]]
     of_points: bool = False
+    add_options: Callable[[Parser], None] | None = None
 
     def heading(self, chosen: Scale) -> str:
         """Return the line above the figure."""
@@ -65,13 +67,35 @@ class Script:
             raise InputError(f"{self.name} needs {lacking}; scale {chosen.name} has none")
 
 
+SAME_BITS = (
+    "LPE_SAME_BITS=0 in the environment: kernels of this kind of CPU, not those of every CPU with AVX2"
+)
+
+
+class _TellsOfScales(Parser):
+    """A parser whose help ends with the scales, which are made when it is asked for."""
+
+    def format_help(self) -> str:
+        told = map(_told_of, find.names())
+        self.epilog = "\n".join(["scales, with what they reach and how to run them:", *told, SAME_BITS])
+        return super().format_help()
+
+
+def _told_of(name: str) -> str:
+    """Return what a scale says of itself, or what it lacks."""
+    try:
+        chosen = find.scale(name)
+        lines = (chosen.title, chosen.result, chosen.launch)
+    except InputError as error:
+        lines = (str(error),)
+    return "\n    ".join([f"  {name}", *lines]) + "\n"
+
+
 def parser(figure: str, description: str | None) -> Parser:
     """Return a parser of every figure script's options."""
-    made = Parser(
+    made = _TellsOfScales(
         prog=f"reproduce/{figure}.py",
         description=description,
-        epilog="LPE_SAME_BITS=0 in the environment: the kernels of this kind of CPU, not those of every CPU "
-        "with AVX2",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
@@ -84,6 +108,7 @@ def parser(figure: str, description: str | None) -> Parser:
     made.add_argument(
         "--seeds",
         type=int,
+        metavar="N",
         help="training seeds 0 … N-1 (default: the scale's, more for training-free claims)",
     )
     add_scale_options(made)
@@ -112,21 +137,29 @@ def parser(figure: str, description: str | None) -> Parser:
 def add_scale_options(made: argparse.ArgumentParser) -> None:
     """Give a parser the options of which some scales are made; see :func:`scale_options`."""
     taken = {
-        option: " and ".join(name for name, takes in find.TAKEN.items() if option in takes)
+        option: ", ".join(name for name, takes in find.TAKEN.items() if option in takes)
         for option in vars(find.Options())
     }
     made.add_argument(
         "--data",
         type=Path,
-        help=f"folder or file of the data (default: LPE_DATA, else data/); {taken['data']}",
+        help=f"scales {taken['data']}: folder or file of the data (default: LPE_DATA, else data/)",
     )
     made.add_argument(
-        "--points", type=Path, help=f"folder of given trained points (default: LPE_POINTS); {taken['points']}"
+        "--points",
+        type=Path,
+        help=f"scale {taken['points']}: folder of given trained points (default: LPE_POINTS; without either "
+        "they are trained)",
     )
     made.add_argument(
-        "--images", type=int, help=f"test images of what is not measured on all; {taken['images']}"
+        "--images",
+        type=int,
+        metavar="N",
+        help=f"scale {taken['images']}: test images of all but the figures of points alone, which have all",
     )
-    made.add_argument("--updates", type=int, help=f"of a training; {taken['updates']}")
+    made.add_argument(
+        "--updates", type=int, metavar="N", help=f"scale {taken['updates']}: optimiser steps of a training"
+    )
 
 
 def add_accept_edited(made: argparse.ArgumentParser) -> None:
@@ -350,7 +383,10 @@ def _run_figure(
 ) -> int:
     figure = script.name
     try:
-        asked = parser(figure, script.description).parse_args(arguments)
+        options = parser(figure, script.description)
+        if script.add_options is not None:
+            script.add_options(options)
+        asked = options.parse_args(arguments)
         check_options(asked)
         check_alone(figure)
         page.check_width(asked.width)

@@ -4,19 +4,22 @@
     python reproduce/cost.py --time
     LPE_ASSETS=<folder> python reproduce/cost.py --assets [--only NAME] [--time]
 
-Costs about 15 minutes on 2 cores for the training seeds of ``digits`` from nothing, and 5 minutes after the
-other figures, whose networks it takes. Times are measured where there is no cost_times.csv, and anew with
---time: one thread, about 3 minutes, on a machine that does nothing else. --assets: pre-trained models
-instead, into figures/assets/: ResNet-20 and ResNet-32 on CIFAR-10's test images (cost), about 25 minutes of
-one core, these with re-estimated batch-norm statistics (cost_relative, cost_re_estimated, which have cost's
-times), about 10 each, and stories260k on contexts of TinyStories (cost_stories), about 14.
+Costs about 24 minutes of one core (Intel Xeon) for the ten training seeds of ``digits``, from nothing, and 5
+minutes after the other figures, whose networks it takes. Times are measured where there is no cost_times.csv,
+and anew with --time: one thread, about 2 minutes, on a machine that does nothing else. With --assets the
+pictures are of pre-trained models, in figures/assets/ (--assets --help has their costs).
 
-Compared are the single FP32 model, it with temperature scaling, RTN, LPE-BSR of 1 to 20 independent and
-coupled members, and cascades: RTN or FP32, whose less confident examples go on to the LPE-BSR members, 2 to
-40 % of them, or as many as have 95 % of the ensemble's gain on validation examples. Where there are such: the
-next larger single model, and a deep ensemble (DE), with cascades from its first member to the others. It
-prints a table, what each gains over FP32 and over RTN, and what a cascade costs for 95 % of the ensemble's
-gain.
+It prints a table, what each gains over FP32 and over RTN, and what a cascade costs for 95 % of the ensemble's
+gain. Compared are
+
+    the single FP32 model, it with temperature scaling, and RTN
+    LPE-BSR of 1 to 20 members, independent and coupled
+    cascades of RTN or FP32, whose less confident examples go on to the LPE-BSR members: 2 to 40 % of them, or
+    as many as have 95 % of the ensemble's gain on validation examples
+    where there are such, the next larger single model, and a deep ensemble (DE) with cascades from its first
+    member to the others
+
+The picture has
 
     columns  milliseconds per example, with members made for every batch, and kept in memory as float32
              modules; memory of n stored members, of LPE-BSR's as planes (b + n bits a weight), and of the
@@ -43,7 +46,7 @@ if __name__ == "__main__":  # before torch and numpy are imported
     same_bits.begin(sys.argv[1:])
 
 
-from lpe.command_line import Parser
+from lpe.command_line import Parser, complain
 from lpe.interruption import answered
 from lpe.modules import device_of, to_device
 from lpe.records import COLUMNS, write_table
@@ -154,22 +157,30 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     return draw_picture(record, times, picture_of(chosen), folder)
 
 
-SCRIPT = Script("cost", __doc__, lacks, wanted, compute, draw)
+def add_options(options: Parser) -> None:
+    """Give a parser the picture's own options, which :func:`main` reads."""
+    options.add_argument("--assets", action="store_true", help="pre-trained models, with options of its own")
+    options.add_argument("--time", action="store_true", help="measure the times anew")
+
+
+SCRIPT = Script("cost", __doc__, lacks, wanted, compute, draw, add_options=add_options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the digits' picture, or the assets'; 2 after one line about bad input."""
+    """Make the picture of a scale, or those of the assets; 2 after one line about bad input."""
     own = Parser(add_help=False, allow_abbrev=False)
-    own.add_argument("--assets", action="store_true")
-    own.add_argument("--time", action="store_true")
+    add_options(own)
     given = sys.argv[1:] if arguments is None else list(arguments)
     asked, rest = own.parse_known_args(given)
+    if asked.time and "--plot-only" in rest:
+        complain("--plot-only draws what the folder's records hold and would ignore --time; leave one out")
+        return 2
     if asked.assets:
         from reproduce.cost_given import run
 
         return run(rest, asked.time)
     again = replace(SCRIPT, compute=partial(compute, again=asked.time))
-    return run_figure(again, rest)
+    return run_figure(again, given)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python -m reproduce.external
 
-Costs seconds: nothing is trained or measured. It reads the records of every scale in the folder of figures
-and writes external.csv (everything) and external.md (a table to read) there. Every published number that is
-known here is a row, with its source; where no record of ours measures the same it says "not run".
+Costs seconds: nothing is trained or measured. It reads the records of every scale in the folder of figures,
+writes external.csv (everything) and external.md (a table to read) there, and prints the paths. Every
+published number that is known here is a row, with its source; where no record of ours measures the same it
+says "not run".
 """
 
 from __future__ import annotations

@@ -2,17 +2,17 @@
 
     python reproduce/fig1.py
 
-Costs about a minute on one core at scale ``digits``, its SGD point trained from nothing. It prints which two
-weights span the plane, the NLL of every point shown, and the paths written.
+Costs about a minute of one core (Intel Xeon) at ``digits``, its SGD point trained from nothing. It prints
+which two weights span the plane, the NLL of every point shown, and the paths written.
 
 (a) the trained point on the loss surface; (b) the number system's grid; (c) the nearest grid point, which RTN
 takes; (d) the grid points around the trained point, of which BSR takes each with its probability.
 
 Everything but the two weights is as trained. They are weights of one output channel, so they share a step
-and the grid is square. Which two is searched on the training images alone: of every output channel the two
-weights whose random rounding should raise the NLL the most, to second order, by squared gradients; of the
-first ``CANDIDATES`` channels, the pair whose random rounding does raise the training NLL the most in the
-mean. So it is no typical pair: most pairs of weights change the NLL by far less.
+and the grid is square. They are chosen on the training images alone, in two steps. Of every output channel:
+the two weights whose random rounding should raise the NLL the most, to second order, by squared gradients. Of
+the ``CANDIDATES`` channels that come first by this: the pair whose random rounding does raise the training
+NLL the most in the mean. So it is no typical pair: most pairs of weights change the NLL by far less.
 
 The number system is the coarsest of the scale's bit widths, at which the steps show best.
 """

@@ -2,8 +2,9 @@
 
     python reproduce/fig2.py
 
-Costs about 7 minutes of one core for the five training seeds of ``digits``, from nothing. It prints the
-posterior std of IVON at each seed, the paths written, and claim C2's verdict for SWAG and for IVON.
+Costs about 7 minutes of one core (Intel Xeon) for the five training seeds of ``digits``, from nothing. It
+prints the posterior std of IVON at each seed, the paths written, and claim C2's verdict for SWAG and for
+IVON.
 
 BMA (where the point has a posterior) against LPE-BSR at several bit widths; the single FP32 model, as it
 is and with temperature scaling, as lines.

@@ -2,9 +2,9 @@
 
     python reproduce/fig4.py
 
-Costs about 12 minutes on one core at scale ``digits``, from nothing: two snapshot cycles at each of the 20
-training seeds of claim C3; half a minute where they are there. It prints how far each lies from the
-radial plane and from the first snapshot, the paths written, and claim C3's verdicts.
+Costs about 12 minutes of one core (Intel Xeon) at ``digits``, from nothing: two snapshot cycles at each of
+the 20 training seeds of claim C3; a minute where they are trained. It prints how far each network lies from
+the radial plane and from the first snapshot, the paths written, and claim C3's verdicts.
 
 The radial plane is spanned from the origin by the first and the second snapshot of one training seed. A
 low precision member of the first snapshot lies so near it, seen from the origin, that everything else is

@@ -2,8 +2,8 @@
 
     python reproduce/fig6.py
 
-Costs about 4 minutes of one core for the five training seeds of ``digits``, from nothing, and half a minute
-after figure 2. It prints how far the members lie from the plane and from the point, the paths
+Costs about 4 minutes of one core (Intel Xeon) for the five training seeds of ``digits``, from nothing, and
+half a minute after figure 2. It prints how far the members lie from the plane and from the point, the paths
 written, and claim C5's verdicts.
 
 The radial plane is spanned from the origin by the first BMA member and the first LPE-BSR member. Everything

@@ -5,8 +5,8 @@
 
 At ``digits``: three CLIPs trained on captioned digits, classifying without a head of their own (zero-shot),
 and three Llamas trained on sums, answering a multiple-choice task through lm-eval. Costs about 42 minutes of
-one core for the training seeds of ``digits``, from nothing. At ``paper``: CLIP-ViT-L/14, CLIP-ViT-g/14 and
-LLaMa-3-8B, whose weights and data it names where they are missing.
+one core (Intel Xeon) for the twenty training seeds of ``digits``, from nothing. At ``paper``: CLIP-ViT-L/14,
+CLIP-ViT-g/14 and LLaMa-3-8B, whose weights and data it names where they are missing.
 
 It prints the paths written and the verdicts of claims C6a and C6b.
 

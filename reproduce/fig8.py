@@ -2,16 +2,17 @@
 
     python reproduce/fig8.py
 
-Costs about 7 minutes of one core for the five training seeds of ``digits``, from nothing, and seconds
-after figure 2. It prints the paths written and the verdicts of claim C7.
+Costs about 7 minutes of one core (Intel Xeon) for the five training seeds of ``digits``, from nothing, and
+seconds after figure 2. It prints the paths written and the verdicts of claim C7.
 
     top      n stored members, for n = 1 … M: a curve. Open markers lie at the sizes of real files of such
              ensembles (those of training seed 0)
     middle   the paired difference to the single FP32 model: even within 1 % of FP32's NLL, logarithmic beyond
-             Of both, dash-dotted: LPE-BSR's members stored as planes, b + n bits a weight
     bottom   that difference against the smallest thing from which the members can be drawn, which does not
              grow with n: from one member, hollow, to all. Every bit width of LPE-BSR is drawn from one copy
              in 8 bits
+
+Dash-dotted, at the top and in the middle: LPE-BSR's members stored as planes, b + n bits a weight.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def compute(session: Session) -> dict[str, object]:
     return {}
 
 
-def curves_of(summary: Summary, chosen: Scale, point: str) -> list[tuple[What, str, str, str]]:
+def curves_of(chosen: Scale, point: str) -> list[tuple[What, str, str, str]]:
     """List what a point's panels show: (what, colour, marker, label)."""
     shown = (
         [(What(chosen.points_substrate, point, "BMA"), *BMA_STYLE, "BMA, FP32")]
@@ -96,7 +97,7 @@ def planes_of(summary: Summary, what: What, curve: pd.DataFrame) -> list[float |
 
 def _members_panel(axes: Axes, summary: Summary, chosen: Scale, point: str, reference: pd.Series) -> None:
     curves = []
-    for what, colour, marker, label in curves_of(summary, chosen, point):
+    for what, colour, marker, label in curves_of(chosen, point):
         curve = panels.budget_table(summary.every_size(what), reference, "memory_bits")
         panels.draw_budget(axes, curve, colour, marker, label, MEGABIT)
         draw_planes(axes, curve, planes_of(summary, what, curve), colour, MEGABIT)
@@ -129,7 +130,7 @@ def _members_panel(axes: Axes, summary: Summary, chosen: Scale, point: str, refe
 
 
 def _difference_panel(axes: Axes, summary: Summary, chosen: Scale, point: str, reference: pd.Series) -> None:
-    for what, colour, marker, label in curves_of(summary, chosen, point):
+    for what, colour, marker, label in curves_of(chosen, point):
         for each in [what, _again(what)] if summary.sizes(_again(what)) else [what]:
             rows = summary.every_size(each)
             curve = difference_curve(rows, reference, rows.groupby("size")["memory_bits"].mean())
@@ -147,7 +148,7 @@ def _generator_panel(axes: Axes, summary: Summary, chosen: Scale, point: str, re
 
     Widths of LPE-BSR have one memory, so they stand on one line: the fewer bits, the wider is theirs.
     """
-    shown = curves_of(summary, chosen, point)
+    shown = curves_of(chosen, point)
     for place, (what, colour, marker, label) in enumerate(shown):
         curve = paired_table(summary.every_size(what), reference)
         bits = generator_table(summary, what)["bits"].to_numpy() / MEGABIT

@@ -2,9 +2,10 @@
 
     python reproduce/known.py
 
-Costs about a minute of one core, from nothing. It is of no scale: what it trains are logistic regressions of
-two weights. It prints a table, each method's std over the exact one in two directions at three numbers of
-examples and how the std changes with N; how far IVON's posterior is learnt; and the paths written.
+Costs about 4 minutes of one core (Intel Xeon), from nothing. It is of no scale: what it trains are logistic
+regressions of two weights. It prints a table (each method's std over the exact one, in two directions, at
+three numbers N of examples, and how the std changes with N), how far IVON's posterior is learnt, and the
+paths written.
 
 The posterior is exact, by quadrature (``study/known_answer.py``). The methods are the library's own, with one
 recipe for every N (``study/known_methods.py``). Shown is the std of the logit of an input of length 1:
@@ -15,11 +16,11 @@ recipe for every N (``study/known_methods.py``). Shown is the std of the logit o
     (d) the same where data are thin
 
 LPE-BSR's variance is Δ²·p(1 − p), weight by weight. It knows the weights and the bits, but neither N nor
-where data are thin: so it agrees with a posterior at one N, another in each direction. What it rises with N
-is the weights' growth: the prior keeps them small while data are few. SWAG's std is that of its rate and
-batch, about √(rate/(2·batch)) in every direction (Mandt et al. 2017), so under one recipe it is as blind.
-IVON knows N. Its posterior is the mean-field optimum, the nearest with independent weights; the axes of
-these are not the data's.
+where data are thin. So it agrees with a posterior at one N in each direction, by chance. It rises with N only
+because the weights do, which the prior keeps small while data are few. SWAG's std is that of its rate and
+batch, about √(rate/(2·batch)) in every direction (Mandt et al. 2017): under one recipe it knows no more.
+IVON knows N. Its posterior is the nearest one with independent weights (mean field), and the axes of the
+weights are not those of the data.
 
 Bands: 95 % interval over seeds, Student's t on the logarithms. A seed is eight regressions with truths,
 labels and draws of their own, whose variances are averaged.

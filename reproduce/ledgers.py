@@ -2,10 +2,11 @@
 
     python -m reproduce.ledgers
 
-Costs seconds: nothing is judged anew. It reads claims.csv of every scale in the folder of figures and writes
-claims.csv (a row a claim, the columns of every scale) and claims.md there: what each claim comes to at each
-scale and what holds where, then row by row the verdicts and effects, and what each row compares. A row's name
-is without the scale's: "C1a (ViT-T)" is that of each scale's network of this name.
+Costs seconds: nothing is judged anew. It reads claims.csv of every scale in the folder of figures, and writes
+claims.csv (a row a claim, the columns of every scale) and claims.md there, whose paths it prints. The latter
+says what each claim comes to at each scale and what holds where, then row by row the verdicts and effects,
+and what each row compares. A row's name is without the scale's: "C1a (ViT-T)" is that of each scale's network
+of this name.
 """
 
 from __future__ import annotations

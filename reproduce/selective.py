@@ -2,8 +2,8 @@
 
     python reproduce/selective.py --scale cifar10-small
 
-Costs the predictions of every method, as ``reproduce/shift.py`` says, with which it shares them. It prints
-the paths written, and what share of a pair's gain a cascade of its two members has at 1.2 networks an
+Costs what ``reproduce/shift.py`` does, whose predictions it takes, and little beside. It prints the paths
+written, and for each pair of networks the share of its gain that a cascade of the two has at 1.2 networks an
 example. A deep ensemble that was trained on validation examples (given networks, of splits of their own) has
 no cascade: its window would be fitted there.
 
@@ -241,7 +241,7 @@ def _foreign_legend(axes: Axes, compared: Compared) -> None:
         axes.plot([], [], marker=marker, label=f"told from {name}", **grey)
 
 
-def draw_figure(compared: Compared, chosen: Scale) -> Figure:
+def draw_figure(compared: Compared) -> Figure:
     """Draw the panels; the caller saves them."""
     detected = [metric for metric in DETECTED if compared.foreign]
     height = 0.155 * len(compared.methods) + 0.45
@@ -364,7 +364,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     """Draw selective.pdf and .png and write the table from selective_record.csv; the paths, and the gains."""
     compared = read_compared(folder, "selective", chosen)
     with panels.style():
-        paths = panels.save(draw_figure(compared, chosen), folder, "selective")
+        paths = panels.save(draw_figure(compared), folder, "selective")
     header, rows = table_rows(compared)
     caption = (
         f"Selective prediction: {compared.substrate}, scale {chosen.name}, {counted_seeds([compared.seeds])}."

@@ -2,10 +2,10 @@
 
     python reproduce/shift.py --scale cifar10-small
 
-Costs, a training seed and beside trainings, the predictions of every method: some 130 networks, where a scale
-offers all methods, on the validation and test examples and on each corrupted and foreign set; and before that
-their tuning, which is the three grids, six precisions and two pools of ``Scale.beyond`` on the tuning
-examples. ``reproduce/selective.py`` shares them. It prints the paths written.
+Costs, for each training seed and beside its trainings, the predictions of every method: some 130 networks,
+where a scale offers all methods, on the validation and test examples and on each corrupted and foreign set.
+Before that the methods are tuned on the tuning examples: the three grids, six precisions and two pools of
+``Scale.beyond``. All this serves ``reproduce/selective.py`` as well. It prints the paths written.
 
     top      NLL, ECE and signed ECE (confidence less accuracy: above 0 a network is over-confident) against
              severity, mean over the kinds of corruption. A line a method

@@ -3,8 +3,8 @@
     python reproduce/table1.py
     python reproduce/table1.py --scale paper [--random-weights]
 
-Costs about 44 minutes of one core for the twenty training seeds of ``digits``, from nothing. It prints the
-paths written and the verdicts of claims C1a, C1b and C1c.
+Costs about 44 minutes of one core (Intel Xeon) for the twenty training seeds of ``digits``, from nothing. It
+prints the paths written and the verdicts of claims C1a, C1b and C1c.
 
 A block a network, the smallest first: the FP32 model (☆), it with temperature scaling, then RTN and LPE-BSR
 at each bit width. AMB is the ambiguity, 0 for a single model.

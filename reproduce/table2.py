@@ -2,8 +2,8 @@
 
     python reproduce/table2.py
 
-Costs seconds after figure 2, and as much as it from nothing. It prints the paths written and the verdicts of
-claims C2 and C5.
+Costs seconds after figure 2, and from nothing as much as that does. It prints the paths written and the
+verdicts of claims C2 and C5.
 
 A block a point: the single FP32 model (☆), it with temperature scaling, BMA where there is a posterior, and
 LPE-BSR at each bit width, each at several sizes. The average loss less the ambiguity is the ensemble loss,

@@ -3,8 +3,8 @@
     python reproduce/table3.py
     python reproduce/table3.py --scale paper [--random-weights]
 
-Costs seconds after figure 7, and as much as it from nothing. It prints the paths written and the verdicts of
-claims C6a and C6b.
+Costs seconds after figure 7, and from nothing as much as that does. It prints the paths written and the
+verdicts of claims C6a and C6b.
 
 A block a model, as in figure 7: the single FP32 model (☆), it with temperature scaling, RTN, and LPE-BSR of
 several sizes. The average loss less the ambiguity is the ensemble loss, the NLL of the softmax of the mean

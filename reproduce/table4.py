@@ -2,8 +2,8 @@
 
     python reproduce/table4.py
 
-Costs seconds after table 1, and as much as it from nothing. It prints the paths written; no claim is judged
-on it.
+Costs seconds after table 1, and from nothing as much as that does. It prints the paths written; no claim is
+judged on it.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
     python reproduce/table5.py
 
-Costs about 50 minutes of one core at ``digits``, from nothing: twenty training seeds of the point estimate
-and five of the ensembles of several trainings. It prints the paths written and the verdicts of claims C9,
-C10, C11, C12, C13 and C15.
+Costs about 50 minutes of one core (Intel Xeon) at ``digits``, from nothing: twenty training seeds of the
+point estimate and five of the ensembles of several trainings. It prints the paths written and the verdicts of
+claims C9, C10, C11, C12, C13 and C15.
 
 MAP (☆) is the point that SGD finds. All rows are over the training seeds that every row has. DEE, the
-deep-ensemble equivalent, says how many members of DE are as good by calibrated NLL: the methods' *mean*
-calibrated NLL on the curve of DE's means, for the curve of one seed is too flat and too rough to be read.
+deep-ensemble equivalent, says how many members of DE have the same calibrated NLL. It is read off where the
+method's mean calibrated NLL meets the curve of DE's means: the curve of one seed is too flat and too rough.
 """
 
 from __future__ import annotations

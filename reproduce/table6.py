@@ -3,12 +3,12 @@
     python reproduce/table6.py
     python reproduce/table6.py --scale paper [--random-weights]
 
-Costs about 24 minutes of one core for the twenty training seeds of ``digits``, from nothing. It prints the
-paths written and the verdicts of claim C10.
+Costs about 24 minutes of one core (Intel Xeon) for the twenty training seeds of ``digits``, from nothing. It
+prints the paths written and the verdicts of claim C10.
 
-☆ is the single FP32 model. Noise and dropout have the std and the rate that validation images chose; at
-LPE-BSR nothing is tuned, so it is shown at every bit width; but for a last pair of rows, where its spread is
-tuned, and noise as it is. AMB is the ambiguity, 0 for a single model.
+☆ is the single FP32 model. Noise and dropout have the std and the rate that validation images chose. Of
+LPE-BSR nothing is tuned, so it is shown at every bit width. In a last pair of rows its spread is tuned as the
+noise's std is. AMB is the ambiguity, 0 for a single model.
 """
 
 from __future__ import annotations

@@ -2,14 +2,19 @@
 
     python -m reproduce.tune --jobs 2
 
-Costs about half an hour of one core a tuning seed of ``digits``. One setting at a time is varied around the
-scale's. A row of figures/SCALE/sweep.csv is one setting at one tuning seed: method, setting, seed, role,
-validation NLL and error of the point (the first member, for ensembles of several networks) and of the
-ensemble: ten averaged draws of a posterior, ten noisy, masked or low precision members, or all members of an
-ensemble of several networks; and what is known of its posterior. Test images are never looked at.
+Costs about half an hour of one core for each tuning seed of ``digits``. It prints the mean over tuning seeds
+of every setting, the best first, and writes them, seed by seed, to figures/SCALE/sweep.csv. One setting at a
+time is varied around the scale's. Test images are never looked at. The columns are
 
-The role is of the setting among the method's, by the mean NLL of the ensemble over the seeds at which all of
-them were measured:
+    method, setting, seed, role
+    point_nll, point_err        validation NLL and error of the point: of ensembles of several networks, the
+                                first member
+    ensemble_nll, ensemble_err  of ten draws of a posterior, of ten noisy, masked or low precision members, or
+                                of all members of an ensemble of several networks
+    and what is known of the posterior
+
+A setting's role is its place among those of its method, by the mean NLL of the ensemble over the seeds at
+which all of them were measured:
 
     kept        the scale's own
     best        the lowest NLL; "kept, best" where that is the scale's own
@@ -17,8 +22,7 @@ them were measured:
     swept       another
 
 Tuning seeds are 100, 101 …: no claim is judged on them, so that no seed chooses its own recipe. Rows that
-the file holds already are kept and not measured again; delete it to measure all anew. What is printed is the
-mean over seeds, the best first.
+the file holds already are kept and not measured again; delete it to measure all anew.
 """
 
 from __future__ import annotations
@@ -159,7 +163,7 @@ def main(arguments: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    options.add_argument("--scale", default=find.DEFAULT, help="(default: %(default)s)")
+    options.add_argument("--scale", default=find.DEFAULT, help="whose recipes (default: %(default)s)")
     options.add_argument(
         "--seeds",
         type=int,
@@ -170,7 +174,7 @@ def main(arguments: list[str]) -> int:
     add_scale_options(options)
     options.add_argument("--out", type=Path, help="folder of sweep.csv (default: figures/SCALE)")
     options.add_argument("--jobs", type=int, default=1, help="processes, one thread each (default: 1)")
-    options.add_argument("--only", help="methods, by commas (default: all)")
+    options.add_argument("--only", help="methods of the sweep, by commas (default: all)")
     asked = options.parse_args(arguments)
     try:
         chosen = find.scale(asked.scale, scale_options(asked))

@@ -2,9 +2,10 @@
 
     python reproduce/why.py --scale cifar10-small
 
-Costs, a training seed and beside trainings, 18 ensembles of the grids of ``Scale.beyond``, three a bit width,
-one a posterior, and ``sensitivity`` members for each layer, all on the test examples; and the predictions
-that the figures of shift and selection share. It prints the paths written and what the panels come to.
+Costs, for each training seed and beside its trainings, on the test examples: 18 ensembles of the grids of
+``Scale.beyond``, three for each bit width, one for each posterior, and ``Scale.beyond.sensitivity`` members
+for each layer; and the predictions that ``reproduce/shift.py`` takes. It prints the paths written and what
+the panels come to.
 
     layers    LPE-BSR that rounds one tensor alone, few members: its NLL less FP32's, and the ambiguity that
               it brings

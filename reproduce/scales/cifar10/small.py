@@ -226,7 +226,7 @@ def cifar10_small(options: Mapping[str, object]) -> Scale:
     return Scale(
         name=NAME,
         title=f"ResNet-8 with group norms (78,042 weights) on 4,000 images of {images}, without augmentation",
-        result="first records: figures 1 to 9, tables 1 to 4, 6 and 7",
+        result="FP32 at NLL 1.23, error .449; figures 1 to 9, tables 1 to 4, 6 and 7",
         launch="python -m reproduce --scale cifar10-small --data DIR --jobs 2",
         main=main,
         whole=None,
