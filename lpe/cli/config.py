@@ -56,7 +56,7 @@ def _subparsers(parser: argparse.ArgumentParser) -> Any:
 
 
 def _relaxed(parser: Parser) -> Parser:
-    """Let nothing be required, so that it is seen what is given."""
+    """Make every argument of a command optional: to see what is given before the file fills in the rest."""
     for command in _subparsers(parser).choices.values():
         for action in command._actions:
             action.required = False

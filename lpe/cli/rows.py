@@ -202,7 +202,10 @@ def _warm_up(subject: Subject, ensemble: Ensemble, progress: Progress) -> None:
 
 
 def _own_passes(subject: Subject, predictions: Written | None, kept: Kept) -> int:
-    """Return how often the model as it is runs over the data; with a file its temperature needs no pass."""
+    """Return how often the unrounded model runs over the data: once, and once more for its temperature.
+
+    Where its predictions are kept in a file, the temperature is fitted on these.
+    """
     return 1 if subject.scaled is None or predictions is not None or kept.has_room else 2
 
 

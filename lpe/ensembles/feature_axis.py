@@ -74,10 +74,12 @@ class _Made:
         return self.shape[self.dimension]
 
     def may_be_split(self, values: Tensor, dimension: int) -> bool:
-        """Tell whether values of as many elements may have the features in several dimensions, as heads are.
+        """Tell whether a reshaped output may have its features spread over several dimensions, as heads do.
+
+        Then the dimension whose length is the number of features may not be theirs after all.
 
         Args:
-            dimension: the one dimension that is as long as the features are many, and so may be they.
+            values: what a place was given. dimension: the one dimension of that length.
         """
         if (
             values.numel() != math.prod(self.shape)

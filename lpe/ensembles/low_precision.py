@@ -57,7 +57,10 @@ BASES = {"int8": 8, "bf16": 16, "fp32": 32}
 
 
 def base_holds(base: str, system: LowPrecision, rounding: str) -> bool:
-    """Tell whether a base is finer than the members, so that they differ; to the nearest they never do."""
+    """Tell whether members may be drawn from a base: from a coarse one they would all be alike.
+
+    A base must have more bits than the members' codes. Any base will do for rounding to the nearest.
+    """
     return rounding == "nearest" or BASES[base] > grid_of(system).code_bits
 
 

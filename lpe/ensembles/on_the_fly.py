@@ -296,7 +296,11 @@ _WRITING = {
 
 
 def _computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """Call a function without a handler, for a fact of the placeholder or for weights made of weights."""
+    """Call a function that has no handler of its own, on placeholders.
+
+    What is no tensor, such as a shape, is returned as it is. A tensor becomes a placeholder in turn, whose
+    values are computed, for each member, when they are asked for.
+    """
     first = _weights_in((args, kwargs))[0]
     called = getattr(func, "__name__", str(func))
     if "out" in kwargs or called in _WRITING or (called.endswith("_") and not called.endswith("__")):

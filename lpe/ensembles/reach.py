@@ -160,7 +160,12 @@ def _may_hold_on(structure: Structure) -> bool:
 
 
 def _is_inert(value: Any, registered: set[int], shared: bool) -> bool:
-    """Tell whether nothing in a value leads from a copy, which shares functions, to the network's tensors."""
+    """Tell whether a copy that keeps this value cannot compute with the network's own tensors through it.
+
+    Args:
+        value: an attribute of a module, or what one holds. registered: ids of the modules and tensors that a
+            copy has its own of. shared: whether the copy has the very same object, as of functions.
+    """
     kind = type(value)
     if isinstance(value, _PLAIN_VALUES):
         return True
@@ -336,7 +341,12 @@ class _Flow(TorchDispatchMode):
 def _by_operations(
     structure: Structure, copy: nn.Module, names: Collection[str], example: Any
 ) -> tuple[set[str], list[str], set[str]]:
-    """Do as :func:`_by_gradients`, for some names; add those whose layer's result or whose like is used."""
+    """Do as :func:`_by_gradients`, by following operations, for some names.
+
+    Returns:
+        Names of the copy's parameters that the output was computed from; of the network's; and of those whose
+        layer's result it was computed from, or a tensor that the copy keeps and that has as many elements.
+    """
     flow = _Flow()
     wanted = set(names)
     held_by = holders(copy)

@@ -96,7 +96,9 @@ def _timed(timer: MemberTimer | None, index: int) -> AbstractContextManager[None
 
 
 class _Chunk:
-    """Batches of at most about ``budget`` bytes, their sums included, and at least one; then the next ones.
+    """A window on the stream: batches of at most about ``budget`` bytes with their sums, and at least one.
+
+    :meth:`read` moves it on, and runs the first member meanwhile; :meth:`again` runs a further one over it.
 
     Attributes:
         batches: those of the chunk, their inputs placed. following: the first of the next chunk, if any.

@@ -279,7 +279,7 @@ class PredictionsWriter:
         return self._batches[batch[0]][1] <= self._held[member]
 
     def level(self) -> None:
-        """Let go of what some members have and others have not, for members that run together."""
+        """Cut every member's predictions to the examples that all have: they are to go on together."""
         assert not self._next
         least = min(self._held)
         if self.classes is not None:

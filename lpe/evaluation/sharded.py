@@ -140,7 +140,7 @@ class _Said(nn.Module):
 
 
 class Said(Ensemble):
-    """An ensemble whose members have been run: they say again what they said, each batch once, in order.
+    """An ensemble whose members have been run: each returns the logits that it gave, batch by batch, once.
 
     Args:
         of: the ensemble. logits: of each member those of each batch, [examples, classes]. device: where it
@@ -180,7 +180,10 @@ class Said(Ensemble):
 
 
 class SaidBatches:
-    """The batches that were run, without their inputs: what stands for these takes as many bytes, in name."""
+    """The batches that members have run on: their targets, and in the place of inputs a stand-in.
+
+    It counts as many bytes as the inputs did, so that chunks are cut where they were, and takes one.
+    """
 
     def __init__(self, batches: Sequence[tuple[int, int, Tensor]]) -> None:
         self._batches = batches

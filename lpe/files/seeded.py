@@ -184,9 +184,13 @@ def placeholder(shape: Sequence[int], dtype: torch.dtype, device: torch.device) 
 
 
 def _scales_of_codes(coded: Coded, system: LowPrecision, layout: Layout) -> Tensor:
-    """Return ``scales_of`` the values of codes with scales of the system's axis; absmax makes none of them.
+    """Return what ``scales_of`` gives for the values code·s of codes, without making these where it can.
 
-    In a group max|code·s| is max|code|·s, for rounding to float32 keeps order.
+    Steps of least squared error need the values. Those of absmax do not: in a group max|code·s| is
+    max|code|·s, for rounding to float32 keeps order.
+
+    Args:
+        coded: codes whose scales s lie along the system's axis.
     """
     if isinstance(system, Int) and system.clip != "absmax":
         return scales_of(_values_of(coded).view(layout.shape), system, layout)

@@ -300,7 +300,7 @@ def fused_gradient(
 
 
 def _beside_each_other(gradient: Gradient, groups: int) -> Gradient:
-    """Return the trainings' gradient, in groups each with its own kernels, which run beside the others'."""
+    """Return a gradient that splits the trainings into groups, whose kernels run on streams side by side."""
 
     def of_groups(weights: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         sides = [_Side(weights.device) for _ in range(min(groups, len(weights)))]

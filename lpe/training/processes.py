@@ -180,7 +180,10 @@ def _part_with_others() -> None:
 
 @contextmanager
 def after(processes: Processes) -> Iterator[None]:
-    """Have in the block what the processes trained, once they have parted; nothing more is trained."""
+    """Let one process go on alone after a training in several, which keys in the block still tell.
+
+    What they trained is so found in the store. Nothing more may be trained.
+    """
     _part_with_others()
     token = _current.set(Processes(processes.rank, processes.count, processes.device, left=True))
     try:

@@ -49,7 +49,7 @@ from lpe.provenance import REPOSITORY
 
 @dataclass(frozen=True)
 class Without:
-    """A class without methods whose results are in a key themselves, so that their code is not."""
+    """A class but for some methods: a key has their results, so that their code need not be in it."""
 
     of: type
     methods: tuple[str, ...]
@@ -114,7 +114,7 @@ class Closure:
 
 
 class _Part:
-    """A top-level statement. Its names are its module's where they are in ``scope``."""
+    """A top-level statement of a module; of the names in it, those in ``scope`` are the module's."""
 
     def __init__(self, module: _Module, name: str, node: ast.stmt, scope: frozenset[str]) -> None:
         self.module, self.name, self.node, self.scope = module, name, node, scope

@@ -108,9 +108,9 @@ def write(
 
 
 def are_wanted(times: Path, again: bool) -> bool:
-    """Tell whether times are to be measured: ``again``, or as there are none that are as they were measured.
+    """Tell whether times are to be measured: where ``again`` asks for it, and where there are none yet.
 
-    That they are there and not as they were measured is said on stderr.
+    Times that were edited since count as none, which is said on stderr.
     """
     if again or not times.is_file():
         return True

@@ -71,9 +71,9 @@ def _hashes(record: Path) -> dict[str, str | None]:
 
 
 def is_finished(record: Path) -> bool:
-    """Tell whether a working record is whole: as what measured it left it when it came to its end.
+    """Tell whether a working record is complete and unaltered since its measuring came to its end.
 
-    So are the values of its examples, as far as somebody has read them.
+    The values of its examples are checked when they are read; where one was found damaged then, it is not.
     """
     known = _read(record)
     return (
@@ -95,7 +95,7 @@ def _lacks_examples(record: Path) -> bool:
 
 
 def _discarded(record: Path) -> list[Path]:
-    """List the tensors of entries that are none any more."""
+    """List the tensors whose entry of the store was discarded: the JSON beside them is gone."""
     tensors = examples_of(record).glob("*.safetensors")
     return [path for path in tensors if not path.with_suffix(".json").exists()]
 

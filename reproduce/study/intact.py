@@ -66,7 +66,10 @@ def is_intact(record: Path) -> bool:
 
 
 def was_altered(record: Path) -> bool:
-    """Tell whether the JSON beside a record has another hash of it; not where it has none, or is none."""
+    """Tell whether a record is not what the JSON beside it has the hash of.
+
+    False where that cannot be told: there is no such JSON, or it has no hash.
+    """
     try:
         hashes = _texts(said_of(record), HASHES)
         return record.name in hashes and hashes[record.name] != sha256(record.read_bytes())

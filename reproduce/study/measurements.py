@@ -321,7 +321,7 @@ MEASURES: Mapping[str, Callable[[Session, Unit], None]] = {
 
 
 def _how(scale: Scale, unit: Unit) -> Callable[[Session, Unit], None]:
-    """Return what measures a unit."""
+    """Return the function that measures a unit: its ``what`` is a point, a family or one of MEASURES."""
     substrate = scale.substrates[unit.substrate]
     if unit.what in substrate.points:
         return measure_point

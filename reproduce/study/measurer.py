@@ -36,7 +36,7 @@ EVERY_SIZE = ("nll", "ece")
 
 
 class Measurer:
-    """A writer of the rows of one unit: what all of them have in common, and what is there already.
+    """Measures the methods of one unit and writes their rows; of a method whose rows are there, nothing.
 
     Args:
         point: the record's name of what is measured: a point's, or a family's.
@@ -134,7 +134,7 @@ class Measurer:
         keep(self.working, named, images, averaged)
 
     def known(self, method: str, metric: str, value: float) -> None:
-        """Keep a number that training knows of an unrounded method, as a metric of size 1."""
+        """Write a number that training reported, such as a posterior's std, as a metric of size 1."""
         if self.lacks(method, metric=metric):
             row = {"size": 1, "metric": metric, "value": value, "memory_bits": 0, "backward_passes": 0}
             self.add(method, "fp32", "", [row])

@@ -126,7 +126,7 @@ def _start_tracker() -> None:
 
 
 def _nothing() -> None:
-    """Do nothing: whoever is asked for it is started."""
+    """Do nothing, in a process of the pool: to be asked for it, the process has to be started."""
 
 
 def measure_units(session: Session, wanted: Iterable[Unit], pool: ProcessPoolExecutor) -> None:

@@ -19,7 +19,7 @@ class Run:
     Args:
         store: of trained weights. tracker: of training curves. threads: that torch computes with; None: as
             many as it takes. device: where networks are. quiet: no progress bars.
-        recipes: of whose trained weights it has asked for: the substrate's name and the recipe's class.
+        recipes: those whose trained weights were asked for so far, as (substrate's name, recipe's class).
     """
 
     store: Store

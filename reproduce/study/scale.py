@@ -134,7 +134,10 @@ def _digest_of_tensors(source: Source, seed: int) -> str:
 
 
 def bare(source: Source) -> Without:
-    """Return a source's class as keys know it: their hash of its data stands for the code that loads them."""
+    """Return a source's class for a key, without its methods ``load`` and ``digest``.
+
+    The key has a hash of the data, so that other code which loads the same data makes no new key.
+    """
     return Without(type(source), ("load", "digest"))
 
 

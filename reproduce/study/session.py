@@ -30,7 +30,7 @@ class Engine(Protocol):
     def ahead(
         self, session: Session, surface: Surface, plane: Plane, xs: np.ndarray, ys: np.ndarray
     ) -> Surface:
-        """Return the surface, whose values on a grid of a plane are measured elsewhere."""
+        """Return a surface that looks its values on a grid of a plane up: other processes measure them."""
         ...
 
 
@@ -41,9 +41,9 @@ class Session(Run):
     Args:
         seeds: training seeds. claim_seeds: of what a training-free claim is judged on.
         out: folder of the figures and their records. working: folder of the working records.
-        records: where the rows of a unit are that was measured, in this run or before.
-        measured: working records that something was taken from.
-        engine: that lines of landscapes are measured by; None: this process.
+        records: the working record of each unit that this run has asked for.
+        measured: the working records, also of landscapes, that were taken: a figure sums their costs.
+        engine: measures lines of landscapes in other processes; None: this process does.
     """
 
     scale: Scale
@@ -62,7 +62,7 @@ class Session(Run):
         return self.scale.main
 
     def ahead(self, surface: Surface, plane: Plane, xs: np.ndarray, ys: np.ndarray) -> Surface:
-        """Return the surface as the engine measures it on a grid of a plane, with the same values."""
+        """Return the surface, or where there is an engine one with the same values that it measures."""
         return surface if self.engine is None else self.engine.ahead(self, surface, plane, xs, ys)
 
     def describe(self, unit: Unit, described: Mapping[str, object]) -> None:

@@ -45,9 +45,10 @@ class Unit:
 
 
 def units(substrates: Iterable[Substrate | None], whats: Iterable[str], seeds: Iterable[int]) -> list[Unit]:
-    """List every triple as a unit, the seeds inside: units that stand together share no training.
+    """List a unit for every substrate, what and seed; seeds that the substrate does not have are left out.
 
-    Of what a substrate has fewer seeds, these.
+    The seeds are the innermost loop, so that units that stand together share no training: processes that take
+    one each do not wait for one another.
     """
     whats, seeds = list(whats), list(seeds)
     there = [substrate for substrate in substrates if substrate is not None]

@@ -69,8 +69,8 @@ def round_codes(
     """Return the codes of float32 weights; all tensors but the table of one shape.
 
     Nearest: the upper neighbour where p > ½, and where p = ½ and it stands an even number of levels from the
-    level nearest to 0. Otherwise the upper one where r < T, T = 65536·p rounded to an integer, ties to even;
-    lower: where T = 65536, which no r keeps from it.
+    level nearest to 0. Otherwise the upper one where r < T, T = 65536·p rounded to an integer, ties to even.
+    "lower": the least code that any r gives, which is the upper one only where T = 65536, above every r.
     """
     v = scaled(weight, inverse, grid)
     if rounding == "nearest" and grid.uniform:

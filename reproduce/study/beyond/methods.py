@@ -52,9 +52,9 @@ Make = Callable[[], Ensemble]
 
 
 def trained(substrate: Substrate, seed: int) -> list[str]:
-    """List what the methods are built on, that there is at a training seed: points, and DE.
+    """List the trainings of a training seed that methods are built on: points, and DE.
 
-    The point estimate comes first; it is what rounding, noise and the like start from.
+    The point estimate comes first; rounding, noise and the like start from it.
     """
     named = dict.fromkeys([substrate.estimate, *substrate.posteriors, *({DEEP} & substrate.families.keys())])
     return [name for name in named if seed < substrate.most_seeds.get(name, seed + 1)]
@@ -98,7 +98,7 @@ def backward_passes(session: Session, substrate: Substrate, seed: int, name: str
 
 
 def chosen_settings(session: Session, substrate: Substrate, seed: int) -> dict[Method, float]:
-    """Return the tuned setting of each method around the point estimate that has one.
+    """Return the tuned settings of the methods that start from the point estimate.
 
     They are the spread, the std in the weights' unit, the rate, and the prior precision of last-layer Laplace
     where the substrate can offer it.
