@@ -509,6 +509,19 @@ def test_a_score_of_some_sizes_and_metrics_of_a_mixture(run: Run, predictions: P
     assert [row.split()[0] for row in rows] == ["4", "6"]
 
 
+def test_networks_that_see_the_examples_in_other_ways_are_a_mixture_where_that_is_asked_for(
+    run: Run, error_of: Run, predictions: Path, tmp_path: Path
+) -> None:
+    held = predictions_in(predictions)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        other = lpe.DeepEnsemble([torch.nn.Linear(4, held.classes)])
+        lpe.evaluate(other, [(torch.randn(len(held.targets), 4), held.targets)], predictions=tmp_path / "q")
+    assert "inputs='any' asks" in error_of("score", predictions, tmp_path / "q")
+    printed = run("score", predictions, tmp_path / "q", "--inputs", "any")
+    assert printed.splitlines()[0] == "4 members of 2 files, 6 examples"
+
+
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
@@ -1379,6 +1392,10 @@ def test_a_language_model_is_evaluated_on_a_task_of_ones_own(
     assert list(table["method"]) == ["FP32", "FP32 + temperature", "RTN", "LPE-BSR", "LPE-BSR"]
     assert list(table["task"].unique()) == ["sums"] and (table["nll"] > 0).all()
     assert (table["ms_per_example"].drop(1).astype(float) > 0).all()
+    task = ["--tasks", "sums", "--include-path", tmp_path / "tasks", "--size", 1]
+    run("evaluate", f"hf/{tmp_path / 'llama'}", *task, "--num-fewshot", 1, "--json", tmp_path / "one.json")
+    one = json.loads((tmp_path / "one.json").read_text())
+    assert one["provenance"]["config"]["num_fewshot"] == 1 and one["rows"][0]["nll"] != table["nll"][0]
 
 
 TEXTS = """\

@@ -333,3 +333,14 @@ def test_the_page_of_options_has_none_that_is_not_there() -> None:
 def test_a_command_that_is_not_there_is_no_page() -> None:
     with pytest.raises(LookupError, match="names no module"):
         command_pages.main_of("python reproduce/fig99.py")
+
+
+def test_the_design_names_every_folder_of_the_library_and_the_suite() -> None:
+    tree = (DOCS / "design.md").read_text(encoding="utf-8").split("```")[1]
+    folders = [each for room in ("lpe", "reproduce") for each in (REPOSITORY / room).glob("*/__init__.py")]
+    rooms = [str(each.parent.relative_to(REPOSITORY)) for each in folders]
+    for room in [*rooms, "benchmarks", "examples", "figures", "tests"]:
+        assert re.search(rf"^{room}\b", tree, re.MULTILINE), room
+    for named in re.findall(r"^(lpe/\w+|reproduce/\w+|[a-z]+)(?= |/ )", tree, re.MULTILINE):
+        place = REPOSITORY / named
+        assert place.is_dir() or place.with_suffix(".py").is_file(), named
