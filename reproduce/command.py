@@ -85,9 +85,9 @@ def _told_of(name: str) -> str:
     """Return what a scale says of itself, or what it lacks."""
     try:
         chosen = find.scale(name)
-        lines = (chosen.title, chosen.result, chosen.launch)
+        lines = [chosen.title, chosen.result, chosen.launch]
     except InputError as error:
-        lines = (str(error),)
+        lines = [str(error)]
     return "\n    ".join([f"  {name}", *lines]) + "\n"
 
 
