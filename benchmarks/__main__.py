@@ -26,9 +26,9 @@ QUICK = {
 OTHERS = {
     "regression": "whether a metric of any method moved (three minutes; CI runs it)",
     "assets": "LPE-BSR on pre-trained weights and real data (LPE_ASSETS; over two hours)",
-    "coverage": "how much of 98 timm families, 40 of transformers and torchvision is rounded (two minutes)",
+    "coverage": "how much of 98 timm families, 40 of transformers and torchvision is rounded (three minutes)",
     "freed_memory": "what it gains to keep freed memory (five minutes of one core)",
-    "compiled": "whether torch.compile pays (six minutes, and a C++ compiler)",
+    "compiled": "whether torch.compile pays (seven minutes, and a C++ compiler)",
     "coupling": "coupled against independent members, and members from 8 bits (an hour; LPE_ASSETS: more)",
     "gpu_training": "CIFAR-10 trainings side by side, images a second, their points (a CUDA device; minutes)",
     "gpu_sweep": "which recipes CIFAR-10's trainings have, by validation images (a CUDA device; 9 minutes)",

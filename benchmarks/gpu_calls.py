@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import lpe
 from benchmarks.gpu_timer import LAUNCHED, Timer
 from lpe.ensembles.base import text_table
-from lpe.evaluation.predict import EvaluationOptions
+from lpe.evaluation.options import EvaluationOptions
 from lpe.number_systems import kernels
 from lpe.number_systems.grids import grid_of
 from lpe.number_systems.kernels.arguments import Draw, Rounded, Scales

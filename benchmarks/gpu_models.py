@@ -47,7 +47,7 @@ from benchmarks.gpu_timer import GRAPH, LAUNCHED, Timer
 from lpe.ensembles import on_the_fly
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
-from lpe.evaluation.predict import EvaluationOptions
+from lpe.evaluation.options import EvaluationOptions
 from lpe.modules import apply
 from lpe.records import write_table
 from lpe.substrates import digits

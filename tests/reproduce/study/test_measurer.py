@@ -141,7 +141,7 @@ def test_seeds_that_have_examples_of_their_own_share_no_number(
         writer = measurer(session, seed)
         writer.measure("FP32", "fp32", "", lambda _: lpe.DeepEnsemble([network()]), drawn=False)
         row = writer.records.select(metric="nll").iloc[0].to_dict()
-        found = examples.find(session.working, row)
+        found = examples.finder(session.working)(row)
         assert found is not None
         numbers += found[0].tolist()
     assert len(set(numbers)) == len(numbers) == 120
