@@ -165,6 +165,12 @@ def test_a_llama_is_made_where_it_runs() -> None:
     assert layers == 6 and {parameter.device.type for parameter in net.parameters()} == {"meta"}
 
 
+def test_llama_3_8b_is_whole_on_a_gpu_of_80_gb() -> None:
+    net, layers, whole = rehearsal.cut_llama(dict(paper.LLAMA_3_8B), 79 * 10**9, torch.device("meta"))
+    assert layers == whole == 32
+    assert sum(parameter.numel() for parameter in net.parameters()) == 8_030_261_248
+
+
 def test_a_rehearsals_members_are_those_of_an_evaluation_and_all_are_timed() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 4))
     ensemble = rehearsal._TimedEnsemble(net, lpe.Int(5), 3)
