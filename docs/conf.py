@@ -12,6 +12,7 @@ import lpe  # noqa: E402
 
 project = "Low Precision Ensembling"
 author = "the maintainers"
+copyright = "2026 the Low Precision Ensembling authors, MIT licence"  # LICENSE names them
 version = release = lpe.__version__
 language = "en"
 smartquotes = False  # two dashes are an option
@@ -34,3 +35,5 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = project
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import lpe
 from lpe.provenance import REPOSITORY
 
 NEEDED = ("sphinx", "myst_parser", "furo")
@@ -75,6 +77,18 @@ def test_each_argument_of_a_docstring_has_a_line(monkeypatch: pytest.MonkeyPatch
     ]
 
 
+def test_a_default_that_is_made_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(
+        "sphinx", reason="sphinx is not installed: pip install -c constraints.txt -e '.[docs]'"
+    )
+    monkeypatch.syspath_prepend(REPOSITORY / "docs" / "_ext")
+    pages = import_module("generated_pages")
+    shown = "(bits: int, scale: PerTensor = <factory>, clip: str = 'absmax')"
+    written = ("(bits: int, scale: PerTensor = PerChannel(channels=1), clip: str = 'absmax')", "")
+    assert pages.written_defaults(None, "class", "Int", lpe.Int, None, shown, "") == written
+    assert pages.written_defaults(None, "class", "Drawn", Drawn, None, "(size: int)", "") is None
+
+
 @pytest.mark.slow
 def test_the_pages_build_without_a_warning(built: Path) -> None:
     assert (built / "index.html").is_file()
@@ -83,7 +97,8 @@ def test_the_pages_build_without_a_warning(built: Path) -> None:
 @pytest.mark.slow
 def test_the_gallery_and_the_options_are_made_as_the_pages_are_built(built: Path) -> None:
     gallery = (built / "reproduce" / "gallery.html").read_text(encoding="utf-8")
-    assert "reproduce/fig2.py --scale digits" in gallery and 'alt="fig2"' in gallery
+    words = re.sub("<[^>]*>", "", gallery)  # Sphinx sets each word of a command by itself
+    assert "python reproduce/fig2.py --scale digits" in words and 'alt="fig2"' in gallery
     options = (built / "guides" / "command_line.html").read_text(encoding="utf-8")
     assert "--model-kwargs" in options and "lpe describe" in options
 
@@ -94,4 +109,11 @@ def test_the_library_is_told_from_its_docstrings(built: Path) -> None:
     assert 'id="lpe.LowPrecisionEnsemble"' in library and 'id="lpe.evaluate"' in library
     of_one = library.partition('id="lpe.LowPrecisionEnsemble"')[2].partition('id="lpe.FeedbackEnsemble"')[0]
     for argument in ("model", "system", "size", "seed", "refresh"):  # side by side in the docstring
-        assert f"<strong>{argument}</strong>" in of_one, argument
+        assert f"<strong>{argument}</strong> – " in of_one, argument
+    assert "&lt;factory&gt;" not in library
+
+
+@pytest.mark.slow
+def test_a_page_says_whose_it_is_and_has_its_style(built: Path) -> None:
+    page = (built / "index.html").read_text(encoding="utf-8")
+    assert "2026 the Low Precision Ensembling authors" in page and "_static/pages.css" in page

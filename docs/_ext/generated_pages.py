@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import os
 import re
@@ -67,9 +68,30 @@ def _parameters(obj: Any) -> list[str]:
         return []
 
 
+def written_defaults(
+    app: Sphinx, what: str, name: str, obj: Any, options: object, signature: str, returns: str
+) -> tuple[str, str] | None:
+    """Write what a dataclass makes where nothing is given, in place of ``<factory>``."""
+    if "<factory>" not in (signature or "") or not dataclasses.is_dataclass(obj):
+        return None
+    for each in dataclasses.fields(obj):
+        if each.init and each.default_factory is not dataclasses.MISSING:
+            signature = signature.replace("<factory>", repr(each.default_factory()), 1)
+    return signature, returns
+
+
+def dashes(app: Sphinx, doctree: nodes.document) -> None:
+    """Set a dash between an argument and its meaning, for which Sphinx has two hyphens."""
+    for text in list(doctree.findall(nodes.Text)):
+        if text == " -- " and isinstance(text.parent, nodes.paragraph):
+            text.parent.replace(text, nodes.Text(" – "))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directives, and the arguments' lines before napoleon reads them."""
     app.add_directive("options", Options)
     app.add_directive("gallery", Gallery)
     app.connect("autodoc-process-docstring", one_argument_a_line, priority=100)
+    app.connect("autodoc-process-signature", written_defaults)
+    app.connect("doctree-read", dashes)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

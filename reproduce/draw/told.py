@@ -34,7 +34,8 @@ def machine(provenance: Mapping[str, Any]) -> str:
     """Return the machine that wrote a record: processor, cores and threads."""
     device = provenance["device"]
     threads = provenance.get("threads")
-    return f"{device.get('cpu', device['device'])}, {device.get('cores', '?')} cores, {threads} threads"
+    of_them = "1 thread" if threads == 1 else f"{threads} threads"
+    return f"{device.get('cpu', device['device'])}, {device.get('cores', '?')} cores, {of_them}"
 
 
 def counted(seeds: Sequence[int]) -> str:
