@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -270,6 +272,10 @@ def test_without_shared_memory_processes_are_refused_in_a_line(tmp_path: Path) -
     assert "leave --jobs 2 out, or let /dev/shm be written to" in ended.refused()
 
 
+CACHES = ("HF_HOME", "HF_DATASETS_CACHE", "TORCH_HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "MPLCONFIGDIR")
+"""Where torch, the hub's packages, numba and matplotlib keep what they fetched and compiled."""
+
+
 @pytest.mark.slow
 @needs_mounts
 @pytest.mark.parametrize("home", ["missing", "closed"])
@@ -280,6 +286,7 @@ def test_without_a_home_caches_a_folder_for_temporary_files_or_letters_commands_
     if home == "closed":
         place.mkdir()
     variables = {"HOME": place, "TMPDIR": place, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    variables |= dict.fromkeys(CACHES, place)
     closed = [REPOSITORY, "/dev/shm", *[place] * (home == "closed")]
     before = "\n".join(f"mount --bind {each} {each}; mount -o remount,ro,bind {each}" for each in closed)
     arguments = ("-m", "lpe", "evaluate", VIT, "--random-weights", "--model-kwargs", "num_classes=3")
@@ -287,3 +294,22 @@ def test_without_a_home_caches_a_folder_for_temporary_files_or_letters_commands_
     ended = mounted(before, *arguments, **variables)
     assert ended.code == 0, ended
     assert (tmp_path / "r.csv").is_file()
+
+
+@pytest.mark.slow
+@needs_mounts
+def test_a_task_whose_cache_is_closed_is_a_line(tmp_path: Path) -> None:
+    made = runpy.run_path(str(REPOSITORY / "tests" / "test_cli.py"))
+    model = made["llama"](tmp_path / "llama")
+    closed, tasks = tmp_path / "closed", tmp_path / "tasks"
+    closed.mkdir()
+    tasks.mkdir()
+    questions = [{"question": f"{a}+1=", "answer": a % 3} for a in range(6)]
+    (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    (tasks / "sums.yaml").write_text(made["TASK"].format(data=tmp_path / "sums.jsonl"))
+    arguments = ("-m", "lpe", "evaluate", f"hf/{model}", "--tasks", "sums")
+    arguments += ("--include-path", str(tasks), "--size", "2", "--csv", str(tmp_path / "r.csv"))
+    before = f"mount --bind {closed} {closed}; mount -o remount,ro,bind {closed}"
+    ended = mounted(before, *arguments, **dict.fromkeys(CACHES, closed))
+    assert "Read-only file system" in ended.refused()
+    assert not (tmp_path / "r.csv").exists()
