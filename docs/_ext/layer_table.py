@@ -1,7 +1,6 @@
 """The table of a layer beside its peers, in docs/results/speed.md, from the committed record.
 
     python docs/_ext/layer_table.py            writes the table between the marks
-    python docs/_ext/layer_table.py --check    exits with 1 where the table there is another
 
 It reads benchmarks/results/layer.csv and layer.json. Costs nothing.
 """
@@ -10,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
@@ -78,20 +76,5 @@ def filled(text: str, results: Path = RESULTS) -> str:
     return f"{before}{BEGIN}\n{table(results)}{END}{after}"
 
 
-def main(arguments: list[str]) -> int:
-    """Write or check the page's table; the exit code."""
-    held = PAGE.read_text(encoding="utf-8")
-    wanted = filled(held)
-    if "--check" in arguments:
-        if wanted != held:
-            print(
-                "docs/results/speed.md has another table than the record: run docs/_ext/layer_table.py",
-                file=sys.stderr,
-            )
-        return int(wanted != held)
-    PAGE.write_text(wanted, encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
