@@ -144,7 +144,9 @@ def add_evaluate(commands: Commands) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--calibrated", action="store_true", help="also the NLL under a fitted temperature")
     output.add_argument("--csv", type=Path, metavar="FILE", help="every size, every metric")
-    output.add_argument("--json", type=Path, metavar="FILE", help="the same, with where it comes from")
+    output.add_argument(
+        "--json", type=Path, metavar="FILE", help="the same, with options, versions and machine"
+    )
     output.add_argument(
         "--predictions",
         type=Path,
@@ -152,7 +154,7 @@ def add_evaluate(commands: Commands) -> None:
         help="every member's predictions, for lpe score (hf: a folder)",
     )
     output.add_argument(
-        "--float16", action="store_true", help="of half the bytes, with 3 digits, where float32 has 7"
+        "--float16", action="store_true", help="predictions in half the bytes: 3 digits, where float32 has 7"
     )
 
 

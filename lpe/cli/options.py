@@ -188,7 +188,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the options of :class:`ModelOptions`; ``templates`` are only where a head is made."""
     parser.add_argument("model", metavar="MODEL", help=", ".join(KINDS))
     parser.add_argument("--checkpoint", metavar="FILE", help="weights: safetensors, or a state dict")
-    parser.add_argument("--random-weights", action="store_true", help="the true shape, no weights needed")
+    parser.add_argument(
+        "--random-weights", action="store_true", help="random ones in the true shape: no weights are needed"
+    )
     parser.add_argument(
         "--model-kwargs",
         nargs="+",
@@ -200,7 +202,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the model's classes in its order, a name a line (open_clip: ImageNet's; timm: by position)",
     )
-    parser.add_argument("--quick-gelu", action=argparse.BooleanOptionalAction, help="of a bare checkpoint")
+    parser.add_argument(
+        "--quick-gelu",
+        action=argparse.BooleanOptionalAction,
+        help="whether a bare checkpoint has this activation",
+    )
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights (float32; hf: its own)")
 
 

@@ -157,7 +157,7 @@ def add_score(commands: Commands) -> None:
     parser.add_argument(
         "--inputs",
         choices=("same", "any"),
-        help="(same) any: the networks see the same examples in other ways",
+        help="(same), or any: files of networks that see the same examples in other ways",
     )
     parser.add_argument("--temperature", metavar="T", help="a number, or fit: cross-fitted (1)")
     parser.add_argument(

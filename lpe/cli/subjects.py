@@ -172,7 +172,8 @@ def add_data(parser: Any) -> None:
     parser.add_argument(
         "--metrics",
         metavar="A,B",
-        help="hf: such as nll,ece; every task must have them (all). Images: also these, such as aurc, or all",
+        help="such as nll,ece (all that there are); hf: every task must have them; images: beside the usual "
+        "ones, such as aurc, or all",
     )
     parser.add_argument("--num-fewshot", type=int, metavar="N", help="hf: examples before each question")
     parser.add_argument(
@@ -203,7 +204,7 @@ def add_refresh(parser: Any) -> None:
         "--refresh-form", choices=FORMS, help="(relative: the model as it is keeps its own), or absolute"
     )
     parser.add_argument(
-        "--refresh-limit", type=int, metavar="N", help="as many of them, spread evenly (1000)"
+        "--refresh-limit", type=int, metavar="N", help="training images to take, spread evenly (1000)"
     )
 
 
@@ -223,10 +224,16 @@ def add_preprocessing(parser: Any) -> None:
 def add_passes(parser: Any) -> None:
     """Add the options of how forward passes on images run."""
     parser.add_argument(
-        "--members", choices=("one-by-one", "together"), help="(one-by-one); together: lpe only, at once"
+        "--members",
+        choices=("one-by-one", "together"),
+        help="(one-by-one), or together: all at once, of --method lpe",
     )
     parser.add_argument("--autocast", action="store_true", help="mixed precision, with bfloat16")
-    parser.add_argument("--channels-last", action="store_true", help="how images lie in memory")
+    parser.add_argument(
+        "--channels-last",
+        action="store_true",
+        help="images lie in memory with the channels last, which convolutions may run faster on",
+    )
     parser.add_argument("--pin-memory", action="store_true", help="GPU: send batches without waiting")
 
 
