@@ -4,8 +4,9 @@
 
 Costs about five minutes of one core. A process can be set once, so each timing has a process of its own, of
 one thread; they run in turn, five times each. Networks are ResNets for images of 32 × 32: a pass of 1,000
-images by ResNet-20-FRN-SiLU in batches of 50 and of 500; a step of SGD on 50 by ResNet-8-GroupNorm. CPU
-seconds of the process and of the system for it, medians, and pages that the system had to clear.
+images by ResNet-20-FRN-SiLU in batches of 50 and of 500; a step of SGD on 50 by ResNet-8-GroupNorm. It
+prints CPU seconds of the process and of the system for it, medians, and pages that the system had to clear.
+On an AMD EPYC the passes take .63 and .65 of the time where freed memory is kept, and the steps .99.
 """
 
 from __future__ import annotations

@@ -29,12 +29,12 @@ did. Beside each time stand the promise (.3 ms and 1.2 ms a member) and the limi
 **What users call, whole models, members side by side**: see ``gpu_calls`` and ``gpu_models``, which this
 runs. Without timm, open_clip or transformers a line says what is left out.
 
-It keeps its promises, or says which is broken and exits with 1. At the largest number of weights, one
-independent member, written as bfloat16, is made at 70 % of the copy's bytes a second or more, from bfloat16
-and from INT-8 codes. Ten members, independent or coupled, decoded from INT-8, take at most twice one pass,
-and one 1.1 passes; ten from bit planes 1.5, and twenty 2.2. A member of a network, launched from Python by
-the kernel, by ``in_turn`` and by ``ensemble.member``, takes at most its promise, and ``evaluate`` 1.05 times
-the plain passes.
+It prints a table of each part, and which promise is broken, and exits with 1 then. At the largest number of
+weights, one independent member, written as bfloat16, is made at 70 % of the copy's bytes a second or more,
+from bfloat16 and from INT-8 codes. Ten members, independent or coupled, decoded from INT-8, take at most
+twice one pass, and one 1.1 passes; ten from bit planes 1.5, and twenty 2.2. A member of a network, launched
+from Python by the kernel, by ``in_turn`` and by ``ensemble.member``, takes at most its promise, and
+``evaluate`` 1.05 times the plain passes.
 
 **The time it takes: an estimate.** On an H100 bandwidth and decoding of drawn members took 31 s. From planes
 decoding has three jobs more, of 1 to 3 passes, and makes 20 members' planes: 5 s. Evaluation was measured

@@ -9,8 +9,9 @@ and scales for each quantised weight, all members together (the file without hea
 the leftovers, which stay at float32 (biases, norms, tokens, positions); the seconds to write the file and
 to read it with a first member. Beside them the float32 weights of one and of 20 members.
 
-It promises at most 8.1 bits a quantised weight for the seeded kind at INT-5, and at most 15.1 for 10 members
-at INT-5 as planes, which is less than one network in bfloat16; it exits with 1 where one is broken.
+It prints the table, and promises at most 8.1 bits a quantised weight for the seeded kind at INT-5, and at
+most 15.1 for 10 members at INT-5 as planes, which is less than one network in bfloat16; it exits with 1 where
+one is broken.
 """
 
 from __future__ import annotations

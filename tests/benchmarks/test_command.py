@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -47,6 +48,13 @@ def test_bad_input_is_one_line_and_other_errors_are_not_hidden(capsys: pytest.Ca
     assert capsys.readouterr().err == "error: x is no size; give a number\n"
     with pytest.raises(KeyError):
         main([])
+
+
+@pytest.mark.parametrize("name", [*every.QUICK, *every.OTHERS])
+def test_a_header_has_the_command_what_it_costs_and_what_it_prints(name: str) -> None:
+    said = " ".join((import_module(f"benchmarks.{name}").__doc__ or "").split())
+    assert re.search(rf"python -m benchmarks[. ]{name}\b", said)
+    assert re.search(r"\b(minutes?|hours?)\b", said) and re.search(r"\b(prints?|writes)\b", said)
 
 
 @pytest.mark.parametrize("name", every.QUICK)
