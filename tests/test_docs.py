@@ -222,6 +222,15 @@ def instead(scale: str, begins: str) -> str:
     return number(str(-float(row["FP32 instead"])), 3)
 
 
+def noted(scale: str, named: str, pattern: str) -> str:
+    """Return the number that a pattern finds in a claim's note, as the README writes it."""
+    with (REPOSITORY / "figures" / scale / "claims.csv").open(newline="", encoding="utf-8") as file:
+        (note,) = (row["note"] for row in csv.DictReader(file) if row["claim"] == named)
+    found = re.search(pattern, note)
+    assert found is not None, note
+    return found[1].removeprefix("0")
+
+
 def table2(scale: str, column: str, method: str) -> str:
     """Return a cell of table 2 at SGD's point, of ten members or of one network, as the README writes it."""
     sizes = ("10",) if method.startswith("LPE") else ("1",)
@@ -252,6 +261,12 @@ FINDINGS = {
     "tuned noise, INT-3": lambda: f"{claim('cifar10', 'C10 (Gaussian, INT-3)')} at INT-3",
     "a tuned spread": lambda: f"{claim('cifar10', 'C15 (raw)', 3)} of its gain",
     "against a deep ensemble in 4 bits": lambda: f"{claim('cifar10', 'C9, planes')}",
+    "how far a spread is tuned": lambda: (
+        f"to {noted('cifar10', 'C15 (raw)', r'tuned spread: ([0-9.]+);')} × INT-8's at each seed"
+    ),
+    "memory of a deep ensemble": lambda: (
+        f"In {noted('cifar10', 'C9', r'DE of 4, ([0-9.]+) of its memory')} of the memory of four networks"
+    ),
     "share of a deep ensemble's gain": lambda: claim("cifar10", "C9"),
     "on top of a deep ensemble": lambda: claim("cifar10", "C8a (DE)"),
     "a calibrated network": lambda: table2("cifar10-small", "NLL − FP32's", "LPE-BSR, INT-4"),

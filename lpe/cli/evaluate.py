@@ -248,8 +248,9 @@ def _write(
         torch.get_num_threads(),
         started,
     )
+    plural = "" if told["threads"] == 1 else "s"
     print(
-        f"{told['device'].get('gpu') or told['device']['cpu']}, {told['threads']} threads; torch "
+        f"{told['device'].get('gpu') or told['device']['cpu']}, {told['threads']} thread{plural}; torch "
         f"{told['packages']['torch']}; {told['wall_seconds']:.0f} s"
     )
     try:
