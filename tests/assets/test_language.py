@@ -1,11 +1,13 @@
 """lm-eval on a pre-trained language model, ours against its own and by hand; skipped without LPE_ASSETS.
 
-About 60 s on one thread.
+About 80 s on one thread.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from lm_eval.tasks import TaskManager
 
 import lpe
 from benchmarks.language import FOLDER
+from lpe import cli
 from lpe.modules import with_tensors
+from lpe.provenance import REPOSITORY
 from lpe.substrates import language, stories
 
 PARADIGM = "blimp_determiner_noun_agreement_1"
@@ -138,3 +142,31 @@ def test_with_the_mark_of_a_beginning_scored_it_would_be_another(
     found = language.evaluate(lpe.DeepEnsemble([model]), tokenizer, "tinystories", FOLDER, 16, 80)
     assert found["nll"][0] == pytest.approx(1.42304, abs=1e-5)
     assert found["lm_eval_nll"][0] == pytest.approx(1.43436, abs=1e-5)
+
+
+def table_rows(text: str) -> dict[tuple[str, ...], list[float]]:
+    """Rows of a table of ``lpe evaluate``: method, numbers, size → NLL and what follows, no milliseconds."""
+    found = re.findall(
+        r"^(FP32|FP32 \+ temperature|RTN|LPE-BSR) {2,}(fp32|int4) +(\d+) +(.*)$", text, re.MULTILINE
+    )
+    return {tuple(key): [float(each) for each in rest.split()[:6]] for *key, rest in found}
+
+
+def test_the_readme_shows_what_its_command_prints(
+    assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Up to two members, which are the same of ten."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^lpe (evaluate hf/stories260k .*)$", text, re.MULTILINE)
+    shown = table_rows(text)
+    assert len(shown) == 7
+    task = (FOLDER / f"{PARADIGM}.yaml").read_text(encoding="utf-8").replace(PARADIGM, "agreement")
+    (tmp_path / "my_tasks").mkdir()
+    (tmp_path / "my_tasks" / "agreement.yaml").write_text(task + 'target_delimiter: ""\n')
+    (tmp_path / "stories260k").symlink_to(assets / "stories260k")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*shlex.split(command), "--size", "2"]) == 0
+    printed = table_rows(capsys.readouterr().out)
+    assert len(printed) == 5
+    for key, numbers in printed.items():
+        assert numbers == pytest.approx(shown[key], abs=0.001), key
