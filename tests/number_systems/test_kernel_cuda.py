@@ -15,10 +15,12 @@ import re
 import subprocess
 import sys
 import traceback
+import types
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache, partial
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -909,13 +911,42 @@ def outcomes_of(what: str, directory: Path) -> Any:
     return json.loads(result.read_text())
 
 
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def lacking() -> str:
+    """Say why Triton does not compile or interpret the kernels here; "" where it does."""
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    major, minor = version("triton").split(".")[:2]
+    return "" if (int(major), int(minor)) >= (3, 6) else f"needs Triton 3.6, not {version('triton')}"
+
+
+needs_triton = pytest.mark.skipif(bool(lacking()), reason=lacking())
 needs_assembler = pytest.mark.skipif(
-    (triton := find_spec("triton")) is None
+    bool(lacking())
+    or (triton := find_spec("triton")) is None
     or not (Path(triton.origin or "").parent / "backends/nvidia/bin/ptxas").exists(),
-    reason="triton is not installed, or came without NVIDIA's assembler",
+    reason=lacking() or "triton came without NVIDIA's assembler",
 )
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (None, "need the package triton, which is not installed; pip install triton"),
+        ("3.2.0", r"need Triton 3\.6 or later, .* not 3\.2\.0; pip install -U torch"),
+    ],
+)
+def test_without_a_triton_that_compiles_them_the_kernels_are_refused_in_a_line(
+    there: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub = None if there is None else types.ModuleType("triton")
+    if stub is not None:
+        stub.__version__, stub.language = there, types.ModuleType("triton.language")
+    monkeypatch.setitem(sys.modules, "triton", stub)
+    monkeypatch.setitem(sys.modules, "triton.language", stub and stub.language)
+    monkeypatch.delitem(sys.modules, "lpe.number_systems.kernels.cuda", raising=False)
+    with pytest.raises(lpe.InputError, match=f"^the cuda kernels {said}, or set LPE_KERNELS=reference$"):
+        import_module("lpe.number_systems.kernels.cuda")
 
 
 @needs_triton

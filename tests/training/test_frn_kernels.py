@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,10 @@ def test_a_wrong_forward_pass_is_seen() -> None:
 
 
 @needs_triton
+@pytest.mark.skipif(
+    find_spec("triton") is not None and tuple(map(int, version("triton").split(".")[:2])) < (3, 6),
+    reason="needs Triton 3.6, whose compiler takes sources so",
+)
 def test_every_kernel_of_a_step_compiles_for_an_h100() -> None:
     expected = ["_backward", "_backward_blocks", "_crops", "_forward", "_forward_blocks", "_weights_gradient"]
     assert outcomes_of("compile")["compiled"] == expected
