@@ -127,7 +127,8 @@ class Store:
         try:
             described = _read_description(description, config)
             _verify_tensors(path, described["tensors_sha256"])
-            tensors = safetensors.torch.load_file(path)
+            with torch.device("cpu"):  # whatever the default device
+                tensors = safetensors.torch.load_file(path)
         except FileNotFoundError:
             return None
         except _DamagedError as what:

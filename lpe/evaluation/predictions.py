@@ -543,7 +543,8 @@ class Predictions:
 
     def log_probs(self, member: int, start: int, stop: int) -> Tensor:
         """Return a member's log-probabilities of some examples, [examples, classes], or [tokens]."""
-        rows: Tensor = self._file.get_slice("log_probs")[member, start:stop]
+        with torch.device("cpu"):  # whatever the default device
+            rows: Tensor = self._file.get_slice("log_probs")[member, start:stop]
         return rows
 
 
@@ -574,7 +575,8 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     if claimed != _header_hash(header):
         raise altered
     try:
-        numbers = {name: file.get_tensor(name).clone() for name in ("targets", "examples")}
+        with torch.device("cpu"):  # whatever the default device
+            numbers = {name: file.get_tensor(name).clone() for name in ("targets", "examples")}
         predictions = Predictions(path, header, numbers["targets"], numbers["examples"], file)
         found = {name: hashlib.sha256(values.numpy().data).hexdigest() for name, values in numbers.items()}
         rows = [_rows_hash(predictions, member) for member in range(predictions.size)]

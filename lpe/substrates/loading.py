@@ -119,7 +119,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
     require_memory(path.stat().st_size, str(path))
     try:
-        return safetensors.torch.load_file(path)
+        with torch.device("cpu"):  # whatever the default device
+            return safetensors.torch.load_file(path)
     except MemoryError:
         raise
     except Exception as error:  # which one depends on where the damage is

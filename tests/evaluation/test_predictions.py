@@ -100,6 +100,15 @@ def test_a_file_says_of_what_ensemble_it_is_and_where_it_was_made(file: Path) ->
     assert about["memory_bits"] == [ensemble_of().memory_bits(n) for n in range(1, SIZE + 1)]
 
 
+def test_what_is_read_is_on_the_cpu_whatever_the_default_device(file: Path) -> None:
+    lpe.evaluate(ensemble_of(), batches(), predictions=file)
+    expected, rows = lpe.score(file, metrics="all"), read_predictions(file).log_probs(1, 0, 5)
+    with torch.device("meta"):
+        held = read_predictions(file)
+        assert torch.equal(held.log_probs(1, 0, 5), rows) and torch.equal(held.targets, TARGETS)
+        assert_same(lpe.score(file, metrics="all"), expected)
+
+
 def test_nothing_but_the_file_and_its_lock_is_left(file: Path) -> None:
     lpe.evaluate(ensemble_of(), batches(), predictions=file)
     assert sorted(each.name for each in file.parent.iterdir()) == [".p.safetensors.lock", "p.safetensors"]
