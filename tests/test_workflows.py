@@ -37,7 +37,7 @@ DISTRIBUTIONS = {
 """What brings a package of another name; llvmlite is numba's, which admits one minor version of it."""
 UNUSED = {"scikit-learn"}
 """What the examples import."""
-OPTIONAL = {"ray", "triton", "qtorch", "gfloat", "ml_dtypes"}
+OPTIONAL = {"ray", "triton", "qtorch", "gfloat", "ml_dtypes", "torchao", "bitsandbytes"}
 """What a machine may lack: torch brings triton where there is one, the others are peers in benchmarks."""
 
 
