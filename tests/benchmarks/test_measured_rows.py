@@ -354,7 +354,7 @@ def test_a_gpus_events_count_in_milliseconds(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
-    assert gpu.Timer(torch.device("cuda"))._seconds(lambda: None, 2) == 0.25
+    assert gpu.Timer(torch.device("cuda")).seconds(lambda: None, 2) == 0.25
 
 
 # All of them.
