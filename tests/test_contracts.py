@@ -53,10 +53,12 @@ PRIVATE = {
     "_lru_cache_wrapper": "test_a_cached_function_is_of_the_class_that_is_looked_for",
     "_make_subclass": "test_a_parameter_of_a_subclass_is_made_of_the_same_memory",
     "_model_mapping": "test_transformers_heads_know_their_configurations",
+    "_int_mm": "test_products_of_bytes_are_summed_in_32_bits",
     "_modules": "test_a_modules_tables_hold_its_tensors_and_parts",
     "_nested_tensor_from_mask": "test_a_mask_makes_a_nested_tensor_of_the_kept",
     "_non_persistent_buffers_set": "test_a_modules_tables_hold_its_tensors_and_parts",
     "_orig_mod": "test_a_compiled_module_and_its_wrapper_hold_what_is_looked_for",
+    "_make_per_channel_quantized_tensor": "test_integers_with_a_scale_a_row_are_a_quantised_tensor",
     "_parameters": "test_a_modules_tables_hold_its_tensors_and_parts",
     "_python_dispatch": "test_an_operations_schema_says_what_it_writes",
     "_pytree": "test_a_tree_is_flattened_in_order",
@@ -189,6 +191,19 @@ def test_a_tensor_counts_its_edits_in_place() -> None:
     assert values._version == before + 1
     values.data.add_(1)  # leaves no trace, as README says
     assert values._version == before + 1
+
+
+def test_products_of_bytes_are_summed_in_32_bits() -> None:
+    one, other = torch.full((32, 64), 127, dtype=torch.int8), torch.full((64, 16), -128, dtype=torch.int8)
+    assert torch.equal(torch._int_mm(one, other), torch.full((32, 16), -127 * 128 * 64, dtype=torch.int32))
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_integers_with_a_scale_a_row_are_a_quantised_tensor() -> None:
+    codes, scales = torch.tensor([[1, -2], [3, 127]], dtype=torch.int8), torch.tensor([0.5, 0.25]).double()
+    zeros = torch.zeros(2, dtype=torch.int64)
+    made = torch._make_per_channel_quantized_tensor(codes, scales, zeros, 0)
+    assert torch.equal(made.dequantize(), torch.tensor([[0.5, -1.0], [0.75, 31.75]]))
 
 
 def test_views_are_of_one_storage() -> None:

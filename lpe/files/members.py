@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpe.checks import shown
 from lpe.ensembles.base import Ensemble, check_size, text_table
 from lpe.ensembles.low_precision import LowPrecisionEnsemble
 from lpe.errors import InputError
@@ -44,6 +45,11 @@ class StoredEnsemble(Ensemble):
         self._shapes = header["shapes"]
         self._layouts = header["layouts"]
         self._own = header["own"]
+        for what in ("own", "layouts"):
+            if unknown := [name for name in header[what] if name not in self._shapes]:
+                raise InputError(
+                    f"the file is damaged: its {what!r} name {shown(unknown[0])}, of which it has no shape"
+                )
         self._devices = devices
         # Members that are all alike are held once.
         self._distinct = min(check_size(header.get("distinct", self.size)), self.size)

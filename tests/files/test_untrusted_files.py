@@ -292,6 +292,17 @@ def test_scales_are_float32_and_codes_bytes(prefix: str, dtype: torch.dtype, tmp
     assert tried
 
 
+@pytest.mark.parametrize("name", ["members", "planes", "deep"])
+@pytest.mark.parametrize("added", [None, "other.weight", 3], ids=repr)
+def test_a_tensor_of_its_own_that_a_file_does_not_have_is_refused(
+    name: str, added: object, tmp_path: Path
+) -> None:
+    header, tensors = contents(written(name, tmp_path / "e"))
+    assert added not in header["own"]
+    container.write(tmp_path / "e", tensors, {**header, "own": [*header["own"], added]})
+    assert str(tmp_path / "e") in message_of(lambda: lpe.load(tmp_path / "e", net(9)))
+
+
 # Mutations: any entry of a header, and any tensor, under a hash that fits.
 
 JUNK = st.one_of(
