@@ -43,11 +43,12 @@ except ImportError as missing:
         "the cuda kernels need the package triton, which is not installed; pip install triton, "
         "or set LPE_KERNELS=reference"
     ) from missing
-if not hasattr(tl, "mul"):
-    raise InputError(
-        f"the cuda kernels need Triton 3.6 or later, which torch 2.10 brings, not {triton.__version__}; "
-        "pip install -U torch, or set LPE_KERNELS=reference"
-    )
+else:
+    if not hasattr(tl, "mul"):
+        raise InputError(
+            f"the cuda kernels need Triton 3.6 or later, which torch 2.10 brings, not {triton.__version__}; "
+            "pip install -U torch, or set LPE_KERNELS=reference"
+        )
 
 BLOCKS = 128
 """Blocks of eight elements in a program, a power of two: one a thread."""
