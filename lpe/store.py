@@ -127,8 +127,7 @@ class Store:
         try:
             described = _read_description(description, config)
             _verify_tensors(path, described["tensors_sha256"])
-            with torch.device("cpu"):  # whatever the default device
-                tensors = safetensors.torch.load_file(path)
+            tensors = safetensors.torch.load_file(path)
         except FileNotFoundError:
             return None
         except _DamagedError as what:

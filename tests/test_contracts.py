@@ -313,6 +313,7 @@ def test_a_parameter_of_a_subclass_is_made_of_the_same_memory() -> None:
     assert type(made) is Noted and not made.requires_grad and made.data_ptr() == parameter.data_ptr()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # of torch 2.10's own import
 def test_a_compiled_module_and_its_wrapper_hold_what_is_looked_for() -> None:
     net = nn.Linear(2, 2)
     assert net._compiled_call_impl is None and "_compiled_call_impl" not in vars(net)

@@ -416,10 +416,3 @@ def test_the_environment_names_the_folder(tmp_path: Path, monkeypatch: pytest.Mo
 def test_without_the_environment_the_folder_is_in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LPE_STORE", raising=False)
     assert Store().root == REPOSITORY / "runs" / "store"
-
-
-def test_what_is_taken_is_on_the_cpu_whatever_the_default_device(tmp_path: Path) -> None:
-    Store(tmp_path).put({"a": 1}, {"w": torch.ones(2)})
-    with torch.device("meta"):
-        entry = Store(tmp_path).get({"a": 1})
-    assert entry is not None and torch.equal(entry.tensors["w"], torch.ones(2))

@@ -12,6 +12,8 @@ import csv
 from collections import Counter
 from pathlib import Path
 
+import marked
+
 REPOSITORY = Path(__file__).parents[2]
 FIGURES = REPOSITORY / "figures"
 README = REPOSITORY / "README.md"
@@ -77,11 +79,7 @@ def table(figures: Path = FIGURES) -> str:
 
 def filled(text: str, figures: Path = FIGURES) -> str:
     """Return the README's text with the table of the records between its marks."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the text has no {BEGIN} … {END} for the table of results")
-    return f"{before}{BEGIN}\n{table(figures)}{END}{after}"
+    return marked.filled(text, BEGIN, table(figures), END)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import csv
 import json
 from pathlib import Path
 
+import marked
+
 REPOSITORY = Path(__file__).parents[2]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 PAGE = REPOSITORY / "docs" / "results" / "speed.md"
@@ -69,11 +71,7 @@ def table(results: Path = RESULTS) -> str:
 
 def filled(text: str, results: Path = RESULTS) -> str:
     """Return the page's text with the table of the record between its marks."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the text has no {BEGIN} … {END} for the table of a layer")
-    return f"{before}{BEGIN}\n{table(results)}{END}{after}"
+    return marked.filled(text, BEGIN, table(results), END)
 
 
 if __name__ == "__main__":

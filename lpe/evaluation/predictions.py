@@ -543,7 +543,7 @@ class Predictions:
 
     def log_probs(self, member: int, start: int, stop: int) -> Tensor:
         """Return a member's log-probabilities of some examples, [examples, classes], or [tokens]."""
-        with torch.device("cpu"):  # whatever the default device
+        with torch.device("cpu"):  # a slice follows the default device, where a whole tensor does not
             rows: Tensor = self._file.get_slice("log_probs")[member, start:stop]
         return rows
 
@@ -575,8 +575,7 @@ def read_predictions(path: str | os.PathLike[str]) -> Predictions:
     if claimed != _header_hash(header):
         raise altered
     try:
-        with torch.device("cpu"):  # whatever the default device
-            numbers = {name: file.get_tensor(name).clone() for name in ("targets", "examples")}
+        numbers = {name: file.get_tensor(name).clone() for name in ("targets", "examples")}
         predictions = Predictions(path, header, numbers["targets"], numbers["examples"], file)
         found = {name: hashlib.sha256(values.numpy().data).hexdigest() for name, values in numbers.items()}
         rows = [_rows_hash(predictions, member) for member in range(predictions.size)]

@@ -103,8 +103,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         if not path.is_file():
             raise InputError(f"{path} is no file" if path.exists() else f"there is no file {path}")
-        # Before safetensors 0.6 a default device takes the tensors, "meta" without their values.
-        with torch.device("cpu"), safetensors.safe_open(path, framework="pt") as file:
+        with safetensors.safe_open(path, framework="pt") as file:
             about, header = _header(file)
             # Copies: what safetensors gives is the file itself, which may be written over or cut short later.
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118

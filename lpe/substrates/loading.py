@@ -119,8 +119,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
     require_memory(path.stat().st_size, str(path))
     try:
-        with torch.device("cpu"):  # whatever the default device
-            return safetensors.torch.load_file(path)
+        return safetensors.torch.load_file(path)
     except MemoryError:
         raise
     except Exception as error:  # which one depends on where the damage is

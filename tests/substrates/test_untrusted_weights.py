@@ -168,7 +168,7 @@ def test_a_tensor_longer_than_its_storage_does_make_torch_allocate_it(tmp_path: 
     # The injected fault, again: 16 MB of a file of 1 kB.
     path = saved({"a": rebuilt((1 << 22,), (1,))}, tmp_path / "weights.pt", zipped=False)
     assert path.stat().st_size < 2000
-    with pytest.raises(RuntimeError, match="expected 12 got 16777216"):
+    with pytest.raises(RuntimeError, match="expected (12 got 16777216|%ld got %ld1216777216)"):
         torch.load(path, weights_only=True)
 
 

@@ -381,7 +381,7 @@ def _tensors(path: Path, names: set[str] | None) -> dict[str, Tensor]:
         check_pickle(path)
         held = torch.load(path, map_location="meta" if names is None else "cpu", weights_only=True)
         return {name: each for name, each in held.items() if names is None or name in names}
-    with torch.device("cpu"), safetensors.safe_open(path, "pt") as file:  # whatever the default device
+    with safetensors.safe_open(path, "pt") as file:
         if names is not None:
             return {name: file.get_tensor(name) for name in names.intersection(file.keys())}
         headers = {name: file.get_slice(name) for name in file.keys()}
