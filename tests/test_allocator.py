@@ -4,8 +4,10 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from lpe import allocator
 
@@ -57,3 +59,49 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: pytest.fail("another C library was set"))
     assert not allocator.keep_freed_memory()
+
+
+HUGE = """
+import ctypes, mmap, re, sys
+import torch
+from lpe.allocator import new_memory
+
+made = new_memory((2**23,), torch.float32, "cpu") if sys.argv[1] == "huge" else torch.empty(2**23)
+made.fill_(1.0)
+start, end = made.data_ptr(), made.data_ptr() + made.nbytes
+huge, inside = 0, False
+for line in open("/proc/self/smaps"):
+    found = re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line)
+    if found:
+        inside = int(found[1], 16) < end and start < int(found[2], 16)
+    elif inside and line.startswith("AnonHugePages:"):
+        huge += int(line.split()[1])
+print(huge)
+"""
+MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not MODE.exists() or "[madvise]" not in MODE.read_text(), reason="the system gives no huge pages on request"
+)
+def test_large_new_memory_is_in_huge_pages() -> None:
+    kibibytes = {
+        what: int(subprocess.run([sys.executable, "-c", HUGE, what], capture_output=True, check=True).stdout)
+        for what in ("plain", "huge")
+    }
+    # 32 MiB, less the parts of huge pages at both ends.
+    assert kibibytes["plain"] == 0 and kibibytes["huge"] >= 28 * 1024
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 5), (2**20, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
+def test_new_memory_is_of_the_shape_and_dtype(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    made = allocator.new_memory(shape, dtype, "cpu")
+    assert made.shape == shape and made.dtype is dtype and made.is_contiguous()
+    made.fill_(1)
+    assert bool((made == 1).all())
+
+
+def test_without_huge_pages_memory_is_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator, "_madvise", lambda: None)
+    assert allocator.new_memory((2**22,), torch.float32, "cpu").nbytes == 2**24

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lpe.allocator import new_memory
 from lpe.checks import check_choice, check_list, check_text
 from lpe.ensembles.base import Ensemble
 from lpe.ensembles.batch_norm import MemberStatistics, batch_norms, fresh_statistics, statistics_note
@@ -267,7 +268,7 @@ class LowPrecisionEnsemble(Ensemble):
             places[planned.name] = slice(start, start + planned.numel)
             sizes[where] = start + -(-planned.numel // ALIGNMENT) * ALIGNMENT
         blocks = {
-            (dtype, device): torch.empty(size, dtype=dtype, device=device)
+            (dtype, device): new_memory((size,), dtype, device)
             for (dtype, device), size in sizes.items()
         }
         rounded = {

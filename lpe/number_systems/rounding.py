@@ -30,6 +30,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from lpe.allocator import new_memory
 from lpe.checks import check_choice, shown
 from lpe.errors import InputError
 from lpe.number_systems import kernels
@@ -370,6 +371,6 @@ def round_weights(
     scales, layout, draw = _prepared(
         weight, system, rounding, seed, name, member, output_axis, channel_groups
     )
-    out = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+    out = new_memory(weight.shape, weight.dtype, weight.device)
     round_with_scales(out, weight, scales, system, layout, draw)
     return out

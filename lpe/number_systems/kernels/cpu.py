@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lpe.allocator import new_memory
 from lpe.number_systems.grids import Grid, PerTensor, ScaleAxis
 from lpe.number_systems.kernels import cpu_code, reference, teams
 from lpe.number_systems.kernels.arguments import Coded, Draw, Rounded, Scales, Stored
@@ -362,7 +363,7 @@ def encode(
         length = weight.numel()
     assert length is not None
     shape = (members, 1 if starts is None else len(starts), length)
-    codes = torch.empty(shape, dtype=code_type(grid), device="cpu") if out is None else out
+    codes = new_memory(shape, code_type(grid), "cpu") if out is None else out
     if not codes.numel():
         return codes
     for part, origin, firsts, segment, place in _parts(weight, starts, length, whole=True):
@@ -413,7 +414,7 @@ def round_into(
 def decode(codes: Tensor, scales: Scales, grid: Grid, dtype: torch.dtype, start: int = 0) -> Tensor:
     """Return the values of flat codes; see ``reference.decode``."""
     stored = dtype if dtype == torch.bfloat16 else torch.float32
-    values = torch.empty(codes.shape, dtype=stored, device="cpu")
+    values = new_memory(codes.shape, stored, "cpu")
     if codes.numel():
         is_float = values.dtype is torch.float32
         scale_values, _, place = _of_scales(scales)
