@@ -82,7 +82,8 @@ MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @pytest.mark.skipif(
-    not MODE.exists() or "[madvise]" not in MODE.read_text(), reason="the system gives no huge pages on request"
+    not MODE.exists() or "[madvise]" not in MODE.read_text(),
+    reason="the system gives no huge pages on request",
 )
 def test_large_new_memory_is_in_huge_pages() -> None:
     kibibytes = {

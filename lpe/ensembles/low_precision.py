@@ -268,8 +268,7 @@ class LowPrecisionEnsemble(Ensemble):
             places[planned.name] = slice(start, start + planned.numel)
             sizes[where] = start + -(-planned.numel // ALIGNMENT) * ALIGNMENT
         blocks = {
-            (dtype, device): new_memory((size,), dtype, device)
-            for (dtype, device), size in sizes.items()
+            (dtype, device): new_memory((size,), dtype, device) for (dtype, device), size in sizes.items()
         }
         rounded = {
             planned.name: blocks[planned.dtype, self._stored[planned.name].device][places[planned.name]].view(
