@@ -116,21 +116,22 @@ def digest_of(source: Any, seed: int) -> str:
     """Return a hash of a source's data at a training seed, for keys.
 
     It is ``source.digest(seed)`` of a source that hashes what it loads itself, for not all are tensors, or
-    large weights come with them; else of the tensors that it loads: of its training, validation and test
-    examples, and the batches of its statistics. So a source whose tuning examples are none of these has to
-    give a digest: what is tuned on them would be kept when they change.
+    large weights come with them; else of all that it loads.
     """
-    return str(source.digest(seed)) if hasattr(source, "digest") else _digest_of_tensors(source, seed)
+    return str(source.digest(seed)) if hasattr(source, "digest") else _digest_of_loaded(source, seed)
 
 
 @functools.cache
-def _digest_of_tensors(source: Source, seed: int) -> str:
+def _digest_of_loaded(source: Source, seed: int) -> str:
     data = source.load(seed)
+    kind = type(source).__name__
     if data.train is None and not data.test:
-        raise InputError(
-            f"{type(source).__name__} loads no tensors; give it digest(seed), a hash of its data"
-        )
-    return data_hash(data.train, data.validation, data.test, data.statistics)
+        raise InputError(f"{kind} loads no tensors; give it digest(seed), a hash of its data")
+    parts = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
+    try:
+        return data_hash(parts)
+    except InputError as error:
+        raise InputError(f"{kind}: {error}; or give it digest(seed), a hash of its data") from None
 
 
 def bare(source: Source) -> Without:

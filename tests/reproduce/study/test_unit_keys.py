@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from lpe.errors import InputError
 from lpe.provenance import REPOSITORY, provenance
@@ -19,12 +21,12 @@ from reproduce.command import opened, seedless
 from reproduce.rendering import script_of
 from reproduce.scales import own
 from reproduce.scales.digits.settings import DIGITS, VALUES, scale_of
-from reproduce.study import keys, measurements, points
+from reproduce.study import keys, measurements, points, scale
 from reproduce.study.closure import APART, DEFINED_BY, PACKAGES, Project
 from reproduce.study.keys import versions
 from reproduce.study.measurements import key_of, measure
 from reproduce.study.points import config_of
-from reproduce.study.scale import Scale, Substrate
+from reproduce.study.scale import Classification, Data, Scale, Substrate, digest_of
 from reproduce.study.subjects import Subject
 from reproduce.study.units import Unit
 
@@ -251,3 +253,64 @@ def test_a_damaged_description_is_named(tmp_path: Path, damage: str) -> None:
     (tmp_path / "one.model.json").write_bytes(damage.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match=r"one.model.json is damaged; remove it and one.csv beside it"):
         session.descriptions()
+
+
+@dataclass(frozen=True)
+class Loads:
+    """A source without a digest whose data is given."""
+
+    data: Data = field(compare=False, hash=False)
+
+    def load(self, seed: int) -> Data:
+        return self.data
+
+
+def _loaded(**changed: object) -> Data:
+    def batches(first: float) -> list[tuple[Tensor, Tensor]]:
+        return [(torch.full((2, 3), first), torch.tensor([0, 1]))]
+
+    data = Data(
+        scored=Classification(batches(1.0), batches(2.0)),
+        tuning=Classification(batches(3.0), batches(2.0)),
+        train=(torch.zeros(4, 3), torch.tensor([0, 1, 0, 1])),
+        validation=batches(2.0),
+        test=batches(1.0),
+        statistics=None,
+        images=None,
+    )
+    return replace(data, **changed)  # type: ignore[arg-type]
+
+
+OTHER = [(torch.full((2, 3), 9.0), torch.tensor([0, 1]))]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"tuning": Classification(OTHER, OTHER)},
+        {"scored": Classification(OTHER, OTHER)},
+        {"validation": OTHER},
+        {"test": OTHER},
+        {"train": (torch.ones(4, 3), torch.tensor([0, 1, 0, 1]))},
+        {"statistics": OTHER},
+        {"planes": OTHER},
+        {"images": torch.tensor([5, 6])},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_source_that_hashes_nothing_is_hashed_by_all_that_it_loads(
+    changed: dict[str, object],
+) -> None:
+    scale._digest_of_loaded.cache_clear()  # of dataclasses that compare equal
+    first = digest_of(Loads(_loaded()), 0)
+    scale._digest_of_loaded.cache_clear()
+    assert digest_of(Loads(_loaded()), 0) == first
+    scale._digest_of_loaded.cache_clear()
+    assert digest_of(Loads(_loaded(**changed)), 0) != first
+
+
+def test_examples_that_have_no_hash_ask_for_a_digest() -> None:
+    loader = iter(OTHER)
+    scale._digest_of_loaded.cache_clear()
+    with pytest.raises(InputError, match=r"Loads: data of type list_iterator has no hash.*digest\(seed\)"):
+        digest_of(Loads(_loaded(tuning=Classification(loader, OTHER))), 0)
