@@ -563,10 +563,13 @@ def _is_never_true(test: ast.expr) -> bool:
 
 
 def _names_bound(node: ast.stmt) -> list[str]:
-    """Return the names that a statement binds in its module."""
+    """Return the names that a statement binds in its module, without those of comprehensions."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [node.name]
-    names = {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and not _is_read(each)}
+    targets = [each.target for each in ast.walk(node) if isinstance(each, ast.comprehension)]
+    theirs = {id(each) for target in targets for each in ast.walk(target)}
+    stored = (each for each in ast.walk(node) if isinstance(each, ast.Name) and not _is_read(each))
+    names = {each.id for each in stored if id(each) not in theirs}
     if not isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
         defined = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
         names |= {each.name for each in ast.walk(node) if isinstance(each, defined)}

@@ -151,6 +151,14 @@ def test_a_local_variable_is_not_the_function_of_that_name(tmp_path: Path) -> No
     assert _project(tmp_path).closure("toy.train:logarithm").definitions == ("toy.train:logarithm",)
 
 
+def test_a_comprehensions_variable_is_no_name_of_the_module(tmp_path: Path) -> None:
+    # Python 3.12 lists it among the module's names, so that keys were others than those of 3.11.
+    path = tmp_path / "toy" / "few.py"
+    path.parent.mkdir()
+    path.write_text("A, B = (1,), (2,)\nFIRST = {a: each for a, each in A}\nSECOND = [each for each in B]\n")
+    assert Project(tmp_path, ["toy"]).closure("toy.few:SECOND").definitions == ("toy.few:A", "toy.few:SECOND")
+
+
 def test_a_faster_kernel_changes_nothing(code: Callable[..., str]) -> None:
     root = "toy.train:rounded"
     assert code(root, ("toy/kernels/fast.py", "w + 0.5", "0.5 + w")) == code(root)
