@@ -341,10 +341,16 @@ def times_of(record: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(cost_times.COLUMNS))
 
 
+def line_of(substrate: str, method: str, record: pd.DataFrame, times: pd.DataFrame) -> pd.Series:
+    """Return the one line of the levels that is of a method."""
+    at = levels(Series(record, PICTURE), times)
+    (line,) = (row for _, row in at.iterrows() if (row["substrate"], row["method"]) == (substrate, method))
+    return line
+
+
 def test_a_level_is_fp32s_mean_plus_the_mean_paired_difference() -> None:
     record = whole_record(0.2, 0.9)
-    at = levels(Series(record, PICTURE), times_of(record)).set_index(["substrate", "method"]).sort_index()
-    row = at.loc[("larger", "FP32")]
+    row = line_of("larger", "FP32", record, times_of(record))
     # Measured at three seeds, whose FP32 is worse than the mean of all six.
     assert row["nll"] == pytest.approx(RTN_NLL.mean() - 0.2)
     assert row["nll_low"] == pytest.approx(row["nll"]) and row["nll_high"] == pytest.approx(row["nll"])
@@ -352,17 +358,16 @@ def test_a_level_is_fp32s_mean_plus_the_mean_paired_difference() -> None:
 
 def test_the_time_is_with_members_made_where_there_are_members_to_make() -> None:
     record = whole_record(0.2, 0.9)
-    at = levels(Series(record, PICTURE), times_of(record)).set_index(["substrate", "method"]).sort_index()
-    assert tuple(at.loc[("own", "RTN"), ["ms", "ms_kept"]]) == (2.5, 1.0)
-    assert tuple(at.loc[("own", "FP32"), ["ms", "ms_kept"]]) == (1.0, 1.0)
+    times = times_of(record)
+    assert tuple(line_of("own", "RTN", record, times)[["ms", "ms_kept"]]) == (2.5, 1.0)
+    assert tuple(line_of("own", "FP32", record, times)[["ms", "ms_kept"]]) == (1.0, 1.0)
 
 
 def test_a_temperature_takes_the_single_models_time() -> None:
     record = whole_record(0.2, 0.9)
     times = times_of(record)
     others = times[times["method"] != "FP32 + temperature"]
-    at = levels(Series(record, PICTURE), others).set_index(["substrate", "method"]).sort_index()
-    assert at.loc[("own", "FP32 + temperature"), "ms"] == 1.0
+    assert line_of("own", "FP32 + temperature", record, others)["ms"] == 1.0
 
 
 def said_of(record: pd.DataFrame) -> str:
