@@ -193,8 +193,12 @@ def without_folders(value: Any) -> Any:
     return path.relative_to(REPOSITORY).as_posix() if path.is_relative_to(REPOSITORY) else path.name
 
 
+RECORDS = ("figures", "benchmarks/results")
+"""Folders of what is measured: a record is written before its provenance, which would call it a change."""
+
+
 def revision() -> dict[str, Any]:
-    """Return the repository's git revision, and whether the working tree differs from it, figures/ aside."""
+    """Return the repository's git revision, and whether the working tree differs from it, RECORDS aside."""
 
     def answer(*arguments: str) -> str:
         # No optional locks: asking must not disturb a git command that runs at the same time.
@@ -211,7 +215,8 @@ def revision() -> dict[str, Any]:
         # Installed into an environment inside somebody else's repository, its revision says nothing.
         if Path(answer("rev-parse", "--show-toplevel")).resolve() != REPOSITORY:
             return {"revision": "unknown", "dirty": False}
-        changes = answer("status", "--porcelain", "--", ".", ":(top,exclude)figures")
+        apart = [f":(top,exclude){folder}" for folder in RECORDS]
+        changes = answer("status", "--porcelain", "--", ".", *apart)
         return {"revision": answer("rev-parse", "HEAD"), "dirty": bool(changes)}
     except (OSError, subprocess.SubprocessError):
         return {"revision": "unknown", "dirty": False}

@@ -114,15 +114,24 @@ def test_provenance_names_the_script_relative_to_the_repository_from_any_folder(
     assert provenance(["errors.py"])["command"] == "lpe/errors.py"
 
 
+RECORDED = [
+    ("code.py", True),
+    ("benchmarks/speed.py", True),
+    ("figures/fig1.csv", False),
+    ("benchmarks/results/speed.csv", False),
+]
+"""Files, and whether a change of each makes the tree another than the commit."""
+
+
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with one commit, in the place of this one."""
     monkeypatch.setattr(module, "REPOSITORY", tmp_path.resolve())
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
         monkeypatch.delenv(name, raising=False)
-    (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "fig1.csv").touch()
-    (tmp_path / "code.py").touch()
+    for name, _ in RECORDED:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
     identity = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
     for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "first"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
@@ -136,8 +145,8 @@ def test_provenance_names_the_revision(repository: Path) -> None:
     assert provenance()["git"]["revision"] == revision.strip() != ""
 
 
-@pytest.mark.parametrize(("changed", "dirty"), [("code.py", True), ("figures/fig1.csv", False)])
-def test_a_changed_file_makes_the_revision_dirty_unless_it_is_a_figure(
+@pytest.mark.parametrize(("changed", "dirty"), RECORDED)
+def test_a_changed_file_makes_the_revision_dirty_unless_it_is_a_record(
     repository: Path, changed: str, dirty: bool
 ) -> None:
     (repository / changed).write_text("changed")
