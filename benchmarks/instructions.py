@@ -17,14 +17,17 @@ from __future__ import annotations
 
 import ctypes
 import json
+import mmap
 import os
+import platform
 import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +68,16 @@ PAGED = (4096, 4096)
 WARM = 2
 NOTHING = "nothing"
 COLUMNS = ("what", "writes", "instructions_per_weight", "of_plain", "pages")
-_MARK = "getppid"
-"""A function of the C library that nothing else calls in between: callgrind starts its sum anew there."""
+
+_BASE = ord("C") << 24 | ord("T") << 16
+_DUMP, _ZERO, _START = _BASE, _BASE + 1, _BASE + 4
+"""Requests of callgrind (its callgrind.h): write the sum to a file, begin it anew, begin to count at all."""
+
+_ASK = bytes.fromhex("4889f8 31d2 48c1c703 48c1c70d 48c1c73d 48c1c733 4887db 4889d0 c3")
+"""A function of a request's address, in x86-64: what valgrind.h has its clients run, to no effect without it.
+
+mov rax, rdi; xor edx, edx; rol rdi by 3, 13, 61 and 51; xchg rbx, rbx; mov rax, rdx; ret
+"""
 
 
 def jobs(shape: tuple[int, int]) -> dict[str, Callable[[], Any]]:
@@ -102,15 +113,32 @@ def jobs(shape: tuple[int, int]) -> dict[str, Callable[[], Any]]:
     }
 
 
-def run_marked() -> None:
-    """Run each job between two marks, after WARM calls."""
-    mark = getattr(ctypes.CDLL(None), _MARK)
-    for job in jobs(COUNTED).values():
-        for _ in range(WARM):
+@contextmanager
+def asking() -> Iterator[Callable[[int], None]]:
+    """Yield what makes a request of callgrind; without valgrind it does nothing."""
+    with mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC) as page:
+        page.write(_ASK)
+        start = ctypes.c_char.from_buffer(page)
+        run = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(ctypes.addressof(start))
+
+        def ask(request: int) -> None:
+            run(ctypes.addressof((ctypes.c_uint64 * 6)(request)))
+
+        yield ask
+        del start  # or the page cannot be closed
+
+
+def run_counted() -> None:
+    """Run each job, after WARM calls, and have its instructions written to a file of its own."""
+    with asking() as ask:
+        made = jobs(COUNTED)
+        ask(_START)
+        for job in made.values():
+            for _ in range(WARM):
+                job()
+            ask(_ZERO)
             job()
-        mark()
-        job()
-        mark()
+            ask(_DUMP)
 
 
 def paged() -> dict[str, int]:
@@ -141,15 +169,13 @@ def total_of(dump: str) -> int:
 def counted(folder: Path) -> dict[str, float]:
     """Count each job's instructions a weight under valgrind, whose files go into ``folder``."""
     name = "callgrind.out"
-    tool = ["valgrind", "--tool=callgrind", f"--dump-before={_MARK}", f"--callgrind-out-file={folder / name}"]
-    _child([*tool, sys.executable, "-m", "benchmarks.instructions", "--here", "marked"])
-    names = list(jobs((1, 8)))
-    # Two marks a job: what came before it is in an odd file, and it in an even one.
-    totals = [
-        total_of((folder / f"{name}.{2 * place + 2}").read_text(encoding="utf-8"))
-        for place in range(len(names))
-    ]
-    return per_weight(dict(zip(names, totals, strict=True)))
+    tool = ["valgrind", "--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={folder / name}"]
+    _child([*tool, sys.executable, "-m", "benchmarks.instructions", "--here", "counted"])
+    totals = {
+        job: total_of((folder / f"{name}.{place}").read_text(encoding="utf-8"))
+        for place, job in enumerate(jobs((1, 8)), 1)
+    }
+    return per_weight(totals)
 
 
 def per_weight(totals: Mapping[str, int]) -> dict[str, float]:
@@ -173,8 +199,10 @@ def measure() -> list[dict[str, object]]:
     """Count each job in processes of their own, a row each.
 
     Raises:
-        InputError: there is no valgrind.
+        InputError: there is no valgrind, or the CPU is no x86-64.
     """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        raise InputError(f"instructions are counted on an x86-64 CPU, not on {platform.machine()}")
     if shutil.which("valgrind") is None:
         raise InputError("instructions are counted by valgrind, which is not there; apt install valgrind")
     here = [sys.executable, "-m", "benchmarks.instructions", "--here", "paged"]
@@ -214,14 +242,14 @@ def table_text(folder: Path) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Count, write, print."""
     options = parser("instructions", __doc__)
-    options.add_argument("--here", choices=("marked", "paged"), help="run in this process")
+    options.add_argument("--here", choices=("counted", "paged"), help="run in this process")
     asked = options.parse_args(arguments)
     if asked.here is not None:
         torch.set_num_threads(1)
         if asked.here == "paged":
             print(json.dumps(paged()))
         else:
-            run_marked()
+            run_counted()
         return 0
     check_writable(asked.out)
     started = time.time()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from pathlib import Path
 
@@ -50,12 +51,9 @@ def test_every_job_runs_on_a_small_weight() -> None:
 
 
 def test_a_counted_call_is_read_from_its_own_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Two marks a job: the second file of each is the job's."""
-
     def child(command: list[str]) -> str:
-        names = list(instructions.jobs((1, 8)))
-        for place in range(2 * len(names)):
-            count = 1000 if place % 2 == 0 else place // 2 * instructions.COUNTED[0] * instructions.COUNTED[1]
+        for place, _ in enumerate(instructions.jobs((1, 8))):
+            count = 7 + place * instructions.COUNTED[0] * instructions.COUNTED[1]
             (tmp_path / f"callgrind.out.{place + 1}").write_text(f"summary: {count}\n", encoding="utf-8")
         assert command[0] == "valgrind"
         return ""
@@ -66,9 +64,25 @@ def test_a_counted_call_is_read_from_its_own_file(monkeypatch: pytest.MonkeyPatc
     assert instructions.NOTHING not in found
 
 
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the request is x86-64 code")
+def test_a_request_does_nothing_without_valgrind() -> None:
+    with instructions.asking() as ask:
+        for request in (instructions._START, instructions._ZERO, instructions._DUMP):
+            ask(request)
+
+
+def test_another_cpu_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert instructions.main(["--out", str(tmp_path)]) == 2
+    assert "aarch64" in capsys.readouterr().err
+
+
 def test_without_valgrind_a_line_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert instructions.main(["--out", str(tmp_path)]) == 2
     said = capsys.readouterr().err
