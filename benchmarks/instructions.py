@@ -122,7 +122,8 @@ def asking() -> Iterator[Callable[[int], None]]:
         run = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(ctypes.addressof(start))
 
         def ask(request: int) -> None:
-            run(ctypes.addressof((ctypes.c_uint64 * 6)(request)))
+            arguments = (ctypes.c_uint64 * 6)(request)
+            run(ctypes.addressof(arguments))
 
         yield ask
         del start  # or the page cannot be closed
