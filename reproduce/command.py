@@ -46,6 +46,7 @@ class Script:
         draw: (folder, scale) → paths written and lines to print, from the record alone.
         of_points: whether it shows points alone, which some scales measure on more examples.
         add_options: gives a parser the options that it has beside every figure's; it reads them itself.
+        further: what the heading says beyond the scale's; None: nothing.
     """
 
     name: str
@@ -56,10 +57,12 @@ class Script:
     draw: Callable[[Path, Scale], tuple[list[Path], list[str]]]
     of_points: bool = False
     add_options: Callable[[Parser], None] | None = None
+    further: Callable[[Scale], str] | None = None
 
     def heading(self, chosen: Scale) -> str:
         """Return the line above the figure."""
-        return chosen.points_heading if self.of_points else chosen.heading
+        scale = chosen.points_heading if self.of_points else chosen.heading
+        return "; ".join(filter(None, (scale, self.further(chosen) if self.further else "")))
 
     def check(self, chosen: Scale) -> None:
         """Raise InputError for a scale that does not have it."""

@@ -48,6 +48,7 @@ from reproduce.draw.compared import (
     read_compared,
     row_of,
     setting_cell,
+    shown_corrupted,
     title,
 )
 from reproduce.draw.curves import signed
@@ -200,9 +201,10 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
         f"Corrupted {noun(chosen)}s: {compared.substrate}, scale {chosen.name}, "
         f"{counted_seeds([compared.seeds])}."
     )
+    shown = f"; {counted} test {noun(chosen)}s" if (counted := shown_corrupted(chosen)) else ""
     notes = [
         *chosen.conditions,
-        f"Mean over kinds of corruption: {kinds}.",
+        f"Mean over kinds of corruption: {kinds}{shown}.",
         f"NLL − {compared.single.method}'s: paired by training seed. Bold: the lowest NLL of a column, "
         "however little methods differ, by that difference: means are over a method's own seeds.",
         f"What is fitted or tuned is so on clean {noun(chosen)}s that are not scored.",
@@ -210,7 +212,7 @@ def draw(folder: Path, chosen: Scale) -> tuple[list[Path], list[str]]:
     return [*paths, *write_all(folder, "shift", header, rows, caption, notes)], []
 
 
-SCRIPT = Script("shift", __doc__, lacks, wanted, compute, draw)
+SCRIPT = Script("shift", __doc__, lacks, wanted, compute, draw, further=shown_corrupted)
 
 if __name__ == "__main__":
     sys.exit(run_figure(SCRIPT))

@@ -430,8 +430,9 @@ def draw_figure(summary: Summary, order: pd.DataFrame, chosen: Scale) -> Figure:
     assert chosen.main is not None
     seeds = len(reference(summary, chosen, chosen.main.estimate))
     others = "".join(f"; {name}: over {count}" for name, count in other_seeds(summary, chosen, seeds).items())
+    means = "mean and 95 % interval" if seeds > 1 else "mean"
     said = (
-        f"mean and 95 % interval over {training_seeds(seeds)}{others}; noise: root mean square distance of a "
+        f"{means} over {training_seeds(seeds)}{others}; noise: root mean square distance of a "
         "member's weights to the network's, over all that LPE-BSR rounds, as a share of their length"
     )
     panels.legend_below(

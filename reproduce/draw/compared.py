@@ -100,6 +100,12 @@ _MARKS: dict[str, Mark] = {
 }
 
 
+def shown_corrupted(chosen: Scale) -> str:
+    """Say how many examples are shown corrupted; "" where none are."""
+    shifts = None if chosen.beyond is None else chosen.beyond.shifts
+    return "" if shifts is None else shifts.words
+
+
 def title(method: Method) -> str:
     """Name a method: "LPE-BSR, INT-4, coupled", "SWAG, BMA"."""
     name = method.method

@@ -296,6 +296,11 @@ class Shifts(Protocol):
         """Return a hash of them, for keys."""
         ...
 
+    @property
+    def words(self) -> str:
+        """How many examples are shown corrupted, such as "corrupted: 1,000"."""
+        ...
+
 
 @dataclass(frozen=True)
 class Beyond:

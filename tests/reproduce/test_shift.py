@@ -146,5 +146,26 @@ def test_it_writes_pictures_and_a_table_from_its_record(
     assert "Mean over kinds of corruption: blur, grain." in (tmp_path / "shift.md").read_text("utf-8")
 
 
+class Shown:
+    """Shifts of which only the words are asked for."""
+
+    words = "corrupted: 1,000"
+
+
+def test_heading_and_table_say_how_many_examples_are_corrupted(
+    compared_record: Callable[..., pd.DataFrame], tmp_path: Path
+) -> None:
+    assert DIGITS.beyond is not None and DIGITS.main is not None
+    chosen = replace(DIGITS, heading="some data", beyond=replace(DIGITS.beyond, shifts=Shown()))  # type: ignore[arg-type]
+    assert shift.SCRIPT.heading(chosen) == "some data; corrupted: 1,000"
+    assert shift.SCRIPT.heading(DIGITS) == DIGITS.heading
+    write_table(compared_record(DIGITS), tmp_path / "shift_record.csv", COLUMNS)
+    shift.SCRIPT.draw(tmp_path, chosen)
+    told = (tmp_path / "shift.md").read_text("utf-8")
+    assert (
+        f"Mean over kinds of corruption: blur, grain; corrupted: 1,000 test {DIGITS.main.example}s." in told
+    )
+
+
 def test_a_scale_that_offers_no_corrupted_examples_does_not_have_it() -> None:
     assert shift.SCRIPT.lacks(replace(DIGITS, beyond=None)) == "corrupted examples"

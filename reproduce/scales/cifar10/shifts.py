@@ -61,6 +61,11 @@ class CifarShifts:
             self.source.digest(seed), self.every, mnist_is_there(), code_hash(*made), versions(*made)
         )
 
+    @property
+    def words(self) -> str:
+        """How many test images are shown corrupted; no more foreign ones of each set."""
+        return f"corrupted: {len(range(0, self.source.test, self.every)):,}"
+
 
 def mnist_is_there() -> bool:
     """Tell whether MNIST's test images lie beside CIFAR-10's, as torchvision lays them out."""

@@ -74,6 +74,11 @@ class Noisier:
         """Name what is drawn: the code that draws it has no edits."""
         return f"{self.source} {seed}"
 
+    @property
+    def words(self) -> str:
+        """All of the test images."""
+        return f"corrupted: {sum(len(labels) for _, labels in self.source.load(0).test):,}"
+
 
 SGD = points.SGDTraining(2, 20, 0.05, 0.9, 1e-4, None)
 SWAG = points.SWAGTraining(points.SGDTraining(3, 20, 0.05, 0.9, 1e-4, None), 1, 0.02, 2, 0.5)

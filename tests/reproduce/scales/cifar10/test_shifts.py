@@ -152,3 +152,10 @@ def test_the_small_scale_shows_a_tenth_of_its_test_images() -> None:
     beyond = cifar10_small({}).beyond
     assert beyond is not None and isinstance(beyond.shifts, CifarShifts)
     assert len(joined(list(beyond.shifts.load(0).clean))[1]) == 1000
+
+
+@pytest.mark.parametrize(("every", "said"), [(10, "corrupted: 20"), (3, "corrupted: 67")])
+def test_it_says_how_many_images_are_corrupted(every: int, said: str) -> None:
+    of = replace(SHIFTS, every=every)
+    assert of.words == said
+    assert sum(len(labels) for _, labels in of.load(0).clean) == int(said.split()[-1])

@@ -56,6 +56,11 @@ class Twice:
         """Return the other's."""
         return self.of.digest(seed)
 
+    @property
+    def words(self) -> str:
+        """Return the other's."""
+        return self.of.words
+
 
 Opened = Callable[[Scale], Session]
 UNIT = Unit("toy net", PREDICTIONS, 0)
