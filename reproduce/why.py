@@ -80,6 +80,7 @@ from reproduce.study.beyond.names import (
     noise_name,
     shown,
 )
+from reproduce.study.beyond.predictions_unit import files
 from reproduce.study.beyond.why_units import LAYER, RELATIVE_NOISE
 from reproduce.study.measurements import measure_all
 from reproduce.study.records import BETTER_THAN_RTN, log_sizes, record_name, rows_of
@@ -128,19 +129,20 @@ def _of_points(session: Session) -> list[Unit]:
 
 
 def compute(session: Session) -> dict[str, object]:
-    """Train and measure; write why_record.csv."""
+    """Train and measure; write why_record.csv. Returns the files of predictions behind it, by unit."""
     chosen = session.scale
     measure_all(session, wanted(session))
     why = rows_of(session, beyond_units(chosen, WHY, session.seeds))
     better = rows_of(session, _of_points(session))
     better = better[(better["metric"] == BETTER_THAN_RTN) & (better["method"] == LPE_BSR)]
-    order = rows_of(session, beyond_units(chosen, PREDICTIONS, session.seeds))
+    predicted = beyond_units(chosen, PREDICTIONS, session.seeds)
+    order = rows_of(session, predicted)
     is_clean = order["substrate"] == shown(chosen.substrate, CLEAN)
     order = order[is_clean & order["metric"].isin(["nll", *ORDER_METRICS])]
     rows = pd.concat([why, better, order], ignore_index=True)
     log_sizes(session, rows)
     write_table(rows, session.out / record_name("why"), COLUMNS)
-    return {}
+    return {"predictions": files(session, predicted)}
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -308,3 +309,18 @@ def test_a_method_that_the_record_lacks_has_no_curve() -> None:
 
 def test_a_scale_without_settings_for_it_lacks_it() -> None:
     assert why.lacks(replace(SCALE, beyond=None)) and not why.lacks(SCALE)
+
+
+def test_the_provenance_names_the_predictions_behind_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Panel (g) is drawn from them."""
+    session = SimpleNamespace(scale=SCALE, seeds=[0, 1], out=tmp_path)
+    monkeypatch.setattr(why, "measure_all", lambda *_: None)
+    monkeypatch.setattr(why, "_of_points", lambda _: [])
+    monkeypatch.setattr(why, "rows_of", lambda *_: record())
+    monkeypatch.setattr(why, "log_sizes", lambda *_: None)
+    monkeypatch.setattr(why, "files", lambda _, units: {str(unit): [] for unit in units})
+    assert list(why.compute(session)["predictions"]) == [  # type: ignore[call-overload, arg-type]
+        f"{NETWORK}: predictions, seed {seed}" for seed in (0, 1)
+    ]
