@@ -30,6 +30,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -109,20 +110,18 @@ def forever(ensemble: lpe.LowPrecisionEnsemble) -> Iterator[nn.Module]:
 
 
 @torch.no_grad()
-def measure(shape: tuple[int, int], absent: dict[str, str]) -> list[dict[str, object]]:
-    """Measure each job on a weight of that shape, a row each; tell ``absent`` which peers are not there."""
+def jobs(shape: tuple[int, int]) -> dict[str, Callable[[int], Any]]:
+    """Return what is done to a weight of that shape, by name; a job is given the number of its repeat."""
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     system = lpe.Int(BITS)
     grid, layout = grid_of(system), Layout(shape)
     backend = kernels.of(weight.device)
-    step = rounding.absmax_scales(weight, system, layout)
-    scales = Scales.of(step, layout, system.scale)
+    scales = Scales.of(rounding.absmax_scales(weight, system, layout), layout, system.scale)
     flat = weight.view(-1)
     base_codes, base_scales = lpe.encode(weight, lpe.Int(8), "nearest")
     coded = Coded(base_codes.view(-1), Scales.of(base_scales, layout, system.scale), grid_of(lpe.Int(8)))
     codes = torch.zeros((1 + FURTHER, 1, flat.numel()), dtype=torch.int8)
     values = torch.zeros((1, 1, flat.numel()))
-    scaled = weight / step
     layer = nn.Linear(shape[1], shape[0], bias=False, dtype=weight.dtype).requires_grad_(False)
     layer.weight.copy_(weight)
     members = forever(lpe.LowPrecisionEnsemble(layer, system, MEMBERS))
@@ -132,7 +131,7 @@ def measure(shape: tuple[int, int], absent: dict[str, str]) -> list[dict[str, ob
             source, scales, grid, Draw(name, 0, "weight", repeat), members, out=codes[:members]
         )
 
-    jobs: dict[str, Callable[[int], object]] = {
+    return {
         COPY: lambda _: values.view(-1).copy_(flat),
         PLAIN: lambda _: plain_bsr(weight, system.largest_code),
         BERNOULLI: lambda _: bernoulli_bsr(weight, system.largest_code),
@@ -149,22 +148,38 @@ def measure(shape: tuple[int, int], absent: dict[str, str]) -> list[dict[str, ob
         NEXT_MEMBER: made("bernoulli", 1 + FURTHER),
         NEXT_COUPLED: made("coupled", 1 + FURTHER),
     }
+
+
+@torch.no_grad()
+def peer_jobs(shape: tuple[int, int], absent: dict[str, str]) -> dict[str, Callable[[int], Any]]:
+    """Return those of QPyTorch and gfloat on the weight, scaled; tell ``absent`` which are not there."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    scaled = weight / rounding.absmax_scales(weight, lpe.Int(BITS), Layout(shape))
+    found: dict[str, Callable[[int], Any]] = {}
     for name, peer in ((QPYTORCH, qpytorch(BITS)), (GFLOAT, gfloat_stochastic())):
         if isinstance(peer, str):
             absent[name] = peer
         else:
-            jobs[name] = lambda _, peer=peer: peer(scaled)  # type: ignore[misc]
-    seconds = medians(jobs, REPEATS, dict.fromkeys(jobs, max(1, 2**22 // flat.numel())))
+            found[name] = lambda _, peer=peer: peer(scaled)  # type: ignore[misc]
+    return found
+
+
+@torch.no_grad()
+def measure(shape: tuple[int, int], absent: dict[str, str]) -> list[dict[str, object]]:
+    """Measure each job on a weight of that shape, a row each; tell ``absent`` which peers are not there."""
+    weights = shape[0] * shape[1]
+    timed = jobs(shape) | peer_jobs(shape, absent)
+    seconds = medians(timed, REPEATS, dict.fromkeys(timed, max(1, 2**22 // weights)))
     for further, first in ((NEXT_MEMBER, MEMBER), (NEXT_COUPLED, COUPLED)):
         seconds[further] = (seconds[further] - seconds[first]) / FURTHER
     return [
         {
             "what": name.strip(),
             "writes": WRITES.get(name, "codes"),
-            "weights": flat.numel(),
+            "weights": weights,
             "repeats": REPEATS,
             "median_seconds": taken,
-            "million_weights_per_second": flat.numel() / taken / 1e6,
+            "million_weights_per_second": weights / taken / 1e6,
             "of_a_copy": seconds[COPY] / taken,
             "times_plain": seconds[PLAIN] / taken,
         }

@@ -2,8 +2,8 @@
 
     python -m benchmarks.instructions
 
-Costs about 15 minutes of one core, and needs valgrind (``apt install valgrind``). It counts and times
-nothing, so the counts are the same on a busy machine. A call of each job, after two that warm up, on one
+Costs about two minutes of one core of an AMD EPYC, and needs valgrind (``apt install valgrind``). Nothing is
+timed, so that a busy machine changes no count. A call of each job, after two that warm up, on one
 thread, INT-5, a scale for each output channel:
 
     instructions  of a float32 matrix [256, 4096], over its weights, less those of an empty job; as valgrind's
@@ -29,40 +29,31 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import llvmlite.binding as llvm
 import pandas as pd
 import torch
-from torch import Tensor, nn
 
 import lpe
+from benchmarks import construction
 from benchmarks.command import conditions, one_line_of_bad_input, parser, write_results
-from benchmarks.construction import (
-    BERNOULLI,
-    BITS,
-    COPY,
-    ENCODE,
-    IN_TURN,
-    MEMBER,
-    MEMBER_VALUES,
-    MEMBERS,
-    NEAREST,
-    PLAIN,
-    ROUND_WEIGHTS,
-    WRITES,
-    forever,
-)
-from benchmarks.peers import bernoulli_bsr, plain_bsr
 from lpe.ensembles.base import text_table
 from lpe.errors import InputError
 from lpe.interruption import answered
-from lpe.number_systems import kernels, rounding
-from lpe.number_systems.grids import grid_of
-from lpe.number_systems.kernels.arguments import Draw, Scales
-from lpe.number_systems.layouts import Layout
 from lpe.writing import check_writable
 
+CHOSEN = (
+    construction.COPY,
+    construction.PLAIN,
+    construction.BERNOULLI,
+    construction.NEAREST,
+    construction.MEMBER,
+    construction.MEMBER_VALUES,
+    construction.ROUND_WEIGHTS,
+    construction.ENCODE,
+    construction.IN_TURN,
+)
+"""The jobs of ``construction`` that are counted."""
 COUNTED = (256, 4096)
 PAGED = (4096, 4096)
 WARM = 2
@@ -80,37 +71,10 @@ mov rax, rdi; xor edx, edx; rol rdi by 3, 13, 61 and 51; xchg rbx, rbx; mov rax,
 """
 
 
-def jobs(shape: tuple[int, int]) -> dict[str, Callable[[], Any]]:
-    """Return what is counted, by name, on a weight of that shape."""
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    system, layout = lpe.Int(BITS), Layout(shape)
-    grid, backend = grid_of(system), kernels.of(weight.device)
-    scales = Scales.of(rounding.absmax_scales(weight, system, layout), layout, system.scale)
-    flat = weight.view(-1)
-    codes = torch.zeros((1, 1, flat.numel()), dtype=torch.int8)
-    values = torch.zeros((1, 1, flat.numel()))
-    layer = nn.Linear(shape[1], shape[0], bias=False, dtype=weight.dtype).requires_grad_(False)
-    with torch.no_grad():
-        layer.weight.copy_(weight)
-    members = forever(lpe.LowPrecisionEnsemble(layer, system, MEMBERS))
-
-    def made(name: str) -> Tensor | None:
-        return backend.encode(flat, scales, grid, Draw(name, 0, "weight", 1), 1, out=codes)
-
-    return {
-        NOTHING: lambda: None,
-        COPY: lambda: values.view(-1).copy_(flat),
-        PLAIN: lambda: plain_bsr(weight, system.largest_code),
-        BERNOULLI: lambda: bernoulli_bsr(weight, system.largest_code),
-        NEAREST: lambda: made("nearest"),
-        MEMBER: lambda: made("bernoulli"),
-        MEMBER_VALUES: lambda: backend.round_into(
-            values, flat, scales, grid, Draw("bernoulli", 0, "weight", 1)
-        ),
-        ROUND_WEIGHTS: lambda: lpe.round_weights(weight, system, seed=1),
-        ENCODE: lambda: lpe.encode(weight, system, seed=1),
-        IN_TURN: lambda: next(members),
-    }
+def jobs(shape: tuple[int, int]) -> dict[str, Callable[[int], object]]:
+    """Return what is counted, by name, on a weight of that shape: an empty job first, then construction's."""
+    of_construction = construction.jobs(shape)
+    return {NOTHING: lambda _: None} | {name: of_construction[name] for name in CHOSEN}
 
 
 @contextmanager
@@ -125,8 +89,10 @@ def asking() -> Iterator[Callable[[int], None]]:
             arguments = (ctypes.c_uint64 * 6)(request)
             run(ctypes.addressof(arguments))
 
-        yield ask
-        del start  # or the page cannot be closed
+        try:
+            yield ask
+        finally:
+            del start  # or the page cannot be closed
 
 
 def run_counted() -> None:
@@ -135,10 +101,10 @@ def run_counted() -> None:
         made = jobs(COUNTED)
         ask(_START)
         for job in made.values():
-            for _ in range(WARM):
-                job()
+            for repeat in range(WARM):
+                job(repeat)
             ask(_ZERO)
-            job()
+            job(WARM)
             ask(_DUMP)
 
 
@@ -146,10 +112,10 @@ def paged() -> dict[str, int]:
     """Return the pages of each job, that the system gave for one call."""
     found = {}
     for name, job in jobs(PAGED).items():
-        for _ in range(WARM):
-            job()
+        for repeat in range(WARM):
+            job(repeat)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        job()
+        job(WARM)
         found[name] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     return found
 
@@ -174,7 +140,7 @@ def counted(folder: Path) -> dict[str, float]:
     _child([*tool, sys.executable, "-m", "benchmarks.instructions", "--here", "counted"])
     totals = {
         job: total_of((folder / f"{name}.{place}").read_text(encoding="utf-8"))
-        for place, job in enumerate(jobs((1, 8)), 1)
+        for place, job in enumerate((NOTHING, *CHOSEN), 1)
     }
     return per_weight(totals)
 
@@ -213,9 +179,9 @@ def measure() -> list[dict[str, object]]:
     return [
         {
             "what": name.strip(),
-            "writes": WRITES.get(name, "codes"),
+            "writes": construction.WRITES.get(name, "codes"),
             "instructions_per_weight": found,
-            "of_plain": found / instructions[PLAIN],
+            "of_plain": found / instructions[construction.PLAIN],
             "pages": pages[name],
         }
         for name, found in instructions.items()
@@ -235,7 +201,8 @@ def table_text(folder: Path) -> str:
         for _, row in pd.read_csv(folder / "instructions.csv").iterrows()
     ]
     header = ("what", "writes", "instructions a weight", "of plain torch's", "pages of 16.8 M weights")
-    title = f"Instructions of a call on {COUNTED[0]} × {COUNTED[1]} weights, INT-{BITS}; one thread, AVX2"
+    of = f"{COUNTED[0]} × {COUNTED[1]} weights, INT-{construction.BITS}"
+    title = f"Instructions of a call on {of}; one thread, AVX2"
     return text_table(title, header, cells) + "\n" + conditions(folder / "instructions.json")
 
 
@@ -254,7 +221,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     check_writable(asked.out)
     started = time.time()
-    config = {"counted": COUNTED, "paged": PAGED, "system": lpe.Int(BITS)}
+    config = {"counted": COUNTED, "paged": PAGED, "system": lpe.Int(construction.BITS)}
     write_results(asked.out, "instructions", {"instructions": measure()}, COLUMNS, config, started, threads=1)
     print(table_text(asked.out))
     return 0

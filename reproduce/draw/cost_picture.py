@@ -85,6 +85,8 @@ def _panel(axes: Axes, at: pd.DataFrame, picture: Picture, metric: str, cost: st
 
     def cascades(first: str, label: str, system: str = "fp32", **style: Any) -> None:
         chosen = at["method"].str.startswith(f"cascade from {first}: ") & (at["number_system"] == system)
+        if not chosen.any():  # nor has the legend
+            return
         dotted: dict[str, Any] = style | {"linestyle": ":", "linewidth": 0.8, "markersize": 4, "zorder": 4}
         line(at[chosen], label, **dotted, markerfacecolor="white")
         tuned = at[chosen & (at["method"] == cascade_name(first, HEADLINE))]

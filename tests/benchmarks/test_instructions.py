@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from lpe.errors import InputError
 
 DUMP = """# callgrind format
 version: 1
-desc: Trigger: --dump-before=getppid
+desc: Trigger: Client Request
 events: Ir
 fl=(1) a.c
 fn=(1) f
@@ -41,7 +42,7 @@ def test_the_empty_job_is_taken_off_and_the_rest_is_a_weight() -> None:
 
 
 def test_every_job_runs_on_a_small_weight() -> None:
-    made = {name: job() for name, job in instructions.jobs((4, 8)).items()}
+    made: dict[str, Any] = {name: job(0) for name, job in instructions.jobs((4, 8)).items()}
     assert next(iter(made)) == instructions.NOTHING
     assert made[construction.ROUND_WEIGHTS].shape == made[construction.PLAIN].shape == (4, 8)
     codes, scales = made[construction.ENCODE]
@@ -52,7 +53,7 @@ def test_every_job_runs_on_a_small_weight() -> None:
 
 def test_a_counted_call_is_read_from_its_own_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def child(command: list[str]) -> str:
-        for place, _ in enumerate(instructions.jobs((1, 8))):
+        for place, _ in enumerate((instructions.NOTHING, *instructions.CHOSEN)):
             count = 7 + place * instructions.COUNTED[0] * instructions.COUNTED[1]
             (tmp_path / f"callgrind.out.{place + 1}").write_text(f"summary: {count}\n", encoding="utf-8")
         assert command[0] == "valgrind"

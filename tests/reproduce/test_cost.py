@@ -451,6 +451,27 @@ def test_a_picture_without_a_next_larger_model_has_all_but_it(
     assert stem == "cost_alone"
 
 
+def test_the_legend_has_no_cascade_that_the_record_lacks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """DE has none where its networks have seen the validation examples."""
+    deep: Any = {("own", "DE", "fp32", "", size): RTN_NLL - 0.1 * size for size in (1, 2)}
+    cascades = {
+        ("own", f"cascade from DE: {target}", "fp32", "", 2): RTN_NLL - 0.2
+        for target in ("20 % go on", "95 % of the gain")
+    }
+    rest = whole_record(0.2, 0.9)
+    whole, less = (pd.concat([rest, record_of(values)]) for values in (deep | cascades, deep))
+    of_whole, of_less = (
+        [
+            text.get_text()
+            for text in drawn_figure(PICTURE, of, monkeypatch, tmp_path)[0].legends[0].get_texts()
+        ]
+        for of in (whole, less)
+    )
+    assert [text for text in of_whole if text not in of_less] == ["cascade from DE's first"]
+
+
 def test_members_as_planes_take_a_bit_a_weight_and_what_else_they_take_is_as_before() -> None:
     values: Any = {("own", "FP32", "fp32", "", 1): [0.1, 0.2]}
     values |= {("own", "LPE-BSR", "int3", "coupled", size): [0.1, 0.2] for size in (1, 2, 4)}
