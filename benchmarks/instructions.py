@@ -3,8 +3,8 @@
     python -m benchmarks.instructions
 
 Costs about two minutes of one core of an AMD EPYC, and needs valgrind (``apt install valgrind``). Nothing is
-timed: instructions are the same on a busy machine, pages within some percent. A call of each job, after two that warm up, on one
-thread, INT-5, a scale for each output channel:
+timed: instructions are the same on a busy machine, pages within some percent. A call of each job, after two
+that warm up, on one thread, INT-5, a scale for each output channel:
 
     instructions  of a float32 matrix [256, 4096], over its weights, less those of an empty job; as valgrind's
                   callgrind counts them, whose CPU has AVX2 and no AVX-512
